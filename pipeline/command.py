@@ -1,0 +1,87 @@
+"""What all commands share: a parser over the recipe, overrides by dotted name, and errors as one line.
+
+Built on jsonargparse, which fills the recipe's dataclasses from `--config RECIPE` and `--section.key VALUE`; added here
+is the nearest valid key for one that is not known.
+"""
+
+import dataclasses
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jsonargparse
+
+from pipeline.errors import ConfigError, ProjectError
+from pipeline.recipe import Recipe
+
+_UNKNOWN = (
+    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"),
+    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
+    re.compile(r"unrecognized arguments: (?P<key>\S+)"),
+)
+
+
+class CommandParser(jsonargparse.ArgumentParser):
+    """A jsonargparse parser that names the nearest valid key when it meets one it doesn't know."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message, with a suggestion where a key is unknown, and exit with status 2."""
+        print(f"{self.prog}: error: {message}{self._suggestion(message)}", file=sys.stderr)
+        print(f"{self.prog}: see `{self.prog} --help`", file=sys.stderr)
+        sys.exit(2)
+
+    def _suggestion(self, message: str) -> str:
+        for pattern in _UNKNOWN:
+            match = pattern.search(message)
+            if match is None:
+                continue
+            group = match.groupdict().get("group")
+            key = match["key"].lstrip("-").split("=")[0]
+            unknown = f"{group}.{key}" if group else key
+            known = [name for action in self._actions for name in _dotted_names(action)]
+            nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+            return f" (did you mean `{nearest[0]}`?)" if nearest else ""
+        return ""
+
+
+def _dotted_names(action: Any) -> list[str]:
+    return [option.lstrip("-") for option in action.option_strings if option.startswith("--")]
+
+
+def recipe_parser(prog: str, description: str) -> CommandParser:
+    """A parser with `--config`, `--print_config` and one option for every key of the recipe."""
+    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="A recipe (YAML); later options override it.")
+    for section in dataclasses.fields(Recipe):
+        parser.add_class_arguments(section.default_factory, section.name)  # type: ignore[misc,arg-type]
+    return parser
+
+
+def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) -> tuple[Recipe, Any]:
+    """Parse a command line into its recipe and the namespace of the command's own options.
+
+    Raises:
+        ConfigError: A section's own check failed.
+    """
+    try:
+        namespace = parser.instantiate(parser.parse_args(list(arguments) if arguments is not None else None))
+    except ConfigError as error:
+        parser.error(str(error))
+    sections = {section.name: namespace.pop(section.name) for section in dataclasses.fields(Recipe)}
+    return Recipe(**sections), namespace
+
+
+def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
+    """Run a command's body; a `ProjectError` becomes one line on stderr and exit status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return main(arguments)
+    except ProjectError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,32 @@
+"""Errors that a person reads: each names the thing that is wrong and what to do about it.
+
+Every command turns a `ProjectError` into one line on stderr and an exit status; anything else is a bug and keeps its
+traceback.
+"""
+
+
+class ProjectError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class ConfigError(ProjectError):
+    """A recipe or a command line asks for something that can't be."""
+
+
+class SourceError(ProjectError):
+    """A source folder, file or spec can't be read as what it should be."""
+
+
+class ShardError(ProjectError):
+    """A shard, its record or an index is missing, damaged or disagrees with its record."""
+
+
+class ConflictError(ProjectError):
+    """Something is there already and was made in another way; the message names both ways."""
+
+
+class BadEpisodeError(Exception):
+    """One episode can't be used; it is left out and listed with this reason, and the work goes on.
+
+    Not a `ProjectError`: it never reaches the user as a failure of the command.
+    """

@@ -1,0 +1,274 @@
+"""The recipe: one experiment for all stages, as dataclasses that YAML files and the command line fill.
+
+All sections live here, in the lowest package and without torch, because every command reads the same recipe. A section
+checks itself; its errors say what to do.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError
+
+FrameEncoding = Literal["jpeg", "source", "png"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass
+class DataConfig:
+    """Which data, and how its frames are kept.
+
+    Attributes:
+        mixture: Name of a published mixture (`configs/mixtures.yaml`); None weighs data sets by `weights`, or, without
+            these, by their number of clips.
+        weights: Data set name -> weight, in place of a named mixture.
+        frames: How frames are kept in episode shards: `source` (bytes untouched), `jpeg` (resized) or `png` (resized).
+        resolution: Side in pixels of the frames that the model will see; shards keep the short side at 1.25 x this.
+        jpeg_quality: Quality of re-encoded frames.
+        shard_mib: About how large an episode shard becomes, in MiB.
+    """
+
+    mixture: str | None = None
+    weights: dict[str, float] = field(default_factory=dict)
+    frames: FrameEncoding = "jpeg"
+    resolution: int = 64
+    jpeg_quality: int = 95
+    shard_mib: int = 256
+
+    def __post_init__(self) -> None:
+        _require(not (self.mixture and self.weights), "data.mixture and data.weights exclude each other: remove one")
+        _require(all(w > 0 for w in self.weights.values()), "data.weights must all be above 0: leave a data set out instead")
+        _require(8 <= self.resolution <= 4096, f"data.resolution must be 8 to 4096, not {self.resolution}")
+        _require(1 <= self.jpeg_quality <= 100, f"data.jpeg_quality must be 1 to 100, not {self.jpeg_quality}")
+        _require(self.shard_mib >= 1, f"data.shard_mib must be at least 1, not {self.shard_mib}")
+
+
+@dataclass
+class ClipsConfig:
+    """Which clips are cut from an episode. See `spec/world-model.md` for the published numbers.
+
+    Attributes:
+        length: Frames of a clip, context included; None takes 16 (17 with `goal`).
+        context_length: Context frames; None takes the tokenizer's own.
+        stride: `reference` (max(round(base_step / 3), 1), shrunk for short episodes), a time in seconds such as `0.33s`,
+            or a whole number of frames.
+        per_episode: Clip positions drawn per episode.
+        views: Views of every position; view 0 is plain, the others are augmented.
+        goal: Put the last frame in front as the first context frame (goal-conditioned models).
+        held_out: Share of the episodes, chosen by hash of their key, that never enter training clips.
+        crop_scale: Least and greatest share of the squared short side that a crop keeps.
+        crop_ratio: Least and greatest aspect ratio of a crop.
+        brightness: Greatest change of brightness; contrast, saturation and hue likewise.
+        contrast: See brightness.
+        saturation: See brightness.
+        hue: Greatest shift of hue, in turns of the colour circle.
+        seed: Of all random choices above.
+    """
+
+    length: int | None = None
+    context_length: int | None = None
+    stride: str = "reference"
+    per_episode: int = 4
+    views: int = 1
+    goal: bool = False
+    held_out: float = 0.01
+    crop_scale: tuple[float, float] = (0.8, 1.0)
+    crop_ratio: tuple[float, float] = (0.9, 1.1)
+    brightness: float = 0.1
+    contrast: float = 0.1
+    saturation: float = 0.1
+    hue: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        valid = self.stride == "reference" or re.fullmatch(r"\d+|\d*\.?\d+s", self.stride)
+        _require(bool(valid), f"clips.stride must be `reference`, seconds such as `0.33s`, or frames, not {self.stride!r}")
+        _require(self.length is None or self.length >= 2, f"clips.length must be at least 2, not {self.length}")
+        _require(self.per_episode >= 1, f"clips.per_episode must be at least 1, not {self.per_episode}")
+        _require(1 <= self.views <= 32767, f"clips.views must be 1 to 32767, not {self.views}")
+        _require(0 <= self.held_out < 1, f"clips.held_out must be in [0, 1), not {self.held_out}")
+        _require(
+            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
+            f"clips.crop_scale is no range in (0, 1]: {self.crop_scale}",
+        )
+        _require(0 < self.crop_ratio[0] <= self.crop_ratio[1], f"clips.crop_ratio is no range above 0: {self.crop_ratio}")
+
+
+@dataclass
+class TokenizerConfig:
+    """The tokenizer: its shape when it is trained from scratch, its training, and how it runs over shards.
+
+    Attributes:
+        resolution: Side of the square frames in pixels.
+        context_length: Context frames it is trained with.
+        block_out_channels: Channels of the blocks, from full resolution down.
+        layers_per_block: Residual layers of an encoder block.
+        latent_channels: Width of a code.
+        num_vq_embeddings: Codes for context frames.
+        num_dyn_embeddings: Codes for future frames.
+        patch_size: Latent positions along one side that share one future-frame code.
+        max_att_resolution: Cross-attention happens up to this feature resolution.
+        segment_length: Frames of a training clip.
+        horizon: Strides out of which the frames of a training clip are drawn.
+        steps: Optimizer steps of training.
+        batch_size: Training clips a step, over all processes.
+        learning_rate: Of AdamW, constant after warm-up.
+        warmup_steps: Steps of linear warm-up.
+        reconstruction_weight: Of the L1 reconstruction loss.
+        commitment_weight: Of both commitment losses.
+        perceptual_weight: Of LPIPS; above 0 it needs `--perceptual_weights`.
+        revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
+        precision: In which the frozen tokenizer runs over shards.
+        clips_per_batch: Clips that go through the frozen tokenizer at once.
+    """
+
+    resolution: int = 64
+    context_length: int = 2
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 64
+    num_vq_embeddings: int = 8192
+    num_dyn_embeddings: int = 8192
+    patch_size: int = 4
+    max_att_resolution: int = 16
+    segment_length: int = 8
+    horizon: int = 16
+    steps: int = 1_000_000
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    warmup_steps: int = 500
+    reconstruction_weight: float = 1.0
+    commitment_weight: float = 1.0
+    perceptual_weight: float = 0.0
+    revive_every: int = 200
+    precision: Precision = "fp32"
+    clips_per_batch: int = 16
+
+    def __post_init__(self) -> None:
+        grid = self.resolution >> (len(self.block_out_channels) - 1)
+        _require(
+            all(channels % 32 == 0 for channels in self.block_out_channels),
+            f"tokenizer.block_out_channels must be multiples of 32 (group normalisation): {self.block_out_channels}",
+        )
+        _require(
+            grid % self.patch_size == 0,
+            f"tokenizer.patch_size {self.patch_size} must divide the latent grid of {grid} "
+            f"({self.resolution} pixels halved {len(self.block_out_channels) - 1} times)",
+        )
+        _require(
+            self.context_length < self.segment_length <= self.horizon,
+            "tokenizer.context_length < tokenizer.segment_length <= tokenizer.horizon must hold, not "
+            f"{self.context_length}, {self.segment_length}, {self.horizon}",
+        )
+
+
+@dataclass
+class ModelConfig:
+    """The Llama that predicts the tokenizer's ids. Defaults are the published small model.
+
+    Attributes:
+        layers: Transformer layers.
+        heads: Attention heads.
+        width: Width of the residual stream.
+        mlp_width: Width inside the MLP.
+        positions: Longest sequence of ids.
+        attention_dropout: Dropout on attention weights while training.
+        actions: Whether the model is conditioned on actions; their dimension comes from the token shards.
+        rewards: Whether the model predicts rewards.
+    """
+
+    layers: int = 12
+    heads: int = 12
+    width: int = 768
+    mlp_width: int = 3072
+    positions: int = 1024
+    attention_dropout: float = 0.1
+    actions: bool = False
+    rewards: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.width % self.heads == 0, f"model.heads {self.heads} must divide model.width {self.width}")
+        _require(
+            (self.width // self.heads) % 2 == 0,
+            f"model.width / model.heads must be even, not {self.width // self.heads}",
+        )
+
+
+@dataclass
+class TrainingConfig:
+    """Pre-training of the transformer. Batch sizes come from here alone, whatever a DeepSpeed file says.
+
+    Attributes:
+        global_batch: Clips a step, over all processes.
+        micro_batch: Clips in one forward pass of one process; the rest is gradient accumulation. None takes all at once.
+        steps: Optimizer steps.
+        learning_rate: Peak learning rate.
+        schedule: Shape of the learning rate over steps.
+        warmup_steps: Steps of linear warm-up.
+        final_learning_rate: Share of the peak that cosine ends on.
+        weight_decay: On weight matrices; none on embeddings, norms and biases.
+        adam_beta1: First moment decay.
+        adam_beta2: Second moment decay.
+        gradient_norm: Gradients are clipped to this norm.
+        precision: bf16 (with fp32 master weights and accumulation) or fp32.
+        zero_stage: What DeepSpeed shards: 1 the optimizer, 2 gradients too, 3 parameters too.
+        deepspeed: A DeepSpeed JSON file whose settings are added (offload, communication), never batch sizes.
+        seed: Of initialisation, order and dropout.
+        workers: Threads that read and collate batches ahead.
+        log_every: Steps between lines of metrics.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: Newest checkpoints kept.
+        compile: Whether the model is compiled.
+        splits: Splits of the token shards that are trained on.
+    """
+
+    global_batch: int = 64
+    micro_batch: int | None = None
+    steps: int = 700_000
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 5000
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    gradient_norm: float = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    deepspeed: str | None = None
+    seed: int = 0
+    workers: int = 1
+    log_every: int = 10
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    compile: bool = False
+    splits: tuple[str, ...] = ("train",)
+
+    def __post_init__(self) -> None:
+        _require(self.global_batch >= 1, f"training.global_batch must be at least 1, not {self.global_batch}")
+        _require(self.steps >= 1, f"training.steps must be at least 1, not {self.steps}")
+        _require(self.learning_rate > 0, f"training.learning_rate must be above 0, not {self.learning_rate}")
+        _require(self.checkpoint_every >= 1, f"training.checkpoint_every must be at least 1, not {self.checkpoint_every}")
+        _require(self.keep_checkpoints >= 1, f"training.keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
+        _require(self.log_every >= 1, f"training.log_every must be at least 1, not {self.log_every}")
+
+
+@dataclass
+class Recipe:
+    """One experiment for all stages. See the sections' own docstrings."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    clips: ClipsConfig = field(default_factory=ClipsConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe as nested mappings that JSON and YAML hold."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,144 @@
+"""The record of a shard: a small JSON file beside it, written last. A shard exists when its record does.
+
+Episode shards and token shards share this protocol. A record carries a fingerprint of all that decides the shard's bytes,
+together with the parts it was made of, so that a disagreement can be explained in words.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConflictError, ShardError
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """An episode that was left out: where it lies in its source and why.
+
+    Attributes:
+        source_file: Name of the source file, relative to the source folder.
+        source_record: Position in that file, from 0.
+        reason: What is wrong with it.
+    """
+
+    source_file: str
+    source_record: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What is known of a published shard.
+
+    Attributes:
+        shard: File name of the shard, e.g. `train-000003.tar`.
+        fingerprint: Hash of `inputs`.
+        inputs: Everything that decides the shard's bytes, in a form that JSON holds.
+        samples: Episodes of an episode shard, rows of a token shard.
+        frames: Frames in all samples.
+        bytes: Size of the shard file.
+        sha256: Of the shard file.
+        left_out: Episodes that are not in the shard.
+        entries: One mapping per sample, for the index; empty for token shards.
+        statistics: Facts measured on the way (rates are left out: the same work gives the same record).
+    """
+
+    shard: str
+    fingerprint: str
+    inputs: dict[str, Any]
+    samples: int
+    frames: int
+    bytes: int
+    sha256: str
+    left_out: list[LeftOut] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the canonical JSON of `inputs`."""
+    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a local file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_path(shard_path: str) -> str:
+    """Where the record of a shard lies: the shard's name with `.json` for its own ending."""
+    return shard_path.rsplit(".", 1)[0] + ".json"
+
+
+def write_record(folder: str, record: ShardRecord) -> None:
+    """Publish a record in `folder`. Call it after the shard itself is published, never before."""
+    text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(record_path(storage.join(folder, record.shard)), text.encode() + b"\n")
+
+
+def read_record(path: str) -> ShardRecord:
+    """Read one record file.
+
+    Raises:
+        ShardError: The file is no record.
+    """
+    try:
+        raw = json.loads(storage.read_bytes(path))
+        raw["left_out"] = [LeftOut(**item) for item in raw["left_out"]]
+        return ShardRecord(**raw)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShardError(f"{path} is not a shard record ({error}); delete it and run the command again") from error
+
+
+def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool = False) -> ShardRecord | None:
+    """The record of a shard that is already there and was made from the same `inputs`, or None where work is to be done.
+
+    Raises:
+        ConflictError: A record is there but was made from other inputs, and `overwrite` is false. The message names both
+            fingerprints and the inputs that differ.
+    """
+    path = record_path(storage.join(folder, shard))
+    if not storage.exists(path):
+        return None
+    record = read_record(path)
+    wanted = fingerprint(inputs)
+    if record.fingerprint == wanted:
+        return record
+    if overwrite:
+        return None
+    differences = describe_difference(record.inputs, inputs)
+    raise ConflictError(
+        f"{path} was made with fingerprint {record.fingerprint}, this run has {wanted}; they differ in {differences}. "
+        "Choose another output folder, or pass --overwrite to make it anew."
+    )
+
+
+def describe_difference(old: Any, new: Any, prefix: str = "") -> str:
+    """The leaves in which two JSON values differ, as `key: old -> new`, at most five of them."""
+    leaves = list(_differing_leaves(old, new, prefix))
+    shown = "; ".join(f"{key}: {_short(a)} -> {_short(b)}" for key, a, b in leaves[:5])
+    return shown + (f"; and {len(leaves) - 5} more" if len(leaves) > 5 else "")
+
+
+def _differing_leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        leaves = []
+        for key in sorted(old.keys() | new.keys()):
+            leaves += _differing_leaves(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return leaves
+    return [] if old == new else [(prefix or "value", old, new)]
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,1 @@
+"""Sources of episodes, one file a kind, behind one small protocol."""

@@ -1,0 +1,1 @@
+"""Stage 2: episode shards become token shards, through a frozen tokenizer."""

@@ -1,0 +1,252 @@
+"""Token shards: Arrow IPC files of tokenized clips, uncompressed so that they memory-map.
+
+A row is a clip. The schema's metadata says everything that is frozen into the ids; shards that disagree on it are never
+opened together. Rows of one clip position stand together, view 0 first.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ShardError
+from pipeline.records import describe_difference
+
+_METADATA_KEY = b"ivideogpt"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """What is frozen into the ids of a token shard, and the shape of its rows.
+
+    Attributes:
+        context_length: Context frames t.
+        clip_length: Frames T of a clip, context included.
+        resolution: Side of the frames in pixels.
+        context_grid: Side of the grid of ids of a context frame.
+        future_grid: Side of the grid of ids of a future frame.
+        num_vq_embeddings: Codes for context frames.
+        num_dyn_embeddings: Codes for future frames.
+        goal: Whether the first context frame is the goal.
+        precision: In which the tokenizer ran.
+        tokenizer_sha256: Of the tokenizer's weights file.
+        clips_fingerprint: Of the recipe's clips section.
+    """
+
+    context_length: int
+    clip_length: int
+    resolution: int
+    context_grid: int
+    future_grid: int
+    num_vq_embeddings: int
+    num_dyn_embeddings: int
+    goal: bool
+    precision: str
+    tokenizer_sha256: str
+    clips_fingerprint: str
+
+    @property
+    def context_ids(self) -> int:
+        """Ids of one context frame with the special id before it: 257 for a 16 x 16 grid."""
+        return self.context_grid**2 + 1
+
+    @property
+    def future_ids(self) -> int:
+        """Ids of one future frame with the special id before it: 17 for a 4 x 4 grid."""
+        return self.future_grid**2 + 1
+
+    @property
+    def prefix_length(self) -> int:
+        """Ids up to and including the first start-of-future-frame: what prediction starts from, and carries no label."""
+        return self.context_ids * self.context_length
+
+    @property
+    def sequence_length(self) -> int:
+        """Ids of a clip, L = 257 t - 1 + 17 f."""
+        return self.prefix_length - 1 + self.future_ids * (self.clip_length - self.context_length)
+
+    @property
+    def start_of_context(self) -> int:
+        """The special id between context frames."""
+        return self.num_vq_embeddings + self.num_dyn_embeddings
+
+    @property
+    def start_of_future(self) -> int:
+        """The special id before each future frame."""
+        return self.start_of_context + 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different ids."""
+        return self.start_of_context + 2
+
+
+@dataclass(frozen=True)
+class TokenShardInfo:
+    """The metadata of one token shard.
+
+    Attributes:
+        layout: What all shards that are opened together must share.
+        dataset: Data set of its episodes.
+        split: Split of its rows.
+        views: Views of every clip position; rows number positions x views.
+        action_dim: Columns of an action, 0 without.
+        action_meaning: What the columns mean.
+        has_reward: Whether rows carry rewards.
+        episode_shard: File name of the episode shard it was made from.
+        episode_shard_sha256: Of that file.
+        version: Of this format.
+    """
+
+    layout: TokenLayout
+    dataset: str
+    split: str
+    views: int
+    action_dim: int
+    action_meaning: str
+    has_reward: bool
+    episode_shard: str
+    episode_shard_sha256: str
+    version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows for a token shard, N of them.
+
+    Attributes:
+        ids: (N, L) integers below 65536.
+        episode: Key of each row's episode.
+        start: (N,) first frame of each clip in its episode.
+        stride: (N,) frames between neighbours.
+        view: (N,) view number.
+        action: (N, T, A) float32 or None; action[:, i] is taken at the clip's frame i.
+        reward: (N, T) float32 or None.
+    """
+
+    ids: np.ndarray
+    episode: list[str]
+    start: np.ndarray
+    stride: np.ndarray
+    view: np.ndarray
+    action: np.ndarray | None = None
+    reward: np.ndarray | None = None
+
+
+def token_schema(info: TokenShardInfo) -> pa.Schema:
+    """The Arrow schema of a shard, metadata included."""
+    layout = info.layout
+    fields = [
+        pa.field("ids", pa.list_(pa.uint16(), layout.sequence_length), nullable=False),
+        pa.field("episode", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("stride", pa.float32(), nullable=False),
+        pa.field("view", pa.int16(), nullable=False),
+    ]
+    if info.action_dim:
+        fields.append(pa.field("action", pa.list_(pa.float32(), layout.clip_length * info.action_dim), nullable=False))
+    if info.has_reward:
+        fields.append(pa.field("reward", pa.list_(pa.float32(), layout.clip_length), nullable=False))
+    metadata = json.dumps(dataclasses.asdict(info), sort_keys=True)
+    return pa.schema(fields, metadata={_METADATA_KEY: metadata.encode()})
+
+
+def write_token_shard(path: Path, info: TokenShardInfo, rows: TokenRows) -> None:
+    """Write a whole token shard to a local file (stage it: `pipeline.storage.staged`). The same rows give the same bytes.
+
+    Raises:
+        ValueError: Rows don't have the shape that `info` states.
+    """
+    layout = info.layout
+    count = len(rows.episode)
+    _check_shape("ids", rows.ids, (count, layout.sequence_length))
+    if layout.vocabulary > 65536:
+        raise ValueError(f"a vocabulary of {layout.vocabulary} does not fit 16-bit ids")
+    episodes = list(dict.fromkeys(rows.episode))
+    position = {key: number for number, key in enumerate(episodes)}
+    dictionary = pa.DictionaryArray.from_arrays(
+        pa.array([position[key] for key in rows.episode], pa.int32()), pa.array(episodes, pa.string())
+    )
+    columns = [
+        _fixed_size_list(rows.ids.astype(np.uint16), layout.sequence_length),
+        dictionary,
+        pa.array(rows.start, pa.int32()),
+        pa.array(rows.stride, pa.float32()),
+        pa.array(rows.view, pa.int16()),
+    ]
+    if info.action_dim:
+        _check_shape("action", rows.action, (count, layout.clip_length, info.action_dim))
+        columns.append(_fixed_size_list(np.asarray(rows.action, np.float32), layout.clip_length * info.action_dim))
+    if info.has_reward:
+        _check_shape("reward", rows.reward, (count, layout.clip_length))
+        columns.append(_fixed_size_list(np.asarray(rows.reward, np.float32), layout.clip_length))
+    table = pa.Table.from_arrays(columns, schema=token_schema(info))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _check_shape(name: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    found = None if array is None else array.shape
+    if found != shape:
+        raise ValueError(f"{name} has shape {found}, the layout asks for {shape}")
+
+
+def _fixed_size_list(values: np.ndarray, length: int) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), length)
+
+
+def shard_info(schema: pa.Schema, where: str) -> TokenShardInfo:
+    """The metadata of an opened shard.
+
+    Raises:
+        ShardError: The file carries no such metadata, or of another version.
+    """
+    raw: dict[str, Any] | None = None
+    try:
+        raw = json.loads((schema.metadata or {})[_METADATA_KEY])
+        layout = TokenLayout(**raw.pop("layout"))
+        info = TokenShardInfo(layout=layout, **raw)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{where} is not a token shard of this project ({error!r})") from error
+    if info.version != FORMAT_VERSION:
+        raise ShardError(f"{where} has token shard format {info.version}, this version reads {FORMAT_VERSION}")
+    return info
+
+
+def open_token_shard(path: Path) -> tuple[TokenShardInfo, pa.Table]:
+    """Memory-map a local token shard.
+
+    Raises:
+        ShardError: The file is cut short or no token shard.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ShardError(
+            f"{path} can't be opened as an Arrow file ({error}); delete it and its record, and tokenize again"
+        ) from error
+    return shard_info(table.schema, str(path)), table
+
+
+def fixed_size_column(table: pa.Table, name: str, width: int) -> Iterator[np.ndarray]:
+    """The chunks of a fixed-size-list column as (rows, width) arrays over the mapped memory, without a copy."""
+    for chunk in table.column(name).chunks:
+        values = chunk.values.to_numpy(zero_copy_only=True)
+        yield values[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(-1, width)
+
+
+def require_same_layout(first: TokenShardInfo, first_path: str, other: TokenShardInfo, other_path: str) -> None:
+    """Refuse shards of two tokenizers, clip recipes or layouts together.
+
+    Raises:
+        ShardError: They differ; the message names both files and the values that differ.
+    """
+    if first.layout != other.layout:
+        difference = describe_difference(dataclasses.asdict(first.layout), dataclasses.asdict(other.layout))
+        raise ShardError(f"{first_path} and {other_path} can't be used together: {difference}. Tokenize one of them again.")

@@ -1,0 +1,1 @@
+"""The compressive VQ tokenizer."""

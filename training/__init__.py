@@ -1,0 +1,1 @@
+"""Stage 3: token shards become a world model, and the world model predicts video."""
