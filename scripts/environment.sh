@@ -1,0 +1,29 @@
+# Sourced by demo.sh and test.sh: makes the virtual environment `.venv` and installs one extra of the project into it.
+# Usage: source scripts/environment.sh EXTRA
+
+python_command() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3; do
+    [ -n "$candidate" ] || continue
+    if "$candidate" -c 'import sys; raise SystemExit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "Python 3.11 or 3.12 is needed; install it, or name it in the variable PYTHON." >&2
+  return 1
+}
+
+install_extra() {
+  local extra=$1 stamp wanted
+  stamp=.venv/.installed-$extra
+  wanted=$(cat setup.cfg pyproject.toml | sha256sum | cut -d' ' -f1)
+  [ -x .venv/bin/python ] || "$(python_command)" -m venv .venv
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "Installing (once; a few minutes, about 2 GB) ..." >&2
+    # Named alone first, so that an index that serves a CPU build under this version is taken at its word.
+    .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+    .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+    echo "$wanted" >"$stamp"
+  fi
+}

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Lints, type-checks and tests the project in its own virtual environment. `--soak` adds the long tests; other arguments
+# go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+install_extra dev
+export PATH="$PWD/.venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+
+ruff format --check .
+ruff check .
+lint-imports --config setup.cfg
+mypy
+pytest "$@"

@@ -1,0 +1,1 @@
+"""The demo: the whole chain on small data from a real simulator."""
