@@ -108,11 +108,12 @@ class Episode:
         try:
             facts = json.loads(members["json"])
             frames = msgpack.unpackb(members["frames.mp"], raw=False)
-            arrays = _unpack_arrays(members["steps.npz"]) if "steps.npz" in members else {}
+            arrays: dict[str, Any] = _unpack_arrays(members["steps.npz"]) if "steps.npz" in members else {}
             count = facts.pop("num_frames")
-            facts.pop("action_dim")
             if count != len(frames):
                 raise ValueError(f"{len(frames)} frames where {count} are stated")
+            if facts.pop("action_dim") and "action" not in arrays:
+                raise ValueError("actions are stated, but there are none")
             return cls(frames=frames, **facts, **arrays)
         except (KeyError, ValueError, TypeError, OSError, msgpack.UnpackException) as error:
             raise ShardError(
