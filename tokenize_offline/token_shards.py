@@ -16,75 +16,36 @@ import pyarrow as pa
 
 from pipeline.errors import ShardError
 from pipeline.records import describe_difference
+from tokenize_offline.geometry import IdGeometry
 
 _METADATA_KEY = b"ivideogpt"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
-class TokenLayout:
-    """What is frozen into the ids of a token shard, and the shape of its rows.
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout(IdGeometry):
+    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdGeometry`.
 
     Attributes:
-        context_length: Context frames t.
         clip_length: Frames T of a clip, context included.
         resolution: Side of the frames in pixels.
-        context_grid: Side of the grid of ids of a context frame.
-        future_grid: Side of the grid of ids of a future frame.
-        num_vq_embeddings: Codes for context frames.
-        num_dyn_embeddings: Codes for future frames.
         goal: Whether the first context frame is the goal.
         precision: In which the tokenizer ran.
         tokenizer_sha256: Of the tokenizer's weights file.
         clips_fingerprint: Of the recipe's clips section.
     """
 
-    context_length: int
     clip_length: int
     resolution: int
-    context_grid: int
-    future_grid: int
-    num_vq_embeddings: int
-    num_dyn_embeddings: int
     goal: bool
     precision: str
     tokenizer_sha256: str
     clips_fingerprint: str
 
     @property
-    def context_ids(self) -> int:
-        """Ids of one context frame with the special id before it: 257 for a 16 x 16 grid."""
-        return self.context_grid**2 + 1
-
-    @property
-    def future_ids(self) -> int:
-        """Ids of one future frame with the special id before it: 17 for a 4 x 4 grid."""
-        return self.future_grid**2 + 1
-
-    @property
-    def prefix_length(self) -> int:
-        """Ids up to and including the first start-of-future-frame: what prediction starts from, and carries no label."""
-        return self.context_ids * self.context_length
-
-    @property
     def sequence_length(self) -> int:
         """Ids of a clip, L = 257 t - 1 + 17 f."""
-        return self.prefix_length - 1 + self.future_ids * (self.clip_length - self.context_length)
-
-    @property
-    def start_of_context(self) -> int:
-        """The special id between context frames."""
-        return self.num_vq_embeddings + self.num_dyn_embeddings
-
-    @property
-    def start_of_future(self) -> int:
-        """The special id before each future frame."""
-        return self.start_of_context + 1
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of different ids."""
-        return self.start_of_context + 2
+        return self.ids_of_clip(self.clip_length)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,7 @@
-"""The compressive VQ tokenizer."""
+"""The compressive VQ tokenizer: the model, its config and its quantizer."""
+
+from tokenize_offline.tokenizer.config import CompressiveVQConfig
+from tokenize_offline.tokenizer.model import CompressiveVQModel, ContextFeatures, TokenizerOutput
+from tokenize_offline.tokenizer.quantizer import Quantizer
+
+__all__ = ["CompressiveVQConfig", "CompressiveVQModel", "ContextFeatures", "Quantizer", "TokenizerOutput"]

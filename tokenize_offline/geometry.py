@@ -1,0 +1,77 @@
+"""How ids are laid out in a clip's sequence: the one place for 257, 17, the special ids and the labels' start.
+
+Pure arithmetic without torch, shared by the tokenizer, the token shards and the world model, so that none of them spells
+a published constant.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdGeometry:
+    """Grids and codebooks that decide what an id means and where it stands (`spec/compressive-tokenizer.md`).
+
+    A sequence is the context frames' ids joined by `start_of_context`, then `start_of_future` and its ids for every
+    future frame.
+
+    Attributes:
+        context_length: Context frames t.
+        context_grid: Side of the grid of ids of a context frame.
+        future_grid: Side of the grid of ids of a future frame.
+        num_vq_embeddings: Codes for context frames.
+        num_dyn_embeddings: Codes for future frames.
+    """
+
+    context_length: int
+    context_grid: int
+    future_grid: int
+    num_vq_embeddings: int
+    num_dyn_embeddings: int
+
+    @property
+    def context_ids(self) -> int:
+        """Ids of one context frame with the special id before it: 257 for a 16 x 16 grid."""
+        return self.context_grid**2 + 1
+
+    @property
+    def future_ids(self) -> int:
+        """Ids of one future frame with the special id before it: 17 for a 4 x 4 grid."""
+        return self.future_grid**2 + 1
+
+    @property
+    def prefix_length(self) -> int:
+        """Ids up to and including the first start-of-future-frame: what prediction starts from, and carries no label."""
+        return self.context_ids * self.context_length
+
+    @property
+    def start_of_context(self) -> int:
+        """The special id between context frames."""
+        return self.num_vq_embeddings + self.num_dyn_embeddings
+
+    @property
+    def start_of_future(self) -> int:
+        """The special id before each future frame."""
+        return self.start_of_context + 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different ids."""
+        return self.start_of_context + 2
+
+    def ids_of_clip(self, clip_length: int) -> int:
+        """Ids of a clip of `clip_length` frames, L = 257 t - 1 + 17 f."""
+        return self.prefix_length - 1 + self.future_ids * (clip_length - self.context_length)
+
+    def future_frames(self, num_ids: int) -> int:
+        """Future frames of a sequence of `num_ids` ids.
+
+        Raises:
+            ValueError: No clip of this geometry has that many ids.
+        """
+        frames, rest = divmod(num_ids - self.prefix_length + 1, self.future_ids)
+        if rest or frames < 0:
+            raise ValueError(
+                f"{num_ids} ids are no clip: {self.context_length} context frames take {self.prefix_length - 1}, "
+                f"every future frame {self.future_ids}"
+            )
+        return frames

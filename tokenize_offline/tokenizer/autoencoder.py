@@ -1,0 +1,161 @@
+"""Encoder and decoder, plain and conditional, from the blocks of diffusers' VAE.
+
+One class each: given context features and cross-attention blocks it is the conditional one. Taking the blocks from
+diffusers makes parameter names and arithmetic agree with published checkpoints by construction.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenize_offline.tokenizer.attention import CrossAttentionBlock
+from tokenize_offline.tokenizer.config import NORM_GROUPS, CompressiveVQConfig
+
+_EPS = 1e-6
+# diffusers annotates the width of the time embedding as int; its own VAE, which has none, passes None.
+_NO_TIME_EMBEDDING: Any = None
+
+
+def _mid_block(channels: int, attention: bool) -> UNetMidBlock2D:
+    return UNetMidBlock2D(
+        in_channels=channels,
+        temb_channels=_NO_TIME_EMBEDDING,
+        resnet_eps=_EPS,
+        resnet_act_fn="silu",
+        resnet_groups=NORM_GROUPS,
+        attention_head_dim=channels,
+        add_attention=attention,
+    )
+
+
+class Encoder(nn.Module):
+    """Frames to latent maps. The conditional one attends to a plain encoder's features on the way."""
+
+    def __init__(self, config: CompressiveVQConfig, conditional: bool) -> None:
+        super().__init__()
+        channels = config.block_out_channels
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        attention = nn.ModuleList()
+        # Block number -> place in `cross_att_blocks`.
+        self._attends_after: dict[int, int] = {}
+        resolution = config.resolution
+        for number, (inner, outer) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            last = number == len(channels) - 1
+            self.down_blocks.append(
+                DownEncoderBlock2D(
+                    inner,
+                    outer,
+                    num_layers=config.layers_per_block,
+                    resnet_eps=_EPS,
+                    resnet_act_fn="silu",
+                    resnet_groups=NORM_GROUPS,
+                    add_downsample=not last,
+                    downsample_padding=0,
+                )
+            )
+            resolution = resolution if last else resolution // 2
+            if conditional and resolution <= config.max_att_resolution:
+                self._attends_after[number] = len(attention)
+                attention.append(CrossAttentionBlock(outer, resolution, config.context_length))
+        self.mid_block = _mid_block(channels[-1], attention=conditional)
+        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
+        if conditional:
+            self.cross_att_blocks = attention
+
+    @property
+    def attended_features(self) -> list[int]:
+        """Which of a plain encoder's features this one attends to: feature i + 1 after block i."""
+        return [number + 1 for number in self._attends_after]
+
+    def forward(self, frames: Tensor, context: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Encode frames.
+
+        Args:
+            frames: (N, 3, S, S) in [0, 1].
+            context: For a conditional encoder: per attended feature, in order, (B, C, t H, W).
+
+        Returns:
+            Latent maps (N, D, S', S'), and the features: after `conv_in`, each down block, and the mid block.
+        """
+        hidden = self.conv_in(frames)
+        features = [hidden]
+        for number, block in enumerate(self.down_blocks):
+            hidden = block(hidden)
+            if number in self._attends_after:
+                place = self._attends_after[number]
+                hidden = self.cross_att_blocks[place](hidden, context[place])
+            features.append(hidden)
+        hidden = self.mid_block(hidden)
+        features.append(hidden)
+        return self.conv_out(F.silu(self.conv_norm_out(hidden))), features
+
+
+class Decoder(nn.Module):
+    """Latent maps to frames. The conditional one attends to a plain decoder's features on the way."""
+
+    def __init__(self, config: CompressiveVQConfig, conditional: bool) -> None:
+        super().__init__()
+        channels = config.block_out_channels[::-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
+        self.mid_block = _mid_block(channels[0], attention=conditional)
+        self.up_blocks = nn.ModuleList()
+        attention = nn.ModuleList()
+        self._attends_after: dict[int, int] = {}
+        resolution = config.latent_grid
+        if conditional:
+            attention.append(CrossAttentionBlock(channels[0], resolution, config.context_length))
+        for number, (inner, outer) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+            last = number == len(channels) - 1
+            self.up_blocks.append(
+                UpDecoderBlock2D(
+                    inner,
+                    outer,
+                    num_layers=config.layers_per_block + 1,
+                    resnet_eps=_EPS,
+                    resnet_act_fn="silu",
+                    resnet_groups=NORM_GROUPS,
+                    add_upsample=not last,
+                )
+            )
+            resolution = resolution if last else resolution * 2
+            if conditional and resolution <= config.max_att_resolution:
+                self._attends_after[number] = len(attention)
+                attention.append(CrossAttentionBlock(outer, resolution, config.context_length))
+        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=_EPS)
+        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
+        if conditional:
+            self.cross_att_blocks = attention
+
+    @property
+    def attended_features(self) -> list[int]:
+        """Which of a plain decoder's features this one attends to: feature 1 after the mid block, i + 2 after up block i."""
+        return [1, *(number + 2 for number in self._attends_after)]
+
+    def forward(self, latents: Tensor, context: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Decode latent maps.
+
+        Args:
+            latents: (N, D, S', S').
+            context: For a conditional decoder: per attended feature, in order, (B, C, t H, W).
+
+        Returns:
+            Frames (N, 3, S, S), and the features: after `conv_in`, the mid block, and each up block.
+        """
+        hidden = self.conv_in(latents)
+        features = [hidden]
+        hidden = self.mid_block(hidden)
+        if context:
+            hidden = self.cross_att_blocks[0](hidden, context[0])
+        features.append(hidden)
+        for number, block in enumerate(self.up_blocks):
+            hidden = block(hidden)
+            if number in self._attends_after:
+                place = self._attends_after[number]
+                hidden = self.cross_att_blocks[place](hidden, context[place])
+            features.append(hidden)
+        return self.conv_out(F.silu(self.conv_norm_out(hidden))), features

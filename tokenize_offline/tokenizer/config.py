@@ -1,0 +1,156 @@
+"""The shape of a tokenizer, as its published `config.json` states it.
+
+Keys that published files carry but that change nothing here are kept for writing the file back; values that would need
+another network are refused, so that weights are never poured into the wrong shape.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ConfigError
+from tokenize_offline.geometry import IdGeometry
+
+CLASS_NAME = "CompressiveVQModel"
+# What the published code's class also takes; its readers expect the keys, our network doesn't depend on them.
+_PASSIVE_KEYS: dict[str, Any] = {
+    "force_upcast": True,
+    "lookup_from_codebook": True,
+    "sample_size": 32,
+    "scaling_factor": 0.18215,
+}
+_FIXED_VALUES: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "silu",
+    "norm_type": "group",
+    "mid_block_add_attention": False,
+}
+# Groups of every group normalisation.
+NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class CompressiveVQConfig:
+    """Shape of a compressive VQ tokenizer. Defaults are the official 64x64 model.
+
+    Attributes:
+        resolution: Side of the square frames in pixels.
+        context_length: Context frames t.
+        block_out_channels: Channels of the blocks, from full resolution down.
+        layers_per_block: Residual layers of an encoder block; a decoder block has one more.
+        latent_channels: Width D of the latent and of a code.
+        num_vq_embeddings: Codes for context frames.
+        num_dyn_embeddings: Codes for future frames.
+        patch_size: Latent positions along one side that share one future-frame code.
+        max_att_resolution: Cross-attention happens at features of at most this side.
+    """
+
+    resolution: int = 64
+    context_length: int = 2
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 64
+    num_vq_embeddings: int = 8192
+    num_dyn_embeddings: int = 8192
+    patch_size: int = 4
+    max_att_resolution: int = 16
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            values = getattr(self, field.name)
+            for value in values if field.name == "block_out_channels" else (values,):
+                if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
+                    raise ConfigError(f"tokenizer config: {field.name} must hold whole numbers from 1 to 2^20, not {values!r}")
+        if any(channels % NORM_GROUPS for channels in self.block_out_channels):
+            raise ConfigError(
+                f"tokenizer config: block_out_channels must be multiples of {NORM_GROUPS} (group normalisation), "
+                f"not {self.block_out_channels}"
+            )
+        halvings = len(self.block_out_channels) - 1
+        if self.resolution % (self.patch_size << halvings):
+            raise ConfigError(
+                f"tokenizer config: resolution {self.resolution} must be a multiple of {self.patch_size << halvings} "
+                f"({halvings} halvings, then patches of {self.patch_size})"
+            )
+
+    @property
+    def latent_grid(self) -> int:
+        """Side of the latent map: every block but the last halves the frame. 16 for both published models."""
+        return self.resolution >> (len(self.block_out_channels) - 1)
+
+    @property
+    def geometry(self) -> IdGeometry:
+        """How this tokenizer's ids are laid out."""
+        return IdGeometry(
+            context_length=self.context_length,
+            context_grid=self.latent_grid,
+            future_grid=self.latent_grid // self.patch_size,
+            num_vq_embeddings=self.num_vq_embeddings,
+            num_dyn_embeddings=self.num_dyn_embeddings,
+        )
+
+    def to_json(self) -> str:
+        """The text of a `config.json` that the published code reads."""
+        blocks = len(self.block_out_channels)
+        published = {
+            "_class_name": CLASS_NAME,
+            **_PASSIVE_KEYS,
+            **_FIXED_VALUES,
+            **dataclasses.asdict(self),
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+            "norm_num_groups": NORM_GROUPS,
+            "vq_embed_dim": None,
+        }
+        return json.dumps(published, indent=2, sort_keys=True) + "\n"
+
+
+def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
+    """Read a published `config.json`. Unknown keys are passed over; what would change the network is checked.
+
+    Args:
+        text: Content of the file.
+        where: Its name, for messages.
+
+    Raises:
+        ConfigError: It is not a tokenizer's config, lacks a key, or asks for a network that this code doesn't build.
+    """
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{where} is not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} holds no JSON object; a tokenizer's config.json is expected")
+    if raw.get("_class_name", CLASS_NAME) != CLASS_NAME:
+        raise ConfigError(f"{where} describes a {raw['_class_name']}, not a {CLASS_NAME}; name a tokenizer's folder")
+    names = [field.name for field in dataclasses.fields(CompressiveVQConfig)]
+    missing = [name for name in names if name not in raw]
+    if missing:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}; is it the config.json of a {CLASS_NAME}?")
+    channels = raw["block_out_channels"]
+    if not isinstance(channels, list) or not channels:
+        raise ConfigError(f"{where}: block_out_channels must be a list of channels, not {channels!r}")
+    _require_fixed(raw, len(channels), where)
+    try:
+        return CompressiveVQConfig(**{name: raw[name] for name in names} | {"block_out_channels": tuple(channels)})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _require_fixed(raw: dict[str, Any], blocks: int, where: str) -> None:
+    fixed = {
+        **_FIXED_VALUES,
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "norm_num_groups": NORM_GROUPS,
+    }
+    for key, value in fixed.items():
+        if raw.get(key, value) != value:
+            raise ConfigError(f"{where}: {key} is {raw[key]!r}; only {value!r} is supported")
+    width = raw["latent_channels"]
+    if raw.get("vq_embed_dim") not in (None, width):
+        raise ConfigError(
+            f"{where}: vq_embed_dim is {raw['vq_embed_dim']!r}; only null or latent_channels ({width}) is supported"
+        )

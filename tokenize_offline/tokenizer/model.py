@@ -1,0 +1,250 @@
+"""The compressive VQ tokenizer: clips to ids and back, and the training forward.
+
+Context frames are encoded once a clip and future frames see them through cross-attention, so a clip is the unit of all
+work here; prediction frame by frame decodes the context once and keeps its features.
+"""
+
+import dataclasses
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.tokenizer import loading, patches
+from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
+from tokenize_offline.tokenizer.autoencoder import Decoder, Encoder
+from tokenize_offline.tokenizer.config import CompressiveVQConfig
+from tokenize_offline.tokenizer.quantizer import Quantizer
+
+# What the conditional decoder attends to, per attended feature (B, C, t H, W): decoded once, kept for all future frames.
+ContextFeatures = tuple[Tensor, ...]
+IGNORED_LABEL = -100
+
+
+class TokenizerOutput(NamedTuple):
+    """What the training forward gives. B clips, t context and f future frames, g and G ids a frame, D code width.
+
+    Attributes:
+        context_reconstruction: (B, t, 3, S, S).
+        future_reconstruction: (B, f, 3, S, S).
+        context_commitment: Scalar commitment loss of `quantize`.
+        future_commitment: Scalar commitment loss of `dynamics_quantize`.
+        context_ids: (B, t, G) codes of `quantize`.
+        future_ids: (B, f, g) codes of `dynamics_quantize`, from 0.
+        context_vectors: (B t G, D) what was quantised, without gradient: new values for dead codes.
+        future_vectors: (B f g, D) likewise.
+    """
+
+    context_reconstruction: Tensor
+    future_reconstruction: Tensor
+    context_commitment: Tensor
+    future_commitment: Tensor
+    context_ids: Tensor
+    future_ids: Tensor
+    context_vectors: Tensor
+    future_vectors: Tensor
+
+
+class CompressiveVQModel(nn.Module):
+    """Tokenizer of `spec/compressive-tokenizer.md`; parameter names and shapes are those of published checkpoints.
+
+    A new model is in training mode (dropout in cross-attention); `from_pretrained` gives it in evaluation mode.
+
+    Attributes:
+        config: Its shape.
+        weights_sha256: Of the weights file it was loaded from, None for a model made here.
+    """
+
+    def __init__(self, config: CompressiveVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weights_sha256: str | None = None
+        width, patch = config.latent_channels, config.latent_channels * config.patch_size**2
+        self.encoder = Encoder(config, conditional=False)
+        self.quant_conv = nn.Conv2d(width, width, 1)
+        self.quantize = Quantizer(config.num_vq_embeddings, width)
+        self.post_quant_conv = nn.Conv2d(width, width, 1)
+        self.decoder = Decoder(config, conditional=False)
+        self.cond_encoder = Encoder(config, conditional=True)
+        self.quant_linear = nn.Linear(patch, width)
+        self.dynamics_quantize = Quantizer(config.num_dyn_embeddings, width)
+        self.post_quant_linear = nn.Linear(width, patch)
+        self.cond_decoder = Decoder(config, conditional=True)
+
+    @classmethod
+    def from_pretrained(cls, path: str, subfolder: str | None = None) -> Self:
+        """Open a published or saved tokenizer on the CPU, in fp32 and evaluation mode.
+
+        Args:
+            path: Folder (or URL) with `config.json` and `diffusion_pytorch_model.safetensors`, or with a `tokenizer/`
+                subfolder that has them; or an id on the Hugging Face hub.
+            subfolder: Where in `path` they lie, if neither directly nor in `tokenizer/`.
+
+        Raises:
+            ConfigError: `config.json` describes a network that this code doesn't build.
+            SourceError: Files are missing, or the weights don't fit the config; the message names the parameters.
+        """
+        files = loading.locate(str(path), subfolder)
+        config = loading.read_config(files)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(loading.read_weights(files, model.state_dict()), assign=True)
+        model.weights_sha256 = loading.weights_sha256(files)
+        return model.eval()
+
+    def save_pretrained(self, path: str) -> None:
+        """Write `config.json` and `diffusion_pytorch_model.safetensors` into the folder (or URL) `path`."""
+        loading.save(str(path), self.config, self.state_dict())
+
+    @property
+    def geometry(self) -> IdGeometry:
+        """How this tokenizer's ids are laid out."""
+        return self.config.geometry
+
+    def set_context_length(self, context_length: int) -> None:
+        """Use only the last `context_length` of the context frames it was made for.
+
+        Raises:
+            ConfigError: It was made for fewer; their positions were never learned.
+        """
+        if not 1 <= context_length <= self.config.context_length:
+            raise ConfigError(
+                f"this tokenizer has {self.config.context_length} context frames; "
+                f"clips.context_length must be 1 to {self.config.context_length}, not {context_length}"
+            )
+        for module in self.modules():
+            if isinstance(module, CrossAttentionBlock):
+                module.keep_last_context(context_length)
+        self.config = dataclasses.replace(self.config, context_length=context_length)
+
+    @torch.no_grad()
+    def tokenize(self, frames: Tensor) -> Tensor:
+        """Ids (B, L) int64 of clips `frames` (B, T, 3, S, S) in [0, 1], L = 257 t - 1 + 17 (T - t) at 64x64."""
+        context, future = self._split(frames)
+        geometry = self.geometry
+        clips = frames.shape[0]
+        vectors, features = self._encode_context(context)
+        context_ids = self.quantize.nearest(vectors).reshape(clips, geometry.context_length, -1)
+        future_vectors = self._encode_future(future, features)
+        future_ids = self.dynamics_quantize.nearest(future_vectors).reshape(clips, future.shape[1], -1)
+        future_ids = future_ids + geometry.num_vq_embeddings
+        with_specials = [
+            nn.functional.pad(context_ids, (1, 0), value=geometry.start_of_context).flatten(1)[:, 1:],
+            nn.functional.pad(future_ids, (1, 0), value=geometry.start_of_future).flatten(1),
+        ]
+        return torch.cat(with_specials, dim=1)
+
+    def labels(self, ids: Tensor) -> Tensor:
+        """Labels (B, L) for `ids` (B, L): ignored up to and including the first start-of-future-frame, then the ids."""
+        labels = ids.clone()
+        labels[:, : self.geometry.prefix_length] = IGNORED_LABEL
+        return labels
+
+    @torch.no_grad()
+    def detokenize(self, ids: Tensor) -> Tensor:
+        """Frames (B, T, 3, S, S) of `ids` (B, L), as the decoders give them: about [0, 1], not clamped.
+
+        Raises:
+            ValueError: L is no clip's length, or a context id is no code.
+        """
+        future = self.geometry.future_frames(ids.shape[1])
+        context_frames, features = self.decode_context(ids)
+        if not future:
+            return context_frames
+        start = self.geometry.prefix_length - 1
+        dynamics = ids[:, start:].reshape(ids.shape[0], future, self.geometry.future_ids)[:, :, 1:]
+        return torch.cat([context_frames, self.decode_future(dynamics, features)], dim=1)
+
+    @torch.no_grad()
+    def decode_context(self, ids: Tensor) -> tuple[Tensor, ContextFeatures]:
+        """Decode the context once.
+
+        Args:
+            ids: (B, 257 t - 1 or more); what follows the context's ids is not looked at.
+
+        Returns:
+            Context frames (B, t, 3, S, S), and what `decode_future` needs of them.
+
+        Raises:
+            ValueError: Fewer ids than the context takes, or a context id that is no code.
+        """
+        geometry = self.geometry
+        clips, needed = ids.shape[0], geometry.prefix_length - 1
+        if ids.shape[1] < needed:
+            raise ValueError(f"{ids.shape[1]} ids; {geometry.context_length} context frames take {needed}")
+        grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, geometry.context_ids)[:, 1:]
+        if grid.min() < 0 or grid.max() >= geometry.num_vq_embeddings:
+            raise ValueError(f"context ids must be 0 to {geometry.num_vq_embeddings - 1}, not {grid.min()} to {grid.max()}")
+        frames, features = self._decode_context(self.quantize.lookup(grid), clips)
+        return frames, features
+
+    @torch.no_grad()
+    def decode_future(self, ids: Tensor, context: ContextFeatures) -> Tensor:
+        """Decode future frames of clips whose context is decoded.
+
+        Args:
+            ids: (B, n, g) ids of n future frames as they stand in the sequence, without special ids; what is no
+                dynamics code is clamped into the codebook.
+            context: From `decode_context`, for the same B clips.
+
+        Returns:
+            Frames (B, n, 3, S, S).
+        """
+        codes = (ids - self.geometry.num_vq_embeddings).clamp(0, self.geometry.num_dyn_embeddings - 1)
+        return self._decode_future(self.dynamics_quantize.lookup(codes), context)
+
+    def forward(self, frames: Tensor) -> TokenizerOutput:
+        """Reconstruct clips `frames` (B, T, 3, S, S) in [0, 1] with straight-through gradients, for training."""
+        context, future = self._split(frames)
+        clips, codes = frames.shape[0], self.config.latent_channels
+        vectors, features = self._encode_context(context)
+        quantized = self.quantize(vectors)
+        future_vectors = self._encode_future(future, features)
+        future_quantized = self.dynamics_quantize(future_vectors)
+        context_codes = quantized.vectors.reshape(clips * context.shape[1], -1, codes)
+        context_frames, decoded_features = self._decode_context(context_codes, clips)
+        future_codes = future_quantized.vectors.reshape(clips, future.shape[1], -1, codes)
+        return TokenizerOutput(
+            context_reconstruction=context_frames,
+            future_reconstruction=self._decode_future(future_codes, decoded_features),
+            context_commitment=quantized.commitment,
+            future_commitment=future_quantized.commitment,
+            context_ids=quantized.ids.reshape(clips, context.shape[1], -1),
+            future_ids=future_quantized.ids.reshape(clips, future.shape[1], -1),
+            context_vectors=vectors.detach(),
+            future_vectors=future_vectors.detach(),
+        )
+
+    def _split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        side, context = self.config.resolution, self.config.context_length
+        if frames.ndim != 5 or frames.shape[2:] != (3, side, side) or frames.shape[1] <= context:
+            raise ValueError(
+                f"frames have shape {tuple(frames.shape)}; this tokenizer takes (clips, more than {context}, 3, {side}, {side})"
+            )
+        return frames[:, :context], frames[:, context:]
+
+    def _encode_context(self, frames: Tensor) -> tuple[Tensor, ContextFeatures]:
+        latents, features = self.encoder(frames.flatten(0, 1))
+        vectors = self.quant_conv(latents).permute(0, 2, 3, 1).reshape(-1, self.config.latent_channels)
+        attended = (features[index] for index in self.cond_encoder.attended_features)
+        return vectors, tuple(stack_context(feature, frames.shape[0]) for feature in attended)
+
+    def _encode_future(self, frames: Tensor, context: ContextFeatures) -> Tensor:
+        latents, _ = self.cond_encoder(frames.flatten(0, 1), context)
+        return self.quant_linear(patches.cut(latents, self.config.patch_size)).flatten(0, 1)
+
+    def _decode_context(self, codes: Tensor, clips: int) -> tuple[Tensor, ContextFeatures]:
+        """(B t, G, D) codes to frames (B, t, 3, S, S) and the features that the conditional decoder attends to."""
+        grid = self.config.latent_grid
+        latents = codes.transpose(1, 2).reshape(-1, self.config.latent_channels, grid, grid)
+        frames, features = self.decoder(self.post_quant_conv(latents))
+        attended = (features[index] for index in self.cond_decoder.attended_features)
+        return frames.unflatten(0, (clips, -1)), tuple(stack_context(feature, clips) for feature in attended)
+
+    def _decode_future(self, codes: Tensor, context: ContextFeatures) -> Tensor:
+        """(B, n, g, D) codes to frames (B, n, 3, S, S)."""
+        joined = patches.join(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
+        frames, _ = self.cond_decoder(joined, context)
+        return frames.unflatten(0, (codes.shape[0], -1))

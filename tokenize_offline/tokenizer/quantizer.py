@@ -1,0 +1,69 @@
+"""A codebook: nearest code, straight-through gradients, the commitment loss, and replacement of dead codes.
+
+Distances are always computed in fp32, whatever precision the network runs in, because the nearest code is a discrete
+decision; rows go through in chunks, which bounds the distance matrix.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Rows of the distance matrix held at once: 4096 x 8192 codes in fp32 are 128 MiB.
+_ROWS_AT_ONCE = 4096
+
+
+class Quantized(NamedTuple):
+    """Vectors after quantisation.
+
+    Attributes:
+        vectors: (N, D) codes; gradients pass straight through to the vectors that were quantised.
+        ids: (N,) int64 positions in the codebook.
+        commitment: Scalar commitment loss.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    commitment: Tensor
+
+
+class Quantizer(nn.Module):
+    """A codebook of `codes` vectors of width `width`."""
+
+    def __init__(self, codes: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+        # Uniform in +-1/codes: the usual start of VQ codebooks (van den Oord et al., arXiv 1711.00937, reference code).
+        nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Ids (N,) int64 of the codes nearest (Euclidean) to `vectors` (N, D)."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            codes = self.embedding.weight.float()
+            squares = codes.square().sum(dim=1)
+            chunks = vectors.float().split(_ROWS_AT_ONCE)
+            # |z - e|^2 without |z|^2, which is the same for every code.
+            return torch.cat([torch.addmm(squares, chunk, codes.T, alpha=-2.0).argmin(dim=1) for chunk in chunks])
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """Codes (..., D) of `ids` (...)."""
+        return self.embedding(ids)
+
+    def forward(self, vectors: Tensor) -> Quantized:
+        """Quantise `vectors` (N, D) for training.
+
+        The commitment loss is mse(z, sg(e)) + beta mse(e, sg(z)) with sg the stopped gradient and beta = 1.0, as the
+        published tokenizers were trained.
+        """
+        vectors = vectors.float()
+        ids = self.nearest(vectors)
+        codes = self.lookup(ids).float()
+        commitment = F.mse_loss(vectors, codes.detach()) + F.mse_loss(codes, vectors.detach())
+        return Quantized(vectors + (codes - vectors).detach(), ids, commitment)
+
+    @torch.no_grad()
+    def replace_codes(self, indices: Tensor, vectors: Tensor) -> None:
+        """Overwrite the codes at `indices` (M,) with `vectors` (M, D): how dead codes are revived by current features."""
+        self.embedding.weight[indices] = vectors.to(self.embedding.weight)
