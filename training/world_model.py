@@ -1,0 +1,268 @@
+"""The world model's network: a Llama over the tokenizer's ids, with optional action and reward heads.
+
+Every position that matters (labels, action slots, reward slots) follows from the token layout, so the forward pass cuts the
+sequence with fixed slices: nothing depends on the data, and the same code runs compiled and under ZeRO 1 to 3. The price is
+that all rows of a batch share one layout.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import ModelConfig
+from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.token_shards import TokenLayout
+from training import transformer_files
+from training.loss import next_id_loss, reward_loss
+
+INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
+_LLAMA = "llm."
+Entry = TypeVar("Entry")
+
+
+class NetworkOutput(NamedTuple):
+    """What a training step needs.
+
+    Attributes:
+        loss: Scalar fp32 to call backward on: the sum of the losses below.
+        label_loss: Mean cross-entropy over the labelled positions, in nats.
+        reward_loss: Mean squared error of the rewards; None without a reward head.
+        label_count: Labelled positions in the batch.
+    """
+
+    loss: torch.Tensor
+    label_loss: torch.Tensor
+    reward_loss: torch.Tensor | None
+    label_count: int
+
+
+class WorldModelNetwork(nn.Module):
+    """The Llama under `llm`, and beside it `action_linear` and `reward_linear` where the model has them.
+
+    Attributes:
+        layout: Where ids stand in the sequences it reads.
+        action_dim: Columns of an action; 0 for an action-free model.
+        has_reward: Whether it predicts rewards.
+    """
+
+    def __init__(self, config: LlamaConfig, layout: IdGeometry, action_dim: int, has_reward: bool) -> None:
+        super().__init__()
+        self.layout = layout
+        self.action_dim = action_dim
+        self.has_reward = has_reward
+        self.llm = LlamaForCausalLM(config)
+        if action_dim:
+            self.action_linear = nn.Linear(action_dim, config.hidden_size)
+            nn.init.zeros_(self.action_linear.weight)
+            nn.init.zeros_(self.action_linear.bias)
+        if has_reward:
+            self.reward_linear = nn.Linear(config.hidden_size, 1)
+            nn.init.normal_(self.reward_linear.weight, std=INITIAL_DEVIATION)
+            nn.init.zeros_(self.reward_linear.bias)
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The Llama's configuration."""
+        return self.llm.config
+
+    def forward(
+        self, ids: torch.Tensor, action: torch.Tensor | None = None, reward: torch.Tensor | None = None
+    ) -> NetworkOutput:
+        """The training loss of a batch of whole clips.
+
+        Args:
+            ids: (B, L) int64, laid out as `layout` says.
+            action: (B, T, A), action[:, i] taken at frame i; required by a model with actions, ignored by one without.
+            reward: (B, T), reward[:, i] of the action taken at frame i; required by a model with a reward head.
+
+        Raises:
+            ValueError: `action` or `reward` is missing or of another shape.
+        """
+        hidden = self.hidden_states(ids, action)
+        first = self.layout.prefix_length
+        targets = ids[:, first:]
+        label_loss = next_id_loss(self.llm.lm_head(hidden[:, first - 1 : -1]), targets)
+        if not self.has_reward:
+            return NetworkOutput(label_loss, label_loss.detach(), None, targets.numel())
+        predicted = self.rewards(hidden)
+        lead = self.layout.context_length - 1
+        if reward is None or reward.shape[0] != len(ids) or reward.shape[1] < lead + predicted.shape[1]:
+            raise ValueError(f"a model with a reward head needs (B, T) rewards, not {_shape(reward)}")
+        loss = reward_loss(predicted, reward[:, lead : lead + predicted.shape[1]])
+        return NetworkOutput(label_loss + loss, label_loss.detach(), loss.detach(), targets.numel())
+
+    def embed(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, width) input embeddings; with actions the i-th start-of-future-frame has that of action[:, t - 1 + i] added.
+
+        Args:
+            ids: (B, L) from a clip's beginning; it may end early.
+            action: (B, T, A) with an action for every start-of-future-frame that `ids` reaches.
+
+        Raises:
+            ValueError: `action` is missing or of another shape.
+        """
+        embedded = self.llm.model.embed_tokens(ids)
+        first, step, lead = self.layout.prefix_length - 1, self.layout.future_ids, self.layout.context_length - 1
+        futures = -(-(ids.shape[1] - first) // step)
+        if not self.action_dim or futures <= 0:
+            return embedded
+        if action is None or action.shape[2:] != (self.action_dim,) or action.shape[1] < lead + futures:
+            wanted = f"(B, at least {lead + futures}, {self.action_dim})"
+            raise ValueError(f"{futures} future frames need actions of shape {wanted}, not {_shape(action)}")
+        led = embedded[:, first::step] + self.embed_action(action[:, lead : lead + futures])
+        return embedded.slice_scatter(led, dim=1, start=first, end=ids.shape[1], step=step)
+
+    def embed_action(self, action: torch.Tensor) -> torch.Tensor:
+        """(..., width): what actions (..., A) add to the embedding of the start-of-future-frame that they lead to."""
+        return self.action_linear(action.to(self.llm.model.embed_tokens.weight.dtype))
+
+    def hidden_states(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, width): the Llama's last hidden states over a clip's beginning or whole. See `embed`."""
+        return self.llm.model(inputs_embeds=self.embed(ids, action), use_cache=False).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., V) fp32 scores of the next id after hidden states (..., width)."""
+        return self.llm.lm_head(hidden).float()
+
+    def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, f): rewards read at the last id of each whole future frame in hidden states (B, L, width)."""
+        last = self.layout.prefix_length - 2 + self.layout.future_ids
+        return self.reward_linear(hidden[:, last :: self.layout.future_ids]).squeeze(-1)
+
+    def save_transformer(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a transformer folder in the published layout: plain Llama names where there are no heads.
+
+        Args:
+            folder: Local; made if it isn't there.
+            state_dict: Full weights under this network's own names, in place of its own (a training engine holds them cut
+                up, or in another precision).
+
+        Raises:
+            ValueError: `state_dict` lacks parameters of the network, or has others.
+        """
+        state = self.state_dict() if state_dict is None else state_dict
+        if unequal := state.keys() ^ self.state_dict().keys():
+            raise ValueError(f"the weights to save don't match the network: {sorted(unequal)[:4]}")
+        prefix = "" if self.action_dim or self.has_reward else _LLAMA
+        transformer_files.write(folder, self.config, {name.removeprefix(prefix): tensor for name, tensor in state.items()})
+
+
+def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int) -> WorldModelNetwork:
+    """A network with fresh weights that depend on `seed` alone; the global random state is left as it was.
+
+    Args:
+        model: Its shape. `model.actions` asks for actions of `action_dim` columns.
+        layout: Of the token shards it will read.
+        action_dim: Columns of an action in the token shards, 0 where they hold none.
+        seed: Of the initial weights.
+
+    Raises:
+        ConfigError: A clip doesn't fit into `model.positions`, or the shards hold no actions where the model wants them.
+    """
+    if layout.sequence_length > model.positions:
+        raise ConfigError(
+            f"a clip has {layout.sequence_length} ids but model.positions is {model.positions}: "
+            "raise model.positions or tokenize shorter clips"
+        )
+    if model.actions and not action_dim:
+        raise ConfigError(
+            "model.actions is on but the token shards hold no actions: turn it off, or tokenize data with actions"
+        )
+    config = LlamaConfig(
+        vocab_size=layout.vocabulary,
+        hidden_size=model.width,
+        intermediate_size=model.mlp_width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.heads,
+        max_position_embeddings=model.positions,
+        rms_norm_eps=1e-6,
+        hidden_act="silu",
+        initializer_range=INITIAL_DEVIATION,
+        attention_dropout=model.attention_dropout,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        architectures=["LlamaForCausalLM"],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return WorldModelNetwork(config, layout, action_dim if model.actions else 0, model.rewards)
+
+
+def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's two parameter groups: weight matrices, which decay, and embeddings, norms and biases, which don't.
+
+    Works before and after ZeRO-3 has cut the parameters up, since it goes by module and name, never by shape.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, nn.Linear) and name == "weight"
+            (decayed if matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwork:
+    """A network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
+
+    Args:
+        folder: Holds `config.json` and `model.safetensors`.
+        layout: Of the tokenizer that it belongs to.
+
+    Raises:
+        SourceError: A file is missing or damaged, or its parameters aren't those of the configuration; the message names them.
+        ConfigError: The vocabulary isn't the layout's.
+    """
+    config = transformer_files.read_config(folder)
+    if config.vocab_size != layout.vocabulary:
+        raise ConfigError(
+            f"{folder} has a vocabulary of {config.vocab_size}, its tokenizer one of {layout.vocabulary}: "
+            "they don't belong together"
+        )
+    shapes = _own_names(transformer_files.read_shapes(folder))
+    transformer_files.require_layers(config, shapes, folder)
+    # Compared on the meta device first: a wrong configuration must not take memory for what it states.
+    with torch.device("meta"):
+        network = WorldModelNetwork(
+            config, layout, shapes.get("action_linear.weight", (0,))[-1], "reward_linear.weight" in shapes
+        )
+    transformer_files.require_same_shapes(network.state_dict(), shapes, folder)
+    network.load_state_dict(_own_names(transformer_files.read_weights(folder)), assign=True)
+    rotary = network.llm.model.rotary_emb
+    rotary.inv_freq, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
+    rotary.original_inv_freq = rotary.inv_freq.clone()
+    return network.float().eval()
+
+
+def load_pretrained_llama(network: WorldModelNetwork, folder: str | Path) -> None:
+    """Load the Llama of a transformer folder into `network.llm`, in place; heads stay as they are.
+
+    The way to fine-tune with actions from an action-free model. Call it before a training engine takes the network.
+
+    Raises:
+        SourceError: The folder's Llama is missing, or has other parameters or shapes; the message names them.
+    """
+    weights = _own_names(transformer_files.read_weights(folder))
+    llama = {name.removeprefix(_LLAMA): tensor for name, tensor in weights.items() if name.startswith(_LLAMA)}
+    own = network.llm.state_dict()
+    transformer_files.require_same_shapes(own, {name: tuple(tensor.shape) for name, tensor in llama.items()}, folder)
+    network.llm.load_state_dict(llama)
+
+
+def _own_names(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Entries of a transformer folder under the network's names: a folder without heads leaves out `llm.`."""
+    if any(name.startswith(_LLAMA) for name in entries):
+        return entries
+    return {_LLAMA + name: entry for name, entry in entries.items()}
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
