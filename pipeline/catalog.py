@@ -1,0 +1,118 @@
+"""The catalog: what is known of every data set, and the published mixtures of them.
+
+The facts themselves are YAML in `configs/`, so that a data set can be added without touching code; this file gives them types,
+defaults and errors. The catalog is a help and no gate: a data set that isn't in it can be described on the command line.
+"""
+
+import dataclasses
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What is known of a data set.
+
+    Attributes:
+        name: In mixtures, and of its folder of episode shards.
+        directory: Its folder under an Open X-Embodiment root.
+        image_key: The camera that the published pre-training uses: name of the image feature.
+        version: Name of the version folder; empty where the layout has none.
+        other_cameras: Further image features worth having.
+        control_hz: Steps per second; None where nobody says.
+        base_step: Frame step from which the published stride follows (`spec/world-model.md`).
+        robot: Who acts.
+        bgr: Cameras known to have red and blue swapped.
+        success_filter: Whether episodes that the source marks as failed are passed over.
+    """
+
+    name: str
+    directory: str
+    image_key: str
+    version: str = ""
+    other_cameras: tuple[str, ...] = ()
+    control_hz: float | None = None
+    base_step: float = 1.0
+    robot: str = ""
+    bgr: tuple[str, ...] = ()
+    success_filter: bool = False
+
+
+def _read_yaml(name: str) -> dict[str, Any]:
+    with (_CONFIGS / name).open(encoding="utf-8") as file:
+        content: dict[str, Any] = yaml.safe_load(file)
+    return content
+
+
+@functools.cache
+def datasets() -> dict[str, DatasetEntry]:
+    """All data sets of the catalog by name.
+
+    Raises:
+        ConfigError: An entry of `configs/datasets.yaml` has a key that isn't one.
+    """
+    return {name: _entry(name, facts) for name, facts in _read_yaml("datasets.yaml").items()}
+
+
+def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
+    known = {field.name for field in dataclasses.fields(DatasetEntry)}
+    for key in facts:
+        if key not in known:
+            raise ConfigError(f"configs/datasets.yaml: {name} has the key {key!r}, which is none of {sorted(known)}")
+    lists = {key: tuple(facts[key]) for key in ("other_cameras", "bgr") if key in facts}
+    return DatasetEntry(**{"name": name, "directory": name, **facts, **lists})
+
+
+def dataset(name: str, camera: str | None = None, rate: float | None = None) -> DatasetEntry:
+    """What is known of one data set.
+
+    Args:
+        name: Of the data set.
+        camera: Image feature to use in place of the catalog's.
+        rate: Steps per second, in place of the catalog's; the step from which strides follow changes with it.
+
+    Raises:
+        ConfigError: The data set isn't in the catalog, and `camera` or `rate` isn't given.
+    """
+    entry = datasets().get(name)
+    if entry is None:
+        if camera is None or rate is None:
+            near = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
+            hint = f" (nearest: {', '.join(near)})" if near else ""
+            raise ConfigError(
+                f"data set {name!r} is not in the catalog{hint}; correct the name, or describe it with --camera and --rate"
+            )
+        return DatasetEntry(name, directory=name, image_key=camera, control_hz=rate, base_step=rate)
+    if camera is not None:
+        entry = dataclasses.replace(entry, image_key=camera)
+    if rate is not None:
+        entry = dataclasses.replace(entry, control_hz=rate, base_step=rate)
+    return entry
+
+
+def mixture(name: str) -> dict[str, float]:
+    """The weights of a published mixture by data set; they need not sum to 1.
+
+    Raises:
+        ConfigError: There is no such mixture.
+    """
+    mixtures = _mixtures()
+    if name not in mixtures:
+        near = difflib.get_close_matches(name, mixtures, n=1, cutoff=0.0)
+        raise ConfigError(f"no mixture is called {name!r} (did you mean {near[0]!r}?); there are {', '.join(sorted(mixtures))}")
+    return dict(mixtures[name])
+
+
+@functools.cache
+def _mixtures() -> dict[str, dict[str, float]]:
+    content = _read_yaml("mixtures.yaml")
+    return {name: {member: float(weight) for member, weight in weights.items()} for name, weights in content.items()}
