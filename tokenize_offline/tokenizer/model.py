@@ -121,20 +121,23 @@ class CompressiveVQModel(nn.Module):
 
     @torch.no_grad()
     def tokenize(self, frames: Tensor) -> Tensor:
-        """Ids (B, L) int64 of clips `frames` (B, T, 3, S, S) in [0, 1], L = 257 t - 1 + 17 (T - t) at 64x64."""
-        context, future = self._split(frames)
+        """Ids (B, L) int64 of clips `frames` (B, T, 3, S, S) in [0, 1], L = 257 t - 1 + 17 (T - t) at 64x64.
+
+        T may be t: prediction starts from the context alone.
+        """
+        context, future = self._split(frames, least_future=0)
         geometry = self.geometry
         clips = frames.shape[0]
         vectors, features = self._encode_context(context)
         context_ids = self.quantize.nearest(vectors).reshape(clips, geometry.context_length, -1)
+        context_ids = nn.functional.pad(context_ids, (1, 0), value=geometry.start_of_context).flatten(1)[:, 1:]
+        if not future.shape[1]:
+            return context_ids
         future_vectors = self._encode_future(future, features)
         future_ids = self.dynamics_quantize.nearest(future_vectors).reshape(clips, future.shape[1], -1)
         future_ids = future_ids + geometry.num_vq_embeddings
-        with_specials = [
-            nn.functional.pad(context_ids, (1, 0), value=geometry.start_of_context).flatten(1)[:, 1:],
-            nn.functional.pad(future_ids, (1, 0), value=geometry.start_of_future).flatten(1),
-        ]
-        return torch.cat(with_specials, dim=1)
+        future_ids = nn.functional.pad(future_ids, (1, 0), value=geometry.start_of_future).flatten(1)
+        return torch.cat([context_ids, future_ids], dim=1)
 
     def labels(self, ids: Tensor) -> Tensor:
         """Labels (B, L) for `ids` (B, L): ignored up to and including the first start-of-future-frame, then the ids."""
@@ -217,11 +220,12 @@ class CompressiveVQModel(nn.Module):
             future_vectors=future_vectors.detach(),
         )
 
-    def _split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, frames: Tensor, least_future: int = 1) -> tuple[Tensor, Tensor]:
         side, context = self.config.resolution, self.config.context_length
-        if frames.ndim != 5 or frames.shape[2:] != (3, side, side) or frames.shape[1] <= context:
+        least = context + least_future
+        if frames.ndim != 5 or frames.shape[2:] != (3, side, side) or frames.shape[1] < least:
             raise ValueError(
-                f"frames have shape {tuple(frames.shape)}; this tokenizer takes (clips, more than {context}, 3, {side}, {side})"
+                f"frames have shape {tuple(frames.shape)}; this tokenizer takes (clips, at least {least}, 3, {side}, {side})"
             )
         return frames[:, :context], frames[:, context:]
 
