@@ -68,8 +68,10 @@ def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
     for key in facts:
         if key not in known:
             raise ConfigError(f"configs/datasets.yaml: {name} has the key {key!r}, which is none of {sorted(known)}")
-    lists = {key: tuple(facts[key]) for key in ("other_cameras", "bgr") if key in facts}
-    return DatasetEntry(**{"name": name, "directory": name, **facts, **lists})
+    typed: dict[str, Any] = {"name": name, "directory": name, **facts}
+    typed |= {key: tuple(facts[key]) for key in ("other_cameras", "bgr") if key in facts}
+    typed |= {key: float(facts[key]) for key in ("control_hz", "base_step") if key in facts}
+    return DatasetEntry(**typed)
 
 
 def dataset(name: str, camera: str | None = None, rate: float | None = None) -> DatasetEntry:

@@ -1,0 +1,104 @@
+"""What a source of episodes is: it says which files it has, and reads one of them at a time.
+
+Nothing else may be asked of a source, so that files can be read in any order, by any process, and a kind of source is one file.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError
+
+MAX_FRAMES = 100_000
+MAX_EPISODE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class SourceShard:
+    """One file of a source, the least that is read at a time.
+
+    Attributes:
+        split: To which its episodes belong.
+        number: Of the file within its split; part of its episodes' keys.
+        file: Name, relative to the source's folder.
+        records: Episodes in it, bad ones included; None where nobody says.
+        take: Only so many records from its beginning are wanted; None takes all.
+    """
+
+    split: str
+    number: int
+    file: str
+    records: int | None = None
+    take: int | None = None
+
+
+@dataclass(frozen=True)
+class BadEpisode:
+    """Stands in the place of an episode that can't be used.
+
+    Attributes:
+        reason: What is wrong with it.
+        filtered: It is sound, but the catalog doesn't want it; not counted as left out.
+    """
+
+    reason: str
+    filtered: bool = False
+
+
+class Source(Protocol):
+    """A kind of source. Instances are sent to worker processes, so they hold names and settings only."""
+
+    folder: str
+
+    def plan(self) -> list[SourceShard]:
+        """All files, in a fixed order: split by split, then by number.
+
+        Raises:
+            SourceError: The folder holds none.
+        """
+        ...
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The records of a file with their positions, in order, up to `shard.take`.
+
+        Raises:
+            SourceError: The file is missing or damaged.
+        """
+        ...
+
+
+def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:
+    """One action for every frame: a source that leaves out the last frame's, which leads nowhere, gets zeros there.
+
+    Args:
+        action: (N, A) or (N - 1, A), any numeric type.
+        frames: N.
+
+    Returns:
+        (N, A) float32.
+
+    Raises:
+        BadEpisodeError: The number of actions fits neither, or one is not finite.
+    """
+    if len(action) == frames - 1:
+        action = np.concatenate([action, np.zeros_like(action[:1], shape=(1, action.shape[1]))])
+    if len(action) != frames:
+        raise BadEpisodeError(f"{len(action)} actions for {frames} frames")
+    action = action.astype(np.float32)
+    if not np.isfinite(action).all():
+        raise BadEpisodeError("an action is not finite")
+    return action
+
+
+def check_size(frames: list[bytes]) -> None:
+    """Raise `BadEpisodeError` for an episode without frames, or with more than a shard can take."""
+    if not frames:
+        raise BadEpisodeError("no frames")
+    if len(frames) > MAX_FRAMES:
+        raise BadEpisodeError(f"{len(frames)} frames, the limit is {MAX_FRAMES}")
+    total = sum(map(len, frames))
+    if total > MAX_EPISODE_BYTES:
+        raise BadEpisodeError(f"frames of {total} bytes in all, the limit is {MAX_EPISODE_BYTES}")

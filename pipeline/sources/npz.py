@@ -1,0 +1,142 @@
+"""Episodes as the published iVideoGPT converter leaves them: one npz an episode, frames uncompressed in one array.
+
+Every file holds exactly one episode, so what is wrong with its content makes a bad episode; only a file that can't be opened
+at all stops its unit of work.
+"""
+
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.frames import FrameForm
+from pipeline.naming import episode_key
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, SourceShard, pad_actions
+
+ENDINGS = (".npz",)
+_PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
+
+
+def read_npz(path: str | Path, camera: str | None = None) -> Episode:
+    """The episode in one npz file, its frames as JPEG (quality 95, 4:4:4) at full size.
+
+    Args:
+        path: A local path or URL.
+        camera: Name of the array of frames; by default the only one that can be.
+
+    Raises:
+        SourceError: There is no such file, or it holds no episode.
+    """
+    path = str(path)
+    entry = DatasetEntry(name="npz", directory="", image_key=camera or "")
+    try:
+        with storage.open_read(path) as file:
+            return _episode(file, entry, FrameForm("jpeg"), SourceShard("file", 0, storage.basename(path)))
+    except OSError as error:
+        raise SourceError(f"{path} can't be opened: {error}") from error
+    except BadEpisodeError as error:
+        raise SourceError(f"{path} holds no usable episode: {error}") from error
+
+
+class NpzSource:
+    """A folder of npz episodes.
+
+    Files are named `{split}_eps_{index}.npz`, or anything else, in which case all of them are the split `train`.
+    """
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
+        self.folder = folder
+        self._entry = entry
+        self._form = form
+
+    def plan(self) -> list[SourceShard]:
+        """All files. See `Source.plan`."""
+        shards = []
+        for position, name in enumerate(n for n in storage.list_files(self.folder) if n.endswith(ENDINGS)):
+            match = _PUBLISHED_NAME.match(name)
+            split, number = (match["split"], int(match["index"])) if match else ("train", position)
+            shards.append(SourceShard(split, number, name, records=1))
+        return sorted(shards, key=lambda shard: (shard.split, shard.number))
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episode of a file. See `Source.read`."""
+        path = storage.join(self.folder, shard.file)
+        try:
+            with storage.open_read(path) as file:
+                yield 0, _episode(file, self._entry, self._form, shard)
+        except OSError as error:
+            raise SourceError(f"{path} can't be opened: {error}") from error
+        except BadEpisodeError as error:
+            yield 0, BadEpisode(str(error))
+
+
+def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard) -> Episode:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            shapes = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
+            camera = _camera(shapes, entry.image_key)
+            pixels = _array(archive, camera)
+            action = _array(archive, "action") if "action" in shapes else None
+    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
+        raise BadEpisodeError(f"no sound npz file: {error}") from error
+    pixels = _as_uint8(pixels)
+    kept = [form.keep_pixels(frame, swap=camera in entry.bgr) for frame in pixels]
+    height, width = kept[0][1]
+    if action is not None:
+        action = pad_actions(action.reshape(len(action), -1), len(kept))
+    return Episode(
+        key=episode_key(shard.split, shard.number, 0),
+        dataset=entry.name,
+        frames=[data for data, _ in kept],
+        height=height,
+        width=width,
+        rate=entry.control_hz,
+        base_step=entry.base_step,
+        camera=camera,
+        language="",
+        source_file=shard.file,
+        source_record=0,
+        action_meaning="" if action is None else f"action: {action.shape[1]}",
+        action=action,
+    )
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that an array states, from the first bytes of its member."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+    return shape, dtype
+
+
+def _camera(shapes: dict[str, tuple[tuple[int, ...], np.dtype]], wanted: str) -> str:
+    """Which array holds the frames."""
+    videos = [name for name, (shape, dtype) in shapes.items() if len(shape) == 4 and shape[3] == 3 and dtype.kind in "iu"]
+    camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
+    if camera is None:
+        raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(shapes)}")
+    shape, dtype = shapes[camera]
+    if not 0 < shape[0] <= MAX_FRAMES or int(np.prod(shape, dtype=object)) * dtype.itemsize > 8 * MAX_EPISODE_BYTES:
+        raise BadEpisodeError(f"array {camera!r} has the shape {shape}: empty, or larger than any episode")
+    return camera
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
+        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+def _as_uint8(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise BadEpisodeError(f"frames of type {pixels.dtype} hold values outside 0 to 255")
+    return pixels.astype(np.uint8)

@@ -1,0 +1,183 @@
+"""Episodes from video files of any container, decoded by PyAV.
+
+Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
+several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import av
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.frames import MAX_PIXELS, FrameForm
+from pipeline.naming import episode_key
+from pipeline.sources.base import BadEpisode, SourceShard
+
+ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
+EPISODE_FRAMES = 1000
+# A video may end this share of its stated duration early before it counts as cut short.
+_TOLERATED_LOSS = 0.1
+_RATE_ROUNDING = 0.002
+
+
+def read_video(path: str | Path, rate: float | None = None, max_frames: int | None = None) -> Episode:
+    """One video file as one episode, its frames as JPEG (quality 95, 4:4:4) at full size.
+
+    Args:
+        path: A local path or URL.
+        rate: Frames per second to sample; by default, and above the video's own rate, every frame is taken.
+        max_frames: Stop after so many frames; by default `EPISODE_FRAMES`.
+
+    Raises:
+        SourceError: There is no such file, or no video can be decoded from it.
+    """
+    path = str(path)
+    entry = DatasetEntry(name="video", directory="", image_key="video", control_hz=rate)
+    shard = SourceShard("file", 0, storage.basename(path))
+    try:
+        with storage.open_read(path) as file:
+            return next(_episodes(file, entry, FrameForm("jpeg"), shard, max_frames or EPISODE_FRAMES))
+    except OSError as error:
+        raise SourceError(f"{path} can't be opened: {error}") from error
+    except BadEpisodeError as error:
+        raise SourceError(f"{path} can't be used as a video: {error}") from error
+
+
+class VideoSource:
+    """A folder of video files, all of them the split `train`, in the order of their names."""
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
+        self.folder = folder
+        self._entry = entry
+        self._form = form
+
+    def plan(self) -> list[SourceShard]:
+        """All files. See `Source.plan`."""
+        names = [name for name in storage.list_files(self.folder) if name.lower().endswith(ENDINGS)]
+        return [SourceShard("train", number, name) for number, name in enumerate(names)]
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episodes of a file. See `Source.read`."""
+        path = storage.join(self.folder, shard.file)
+        record = 0
+        try:
+            with storage.open_read(path) as file:
+                episodes = _episodes(file, self._entry, self._form, shard, EPISODE_FRAMES)
+                for episode in itertools.islice(episodes, shard.take):
+                    yield record, episode
+                    record += 1
+        except OSError as error:
+            raise SourceError(f"{path} can't be opened: {error}") from error
+        except BadEpisodeError as error:
+            yield record, BadEpisode(str(error))
+
+
+def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int) -> Iterator[Episode]:
+    """A video in pieces of at most `length` frames."""
+    timed = _sampled(_decoded(file), entry.control_hz)
+    for record in itertools.count():
+        times, kept = [], []
+        for time, pixels in itertools.islice(timed, length):
+            times.append(time)
+            kept.append(form.keep_pixels(pixels))
+        if not kept:
+            if record == 0:
+                raise BadEpisodeError("no frames")
+            return
+        height, width = kept[0][1]
+        if any(size != (height, width) for _, size in kept):
+            raise BadEpisodeError("the size of the picture changes")
+        yield Episode(
+            key=episode_key(shard.split, shard.number, record),
+            dataset=entry.name,
+            frames=[data for data, _ in kept],
+            height=height,
+            width=width,
+            rate=_rate(times, entry.control_hz),
+            base_step=entry.base_step,
+            camera=entry.image_key,
+            language="",
+            source_file=shard.file,
+            source_record=record,
+        )
+
+
+def _rate(times: list[float], wanted: float | None) -> float | None:
+    """Frames per second: what was sampled for, else what timestamps say, rid of their rounding to milliseconds."""
+    if len(times) < 2:
+        return wanted
+    measured = (len(times) - 1) / (times[-1] - times[0])
+    if wanted is not None and measured > 0.9 * wanted:
+        return wanted
+    whole = round(measured)
+    return min(
+        (rate for rate in (whole, whole / 1.001) if abs(rate - measured) < _RATE_ROUNDING * measured),
+        key=lambda rate: abs(rate - measured),
+        default=measured,
+    )
+
+
+def _sampled(frames: Iterator[tuple[float, np.ndarray]], rate: float | None) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames nearest to times 1 / `rate` apart, none of them twice."""
+    if rate is None:
+        yield from frames
+        return
+    start: float | None = None
+    wanted = 0  # number of the next time to be met
+    previous: tuple[float, np.ndarray] | None = None
+    for frame in frames:
+        if start is None or previous is None:
+            start, previous = frame[0], frame
+            continue
+        middle = (previous[0] + frame[0]) / 2 - start
+        if wanted / rate < middle:
+            yield previous
+            wanted = int(np.ceil(middle * rate))
+        previous = frame
+    if previous is not None and start is not None and wanted / rate <= previous[0] - start + 0.5 / rate:
+        yield previous
+
+
+def _decoded(file: IO[bytes]) -> Iterator[tuple[float, np.ndarray]]:
+    """All frames of the video with their times in seconds, upright, (H, W, 3) uint8 RGB."""
+    last: float | None = None
+    try:
+        with av.open(file, mode="r", metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise BadEpisodeError("the file holds no video")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+                raise BadEpisodeError(f"frames of more than {MAX_PIXELS} pixels")
+            for frame in container.decode(stream):
+                if frame.time is None or (last is not None and frame.time <= last):
+                    continue
+                last = frame.time
+                yield frame.time, np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+            lost = _seconds_lost(container, stream, last)
+    except av.error.FFmpegError as error:
+        raise BadEpisodeError(f"the video can't be decoded: {error.strerror}") from error
+    if lost is not None:
+        raise BadEpisodeError(f"the file is cut short: its last {lost:.1f} seconds are missing")
+
+
+def _seconds_lost(container: av.container.InputContainer, stream: av.VideoStream, last: float | None) -> float | None:
+    """How much of the stated duration did not decode, where that is more than a header's imprecision."""
+    if last is None:
+        return None
+    if stream.duration is not None and stream.time_base is not None:
+        stated = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+    elif container.duration is not None:
+        stated = ((container.start_time or 0) + container.duration) / av.time_base
+    else:
+        return None
+    frame_time = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    lost = stated - last - frame_time
+    return lost if lost > max(_TOLERATED_LOSS * stated, 2 * frame_time) else None
