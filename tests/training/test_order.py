@@ -1,0 +1,155 @@
+"""The order of samples: exact proportions, every clip once per epoch, the same for any way of splitting the work."""
+
+import itertools
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from training.order import BLOCK, DatasetSize, SampleOrder
+
+GOLDEN = [
+    ("kuka", 34),
+    ("fractal20220817_data", 564),
+    ("fractal20220817_data", 346),
+    ("fractal20220817_data", 220),
+    ("fractal20220817_data", 1747),
+]
+SIZES = st.integers(1, 700)
+MIXTURES = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=6), st.tuples(SIZES, st.integers(1, 4), st.floats(1e-3, 100)), min_size=1, max_size=6
+)
+
+
+def _order(mixture: dict[str, tuple[int, int, float]], seed: int = 0) -> SampleOrder:
+    sizes = {name: DatasetSize(positions, views) for name, (positions, views, _) in mixture.items()}
+    return SampleOrder(sizes, {name: weight for name, (_, _, weight) in mixture.items()}, seed)
+
+
+@given(positions=SIZES, views=st.integers(1, 5), epochs=st.integers(1, 6), seed=st.integers(0, 2**64))
+@settings(max_examples=60, deadline=None)
+def test_every_position_is_visited_once_in_every_epoch_each_time_in_the_next_view(positions, views, epochs, seed):
+    order = SampleOrder({"a": DatasetSize(positions, views)}, None, seed)
+    _, rows = order.samples(0, positions * epochs)
+    by_epoch = np.sort(rows.reshape(epochs, positions), axis=1)
+    assert (by_epoch // views == np.arange(positions)).all()
+    view = by_epoch % views
+    assert ((view[1:] - view[:-1]) % views == 1 % views).all()
+
+
+@given(mixture=MIXTURES, seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_every_data_set_of_a_mixture_goes_through_its_own_epochs_in_order(mixture, seed):
+    order = _order(mixture, seed)
+    dataset, rows = order.samples(0, 3 * BLOCK)
+    for number, name in enumerate(order.datasets):
+        positions, views, _ = mixture[name]
+        visited = rows[dataset == number] // views
+        for start in range(0, len(visited) - positions + 1, positions):
+            assert np.array_equal(np.sort(visited[start : start + positions]), np.arange(positions))
+
+
+@given(shares=st.lists(st.integers(1, 400), min_size=1, max_size=8), block=st.integers(0, 10**9))
+@settings(max_examples=60, deadline=None)
+def test_a_block_holds_exactly_the_weights_share_where_that_is_whole(shares, block):
+    whole = [*shares[:-1], BLOCK - sum(shares[:-1])]
+    if whole[-1] <= 0:
+        whole = [BLOCK]
+    order = SampleOrder({str(i): DatasetSize(50) for i in range(len(whole))}, {str(i): s for i, s in enumerate(whole)})
+    dataset, _ = order.samples(block * BLOCK, BLOCK)
+    assert np.bincount(dataset, minlength=len(whole)).tolist() == whole
+
+
+@given(mixture=MIXTURES, blocks=st.integers(1, 10**12))
+@settings(max_examples=60, deadline=None)
+def test_proportions_never_drift_from_the_weights(mixture, blocks):
+    order = _order(mixture)
+    drawn = order.drawn(blocks * BLOCK)
+    total = sum(order.weights.values())
+    bound = math.ceil(math.log2(len(mixture))) / 2
+    assert sum(drawn.values()) == blocks * BLOCK
+    for name, weight in order.weights.items():
+        assert abs(drawn[name] - blocks * BLOCK * weight / total) <= bound
+
+
+@given(
+    mixture=MIXTURES, start=st.integers(0, 10**6), count=st.integers(1, 3000), cuts=st.lists(st.integers(0, 3000), max_size=6)
+)
+@settings(max_examples=40, deadline=None)
+def test_samples_do_not_depend_on_how_they_are_split_among_ranks_and_batches(mixture, start, count, cuts):
+    order = _order(mixture)
+    whole = order.samples(start, count)
+    edges = sorted({0, count, *(cut for cut in cuts if cut < count)})
+    parts = [_order(mixture).samples(start + a, b - a) for a, b in itertools.pairwise(edges)]
+    for i in (0, 1):
+        assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    middle = count // 2
+    assert order[start + middle] == (order.datasets[whole[0][middle]], whole[1][middle])
+
+
+@given(mixture=MIXTURES, number=st.integers(0, 10 * BLOCK))
+@settings(max_examples=30, deadline=None)
+def test_drawn_counts_what_was_drawn(mixture, number):
+    order = _order(mixture)
+    dataset, _ = order.samples(0, number)
+    assert list(order.drawn(number).values()) == np.bincount(dataset, minlength=len(mixture)).tolist()
+
+
+def test_two_epochs_two_seeds_and_two_data_sets_are_shuffled_differently():
+    size = DatasetSize(1000)
+    _, rows = SampleOrder({"a": size}).samples(0, 2000)
+    first = rows[:1000]
+    others = [rows[1000:], SampleOrder({"a": size}, seed=1).samples(0, 1000)[1], SampleOrder({"b": size}).samples(0, 1000)[1]]
+    for other in others:
+        # Two independent shuffles of 1000 agree in about one place, and neither is nearly sorted.
+        assert (first == other).sum() < 10
+    assert abs(np.corrcoef(first, np.arange(1000))[0, 1]) < 0.15
+
+
+@pytest.mark.parametrize("positions", [3, 6, 11])
+def test_a_small_data_set_is_shuffled_evenly(positions):
+    _, rows = SampleOrder({"a": DatasetSize(positions)}, seed=5).samples(0, positions * 4000)
+    places = rows.reshape(-1, positions)
+    counts = np.array([np.bincount(places[:, i], minlength=positions) for i in range(positions)])
+    expected = 4000 / positions
+    degrees = (positions - 1) ** 2
+    assert ((counts - expected) ** 2 / expected).sum() < degrees + 6 * np.sqrt(2 * degrees)
+
+
+def test_the_order_is_the_same_on_every_machine_and_in_every_version():
+    sizes = {"fractal20220817_data": DatasetSize(1000, 2), "kuka": DatasetSize(77)}
+    order = SampleOrder(sizes, {"fractal20220817_data": 0.6, "kuka": 0.4}, seed=7)
+    assert [order[n] for n in (0, 1, 2, 5000, 10**12)] == GOLDEN
+
+
+def test_a_billion_clips_take_no_more_memory_than_ten():
+    large = SampleOrder({"a": DatasetSize(10**9), "b": DatasetSize(2 * 10**9, 8)}, {"a": 1, "b": 2})
+    small = SampleOrder({"a": DatasetSize(10), "b": DatasetSize(10, 8)}, {"a": 1, "b": 2})
+    dataset, rows = large.samples(10**14, 4 * BLOCK)
+    assert len(set(zip(dataset.tolist(), rows.tolist(), strict=True))) == 4 * BLOCK
+    assert rows[dataset == 0].max() < 10**9 and rows[dataset == 1].max() < 16 * 10**9
+
+    def held(order: SampleOrder) -> int:
+        return sum(sys.getsizeof(value) + getattr(value, "nbytes", 0) for value in vars(order).values())
+
+    assert held(large) == held(small)
+
+
+def test_a_mixture_that_names_an_absent_data_set_is_refused_with_its_name():
+    with pytest.raises(ConfigError, match=r"without token shards: kuka.*There are: a"):
+        SampleOrder({"a": DatasetSize(3)}, {"a": 1, "kuka": 1})
+
+
+@pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": -1.0}, {"a": float("nan")}, {}])
+def test_weights_that_are_no_weights_are_refused(weights):
+    with pytest.raises(ConfigError, match="finite and above 0"):
+        SampleOrder({"a": DatasetSize(3)}, weights)
+
+
+def test_a_data_set_without_clips_is_refused():
+    with pytest.raises(ConfigError, match="data set a has 0 clips"):
+        SampleOrder({"a": DatasetSize(0)})

@@ -1,0 +1,301 @@
+"""The token shards of a mixture, opened as one: found, checked against their records, mapped, and read by row.
+
+Every shard is mapped when the store is opened, about 0.2 ms each, so that a truncated or foreign shard is an error before
+training starts and not at the step that first meets it. Shards on an object store are first copied whole to local disk.
+Reading copies single rows out of the maps: nothing is kept in memory but what the operating system caches.
+"""
+
+import concurrent.futures
+import fcntl
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from pipeline import storage
+from pipeline.errors import ConfigError, ShardError
+from pipeline.naming import parse_shard_name
+from pipeline.records import ShardRecord, read_record, record_path
+from tokenize_offline.token_shards import (
+    TokenLayout,
+    TokenShardInfo,
+    fixed_size_column,
+    open_token_shard,
+    require_same_layout,
+    token_schema,
+)
+from training.order import DatasetSize
+
+DEFAULT_CACHE = Path("~/.cache/ivideogpt/tokens")
+_READERS = 8
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Rows of a store, N of them.
+
+    Attributes:
+        ids: (N, L) uint16.
+        action: (N, T, A) float32, or None where none were asked for.
+        reward: (N, T) float32, or None where none were asked for.
+    """
+
+    ids: np.ndarray
+    action: np.ndarray | None = None
+    reward: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """An opened shard: its metadata and its columns as arrays over the mapped file, one array per record batch."""
+
+    path: str
+    info: TokenShardInfo
+    ids: list[np.ndarray]
+    action: list[np.ndarray]
+    reward: list[np.ndarray]
+
+
+class _Dataset:
+    """All rows of one data set, numbered through its shards in the order of their names."""
+
+    def __init__(self, shards: list[_Shard]) -> None:
+        self.info = shards[0].info
+        for shard in shards[1:]:
+            _require_same_rows(shards[0], shard)
+        self._ids = [array for shard in shards for array in shard.ids]
+        self._action = [array for shard in shards for array in shard.action]
+        self._reward = [array for shard in shards for array in shard.reward]
+        self._starts = np.cumsum([0, *(len(array) for array in self._ids)])
+
+    @property
+    def size(self) -> DatasetSize:
+        return DatasetSize(int(self._starts[-1]) // self.info.views, self.info.views)
+
+    def copy(self, rows: np.ndarray, into: Clips, at: np.ndarray) -> None:
+        """Copy `rows` to the places `at` of `into`."""
+        if rows.size and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
+            raise IndexError(
+                f"data set {self.info.dataset} has rows 0 to {self._starts[-1] - 1}, not {rows.min()}..{rows.max()}"
+            )
+        parts = np.searchsorted(self._starts, rows, side="right") - 1
+        places = list(zip(at.tolist(), parts.tolist(), (rows - self._starts[parts]).tolist(), strict=True))
+        for target, part, row in places:
+            into.ids[target] = self._ids[part][row]
+        if into.action is not None:
+            for target, part, row in places:
+                into.action[target] = self._action[part][row].reshape(into.action.shape[1:])
+        if into.reward is not None:
+            for target, part, row in places:
+                into.reward[target] = self._reward[part][row]
+
+
+class TokenStore:
+    """Token shards of one layout, by data set. Open one with `TokenStore.open`.
+
+    Attributes:
+        layout: What all its shards share.
+        datasets: Names of the data sets, sorted.
+        sizes: Data set name -> clip positions and views; what `SampleOrder` needs.
+    """
+
+    def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset]) -> None:
+        self.layout = layout
+        self.datasets = tuple(sorted(datasets))
+        self.sizes = {name: datasets[name].size for name in self.datasets}
+        self._by_name = datasets
+
+    @classmethod
+    def open(
+        cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str] = ("train",), cache_dir: Path | None = None
+    ) -> "TokenStore":
+        """Open all finished shards of `splits` in folders laid out as `{dir}/{data set}/{split}-{number}.arrow`.
+
+        Args:
+            dirs: One or several folders or URLs.
+            splits: Exact names; held-out episodes lie in splits of their own (`train_heldout`).
+            cache_dir: Where shards of an object store are copied to; None takes `~/.cache/ivideogpt/tokens`.
+
+        Raises:
+            ShardError: There are none, one is damaged or cut short, two were made in different ways, or a data set is
+                there twice. The message names the files.
+        """
+        folders = [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
+        found = [shard for folder in folders for shard in _find(folder, set(splits))]
+        if not found:
+            raise ShardError(_nothing_found(folders, splits))
+        _require_once(found)
+        cache = (cache_dir or DEFAULT_CACHE).expanduser()
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+            loading = pool.map(lambda path: _open(path, cache), found)
+            remote = not all(storage.is_local(path) for path in found)
+            shards = list(tqdm.tqdm(loading, "caching token shards", len(found), unit="shard", disable=not remote))
+        for shard in shards[1:]:
+            require_same_layout(shards[0].info, shards[0].path, shard.info, shard.path)
+        by_name: dict[str, list[_Shard]] = {}
+        for shard in shards:
+            by_name.setdefault(shard.info.dataset, []).append(shard)
+        datasets = {name: _Dataset(members) for name, members in by_name.items()}
+        empty = sorted(name for name, dataset in datasets.items() if not dataset.size.positions)
+        if empty:
+            _LOG.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
+        datasets = {name: dataset for name, dataset in datasets.items() if name not in empty}
+        if not datasets:
+            raise ShardError(f"the token shards of {', '.join(splits)} under {', '.join(folders)} hold no clips")
+        return cls(shards[0].info.layout, datasets)
+
+    @property
+    def action_dim(self) -> int:
+        """Columns of an action, 0 where no data set has actions.
+
+        Raises:
+            ConfigError: Data sets differ in it.
+        """
+        dims = {name: self._by_name[name].info.action_dim for name in self.datasets}
+        if len(set(dims.values())) > 1:
+            raise ConfigError(
+                f"data sets differ in the number of action columns: {dims}. Choose data sets that agree by data.weights, "
+                "or turn model.actions off."
+            )
+        return next(iter(dims.values()))
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether all data sets carry rewards."""
+        return all(self._by_name[name].info.has_reward for name in self.datasets)
+
+    def positions(self, dataset: str) -> int:
+        """Clip positions of a data set."""
+        return self.sizes[dataset].positions
+
+    def views(self, dataset: str) -> int:
+        """Views of every clip position of a data set."""
+        return self.sizes[dataset].views
+
+    def restrict(self, names: Sequence[str]) -> "TokenStore":
+        """The same store with only some of its data sets."""
+        return TokenStore(self.layout, {name: self._by_name[name] for name in names})
+
+    def rows(self, dataset: str, rows: np.ndarray, actions: bool = False, rewards: bool = False) -> Clips:
+        """Copies of (N,) rows of one data set. See `read`."""
+        return self.read([dataset], np.zeros(len(rows), np.int64), rows, actions, rewards)
+
+    def read(
+        self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray, actions: bool = False, rewards: bool = False
+    ) -> Clips:
+        """Copies of rows out of several data sets.
+
+        Args:
+            names: Data set names.
+            dataset: (N,) position in `names` of every row's data set.
+            rows: (N,) row within that data set.
+            actions: Whether actions are wanted too; rewards likewise.
+            rewards: See actions.
+
+        Raises:
+            ShardError: An id lies past the vocabulary: the shard is damaged.
+        """
+        clip_length, count = self.layout.clip_length, len(rows)
+        clips = Clips(
+            np.empty((count, self.layout.sequence_length), np.uint16),
+            np.empty((count, clip_length, self.action_dim), np.float32) if actions else None,
+            np.empty((count, clip_length), np.float32) if rewards else None,
+        )
+        for number in np.unique(dataset):
+            at = np.flatnonzero(dataset == number)
+            self._by_name[names[number]].copy(rows[at], clips, at)
+            if clips.ids[at].max() >= self.layout.vocabulary:
+                raise ShardError(
+                    f"token shards of {names[number]} hold id {clips.ids[at].max()} where the vocabulary has "
+                    f"{self.layout.vocabulary}; run `ivideogpt-inspect --verify` on them and tokenize the damaged ones again"
+                )
+        return clips
+
+
+def _find(folder: str, splits: set[str]) -> Iterator[str]:
+    """Paths of the finished shards of `splits` under one folder."""
+    for dataset in storage.list_folders(folder):
+        names = storage.list_files(storage.join(folder, dataset))
+        records = {name for name in names if name.endswith(".json")}
+        shards = [
+            name for name in names if name.endswith(".arrow") and (parsed := parse_shard_name(name)) and parsed[0] in splits
+        ]
+        wanted = {record_path(name): name for name in shards}
+        for name in records:
+            parsed = parse_shard_name(name.removesuffix(".json") + ".arrow")
+            if parsed and parsed[0] in splits and name not in wanted:
+                raise ShardError(f"{storage.join(folder, dataset, name)} is there but its token shard is not; tokenize again")
+        unfinished = [shard for record, shard in wanted.items() if record not in records]
+        if unfinished:
+            _LOG.warning("%s/%s: %d shards without a record are not finished and left out", folder, dataset, len(unfinished))
+        yield from (storage.join(folder, dataset, shard) for shard in shards if shard not in unfinished)
+
+
+def _nothing_found(folders: Sequence[str], splits: Sequence[str]) -> str:
+    there: set[str] = set()
+    for folder in folders:
+        for dataset in storage.list_folders(folder):
+            names = (parse_shard_name(name) for name in storage.list_files(storage.join(folder, dataset)))
+            there |= {parsed[0] for parsed in names if parsed}
+    hint = f"there are shards of {', '.join(sorted(there))}" if there else "give the folder that ivideogpt-tokenize wrote to"
+    return f"no finished token shards of split {', '.join(splits)} under {', '.join(folders)}: {hint}"
+
+
+def _require_once(paths: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for path in paths:
+        name = "/".join(path.rsplit("/", 2)[1:])
+        if name in seen:
+            raise ShardError(f"{seen[name]} and {path} are the same shard of the same data set: leave one folder out")
+        seen[name] = path
+
+
+def _open(path: str, cache: Path) -> _Shard:
+    record = read_record(record_path(path))
+    local = _cached(path, record, cache)
+    if local.stat().st_size != record.bytes:
+        raise ShardError(
+            f"{path} has {local.stat().st_size} bytes where its record states {record.bytes}: it was cut short or replaced; "
+            "delete it and its record, and tokenize again"
+        )
+    info, table = open_token_shard(local)
+    if not table.schema.equals(token_schema(info)):
+        raise ShardError(f"{path} has other columns than its metadata states; delete it and its record, and tokenize again")
+    dataset, name = path.rsplit("/", 2)[1:]
+    parsed = parse_shard_name(name)
+    if parsed is None or (info.dataset, info.split) != (dataset, parsed[0]):
+        raise ShardError(f"{path} says that it belongs to {info.dataset}/{info.split}: it was moved or renamed")
+    if table.num_rows != record.samples or table.num_rows % info.views:
+        raise ShardError(f"{path} has {table.num_rows} rows; its record states {record.samples} in {info.views} views")
+    layout = info.layout
+    return _Shard(
+        path,
+        info,
+        list(fixed_size_column(table, "ids", layout.sequence_length)),
+        list(fixed_size_column(table, "action", layout.clip_length * info.action_dim)) if info.action_dim else [],
+        list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],
+    )
+
+
+def _cached(path: str, record: ShardRecord, cache: Path) -> Path:
+    """A local file with a shard's content; copies are kept by content, and made once however many processes ask."""
+    if storage.is_local(path):
+        return storage.local_path(path)
+    folder = cache / hashlib.sha256(f"{path} {record.sha256}".encode()).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return storage.local_copy(path, folder)
+
+
+def _require_same_rows(first: _Shard, other: _Shard) -> None:
+    """Refuse shards of one data set that differ in views, actions or rewards."""
+    for name in ("views", "action_dim", "has_reward"):
+        a, b = getattr(first.info, name), getattr(other.info, name)
+        if a != b:
+            raise ShardError(f"{first.path} and {other.path} can't be used together: {name} is {a} and {b}")
