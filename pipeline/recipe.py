@@ -122,8 +122,11 @@ class TokenizerConfig:
         warmup_steps: Steps of linear warm-up.
         reconstruction_weight: Of the L1 reconstruction loss.
         commitment_weight: Of both commitment losses.
-        perceptual_weight: Of LPIPS; above 0 it needs `--perceptual_weights`.
         revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
+        training_precision: In which it is trained; codebooks and losses stay in fp32.
+        seed: Of initialisation and of the order of training clips.
+        log_every: Steps between lines of metrics.
+        checkpoint_every: Steps between checkpoints, each with an evaluation on held-out episodes.
         precision: In which the frozen tokenizer runs over shards.
         clips_per_batch: Clips that go through the frozen tokenizer at once.
     """
@@ -145,8 +148,11 @@ class TokenizerConfig:
     warmup_steps: int = 500
     reconstruction_weight: float = 1.0
     commitment_weight: float = 1.0
-    perceptual_weight: float = 0.0
     revive_every: int = 200
+    training_precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
     precision: Precision = "fp32"
     clips_per_batch: int = 16
 
