@@ -60,6 +60,25 @@ def recipe_parser(prog: str, description: str) -> CommandParser:
     return parser
 
 
+def add_section_folder(parser: CommandParser, section: str, help: str) -> None:
+    """Let `--{section} DIR` name a folder (or URL, or hub id), required, beside the section's own keys.
+
+    jsonargparse keeps `--{section}` for the section as a whole, so the option is `--{section}_dir` within the parser, and
+    `parse_recipe` takes the short spelling for it. Its value is `{section}_dir` of the namespace.
+    """
+    parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=True, help=f"{help} Short: --{section} DIR.")
+
+
+def _spelled_out(parser: CommandParser, arguments: Sequence[str]) -> list[str]:
+    known = {name for action in parser._actions for name in _dotted_names(action)}
+    folders = {f"--{section.name}" for section in dataclasses.fields(Recipe) if f"{section.name}_dir" in known}
+    spelled = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        spelled.append(f"{name}_dir{equals}{value}" if name in folders else argument)
+    return spelled
+
+
 def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) -> tuple[Recipe, Any]:
     """Parse a command line into its recipe and the namespace of the command's own options.
 
@@ -67,7 +86,8 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
         ConfigError: A section's own check failed.
     """
     try:
-        namespace = parser.instantiate(parser.parse_args(list(arguments) if arguments is not None else None))
+        spelled = _spelled_out(parser, sys.argv[1:] if arguments is None else arguments)
+        namespace = parser.instantiate(parser.parse_args(spelled))
     except ConfigError as error:
         parser.error(str(error))
     sections = {section.name: namespace.pop(section.name) for section in dataclasses.fields(Recipe)}
