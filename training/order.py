@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from pipeline.errors import ConfigError
 BLOCK = 2048
 _FEISTEL_ROUNDS = 8
 _LARGEST = 1 << 48
+# The last few only: neighbouring batches share a block.
+_CACHED_BLOCKS = 8
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,16 @@ class SampleOrder:
         bits = np.array([(sizes[name].positions - 1).bit_length() for name in self.datasets], np.uint64)
         self._low_bits = bits // np.uint64(2)
         self._high_bits = bits - self._low_bits
-        # The last few blocks only: neighbouring batches share one.
-        self._block = functools.lru_cache(maxsize=8)(self._shuffled_block)
+        self._block = functools.lru_cache(maxsize=_CACHED_BLOCKS)(self._shuffled_block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the cache of blocks, so that an order can be sent to worker processes."""
+        return {name: value for name, value in self.__dict__.items() if name != "_block"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore an order with an empty cache."""
+        self.__dict__.update(state)
+        self._block = functools.lru_cache(maxsize=_CACHED_BLOCKS)(self._shuffled_block)
 
     def __getitem__(self, number: int) -> tuple[str, int]:
         """(data set, row in that data set) of sample `number`."""
