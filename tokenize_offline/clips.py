@@ -165,13 +165,18 @@ def plan_clips(episode: EpisodeShape, clips: ClipsConfig, views: int) -> list[Cl
     for position in range(clips.per_episode):
         draws = Draws(clips.seed, episode.dataset, episode.key, position)
         start = min(int((position + draws.uniform("start")) / clips.per_episode * starts), starts - 1)
-        frames = tuple(min(start + _nearest(step * stride), last) for step in range(steps))
-        if clips.goal:
-            frames = (last, *frames)
+        frames = frame_indices(clips, start, stride, episode.num_frames)
         for view in range(views):
             augmentation = draw_augmentation(Draws(*draws.key, view), clips, episode) if view else None
             plans.append(ClipPlan(start, stride, frames, view, augmentation))
     return plans
+
+
+def frame_indices(clips: ClipsConfig, start: int, stride: float, num_frames: int) -> tuple[int, ...]:
+    """(T) indices into an episode of a clip that starts at `start`; the last frame is repeated where it is too short."""
+    last = num_frames - 1
+    frames = tuple(min(start + _nearest(step * stride), last) for step in range(_length(clips) - clips.goal))
+    return (last, *frames) if clips.goal else frames
 
 
 def draw_augmentation(draws: Draws, clips: ClipsConfig, episode: EpisodeShape) -> Augmentation:
