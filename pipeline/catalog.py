@@ -32,6 +32,7 @@ class DatasetEntry:
         base_step: Frame step from which the published stride follows (`spec/world-model.md`).
         robot: Who acts.
         bgr: Cameras known to have red and blue swapped.
+        future_steps: Steps that an action of the source spans; the first one is taken.
         success_filter: Whether episodes that the source marks as failed are passed over.
     """
 
@@ -44,6 +45,7 @@ class DatasetEntry:
     base_step: float = 1.0
     robot: str = ""
     bgr: tuple[str, ...] = ()
+    future_steps: int = 1
     success_filter: bool = False
 
 

@@ -149,6 +149,8 @@ class FrameForm:
     @classmethod
     def of(cls, data: DataConfig) -> "FrameForm":
         """The form that a recipe asks for: a short side of 1.25 x its resolution, so that crops of 0.8 need no upsampling."""
+        if data.frames == "source":
+            return cls("source")
         return cls(data.frames, math.ceil(_CROP_MARGIN * data.resolution), data.jpeg_quality)
 
     def keep(self, data: bytes, swap: bool = False) -> tuple[bytes, tuple[int, int]]:

@@ -64,6 +64,15 @@ def list_files(folder: str) -> list[str]:
     return sorted(name for name in names if not name.endswith(_PARTIAL))
 
 
+def file_sizes(folder: str) -> dict[str, int]:
+    """Name -> bytes of the files directly in `folder`, in the order of names; empty where the folder isn't there."""
+    fs, inner = url_to_fs(folder)
+    if not fs.isdir(inner):
+        return {}
+    entries = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
+    return {name: int(entries[name]["size"]) for name in sorted(entries) if not name.endswith(_PARTIAL)}
+
+
 def list_folders(folder: str) -> list[str]:
     """The names (not paths) of the folders directly in `folder`, sorted; empty where the folder isn't there."""
     fs, inner = url_to_fs(folder)

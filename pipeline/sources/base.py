@@ -3,14 +3,17 @@
 Nothing else may be asked of a source, so that files can be read in any order, by any process, and a kind of source is one file.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
+from pipeline.frames import FrameForm
 
 MAX_FRAMES = 100_000
 MAX_EPISODE_BYTES = 2 << 30
@@ -53,6 +56,10 @@ class Source(Protocol):
 
     folder: str
 
+    def inputs(self) -> dict[str, Any]:
+        """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
+        ...
+
     def plan(self) -> list[SourceShard]:
         """All files, in a fixed order: split by split, then by number.
 
@@ -68,6 +75,21 @@ class Source(Protocol):
             SourceError: The file is missing or damaged.
         """
         ...
+
+
+def settings(kind: str, entry: DatasetEntry, form: FrameForm) -> dict[str, Any]:
+    """The part of `Source.inputs` that all kinds share."""
+    return {
+        "kind": kind,
+        "dataset": entry.name,
+        "camera": entry.image_key,
+        "rate": entry.control_hz,
+        "base_step": entry.base_step,
+        "swap_red_and_blue": entry.image_key in entry.bgr,
+        "future_steps": entry.future_steps,
+        "success_filter": entry.success_filter,
+        "frames": dataclasses.asdict(form),
+    }
 
 
 def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:

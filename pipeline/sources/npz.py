@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.naming import episode_key
-from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, SourceShard, pad_actions
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, SourceShard, pad_actions, settings
 
 ENDINGS = (".npz",)
 _PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
@@ -55,6 +55,10 @@ class NpzSource:
         self.folder = folder
         self._entry = entry
         self._form = form
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`."""
+        return settings("npz", self._entry, self._form)
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""

@@ -65,5 +65,22 @@ def read_records(path: str) -> Iterator[bytes]:
             number += 1
 
 
+def count_records(path: str) -> int | None:
+    """The number of records of a TFRecord file by their lengths alone; None where these don't add up to its size."""
+    if not storage.exists(path):
+        return None
+    end = storage.size(path)
+    position = count = 0
+    with storage.open_read(path) as file:
+        while position < end:
+            file.seek(position)
+            header = file.read(_LENGTH.size)
+            if len(header) < _LENGTH.size:
+                return None
+            position += _LENGTH.size + _LENGTH.unpack(header)[0] + _CHECKSUM.size
+            count += 1
+    return count if position == end else None
+
+
 def _damaged(path: str, number: int, what: str) -> SourceError:
     return SourceError(f"{path}, record {number}: {what}. Fetch the file again")

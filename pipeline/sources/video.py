@@ -7,7 +7,7 @@ several episodes, so that memory stays bounded. Decoding goes through one thread
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import MAX_PIXELS, FrameForm
 from pipeline.naming import episode_key
-from pipeline.sources.base import BadEpisode, SourceShard
+from pipeline.sources.base import BadEpisode, SourceShard, settings
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
 EPISODE_FRAMES = 1000
@@ -57,6 +57,10 @@ class VideoSource:
         self.folder = folder
         self._entry = entry
         self._form = form
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`."""
+        return settings("video", self._entry, self._form)
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""

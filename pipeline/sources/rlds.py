@@ -1,0 +1,245 @@
+"""RLDS data sets, as Open X-Embodiment publishes them: TFRecord files of episodes, read without TensorFlow.
+
+A record is parsed once and its wanted columns are taken out whole, images still encoded; nothing happens step by step. File
+names decide which files there are, so that a set without `dataset_info.json`, or with files missing, is read for what it is.
+"""
+
+import collections
+import functools
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from pipeline import storage
+from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.frames import FrameForm, decode
+from pipeline.naming import episode_key
+from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions, settings
+from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
+from pipeline.sources.tfrecord import count_records, read_records
+
+SPEC_FILE = "features.json"
+_INFO_FILE = "dataset_info.json"
+_FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
+_MAX_TEXT = 10_000
+_PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
+
+Columns = Any  # the map of a parsed tf.train.Example: path -> feature
+
+
+class RldsSource:
+    """The version folder of one RLDS data set."""
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
+        self.folder = folder
+        self._entry = entry
+        self._form = form
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`."""
+        spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
+        return {**settings("rlds", self._entry, self._form), "spec_sha256": hashlib.sha256(spec).hexdigest()}
+
+    def plan(self) -> list[SourceShard]:
+        """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
+        _spec(self.folder, self._entry)
+        shards: dict[tuple[str, int], str] = {}
+        for name in storage.list_files(self.folder):
+            match = _FILE.match(name)
+            if match is None:
+                continue
+            place = (match["split"], int(match["number"]))
+            if shards.get(place, name) != name:
+                raise SourceError(f"{self.folder} has both {shards[place]} and {name}: remove the one that doesn't belong")
+            shards[place] = name
+            for number in range(int(match["of"] or 0)):
+                shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
+        lengths = _stated_lengths(self.folder)
+        files = collections.Counter(split for split, _ in shards)
+        plan = []
+        for (split, number), file in sorted(shards.items()):
+            stated = lengths.get(split, [])
+            if len(stated) == files[split] and number < len(stated):
+                plan.append(SourceShard(split, number, file, stated[number]))
+            else:
+                plan.append(SourceShard(split, number, file, count_records(storage.join(self.folder, file))))
+        return plan
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episodes of one file. See `Source.read`."""
+        spec = _spec(self.folder, self._entry)
+        path = storage.join(self.folder, shard.file)
+        count = 0
+        for record in read_records(path):
+            if count == shard.take:
+                return
+            yield count, self._read_record(record, spec, shard, count)
+            count += 1
+        wanted = shard.records if shard.take is None else None
+        if wanted is not None and count != wanted:
+            raise SourceError(f"{path} has {count} records, {_INFO_FILE} says {wanted}. Fetch the file again")
+
+    def _read_record(self, record: bytes, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode | BadEpisode:
+        try:
+            columns = tf_example_pb2.Example.FromString(record).features.feature
+            if spec.success is not None and not _numbers(columns, spec.success, 1).any():
+                return BadEpisode("marked as failed by the source", filtered=True)
+            return self._episode(columns, spec, shard, position)
+        except DecodeError as error:
+            return BadEpisode(f"the record is no tf.train.Example: {error}")
+        except BadEpisodeError as error:
+            return BadEpisode(str(error))
+
+    def _episode(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode:
+        frames, (height, width) = self._frames(columns, spec)
+        count = len(frames)
+        action = _joined(columns, spec.action)
+        state = _joined(columns, spec.state)
+        return Episode(
+            key=episode_key(shard.split, shard.number, position),
+            dataset=self._entry.name,
+            frames=frames,
+            height=height,
+            width=width,
+            rate=self._entry.control_hz,
+            base_step=self._entry.base_step,
+            camera=self._entry.image_key,
+            language=_text(columns, spec.instruction),
+            source_file=shard.file,
+            source_record=position,
+            episode_id=_text(columns, spec.episode_id),
+            action_meaning=spec.action_meaning,
+            action=None if action is None else pad_actions(action, count),
+            state=None if state is None else _of_length(state.astype(np.float32), count, "states"),
+            reward=_per_step(columns, spec.reward, count, np.float32),
+            is_terminal=_per_step(columns, spec.is_terminal, count, np.bool_),
+        )
+
+    def _frames(self, columns: Columns, spec: EpisodeSpec) -> tuple[list[bytes], tuple[int, int]]:
+        swap = self._entry.image_key in self._entry.bgr
+        if spec.encoded:
+            images = list(_values(columns, spec.camera, "bytes_list"))
+            check_size(images)
+            if _is_placeholder(images):
+                raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
+            kept = [self._form.keep(image, swap) for image in images]
+        else:
+            kept = [self._form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
+        frames = [data for data, _ in kept]
+        check_size(frames)
+        sizes = {size for _, size in kept}
+        if len(sizes) > 1:
+            raise BadEpisodeError(f"frames of different sizes: {sorted(sizes)}")
+        return frames, sizes.pop()
+
+
+@functools.lru_cache(maxsize=8)
+def _spec(folder: str, entry: DatasetEntry) -> EpisodeSpec:
+    """The spec of a data set, read once per process."""
+    path = storage.join(folder, SPEC_FILE)
+    return episode_spec(read_features(storage.read_bytes(path), path), entry)
+
+
+def _stated_lengths(folder: str) -> dict[str, list[int]]:
+    """Split -> number of records in each of its files, as far as `dataset_info.json` says."""
+    path = storage.join(folder, _INFO_FILE)
+    if not storage.exists(path):
+        return {}
+    try:
+        splits = json.loads(storage.read_bytes(path)).get("splits", [])
+        return {split["name"]: [int(length) for length in split.get("shardLengths", [])] for split in splits}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
+
+
+def _values(columns: Columns, column: Column, kind: str | None = None) -> Any:
+    """All values of a column, of whatever kind the record has, or of `kind` alone."""
+    # Looking up a key that isn't there would create it.
+    found = columns[column.path].WhichOneof("kind") if column.path in columns else None
+    if found is None or (kind is not None and found != kind):
+        raise BadEpisodeError(f"feature {column.path} is {'missing' if found is None else f'a {found}, not a {kind}'}")
+    return getattr(columns[column.path], found).value
+
+
+def _numbers(columns: Columns, column: Column, rows: int | None = None) -> np.ndarray:
+    """A numeric column as (N, width), N being `rows` where it is given."""
+    values = _values(columns, column)
+    try:
+        flat = np.array(values, dtype=np.float64 if values and isinstance(values[0], float) else np.int64)
+        return flat.reshape(-1 if rows is None else rows, column.width)
+    except (ValueError, TypeError) as error:
+        raise BadEpisodeError(f"feature {column.path} doesn't hold {column.width} numbers a step: {error}") from error
+
+
+def _pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
+    """The frames of a camera that is kept as pixels: as numbers, or as bytes in an encoding that its feature knows."""
+    if camera.feature is None:
+        for row in _numbers(columns, camera).astype(np.uint8):
+            yield row.reshape(camera.shape)
+        return
+    for value in _values(columns, camera, "bytes_list"):
+        try:
+            yield camera.feature.decode_example_np(value).reshape(camera.shape)
+        except (ValueError, zlib.error) as error:
+            raise BadEpisodeError(f"feature {camera.path} doesn't hold a tensor of shape {camera.shape}: {error}") from error
+
+
+def _joined(columns: Columns, parts: tuple[Column, ...]) -> np.ndarray | None:
+    """The parts of an action or a state side by side, (N, A); None where there are none."""
+    if not parts:
+        return None
+    arrays = [_numbers(columns, part)[:, : part.take] for part in parts]
+    if len({len(array) for array in arrays}) > 1:
+        raise BadEpisodeError(f"parts of different lengths: { {p.name: len(a) for p, a in zip(parts, arrays, strict=True)} }")
+    return np.concatenate(arrays, axis=1)
+
+
+def _of_length(array: np.ndarray, count: int, what: str) -> np.ndarray:
+    if len(array) != count:
+        raise BadEpisodeError(f"{len(array)} {what} for {count} frames")
+    return array
+
+
+def _per_step(columns: Columns, column: Column | None, count: int, dtype: Any) -> np.ndarray | None:
+    if column is None:
+        return None
+    return _of_length(_numbers(columns, column)[:, 0].astype(dtype), count, column.name)
+
+
+def _text(columns: Columns, column: Column | None) -> str:
+    """The first text of a column that isn't empty; numbers above 1 wide spell it, zeros being padding."""
+    if column is None:
+        return ""
+    values = _values(columns, column)
+    if len(values) and isinstance(values[0], bytes):
+        return next((value for value in values if value), b"")[:_MAX_TEXT].decode(errors="replace")
+    numbers = _numbers(columns, column)
+    if column.width == 1:
+        return str(numbers[0, 0]) if len(numbers) else ""
+    row = next((row[row != 0] for row in numbers if row.any()), np.zeros(0, np.int64))[:_MAX_TEXT]
+    return _spelled(row)
+
+
+def _spelled(numbers: np.ndarray) -> str:
+    """Text from UTF-8 bytes or, where one is no byte or the bytes are no UTF-8, code points."""
+    try:
+        return bytes(numbers.tolist()).decode()
+    except ValueError:
+        return "".join(chr(number) if 0 < number < 0x110000 else "\ufffd" for number in numbers.tolist())
+
+
+def _is_placeholder(images: list[bytes]) -> bool:
+    """Whether all of several images are the same one, which shows a single colour."""
+    if len(images) < 2 or any(image != images[0] for image in images):
+        return False
+    pixels = decode(images[0])
+    return bool((pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))).max() <= _PLACEHOLDER_CONTRAST)
