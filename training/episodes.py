@@ -1,0 +1,72 @@
+"""Opening what a user names as input: an npz, a video, an episode shard or a data set's folder, as episodes.
+
+What a file is, its ending says. Episodes come one at a time, so that the first ones of a large data set cost no more than
+themselves.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+from pipeline import open_shard, storage
+from pipeline.episode import Episode
+from pipeline.errors import SourceError
+from pipeline.naming import parse_shard_name
+from pipeline.sources import npz, video
+from pipeline.sources.npz import read_npz
+from pipeline.sources.video import read_video
+from tokenize_offline.clips import is_held_out
+
+
+def open_episodes(path: str) -> Iterator[Episode]:
+    """The episodes behind a path or URL, in order.
+
+    Args:
+        path: An episode as npz, a video file, an episode shard (`.tar`), or a data set's folder of episode shards.
+
+    Raises:
+        SourceError: It isn't there, or is none of these.
+        ShardError: A shard is damaged.
+    """
+    kind = storage.basename(path).lower()
+    if kind.endswith(npz.ENDINGS):
+        return iter([read_npz(path)])
+    if kind.endswith(video.ENDINGS):
+        return iter([read_video(path)])
+    if kind.endswith(".tar"):
+        return open_shard(path)
+    shards = [name for name in storage.list_files(path) if name.endswith(".tar") and parse_shard_name(name)]
+    if not shards:
+        raise SourceError(
+            f"{path} is no input: name an episode as .npz, a video ({', '.join(video.ENDINGS)}), an episode shard (.tar), "
+            "or a data set's folder with such shards"
+        )
+    return itertools.chain.from_iterable(open_shard(storage.join(path, name)) for name in shards)
+
+
+def choose_episodes(
+    episodes: Iterator[Episode], wanted: str | None, count: int, held_out: float | None, where: str
+) -> list[Episode]:
+    """The episodes that a command line asks for.
+
+    Args:
+        episodes: In order.
+        wanted: Key of one episode, or its number from 0; None takes the first `count`.
+        count: How many, at least one.
+        held_out: Where given, only episodes that are held out from training at this share are looked at.
+        where: For messages.
+
+    Raises:
+        SourceError: There is no such episode, or none at all.
+    """
+    if held_out is not None:
+        episodes = (episode for episode in episodes if is_held_out(episode.dataset, episode.key, held_out))
+    if wanted is None:
+        chosen = list(itertools.islice(episodes, count))
+    elif wanted.isdigit():
+        chosen = list(itertools.islice(episodes, int(wanted), int(wanted) + 1))
+    else:
+        chosen = list(itertools.islice((episode for episode in episodes if episode.key == wanted), 1))
+    if not chosen:
+        which = "no episode" if wanted is None else f"no episode {wanted}"
+        raise SourceError(f"{where} holds {which}{'' if held_out is None else ' that is held out from training'}")
+    return chosen

@@ -1,0 +1,122 @@
+"""Pictures of a prediction for people: an animated GIF, truth beside prediction, and a contact sheet as PNG.
+
+Frames are small, so they are enlarged by whole factors without smoothing: what is seen are the model's own pixels. Context
+frames carry an amber border, predicted ones a blue one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline import storage
+
+_BACKGROUND, _TEXT = (24, 24, 27), (235, 235, 235)
+_CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)
+_GIF_SIDE, _SHEET_SIDE, _MARGIN, _BORDER = 256, 96, 8, 3
+_GIF_FONT, _SHEET_FONT = ImageFont.load_default(16), ImageFont.load_default(13)
+_LAST_FRAME_SECONDS = 1.0
+_DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One video to show.
+
+    Attributes:
+        label: What it is.
+        frames: (T, 3, S, S) in [0, 1].
+        predicted_from: First frame that is a prediction; T where none is.
+    """
+
+    label: str
+    frames: torch.Tensor
+    predicted_from: int
+
+
+def write_gif(path: str, strips: Sequence[Strip], context_length: int, rate: float | None = None) -> None:
+    """Write strips side by side as an endless GIF.
+
+    Args:
+        path: File to publish.
+        strips: All of the same T and S.
+        context_length: How many of the T frames are context.
+        rate: Frames per second; None takes 4.
+    """
+    pictures = [_gif_frame(strips, number, context_length) for number in range(len(strips[0].frames))]
+    # GIF counts hundredths of a second, and browsers slow down what is faster than 50 frames a second.
+    pause = max(20, round(1000 / (rate or _DEFAULT_RATE)))
+    durations = [pause] * (len(pictures) - 1) + [max(pause, round(1000 * _LAST_FRAME_SECONDS))]
+    with storage.staged(path) as staging:
+        pictures[0].save(staging, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def write_contact_sheet(path: str, strips: Sequence[Strip], context_length: int) -> None:
+    """Write strips as rows of a PNG, one column a frame.
+
+    Args:
+        path: File to publish.
+        strips: All of the same T and S.
+        context_length: How many of the T frames are context.
+    """
+    length, cell = len(strips[0].frames), _enlarged_side(strips[0].frames.shape[-1], _SHEET_SIDE)
+    left = _MARGIN + max(int(_SHEET_FONT.getlength(strip.label)) for strip in strips) + _MARGIN
+    pitch, top = cell + 2 * _BORDER + 2, 24
+    sheet = Image.new("RGB", (left + length * pitch + _MARGIN, top + len(strips) * pitch + _MARGIN), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for number in range(length):
+        draw.text((left + number * pitch + pitch // 2, top // 2), _caption(number, context_length), _TEXT, _SHEET_FONT, "mm")
+    for row, strip in enumerate(strips):
+        y = top + row * pitch
+        draw.text((_MARGIN, y + pitch // 2), strip.label, _TEXT, _SHEET_FONT, "lm")
+        for number, frame in enumerate(strip.frames):
+            sheet.paste(_bordered(frame, _colour(strip, number, context_length), cell), (left + number * pitch, y))
+    with storage.staged(path) as staging:
+        sheet.save(staging, "PNG")
+
+
+def difference(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """|predicted - truth|, (T, 3, S, S) in [0, 1], black where they agree."""
+    return (predicted - truth).abs().clamp(0, 1)
+
+
+def _gif_frame(strips: Sequence[Strip], number: int, context_length: int) -> Image.Image:
+    cell = _enlarged_side(strips[0].frames.shape[-1], _GIF_SIDE)
+    pitch, top, bottom = cell + 2 * _BORDER + _MARGIN, 28, 26
+    picture = Image.new("RGB", (_MARGIN + len(strips) * pitch, top + cell + 2 * _BORDER + bottom), _BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for column, strip in enumerate(strips):
+        x = _MARGIN + column * pitch
+        draw.text((x + pitch // 2, top // 2), strip.label, _TEXT, _GIF_FONT, "mm")
+        picture.paste(_bordered(strip.frames[number], _colour(strip, number, context_length), cell), (x, top))
+    role = "context" if number < context_length else "predicted"
+    caption = f"{role} {_caption(number, context_length)}"
+    draw.text((picture.width // 2, picture.height - bottom // 2), caption, _TEXT, _GIF_FONT, "mm")
+    return picture
+
+
+def _caption(number: int, context_length: int) -> str:
+    """Frames are counted from the last context frame: -1, 0, then +1 for the first predicted one."""
+    offset = number - context_length + 1
+    return f"+{offset}" if offset > 0 else str(offset)
+
+
+def _colour(strip: Strip, number: int, context_length: int) -> tuple[int, int, int]:
+    if number < context_length:
+        return _CONTEXT
+    return _PREDICTED if number >= strip.predicted_from else _TRUE
+
+
+def _enlarged_side(side: int, least: int) -> int:
+    return side * max(1, -(-least // side))
+
+
+def _bordered(frame: torch.Tensor, colour: tuple[int, int, int], side: int) -> Image.Image:
+    pixels = (frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    factor = side // pixels.shape[0]
+    enlarged = np.repeat(np.repeat(pixels, factor, axis=0), factor, axis=1)
+    picture = Image.new("RGB", (side + 2 * _BORDER, side + 2 * _BORDER), colour)
+    picture.paste(Image.fromarray(enlarged), (_BORDER, _BORDER))
+    return picture
