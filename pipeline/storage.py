@@ -19,6 +19,15 @@ from fsspec.core import url_to_fs
 _PARTIAL = ".partial"
 
 
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_UMASK = _umask()
+
+
 def is_local(path: str) -> bool:
     """Whether `path` lies on a mounted file system (not on an object store or in memory)."""
     return "://" not in path or path.startswith("file://")
@@ -115,6 +124,8 @@ def staged(path: str) -> Iterator[Path]:
         yield staging
         with staging.open("rb") as file:
             os.fsync(file.fileno())
+        # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
+        staging.chmod(0o666 & ~_UMASK)
         staging.replace(final)
     finally:
         staging.unlink(missing_ok=True)

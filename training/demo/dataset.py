@@ -1,0 +1,83 @@
+"""The demo's data set: simulated PushT episodes, written by tensorflow-datasets in the form of Open X-Embodiment (RLDS)."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from pipeline.frames import encode_png
+from pipeline.sources.rlds_writer import write_rlds
+from training.demo.pusht import ACTION_MEANING, IMAGE_SIZE, SimulatedEpisode, simulate_episode
+
+NAME = "pusht"
+VERSION = "0.1.0"
+CAMERA = "image"
+_EPISODES_PER_SHARD = 20
+
+
+def features() -> tfds.features.FeaturesDict:
+    """The RLDS spec of an episode."""
+    step = {
+        "observation": {
+            CAMERA: tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8, encoding_format="png"),
+            "state": tfds.features.Tensor(shape=(5,), dtype=np.float32, doc="agent x, y; block x, y, angle"),
+        },
+        "action": tfds.features.Tensor(shape=(2,), dtype=np.float32, doc=ACTION_MEANING),
+        "reward": tfds.features.Scalar(dtype=np.float32),
+        "is_first": tfds.features.Scalar(dtype=np.bool_),
+        "is_last": tfds.features.Scalar(dtype=np.bool_),
+        "is_terminal": tfds.features.Scalar(dtype=np.bool_),
+        "language_instruction": tfds.features.Text(),
+    }
+    metadata = {"seed": tfds.features.Scalar(dtype=np.int64)}
+    return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(step), "episode_metadata": metadata})
+
+
+def _record(seed: int, episode: SimulatedEpisode) -> dict[str, Any]:
+    last = len(episode.image) - 1
+    steps = [
+        {
+            "observation": {CAMERA: encode_png(episode.image[index]), "state": episode.state[index]},
+            "action": episode.action[index],
+            "reward": episode.reward[index],
+            "is_first": index == 0,
+            "is_last": index == last,
+            "is_terminal": False,
+            "language_instruction": "push the T-shaped block",
+        }
+        for index in range(last + 1)
+    ]
+    return {"steps": steps, "episode_metadata": {"seed": seed}}
+
+
+def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes: int) -> Path:
+    """Simulate and write a data set.
+
+    Args:
+        root: Becomes an Open X-Embodiment root: the data set goes to `root/pusht/0.1.0`.
+        splits: Split -> seeds of its episodes.
+        steps: Length of an episode.
+        processes: That simulate side by side.
+
+    Returns:
+        The version folder.
+    """
+    total = sum(map(len, splits.values()))
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        tqdm(total=total * steps, unit="frame", desc="simulate", dynamic_ncols=True) as progress,
+    ):
+
+        def records(seeds: range) -> Iterator[dict[str, Any]]:
+            for seed, episode in zip(seeds, pool.map(partial(simulate_episode, steps=steps), seeds, chunksize=4), strict=True):
+                progress.update(steps)
+                yield _record(seed, episode)
+
+        content = {split: records(seeds) for split, seeds in splits.items()}
+        return write_rlds(root, NAME, VERSION, features(), content, _EPISODES_PER_SHARD, "PushT, driven by a scripted pusher")

@@ -1,0 +1,77 @@
+"""`ivideogpt-train-tokenizer`: trains the compressive VQ tokenizer on episode shards, alone or under `accelerate launch`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from pipeline import storage
+from pipeline.command import parse_recipe, recipe_parser, run_command
+from pipeline.errors import ConflictError
+from pipeline.recipe import Recipe
+from pipeline.records import describe_difference
+from training.tokenizer_trainer import TokenizerTrainer
+
+# What a resumed run may change without becoming another experiment.
+_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the command."""
+    return run_command(_main, arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = recipe_parser("ivideogpt-train-tokenizer", "Train the compressive VQ tokenizer on episode shards.")
+    parser.add_argument("--shards", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest.")
+    parser.add_argument("--output", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`.")
+    parser.add_argument("--resume", type=Literal["auto", "never"], default="never", help="auto: go on where the run stopped.")
+    parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
+    recipe, options = parse_recipe(parser, arguments)
+    output = Path(options.output)
+    _check_output(output, recipe, options.resume)
+    trainer = TokenizerTrainer(recipe, options.shards, output, options.workers)
+    if options.resume == "auto":
+        trainer.load_checkpoint()
+    if trainer.accelerator.is_main_process:
+        storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
+    trainer.accelerator.wait_for_everyone()
+    summary = trainer.run()
+    if trainer.accelerator.is_main_process:
+        print(json.dumps(summary))
+    trainer.accelerator.end_training()
+    return 0
+
+
+def _plain(recipe: Recipe) -> dict[str, object]:
+    """The recipe with lists for tuples, as YAML and JSON hold them."""
+    plain: dict[str, object] = json.loads(json.dumps(recipe.as_dict()))
+    return plain
+
+
+def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        ConflictError: The folder holds a run, and it is not to be resumed or was of another recipe.
+    """
+    stored = output / "recipe.yaml"
+    if not stored.exists():
+        return
+    if resume == "never":
+        raise ConflictError(f"{output} holds a run already; pass --resume auto to go on with it, or choose another --output")
+    old, new = yaml.safe_load(stored.read_text()), _plain(recipe)
+    for sections in (old, new):
+        for key in _MAY_CHANGE:
+            sections["tokenizer"].pop(key, None)
+    relevant = ("data", "clips", "tokenizer")
+    difference = describe_difference({key: old[key] for key in relevant}, {key: new[key] for key in relevant})
+    if difference:
+        raise ConflictError(f"{output} holds a run of another recipe: {difference}. Choose another --output.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
