@@ -94,6 +94,12 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
     return Recipe(**sections), namespace
 
 
+def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None = None) -> Any:
+    """What the command line or its `--config` file gives for a dotted key of the recipe; None where neither does."""
+    spelled = _spelled_out(parser, sys.argv[1:] if arguments is None else arguments)
+    return parser.parse_args(spelled, defaults=False).get(key)
+
+
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's body; a `ProjectError` becomes one line on stderr and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -1,1 +1,1 @@
-"""Stage 2: episode shards become token shards, through a frozen tokenizer."""
+"""Stage 2: episode shards become token shards, by a frozen compressive VQ tokenizer."""

@@ -1,0 +1,68 @@
+"""The frozen tokenizer as an engine: lists of clips in, ids out, in one static shape and one precision.
+
+Every batch has the same shape, the last one padded, so that kernels never change between batches and the ids of a clip
+don't depend on how full its batch is. Running out of memory halves the batch for good.
+"""
+
+import contextlib
+import logging
+
+import torch
+from torch import Tensor
+
+from pipeline.recipe import Precision
+from tokenize_offline.tokenizer import CompressiveVQModel
+
+log = logging.getLogger(__name__)
+
+_AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TokenizerEngine:
+    """Runs a tokenizer on one device.
+
+    Attributes:
+        model: The tokenizer, in evaluation mode, on `device`.
+        device: Where it runs.
+        batch: Clips that go through at once.
+    """
+
+    def __init__(self, model: CompressiveVQModel, device: torch.device, precision: Precision, batch: int) -> None:
+        self.model = model.to(device).eval()
+        self.device = device
+        self.batch = batch
+        self._autocast = _AUTOCAST.get(precision)
+        # cuDNN rounds convolutions to TF32 unless told otherwise; fp32 is to mean fp32, as in the published ids.
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+    def tokenize(self, clips: list[Tensor]) -> Tensor:
+        """Ids (N, L) int64, on the device and perhaps still being computed, of N clips (T, 3, S, S) in [0, 1]."""
+        ids: list[Tensor] = []
+        done = 0
+        while done < len(clips):
+            part = clips[done : done + self.batch]
+            try:
+                ids.append(self._run(part))
+            except torch.cuda.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch = (self.batch + 1) // 2
+                torch.cuda.empty_cache()
+                log.warning("out of memory on %s: from now on %d clips at once", self.device, self.batch)
+                continue
+            done += len(part)
+        return torch.cat(ids)
+
+    @torch.inference_mode()
+    def _run(self, clips: list[Tensor]) -> Tensor:
+        frames = torch.zeros(self.batch, *clips[0].shape, pin_memory=self.device.type == "cuda")
+        torch.stack(clips, out=frames[: len(clips)])
+        frames = frames.to(self.device, non_blocking=True)
+        with self._precision():
+            return self.model.tokenize(frames)[: len(clips)]
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self._autocast)

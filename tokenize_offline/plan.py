@@ -1,0 +1,195 @@
+"""What there is to tokenize: episode shards found, what decides each token shard's bytes, and which are done already.
+
+The plan is made once, by one process, before any model runs, so that a conflict stops the command before work is spent.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import ConfigError, ShardError
+from pipeline.naming import HELD_OUT_SUFFIX, held_out_split, parse_shard_name, shard_name
+from pipeline.recipe import ClipsConfig, Precision
+from pipeline.records import find_done, fingerprint, read_record, record_path
+from tokenize_offline.clips import resolve_clips
+from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
+from tokenize_offline.tokenizer.config import CompressiveVQConfig
+
+# The split that is augmented and loses its held-out episodes; all others are for evaluation and stay as they are.
+TRAINING_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One unit of work: an episode shard, as its record states it.
+
+    Attributes:
+        dataset: Its data set.
+        split: Its split.
+        index: Its number in the split.
+        source: Path or URL of the episode shard.
+        bytes: Its size.
+        sha256: Of the file.
+        samples: Its episodes.
+    """
+
+    dataset: str
+    split: str
+    index: int
+    source: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class TokenizeJob:
+    """What is the same for all shards of one run.
+
+    Attributes:
+        clips: With everything filled in (`resolve_clips`).
+        layout: Of all token shards.
+        output: Folder or URL under which `{dataset}/{split}-{shard}.arrow` are published.
+        overwrite: Whether shards that were made in another way are made anew.
+    """
+
+    clips: ClipsConfig
+    layout: TokenLayout
+    output: str
+    overwrite: bool = False
+
+    def folder(self, task: ShardTask) -> str:
+        """Where the token shards of a data set lie."""
+        return storage.join(self.output, task.dataset)
+
+    def split(self, task: ShardTask, held_out: bool) -> str:
+        """Split of a task's training (or plain) rows, or of its held-out ones."""
+        return held_out_split(task.split) if held_out else task.split
+
+    def shard(self, task: ShardTask, held_out: bool) -> str:
+        """File name of the token shard that `split` belongs to."""
+        return shard_name(self.split(task, held_out), task.index, "arrow")
+
+    def views(self, task: ShardTask, held_out: bool) -> int:
+        """Views of every clip position: evaluation sees plain frames only."""
+        return self.clips.views if task.split == TRAINING_SPLIT and not held_out else 1
+
+    def held_out_share(self, task: ShardTask) -> float:
+        """Share of a task's episodes that go to the held-out shard."""
+        return self.clips.held_out if task.split == TRAINING_SPLIT else 0.0
+
+    def inputs(self, task: ShardTask, held_out: bool) -> dict[str, Any]:
+        """Everything that decides the bytes of a token shard, for its record."""
+        return {
+            "stage": "tokenize",
+            "version": FORMAT_VERSION,
+            "dataset": task.dataset,
+            "split": self.split(task, held_out),
+            "views": self.views(task, held_out),
+            "episode_shard": storage.basename(task.source),
+            "episode_shard_sha256": task.sha256,
+            "layout": dataclasses.asdict(self.layout),
+            "clips": _as_json(self.clips),
+        }
+
+    def is_done(self, task: ShardTask) -> bool:
+        """Whether a task's token shards are there.
+
+        The record of the plain shard is published last and says how many held-out rows there are beside it.
+
+        Raises:
+            ConflictError: They are, but were made in another way, and `overwrite` is false.
+        """
+        plain, held_out = (
+            find_done(self.folder(task), self.shard(task, held), self.inputs(task, held), self.overwrite)
+            for held in (False, True)
+        )
+        return plain is not None and (held_out is not None or not plain.statistics["held_out_rows"])
+
+
+def token_layout(config: CompressiveVQConfig, clips: ClipsConfig, precision: Precision, tokenizer_sha256: str) -> TokenLayout:
+    """What is frozen into ids made by this tokenizer and recipe.
+
+    Args:
+        config: Of the tokenizer, with its own context length.
+        clips: The recipe's section; what it leaves open is filled in from the tokenizer.
+        precision: In which the tokenizer runs.
+        tokenizer_sha256: Of its weights file.
+
+    Raises:
+        ConfigError: Recipe and tokenizer don't go together, see `resolve_clips`.
+    """
+    resolved = resolve_clips(clips, config.context_length)
+    assert resolved.length is not None and resolved.context_length is not None
+    geometry = dataclasses.asdict(config.geometry) | {"context_length": resolved.context_length}
+    return TokenLayout(
+        **geometry,
+        clip_length=resolved.length,
+        resolution=config.resolution,
+        goal=resolved.goal,
+        precision=precision,
+        tokenizer_sha256=tokenizer_sha256,
+        clips_fingerprint=fingerprint(_as_json(resolved)),
+    )
+
+
+def _as_json(clips: ClipsConfig) -> dict[str, Any]:
+    # Tuples become lists, as they come back from a record, so that equal recipes compare equal.
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(clips).items()}
+
+
+def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> list[ShardTask]:
+    """All episode shards under `folders`, largest first.
+
+    Args:
+        folders: Output folders of ingest, or data set folders in them; paths or URLs.
+        splits: Which splits to take; None takes all.
+
+    Raises:
+        ConfigError: A folder holds no shards, two of them hold the same data set, or a split is nowhere.
+        ShardError: A shard has no record, or a record is damaged.
+    """
+    datasets: dict[str, str] = {}
+    for folder in folders:
+        found = _dataset_folders(folder)
+        if not found:
+            raise ConfigError(f"--shards {folder}: no episode shards there or one level below; name an output folder of ingest")
+        for path in found:
+            name = storage.basename(path)
+            if datasets.setdefault(name, path) != path:
+                raise ConfigError(f"data set {name} is in both {datasets[name]} and {path}; tokenize them into two outputs")
+    tasks = [task for name, path in datasets.items() for task in _tasks_of(name, path)]
+    known = sorted({task.split for task in tasks})
+    for split in splits or ():
+        if split not in known:
+            raise ConfigError(f"--splits {split}: no shard has that split; there are {', '.join(known)}")
+    chosen = [task for task in tasks if splits is None or task.split in splits]
+    return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
+
+
+def _dataset_folders(folder: str) -> list[str]:
+    if _shards_in(folder):
+        return [folder.rstrip("/")]
+    below = (storage.join(folder, name) for name in storage.list_folders(folder))
+    return [path for path in below if _shards_in(path)]
+
+
+def _shards_in(folder: str) -> list[str]:
+    return [name for name in storage.list_files(folder) if name.endswith(".tar") and parse_shard_name(name)]
+
+
+def _tasks_of(dataset: str, folder: str) -> list[ShardTask]:
+    tasks = []
+    for name in _shards_in(folder):
+        path = storage.join(folder, name)
+        parsed = parse_shard_name(name)
+        assert parsed is not None
+        if parsed[0].endswith(HELD_OUT_SUFFIX):
+            raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which names held-out token shards")
+        if not storage.exists(record_path(path)):
+            raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
+        record = read_record(record_path(path))
+        tasks.append(ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples))
+    return tasks

@@ -1,0 +1,136 @@
+"""Publishing what became of one episode shard: rows for training (or plain ones), held-out rows apart, and their records.
+
+The plain shard's record comes last and completes the unit; a process that dies before leaves a unit that is made again.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import ShardError
+from pipeline.records import LeftOut, ShardRecord, fingerprint, record_path, sha256_of, write_record
+from tokenize_offline.plan import ShardTask, TokenizeJob
+from tokenize_offline.reader import EpisodeClips
+from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
+
+
+def publish(
+    job: TokenizeJob,
+    task: ShardTask,
+    episodes: list[tuple[int, EpisodeClips]],
+    ids: np.ndarray,
+    left_out: list[LeftOut],
+) -> list[ShardRecord]:
+    """Publish the token shards of one episode shard: the held-out one where there is any, then the plain one.
+
+    Args:
+        job: What is the same for all shards.
+        task: The episode shard.
+        episodes: Each with the place of its first clip in `ids`.
+        ids: (clips, L).
+        left_out: Episodes left out.
+
+    Returns:
+        The records, in order of publication.
+
+    Raises:
+        ShardError: Episodes disagree on their actions or rewards.
+    """
+    has_actions, has_reward = _what_rows_carry(task, [clips for _, clips in episodes])
+    held_out_rows = sum(len(clips.plans) for _, clips in episodes if clips.held_out)
+    paths = {held_out: storage.join(job.folder(task), job.shard(task, held_out)) for held_out in (True, False)}
+    for path in paths.values():
+        # A record that is being overwritten must not stand beside the new shard for a moment.
+        storage.remove(record_path(path))
+    records = []
+    for held_out, path in paths.items():
+        if held_out and not held_out_rows:
+            storage.remove(path)
+            continue
+        rows = _token_rows(job, episodes, held_out, ids, has_actions, has_reward)
+        info = TokenShardInfo(
+            layout=job.layout,
+            dataset=task.dataset,
+            split=job.split(task, held_out),
+            views=job.views(task, held_out),
+            action_dim=0 if rows.action is None else rows.action.shape[2],
+            action_meaning=episodes[0][1].action_meaning if has_actions else "",
+            has_reward=has_reward,
+            episode_shard=storage.basename(task.source),
+            episode_shard_sha256=task.sha256,
+        )
+        with storage.staged(path) as staging:
+            write_token_shard(staging, info, rows)
+            size, sha256 = staging.stat().st_size, sha256_of(staging)
+        record = _record(job, task, held_out, rows, size, sha256)
+        if not held_out:
+            statistics = {**record.statistics, "held_out_rows": held_out_rows}
+            record = dataclasses.replace(record, left_out=left_out, statistics=statistics)
+        write_record(job.folder(task), record)
+        records.append(record)
+    return records
+
+
+def _what_rows_carry(task: ShardTask, episodes: list[EpisodeClips]) -> tuple[bool, bool]:
+    """Whether all episodes have actions of one width, and whether all have rewards."""
+    for name in ("action", "reward"):
+        widths = {
+            "none" if values is None else "x".join(map(str, values.shape[2:])) or "one": clips.key
+            for clips in episodes
+            for values in [getattr(clips, name)]
+        }
+        if len(widths) > 1:
+            examples = ", ".join(f"{width} in {key}" for width, key in widths.items())
+            raise ShardError(f"{task.source}: episodes differ in the width of their {name} ({examples}); ingest them apart")
+    return bool(episodes) and episodes[0].action is not None, bool(episodes) and episodes[0].reward is not None
+
+
+def _token_rows(
+    job: TokenizeJob,
+    episodes: list[tuple[int, EpisodeClips]],
+    held_out: bool,
+    ids: np.ndarray,
+    has_actions: bool,
+    has_reward: bool,
+) -> TokenRows:
+    length, width = job.layout.clip_length, job.layout.sequence_length
+    if not len(ids):
+        ids = np.empty((0, width), np.uint16)
+    chosen = [(first, clips) for first, clips in episodes if clips.held_out == held_out]
+    plans = [(clips.key, plan) for _, clips in chosen for plan in clips.plans]
+    places = [first + place for first, clips in chosen for place in clips.pixels_of]
+    # An empty slice in front gives a shard without rows the width that its neighbours have.
+    actions = [clips.action[:0] for _, clips in episodes[:1] if clips.action is not None]
+    actions += [clips.action for _, clips in chosen if clips.action is not None]
+    rewards = [np.empty((0, length), np.float32), *(clips.reward for _, clips in chosen if clips.reward is not None)]
+    return TokenRows(
+        ids=ids[np.array(places, np.int64)],
+        episode=[key for key, _ in plans],
+        start=np.array([plan.start for _, plan in plans], np.int32),
+        stride=np.array([plan.stride for _, plan in plans], np.float32),
+        view=np.array([plan.view for _, plan in plans], np.int16),
+        action=np.concatenate(actions) if has_actions else None,
+        reward=np.concatenate(rewards) if has_reward else None,
+    )
+
+
+def _record(job: TokenizeJob, task: ShardTask, held_out: bool, rows: TokenRows, size: int, sha256: str) -> ShardRecord:
+    inputs = job.inputs(task, held_out)
+    codes = np.unique(rows.ids)
+    statistics: dict[str, Any] = {
+        "episodes": len(set(rows.episode)),
+        "context_codes_used": int((codes < job.layout.num_vq_embeddings).sum()),
+        "future_codes_used": int(((codes >= job.layout.num_vq_embeddings) & (codes < job.layout.start_of_context)).sum()),
+    }
+    return ShardRecord(
+        shard=job.shard(task, held_out),
+        fingerprint=fingerprint(inputs),
+        inputs=inputs,
+        samples=len(rows.episode),
+        frames=len(rows.episode) * job.layout.clip_length,
+        bytes=size,
+        sha256=sha256,
+        statistics=statistics,
+    )

@@ -1,0 +1,124 @@
+"""From an episode to the pixels and step arrays of its clips; runs in threads ahead of the model.
+
+Threads are enough: decoding and resizing release the interpreter's lock, and pixels need no copy between processes. The
+price is that a crash inside an image decoder takes the process with it (its shard is then claimed by the next run).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError
+from pipeline.frames import decode
+from pipeline.recipe import ClipsConfig
+from tokenize_offline.augment import augment, to_square
+from tokenize_offline.clips import ClipPlan, EpisodeShape, is_held_out, plan_clips
+
+
+@dataclass(frozen=True)
+class EpisodeClips:
+    """The clips of one episode.
+
+    Attributes:
+        key: Of the episode.
+        held_out: Whether it is held out.
+        action_meaning: What the columns of its actions mean.
+        plans: One per row, in order.
+        pixels: Different clips, (T, 3, S, S) float32 in [0, 1]; short episodes repeat the same clip, which is read once.
+        pixels_of: Per plan, its place in `pixels`.
+        action: (rows, T, A) float32 or None; action[:, i] is what the episode did at the clip's frame i.
+        reward: (rows, T) float32 or None.
+    """
+
+    key: str
+    held_out: bool
+    action_meaning: str
+    plans: list[ClipPlan]
+    pixels: list[Tensor]
+    pixels_of: list[int]
+    action: np.ndarray | None
+    reward: np.ndarray | None
+
+
+def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share: float, side: int) -> EpisodeClips:
+    """Plan, decode, crop and resize the clips of an episode.
+
+    Actions and rewards are taken at the clip's frame indices: with a stride above 1 the action at the frame itself, not a sum
+    over the frames in between, as the published models were trained. Where the last frame is repeated, so are they.
+
+    Args:
+        episode: With encoded frames.
+        clips: Resolved, see `clips.resolve_clips`.
+        views: Views of every position if the episode is not held out; held-out episodes have the plain one.
+        held_out_share: Share of the split's episodes that are held out.
+        side: S in pixels.
+
+    Raises:
+        BadEpisodeError: It has no frames, a frame can't be decoded or has another size, or a step array has another length.
+        ConfigError: The stride is a time and the episode's rate is not known.
+    """
+    if not episode.num_frames:
+        raise BadEpisodeError("no frames")
+    held_out = is_held_out(episode.dataset, episode.key, held_out_share)
+    shape = EpisodeShape(
+        dataset=episode.dataset,
+        key=episode.key,
+        num_frames=episode.num_frames,
+        height=episode.height,
+        width=episode.width,
+        rate=episode.rate,
+        base_step=episode.base_step,
+    )
+    plans = plan_clips(shape, clips, 1 if held_out else views)
+    pixels, pixels_of = _pixels(episode, plans, side)
+    frames = np.array([plan.frames for plan in plans])
+    return EpisodeClips(
+        key=episode.key,
+        held_out=held_out,
+        action_meaning=episode.action_meaning,
+        plans=plans,
+        pixels=pixels,
+        pixels_of=pixels_of,
+        action=_at_frames("action", episode.action, frames, episode.num_frames),
+        reward=_at_frames("reward", episode.reward, frames, episode.num_frames),
+    )
+
+
+def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Tensor], list[int]]:
+    needed = sorted({index for plan in plans for index in plan.frames})
+    place = {index: number for number, index in enumerate(needed)}
+    decoded = np.stack([_decode(episode, index) for index in needed])
+    plain = to_square(decoded, side)
+    pixels: list[Tensor] = []
+    pixels_of: list[int] = []
+    seen: dict[object, int] = {}
+    for plan in plans:
+        different = (plan.frames, plan.augmentation)
+        if different not in seen:
+            seen[different] = len(pixels)
+            places = [place[index] for index in plan.frames]
+            if plan.augmentation is None:
+                pixels.append(plain[places])
+            else:
+                pixels.append(augment(decoded[places], side, plan.augmentation))
+        pixels_of.append(seen[different])
+    return pixels, pixels_of
+
+
+def _decode(episode: Episode, index: int) -> np.ndarray:
+    pixels = decode(episode.frames[index])
+    if pixels.shape != (episode.height, episode.width, 3):
+        raise BadEpisodeError(
+            f"frame {index} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the episode {episode.height} x {episode.width}"
+        )
+    return pixels
+
+
+def _at_frames(name: str, values: np.ndarray | None, frames: np.ndarray, num_frames: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    if len(values) != num_frames:
+        raise BadEpisodeError(f"{len(values)} values of {name} for {num_frames} frames")
+    return values[frames].astype(np.float32)
