@@ -1,12 +1,13 @@
-"""The Parquet index of a data set: a row per episode, with where its sample lies, so that one can be read without the rest.
+"""The index of a data set: a Parquet file with a row per episode, and a summary; both made of the shards' records alone.
 
-It is made from the records of the shards alone and can be made again at any time; equal records give equal bytes.
+With a row's offset and size one episode is read without the rest. Equal records give equal bytes.
 """
 
-import dataclasses
+import collections
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,94 +16,120 @@ from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import ShardError
 from pipeline.naming import parse_shard_name
-from pipeline.records import ShardRecord
+from pipeline.records import ShardRecord, read_record
 from pipeline.shards import read_sample
 
-INDEX_NAME = "index.parquet"
+INDEX_FILE = "index.parquet"
+SUMMARY_FILE = "dataset.json"
+
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("num_frames", pa.int32()),
+        ("rate", pa.float64()),
+        ("base_step", pa.float64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("camera", pa.string()),
+        ("action_dim", pa.int32()),
+        ("language", pa.string()),
+        ("episode_id", pa.string()),
+        ("source_file", pa.string()),
+        ("source_record", pa.int64()),
+    ]
+)
+# What a record's entry holds of each episode; shard and split are the record's own.
+ENTRY_COLUMNS = tuple(name for name in _SCHEMA.names if name not in ("split", "shard"))
 
 
-@dataclass(frozen=True)
-class IndexRow:
-    """What the index knows of an episode; see `pipeline.Episode` for the fields both have.
+def read_records(folder: str) -> list[ShardRecord]:
+    """The records of all episode shards in a data set's folder, in the order of their shards.
 
-    Attributes:
-        shard: File name of the episode's shard.
-        offset: First byte of its sample in the shard.
-        size: Bytes of its sample.
-        split: Split of the shard.
+    Raises:
+        ShardError: A file that is named like a record isn't one.
     """
-
-    key: str
-    dataset: str
-    split: str
-    shard: str
-    offset: int
-    size: int
-    num_frames: int
-    height: int
-    width: int
-    rate: float | None
-    base_step: float
-    camera: str
-    language: str
-    action_dim: int
-    action_meaning: str
-    episode_id: str
-    source_file: str
-    source_record: int
+    names = [name for name in storage.list_files(folder) if parse_shard_name(name.removesuffix(".json") + ".tar")]
+    return [read_record(storage.join(folder, name)) for name in names if name.endswith(".json")]
 
 
-_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), float | None: pa.float64()}
-_SCHEMA = pa.schema([(field.name, _TYPES[field.type]) for field in dataclasses.fields(IndexRow)])  # type: ignore[index]
-
-
-def write_index(folder: str, records: Iterable[ShardRecord]) -> int:
-    """Publish the index of a data set; returns the number of episodes.
+def write_index(folder: str, dataset: str, records: Sequence[ShardRecord], missing: Sequence[str]) -> None:
+    """Write `index.parquet` and `dataset.json` into a data set's folder.
 
     Args:
         folder: Of the data set.
-        records: Of all its shards.
+        dataset: Its name.
+        records: Of all its shards, in order.
+        missing: Names of shards that could not be made.
     """
-    rows = []
-    for record in sorted(records, key=lambda record: record.shard):
-        parsed = parse_shard_name(record.shard)
-        if parsed is None:
-            raise ShardError(f"{folder} has a record of {record.shard}, which is no shard's name")
-        rows += [{**entry, "shard": record.shard, "split": parsed[0]} for entry in record.entries]
+    rows = [{**entry, "shard": record.shard, "split": _split(record)} for record in records for entry in record.entries]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, INDEX_NAME), buffer.getvalue())
-    return len(rows)
+    storage.write_bytes(storage.join(folder, INDEX_FILE), buffer.getvalue())
+    text = json.dumps(_summary(dataset, records, missing), indent=1, sort_keys=True, ensure_ascii=False)
+    storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
 
 
-def read_index(folder: str) -> list[IndexRow]:
-    """The rows of a data set's index, in the order of its shards.
+def _split(record: ShardRecord) -> str:
+    parsed = parse_shard_name(record.shard)
+    if parsed is None:
+        raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
+    return parsed[0]
+
+
+def _summary(dataset: str, records: Sequence[ShardRecord], missing: Sequence[str]) -> dict[str, Any]:
+    splits: dict[str, collections.Counter[str]] = {}
+    actions: collections.Counter[str] = collections.Counter()
+    for record in records:
+        counts = splits.setdefault(_split(record), collections.Counter())
+        counts["shards"] += 1
+        counts["episodes"] += record.samples
+        counts["frames"] += record.frames
+        counts["bytes"] += record.bytes
+        counts["left_out"] += len(record.left_out)
+        counts["filtered"] += record.statistics["filtered"]
+        actions.update(record.statistics["actions"])
+    common = {key: value for key, value in records[0].inputs.items() if key not in ("sources", "split")} if records else {}
+    return {
+        "dataset": dataset,
+        "made_with": common,
+        "splits": {split: dict(counts) for split, counts in splits.items()},
+        "actions": dict(actions),
+        "missing_shards": list(missing),
+    }
+
+
+def read_index(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index of a data set, or some of its columns.
 
     Raises:
-        ShardError: There is no index, or it is damaged.
+        ShardError: There is none, or it can't be read.
     """
-    path = storage.join(folder, INDEX_NAME)
-    if not storage.exists(path):
-        raise ShardError(f"{path} is not there; is {folder} a data set folder that ivideogpt-ingest finished?")
-    try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(path)), schema=_SCHEMA)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again to make it anew") from error
-    return [IndexRow(**row) for row in table.to_pylist()]
-
-
-def read_episode_at(folder: str, row: IndexRow) -> Episode:
-    """Read the one episode that a row of `folder`'s index stands for."""
-    return read_sample(storage.join(folder, row.shard), row.offset, row.size)
+    return _read_table(folder, columns=list(columns) if columns is not None else None)
 
 
 def read_episode(folder: str, key: str) -> Episode:
-    """Read one episode by its key.
+    """One episode of a data set, found through its index, without reading the rest of its shard.
 
     Raises:
-        ShardError: The index has no such key.
+        ShardError: There is no index, no such episode, or its shard is damaged.
     """
-    for row in read_index(folder):
-        if row.key == key:
-            return read_episode_at(folder, row)
-    raise ShardError(f"{folder} has no episode {key}; see the column `key` of its {INDEX_NAME}")
+    rows = _read_table(folder, columns=["shard", "offset", "size"], filters=[("key", "==", key)]).to_pylist()
+    if not rows:
+        raise ShardError(f"{storage.join(folder, INDEX_FILE)} knows no episode {key!r}")
+    row = rows[0]
+    if parse_shard_name(row["shard"]) is None:
+        raise ShardError(f"{storage.join(folder, INDEX_FILE)} names the shard {row['shard']!r}, which can't be one")
+    return read_sample(storage.join(folder, row["shard"]), row["offset"], row["size"])
+
+
+def _read_table(folder: str, **how: Any) -> pa.Table:
+    path = storage.join(folder, INDEX_FILE)
+    try:
+        with storage.open_read(path) as file:
+            return pq.read_table(file, **how)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again, which writes it anew") from error

@@ -3,10 +3,11 @@
 Nothing else may be asked of a source, so that files can be read in any order, by any process, and a kind of source is one file.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,45 +52,51 @@ class BadEpisode:
     filtered: bool = False
 
 
-class Source(Protocol):
-    """A kind of source. Instances are sent to worker processes, so they hold names and settings only."""
+class Source(abc.ABC):
+    """A kind of source. Instances are sent to worker processes, so they hold names and settings only.
 
-    folder: str
+    Attributes:
+        folder: Where its files lie: a local path or URL.
+        entry: What is known of the data set.
+        form: In which form frames are kept.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
+        self.folder = folder
+        self.entry = entry
+        self.form = form
 
     def inputs(self) -> dict[str, Any]:
         """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
-        ...
+        return {
+            "kind": self.kind,
+            "dataset": self.entry.name,
+            "camera": self.entry.image_key,
+            "rate": self.entry.control_hz,
+            "base_step": self.entry.base_step,
+            "swap_red_and_blue": self.entry.image_key in self.entry.bgr,
+            "future_steps": self.entry.future_steps,
+            "success_filter": self.entry.success_filter,
+            "frames": dataclasses.asdict(self.form),
+        }
 
+    @abc.abstractmethod
     def plan(self) -> list[SourceShard]:
         """All files, in a fixed order: split by split, then by number.
 
         Raises:
-            SourceError: The folder holds none.
+            SourceError: What the folder holds contradicts itself.
         """
-        ...
 
+    @abc.abstractmethod
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The records of a file with their positions, in order, up to `shard.take`.
 
         Raises:
             SourceError: The file is missing or damaged.
         """
-        ...
-
-
-def settings(kind: str, entry: DatasetEntry, form: FrameForm) -> dict[str, Any]:
-    """The part of `Source.inputs` that all kinds share."""
-    return {
-        "kind": kind,
-        "dataset": entry.name,
-        "camera": entry.image_key,
-        "rate": entry.control_hz,
-        "base_step": entry.base_step,
-        "swap_red_and_blue": entry.image_key in entry.bgr,
-        "future_steps": entry.future_steps,
-        "success_filter": entry.success_filter,
-        "frames": dataclasses.asdict(form),
-    }
 
 
 def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.naming import episode_key
-from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, SourceShard, pad_actions, settings
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, pad_actions
 
 ENDINGS = (".npz",)
 _PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
@@ -45,20 +45,13 @@ def read_npz(path: str | Path, camera: str | None = None) -> Episode:
         raise SourceError(f"{path} holds no usable episode: {error}") from error
 
 
-class NpzSource:
+class NpzSource(Source):
     """A folder of npz episodes.
 
     Files are named `{split}_eps_{index}.npz`, or anything else, in which case all of them are the split `train`.
     """
 
-    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
-        self.folder = folder
-        self._entry = entry
-        self._form = form
-
-    def inputs(self) -> dict[str, Any]:
-        """See `Source.inputs`."""
-        return settings("npz", self._entry, self._form)
+    kind = "npz"
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
@@ -74,7 +67,7 @@ class NpzSource:
         path = storage.join(self.folder, shard.file)
         try:
             with storage.open_read(path) as file:
-                yield 0, _episode(file, self._entry, self._form, shard)
+                yield 0, _episode(file, self.entry, self.form, shard)
         except OSError as error:
             raise SourceError(f"{path} can't be opened: {error}") from error
         except BadEpisodeError as error:

@@ -21,9 +21,9 @@ from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.frames import FrameForm, decode
+from pipeline.frames import decode
 from pipeline.naming import episode_key
-from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions, settings
+from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
 from pipeline.sources.tfrecord import count_records, read_records
 
@@ -36,22 +36,19 @@ _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
 Columns = Any  # the map of a parsed tf.train.Example: path -> feature
 
 
-class RldsSource:
+class RldsSource(Source):
     """The version folder of one RLDS data set."""
 
-    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
-        self.folder = folder
-        self._entry = entry
-        self._form = form
+    kind = "rlds"
 
     def inputs(self) -> dict[str, Any]:
         """See `Source.inputs`."""
         spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
-        return {**settings("rlds", self._entry, self._form), "spec_sha256": hashlib.sha256(spec).hexdigest()}
+        return {**super().inputs(), "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
     def plan(self) -> list[SourceShard]:
         """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
-        _spec(self.folder, self._entry)
+        _spec(self.folder, self.entry)
         shards: dict[tuple[str, int], str] = {}
         for name in storage.list_files(self.folder):
             match = _FILE.match(name)
@@ -76,7 +73,7 @@ class RldsSource:
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of one file. See `Source.read`."""
-        spec = _spec(self.folder, self._entry)
+        spec = _spec(self.folder, self.entry)
         path = storage.join(self.folder, shard.file)
         count = 0
         for record in read_records(path):
@@ -106,13 +103,13 @@ class RldsSource:
         state = _joined(columns, spec.state)
         return Episode(
             key=episode_key(shard.split, shard.number, position),
-            dataset=self._entry.name,
+            dataset=self.entry.name,
             frames=frames,
             height=height,
             width=width,
-            rate=self._entry.control_hz,
-            base_step=self._entry.base_step,
-            camera=self._entry.image_key,
+            rate=self.entry.control_hz,
+            base_step=self.entry.base_step,
+            camera=self.entry.image_key,
             language=_text(columns, spec.instruction),
             source_file=shard.file,
             source_record=position,
@@ -125,15 +122,15 @@ class RldsSource:
         )
 
     def _frames(self, columns: Columns, spec: EpisodeSpec) -> tuple[list[bytes], tuple[int, int]]:
-        swap = self._entry.image_key in self._entry.bgr
+        swap = self.entry.image_key in self.entry.bgr
         if spec.encoded:
             images = list(_values(columns, spec.camera, "bytes_list"))
             check_size(images)
             if _is_placeholder(images):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
-            kept = [self._form.keep(image, swap) for image in images]
+            kept = [self.form.keep(image, swap) for image in images]
         else:
-            kept = [self._form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
+            kept = [self.form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
         frames = [data for data, _ in kept]
         check_size(frames)
         sizes = {size for _, size in kept}

@@ -7,7 +7,7 @@ several episodes, so that memory stays bounded. Decoding goes through one thread
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import av
 import numpy as np
@@ -18,7 +18,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import MAX_PIXELS, FrameForm
 from pipeline.naming import episode_key
-from pipeline.sources.base import BadEpisode, SourceShard, settings
+from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
 EPISODE_FRAMES = 1000
@@ -50,17 +50,10 @@ def read_video(path: str | Path, rate: float | None = None, max_frames: int | No
         raise SourceError(f"{path} can't be used as a video: {error}") from error
 
 
-class VideoSource:
+class VideoSource(Source):
     """A folder of video files, all of them the split `train`, in the order of their names."""
 
-    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
-        self.folder = folder
-        self._entry = entry
-        self._form = form
-
-    def inputs(self) -> dict[str, Any]:
-        """See `Source.inputs`."""
-        return settings("video", self._entry, self._form)
+    kind = "video"
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
@@ -73,7 +66,7 @@ class VideoSource:
         record = 0
         try:
             with storage.open_read(path) as file:
-                episodes = _episodes(file, self._entry, self._form, shard, EPISODE_FRAMES)
+                episodes = _episodes(file, self.entry, self.form, shard, EPISODE_FRAMES)
                 for episode in itertools.islice(episodes, shard.take):
                     yield record, episode
                     record += 1

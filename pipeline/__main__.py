@@ -1,0 +1,79 @@
+"""`ivideogpt-ingest`: one data set becomes episode shards."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import catalog, storage
+from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
+from pipeline.errors import ConfigError
+from pipeline.frames import FrameForm
+from pipeline.job import Outcome, check_outcome, ingest
+from pipeline.plan import make_plan
+from pipeline.sources.locate import open_source
+
+
+def parser() -> CommandParser:
+    """The command line, without what follows a bare `--`."""
+    made = recipe_parser(
+        "ivideogpt-ingest",
+        "Turn one data set (RLDS, npz or video) into episode shards. What follows a bare -- goes to Beam.",
+    )
+    made.add_argument("--dataset", type=str, required=True, help="Name of the data set, in the catalog or your own.")
+    made.add_argument("--source", type=str, required=True, help="Its folder or URL, or a root of data sets that has it.")
+    made.add_argument("--output", type=str, required=True, help="Folder or URL; shards go to OUTPUT/DATASET.")
+    made.add_argument("--splits", type=str, nargs="+", help="Only these splits; by default all.")
+    made.add_argument("--max_episodes", type=int, help="Of each split, only so many from its beginning.")
+    made.add_argument("--max_bad_fraction", type=float, default=0.01, help="Fail if more episodes than this are unusable.")
+    made.add_argument("--camera", type=str, help="Image feature to take, in place of the catalog's.")
+    made.add_argument("--rate", type=float, help="Steps per second, in place of the catalog's.")
+    made.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
+    return made
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The body of the command. Prints a summary as one JSON line on stdout; see `run_command` for errors."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own, beam_options = given, []
+    if "--" in given:
+        own, beam_options = given[: given.index("--")], given[given.index("--") + 1 :]
+    recipe, options = parse_recipe(parser(), own)
+    if options.max_episodes is not None and options.max_episodes < 1:
+        raise ConfigError(f"--max_episodes must be at least 1, not {options.max_episodes}")
+    entry = catalog.dataset(options.dataset, options.camera, options.rate)
+    if Path(entry.name).name != entry.name or entry.name.startswith("."):
+        raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
+    source = open_source(entry, options.source, FrameForm.of(recipe.data))
+    units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20)
+    folder = storage.join(options.output, entry.name)
+    outcome = ingest(units, source, entry.name, folder, beam_options, options.overwrite)
+    print(json.dumps(_summary(entry.name, folder, outcome)))
+    check_outcome(outcome, options.max_bad_fraction)
+    return 0
+
+
+def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:
+    records = outcome.records
+    return {
+        "dataset": dataset,
+        "folder": folder,
+        "shards": len(records),
+        "made": outcome.made,
+        "episodes": sum(record.samples for record in records),
+        "frames": sum(record.frames for record in records),
+        "bytes": sum(record.bytes for record in records),
+        "left_out": sum(len(record.left_out) for record in records),
+        "failed": outcome.failures,
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `ivideogpt-ingest`."""
+    return run_command(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""The ingest job: units of work through Beam, then the index of what they made.
+
+Beam sees one small element per episode shard and nothing comes back through it: units publish what they made, and the driver
+reads that. So every runner will do, and a job that was killed goes on where it stopped.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pipeline import index, storage
+from pipeline.errors import ConflictError, ProjectError, SourceError
+from pipeline.naming import parse_shard_name
+from pipeline.plan import Unit
+from pipeline.records import ShardRecord, describe_difference, find_done, read_record, record_path
+from pipeline.sources.base import Source
+from pipeline.unit import run_unit, take_failures
+
+_log = logging.getLogger(__name__)
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an ingest did.
+
+    Attributes:
+        records: Of all shards of the data set, in order.
+        made: How many shards this run made; the others were there.
+        failures: Shard -> why it could not be made.
+        seconds: That the work took, planning left out.
+    """
+
+    records: list[ShardRecord]
+    made: int
+    failures: dict[str, str]
+    seconds: float
+
+
+def ingest(
+    units: Sequence[Unit], source: Source, dataset: str, folder: str, beam_options: Sequence[str], overwrite: bool
+) -> Outcome:
+    """Make all shards of a plan that aren't there yet, and the index of all that are.
+
+    Args:
+        units: The plan.
+        source: Where episodes come from.
+        dataset: Name of the data set.
+        folder: For its shards.
+        beam_options: For Beam; by default DirectRunner with a process for every core.
+        overwrite: Make shards anew that were made in another way.
+
+    Raises:
+        ConflictError: Shards are there that were made in another way, or that this plan doesn't have.
+    """
+    refuse_strays(units, folder)
+    sizes = storage.file_sizes(folder)
+    work = [unit for unit in units if not _is_done(unit, folder, sizes, overwrite)]
+    for unit in work:
+        storage.remove(record_path(storage.join(folder, unit.shard)))
+    take_failures(folder)
+    started = time.monotonic()
+    if work:
+        with _progress(work, dataset, folder):
+            run_with_beam(work, source, folder, beam_options)
+    seconds = time.monotonic() - started
+    failures = take_failures(folder)
+    for unit in work:
+        if unit.shard not in failures and find_done(folder, unit.shard, unit.inputs) is None:
+            failures[unit.shard] = "its worker left neither a record nor a reason: see the runner's own log"
+    records = index.read_records(folder)
+    index.write_index(folder, dataset, records, sorted(failures))
+    return Outcome(records, len(work) - len(failures), failures, seconds)
+
+
+def _is_done(unit: Unit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:
+    """Whether the shard is there, whole as far as its size tells, and made from the same inputs."""
+    record = find_done(folder, unit.shard, unit.inputs, overwrite)
+    if record is None:
+        return False
+    if sizes.get(unit.shard) != record.bytes:
+        _log.warning("%s has lost its file or part of it; it is made again", storage.join(folder, unit.shard))
+        return False
+    return True
+
+
+def refuse_strays(units: Sequence[Unit], folder: str) -> None:
+    """Refuse to mix shards of two plans in one folder.
+
+    Shards of splits that this run leaves alone may stay if they were made in the same way.
+
+    Raises:
+        ConflictError: The message names a shard that doesn't belong.
+    """
+    planned = {unit.shard for unit in units}
+    splits = {unit.split for unit in units}
+    common = _common(units[0].inputs) if units else {}
+    for name in storage.list_files(folder):
+        shard = name.removesuffix(".json") + ".tar" if name.endswith(".json") else name
+        parsed = parse_shard_name(shard)
+        if parsed is None or shard in planned:
+            continue
+        path = storage.join(folder, name)
+        if parsed[0] in splits:
+            raise ConflictError(
+                f"{path} is not among the {len(planned)} shards of this plan: another source, --max_episodes or "
+                "data.shard_mib made it. Choose another output folder, or remove it"
+            )
+        if name.endswith(".json") and (made_with := _common(read_record(path).inputs)) != common:
+            raise ConflictError(
+                f"{path} was made in another way: {describe_difference(made_with, common)}. Choose another output folder"
+            )
+
+
+def _common(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in inputs.items() if key not in ("sources", "split")}
+
+
+def run_with_beam(units: Sequence[Unit], source: Source, folder: str, options: Sequence[str]) -> None:
+    """Run units through Beam, large ones first, and wait for their end."""
+    with _beam_chatter_aside(not any(option.startswith("--runner") for option in options)):
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        largest_first = sorted(units, key=lambda unit: -unit.source_bytes)
+        with beam.Pipeline(options=PipelineOptions([*_direct_runner(options, len(units)), *options])) as pipeline:
+            _ = pipeline | beam.Create(largest_first) | "ingest" >> beam.Map(run_unit, source=source, folder=folder)
+
+
+def _direct_runner(options: Sequence[str], units: int) -> list[str]:
+    """Worker processes for the DirectRunner, one a core, where the user's own options don't decide it."""
+    if any(option.startswith(("--runner", "--direct_")) for option in options):
+        return []
+    workers = min(units, len(os.sched_getaffinity(0)))
+    return ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+
+
+@contextlib.contextmanager
+def _beam_chatter_aside(apply: bool) -> Iterator[None]:
+    """Send what Beam and its local worker processes write to stderr to a file, and name that file where something fails.
+
+    Workers inherit the file descriptor and log before they could be told not to, so the descriptor itself is redirected.
+    """
+    if not apply:
+        yield
+        return
+    descriptor, name = tempfile.mkstemp(prefix="ivideogpt-beam-", suffix=".log")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    os.dup2(descriptor, 2)
+    try:
+        yield
+    except ProjectError:
+        raise
+    except Exception as error:
+        raise SourceError(f"Beam could not run the job: {error!r:.500}. Its log is {name}") from error
+    else:
+        Path(name).unlink()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _progress(units: Sequence[Unit], dataset: str, folder: str) -> Iterator[None]:
+    """One line on stderr: how much of the source is done, how fast, how long it will take; from what is published."""
+    stop = threading.Event()
+    bar = tqdm(
+        total=sum(unit.source_bytes for unit in units),
+        desc=f"ingest {dataset}",
+        unit="B",
+        unit_scale=True,
+        file=os.fdopen(os.dup(2), "w"),
+    )
+    watcher = threading.Thread(target=_watch, args=(units, folder, bar, stop), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+        bar.close()
+
+
+def _watch(units: Sequence[Unit], folder: str, bar: Any, stop: threading.Event) -> None:
+    waiting = {record_path(unit.shard): unit for unit in units}
+    interval = 0.5 if storage.is_local(folder) else 5.0
+    started = time.monotonic()
+    frames = 0
+    while True:
+        last = stop.wait(interval)
+        for name in waiting.keys() & set(storage.list_files(folder)):
+            frames += read_record(storage.join(folder, name)).frames
+            bar.update(waiting.pop(name).source_bytes)
+        speed = frames / (time.monotonic() - started)
+        bar.set_postfix_str(f"{len(units) - len(waiting)}/{len(units)} shards, {speed:.0f} frames/s")
+        if last:
+            return
+
+
+def check_outcome(outcome: Outcome, max_bad_fraction: float) -> None:
+    """Raise `SourceError` where shards could not be made, or more episodes were left out than is tolerated."""
+    problems = [f"{shard}: {reason}" for shard, reason in sorted(outcome.failures.items())]
+    if problems:
+        raise SourceError(f"{len(problems)} shards could not be made:\n" + _listing(problems))
+    left_out = [item for record in outcome.records for item in record.left_out]
+    total = len(left_out) + sum(record.samples for record in outcome.records)
+    if len(left_out) > max_bad_fraction * total:
+        reasons = collections.Counter(item.reason for item in left_out)
+        problems = [f"{item.source_file}, record {item.source_record}: {item.reason}" for item in left_out]
+        raise SourceError(
+            f"{len(left_out)} of {total} episodes were left out, more than --max_bad_fraction {max_bad_fraction} allows "
+            f"({len(reasons)} different reasons); the shards' records list all of them:\n" + _listing(problems)
+        )
+    if left_out:
+        _log.warning("%d of %d episodes were left out; the shards' records say which and why", len(left_out), total)
+
+
+def _listing(lines: Sequence[str]) -> str:
+    more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return "\n".join([f"  {line}" for line in lines[:_LISTED]] + more)

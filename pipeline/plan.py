@@ -1,0 +1,160 @@
+"""The plan: which source files become which episode shards, decided before any work.
+
+A unit of work is one episode shard, made of one or more whole source files, so units need nothing of each other. The price: a
+shard can't be smaller than what one source file gives.
+"""
+
+import dataclasses
+import hashlib
+import math
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.episode import Episode
+from pipeline.errors import ConfigError, SourceError
+from pipeline.naming import shard_name
+from pipeline.sources.base import Source, SourceShard
+
+FORMAT_VERSION = 1
+_SAMPLED_FILES = 3
+_IDENTITY_BYTES = 1 << 16
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One episode shard to be made.
+
+    Attributes:
+        shard: Its file name.
+        split: Of its episodes.
+        sources: The files it is made of, in order.
+        source_bytes: Their size.
+        inputs: All that decides the shard's bytes; its record carries it and its fingerprint.
+    """
+
+    shard: str
+    split: str
+    sources: tuple[SourceShard, ...]
+    source_bytes: int
+    inputs: dict[str, Any]
+
+
+def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | None, shard_bytes: int) -> list[Unit]:
+    """All units of a data set, in the order of their shards.
+
+    Args:
+        source: Where the episodes come from.
+        splits: Only these; None takes all there are.
+        max_episodes: Of each split, at most so many from its beginning.
+        shard_bytes: About how large a shard should become.
+
+    Raises:
+        SourceError: The source has no files.
+        ConfigError: There is no such split.
+    """
+    files = source.plan()
+    if not files:
+        raise SourceError(f"{source.folder} holds no files of episodes")
+    known = list(dict.fromkeys(file.split for file in files))
+    for split in splits or []:
+        if split not in known:
+            raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known)}")
+    files = limited([file for file in files if not splits or file.split in splits], max_episodes)
+    sizes = storage.file_sizes(source.folder)
+    weights = [output_share(file) * sizes.get(file.file, 0) for file in files]
+    groups = grouped(files, weights, shard_bytes / shrinkage(source, files, sizes))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        identities = dict(zip(files, pool.map(lambda file: _identity(source, file, sizes), files), strict=True))
+    common = {"format": FORMAT_VERSION, **source.inputs()}
+    numbers = dict.fromkeys(known, 0)
+    units = []
+    for group in groups:
+        split = group[0].split
+        units.append(
+            Unit(
+                shard=shard_name(split, numbers[split], "tar"),
+                split=split,
+                sources=tuple(group),
+                source_bytes=sum(sizes.get(file.file, 0) for file in group),
+                inputs={**common, "split": split, "sources": [identities[file] for file in group]},
+            )
+        )
+        numbers[split] += 1
+    return units
+
+
+def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[SourceShard]:
+    """The files, or parts of them, that hold the first `max_episodes` of each split.
+
+    A file that doesn't say how many episodes it holds counts as one.
+    """
+    if max_episodes is None:
+        return list(files)
+    left: dict[str, int] = {}
+    wanted = []
+    for file in files:
+        remaining = left.get(file.split, max_episodes)
+        records = 1 if file.records is None else file.records
+        if remaining > 0:
+            wanted.append(file if records <= remaining else dataclasses.replace(file, take=remaining))
+        left[file.split] = remaining - records
+    return wanted
+
+
+def output_share(file: SourceShard) -> float:
+    """Which share of a file's episodes is wanted."""
+    return 1.0 if file.take is None or not file.records else file.take / file.records
+
+
+def grouped(files: Sequence[SourceShard], weights: Sequence[float], target: float) -> list[list[SourceShard]]:
+    """Neighbouring files of one split together, each group as large as fits into `target`, but at least one file.
+
+    Args:
+        files: In order, split by split.
+        weights: Of each file.
+        target: Greatest sum of weights of a group of more than one.
+    """
+    groups: list[list[SourceShard]] = []
+    filled = 0.0
+    for file, weight in zip(files, weights, strict=True):
+        if groups and groups[-1][0].split == file.split and filled + weight <= target:
+            groups[-1].append(file)
+            filled += weight
+        else:
+            groups.append([file])
+            filled = weight
+    return groups
+
+
+def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int]) -> float:
+    """About how many bytes of frames come of one source byte, from the first episode of the first few files.
+
+    Rounded to a power of two, so that the plan stays the same when one of these files is repaired. 1 where nothing can be read.
+    """
+    ratios = []
+    for file in files[:_SAMPLED_FILES]:
+        try:
+            _, episode = next(iter(source.read(dataclasses.replace(file, take=1))), (0, None))
+        except SourceError:
+            continue
+        if isinstance(episode, Episode):
+            ratios.append(sum(map(len, episode.frames)) * (file.records or 1) / sizes[file.file])
+    return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
+
+
+def _identity(source: Source, file: SourceShard, sizes: dict[str, int]) -> dict[str, Any]:
+    """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
+    size = sizes.get(file.file)
+    known: dict[str, Any] = {"file": file.file, "size": size, "take": file.take}
+    if size is not None:
+        with storage.open_read(storage.join(source.folder, file.file)) as opened:
+            digest = hashlib.sha256(opened.read(_IDENTITY_BYTES))
+            opened.seek(max(0, size - _IDENTITY_BYTES))
+            digest.update(opened.read(_IDENTITY_BYTES))
+        known["ends_sha256"] = digest.hexdigest()[:16]
+    return known

@@ -1,0 +1,55 @@
+"""From what a user points at to a source: which folder below it holds the data, and of which kind they are."""
+
+import re
+
+from pipeline import storage
+from pipeline.catalog import DatasetEntry
+from pipeline.errors import SourceError
+from pipeline.frames import FrameForm
+from pipeline.sources import npz, video
+from pipeline.sources.base import Source
+from pipeline.sources.npz import NpzSource
+from pipeline.sources.video import VideoSource
+
+_RLDS_FILE = re.compile(r"\.tfrecord|^features\.json$|^dataset_info\.json$")
+_SHOWN = 8
+
+
+def open_source(entry: DatasetEntry, path: str, form: FrameForm) -> Source:
+    """The source at `path`.
+
+    Args:
+        entry: Of the data set; says where it lies under a root of data sets.
+        path: The folder that holds the files, or such a root.
+        form: In which form frames are kept.
+
+    Raises:
+        SourceError: There is no such folder, or nothing in it that can be read; the message says what is there.
+    """
+    places = [path, storage.join(path, entry.directory, entry.version), storage.join(path, entry.version)]
+    for folder in dict.fromkeys(place.rstrip("/") for place in places):
+        files = storage.list_files(folder)
+        if any(_RLDS_FILE.search(name) for name in files):
+            # Imported here because it needs the `ingest` extra, which the other kinds do without.
+            from pipeline.sources.rlds import SPEC_FILE, RldsSource
+
+            if SPEC_FILE not in files:
+                raise SourceError(f"{folder} holds no {SPEC_FILE}, without which its records can't be read")
+            return RldsSource(folder, entry, form)
+        if any(name.endswith(npz.ENDINGS) for name in files):
+            return NpzSource(folder, entry, form)
+        if any(name.lower().endswith(video.ENDINGS) for name in files):
+            return VideoSource(folder, entry, form)
+    raise SourceError(_nothing(entry, path))
+
+
+def _nothing(entry: DatasetEntry, path: str) -> str:
+    below = storage.join(entry.directory, entry.version) if entry.version else entry.directory
+    message = f"no data of {entry.name}: looked in {path} and in {below} below it for TFRecord, npz and video files"
+    if not storage.exists(path):
+        return f"{message}, but {path} doesn't exist"
+    versions = storage.list_folders(storage.join(path, entry.directory))
+    if versions:
+        return f"{message}; {storage.join(path, entry.directory)} has {', '.join(versions[:_SHOWN])}. Pass one of them"
+    there = [f"{name}/" for name in storage.list_folders(path)] + storage.list_files(path)
+    return f"{message}; {path} has {', '.join(there[:_SHOWN]) or 'nothing'}{', ...' if len(there) > _SHOWN else ''}"
