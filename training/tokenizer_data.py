@@ -8,19 +8,40 @@ price of an order without state.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from pipeline.index import IndexRow, read_episode_at, read_index
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline import frames, storage
 from pipeline.errors import ShardError
+from pipeline.index import read_index
 from pipeline.recipe import ClipsConfig, TokenizerConfig
+from pipeline.shards import read_sample
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import Draws, EpisodeShape, draw_augmentation, is_held_out, stride_of
 from training.order import DatasetSize, SampleOrder
 from training.tokenizer_clips import training_frames
+
+_COLUMNS = ("key", "split", "shard", "offset", "size", "num_frames", "height", "width", "rate", "base_step")
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """An episode and where its sample lies.
+
+    Attributes:
+        shape: What its clips follow from.
+        shard: Path of its shard.
+        offset: First byte of its sample.
+        size: Bytes of its sample.
+    """
+
+    shape: EpisodeShape
+    shard: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -28,12 +49,10 @@ class EpisodeTable:
     """The episodes of several data sets, without their frames.
 
     Attributes:
-        folders: Data set -> its folder of episode shards.
-        rows: Data set -> one index row per episode.
+        rows: Data set -> one row per episode.
     """
 
-    folders: dict[str, str]
-    rows: dict[str, list[IndexRow]]
+    rows: dict[str, list[EpisodeRow]]
 
     @classmethod
     def open(cls, shards: Sequence[str], split: str, held_out: float, want_held_out: bool) -> "EpisodeTable":
@@ -48,18 +67,25 @@ class EpisodeTable:
         Raises:
             ShardError: There is no episode to train on.
         """
-        folders: dict[str, str] = {}
-        rows: dict[str, list[IndexRow]] = {}
+        rows: dict[str, list[EpisodeRow]] = {}
         for folder in (dataset for root in shards for dataset in dataset_folders(root)):
-            found = [row for row in read_index(folder) if row.split == split]
-            found = [row for row in found if is_held_out(row.dataset, row.key, held_out) == want_held_out]
+            dataset = storage.basename(folder)
+            found = [
+                _row(folder, dataset, entry) for entry in read_index(folder, _COLUMNS).to_pylist() if entry["split"] == split
+            ]
+            found = [row for row in found if is_held_out(dataset, row.shape.key, held_out) == want_held_out]
             if found:
-                folders[found[0].dataset] = folder
-                rows[found[0].dataset] = found
+                rows[dataset] = found
         if not rows and not want_held_out:
             places = ", ".join(shards)
             raise ShardError(f"no episode of split {split!r} under {places}; name the output folder of ivideogpt-ingest")
-        return cls(folders, rows)
+        return cls(rows)
+
+
+def _row(folder: str, dataset: str, entry: dict[str, Any]) -> EpisodeRow:
+    names = ("key", "num_frames", "height", "width", "rate", "base_step")
+    shape = EpisodeShape(dataset=dataset, **{name: entry[name] for name in names})
+    return EpisodeRow(shape, storage.join(folder, entry["shard"]), entry["offset"], entry["size"])
 
 
 def dataset_folders(root: str) -> list[str]:
@@ -93,15 +119,14 @@ class TokenizerClips(Dataset[Tensor]):
         """The clip of sample number `sample`."""
         dataset, number = self._order[sample]
         row = self._table.rows[dataset][number]
-        shape = EpisodeShape(dataset, row.key, row.num_frames, row.height, row.width, row.rate, row.base_step)
         generator = np.random.default_rng([self._tokenizer.seed, sample])
-        chosen = training_frames(row.num_frames, stride_of(self._clips, shape), self._tokenizer, generator)
-        episode = read_episode_at(self._table.folders[dataset], row)
+        chosen = training_frames(row.shape.num_frames, stride_of(self._clips, row.shape), self._tokenizer, generator)
+        episode = read_sample(row.shard, row.offset, row.size)
         pixels = np.stack([frames.decode(episode.frames[index]) for index in chosen])
         side = self._tokenizer.resolution
         if self._clips.views == 1:
             return to_square(pixels, side)
-        return augment(pixels, side, draw_augmentation(Draws(self._tokenizer.seed, sample), self._clips, shape))
+        return augment(pixels, side, draw_augmentation(Draws(self._tokenizer.seed, sample), self._clips, row.shape))
 
 
 class StepBatches:

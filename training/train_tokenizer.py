@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -46,10 +46,16 @@ def _main(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _plain(recipe: Recipe) -> dict[str, object]:
+def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe with lists for tuples, as YAML and JSON hold them."""
-    plain: dict[str, object] = json.loads(json.dumps(recipe.as_dict()))
+    plain: dict[str, Any] = json.loads(json.dumps(recipe.as_dict()))
     return plain
+
+
+def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the run that it is."""
+    tokenizer = {key: value for key, value in recipe["tokenizer"].items() if key not in _MAY_CHANGE}
+    return {"data": recipe["data"], "clips": recipe["clips"], "tokenizer": tokenizer}
 
 
 def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
@@ -63,12 +69,7 @@ def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
         return
     if resume == "never":
         raise ConflictError(f"{output} holds a run already; pass --resume auto to go on with it, or choose another --output")
-    old, new = yaml.safe_load(stored.read_text()), _plain(recipe)
-    for sections in (old, new):
-        for key in _MAY_CHANGE:
-            sections["tokenizer"].pop(key, None)
-    relevant = ("data", "clips", "tokenizer")
-    difference = describe_difference({key: old[key] for key in relevant}, {key: new[key] for key in relevant})
+    difference = describe_difference(_identity(yaml.safe_load(stored.read_text())), _identity(_plain(recipe)))
     if difference:
         raise ConflictError(f"{output} holds a run of another recipe: {difference}. Choose another --output.")
 
