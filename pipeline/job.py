@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pipeline import index, storage
-from pipeline.errors import ConflictError, ProjectError, SourceError
+from pipeline.errors import ConflictError, SourceError
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
+from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, describe_difference, find_done, read_record, record_path
 from pipeline.sources.base import Source
 from pipeline.unit import run_unit, take_failures
 
 _log = logging.getLogger(__name__)
 _LISTED = 20
+_LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is published
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ingest(
     take_failures(folder)
     started = time.monotonic()
     if work:
-        with _progress(work, dataset, folder):
+        with _beam_chatter_aside(), _progress(work, dataset, folder):
             run_with_beam(work, source, folder, beam_options)
     seconds = time.monotonic() - started
     failures = take_failures(folder)
@@ -129,13 +129,12 @@ def _common(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def run_with_beam(units: Sequence[Unit], source: Source, folder: str, options: Sequence[str]) -> None:
     """Run units through Beam, large ones first, and wait for their end."""
-    with _beam_chatter_aside(not any(option.startswith("--runner") for option in options)):
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
 
-        largest_first = sorted(units, key=lambda unit: -unit.source_bytes)
-        with beam.Pipeline(options=PipelineOptions([*_direct_runner(options, len(units)), *options])) as pipeline:
-            _ = pipeline | beam.Create(largest_first) | "ingest" >> beam.Map(run_unit, source=source, folder=folder)
+    largest_first = sorted(units, key=lambda unit: -unit.source_bytes)
+    with beam.Pipeline(options=PipelineOptions([*_direct_runner(options, len(units)), *options])) as pipeline:
+        _ = pipeline | beam.Create(largest_first) | "ingest" >> beam.Map(run_unit, source=source, folder=folder)
 
 
 def _direct_runner(options: Sequence[str], units: int) -> list[str]:
@@ -147,67 +146,58 @@ def _direct_runner(options: Sequence[str], units: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def _beam_chatter_aside(apply: bool) -> Iterator[None]:
+def _beam_chatter_aside() -> Iterator[None]:
     """Send what Beam and its local worker processes write to stderr to a file, and name that file where something fails.
 
-    Workers inherit the file descriptor and log before they could be told not to, so the descriptor itself is redirected.
+    Workers inherit the file descriptor and log before they could be told not to, so the descriptor itself is redirected;
+    `sys.stderr`, and with it the progress line, goes where it went.
     """
-    if not apply:
-        yield
-        return
     descriptor, name = tempfile.mkstemp(prefix="ivideogpt-beam-", suffix=".log")
     sys.stderr.flush()
+    own = sys.stderr
     kept = os.dup(2)
-    os.dup2(descriptor, 2)
     try:
-        yield
-    except ProjectError:
-        raise
+        with os.fdopen(os.dup(2), "w") as sys.stderr:
+            os.dup2(descriptor, 2)
+            yield
     except Exception as error:
         raise SourceError(f"Beam could not run the job: {error!r:.500}. Its log is {name}") from error
     else:
         Path(name).unlink()
     finally:
         os.dup2(kept, 2)
+        sys.stderr = own
         os.close(kept)
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _progress(units: Sequence[Unit], dataset: str, folder: str) -> Iterator[None]:
-    """One line on stderr: how much of the source is done, how fast, how long it will take; from what is published."""
+    """The progress line, which counts the shards that are published."""
     stop = threading.Event()
-    bar = tqdm(
-        total=sum(unit.source_bytes for unit in units),
-        desc=f"ingest {dataset}",
-        unit="B",
-        unit_scale=True,
-        file=os.fdopen(os.dup(2), "w"),
-    )
-    watcher = threading.Thread(target=_watch, args=(units, folder, bar, stop), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-        bar.close()
+    with progress_line(len(units), "shard", f"ingest {dataset}") as line:
+        watcher = threading.Thread(target=_watch, args=(units, folder, line, stop), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
 
 
-def _watch(units: Sequence[Unit], folder: str, bar: Any, stop: threading.Event) -> None:
-    waiting = {record_path(unit.shard): unit for unit in units}
-    interval = 0.5 if storage.is_local(folder) else 5.0
+def _watch(units: Sequence[Unit], folder: str, line: Any, stop: threading.Event) -> None:
+    waiting = {record_path(unit.shard) for unit in units}
+    interval = _LOCAL_POLL if storage.is_local(folder) else _REMOTE_POLL
     started = time.monotonic()
     frames = 0
-    while True:
+    last = False
+    while not last:
         last = stop.wait(interval)
-        for name in waiting.keys() & set(storage.list_files(folder)):
+        for name in waiting & set(storage.list_files(folder)):
+            waiting.remove(name)
             frames += read_record(storage.join(folder, name)).frames
-            bar.update(waiting.pop(name).source_bytes)
-        speed = frames / (time.monotonic() - started)
-        bar.set_postfix_str(f"{len(units) - len(waiting)}/{len(units)} shards, {speed:.0f} frames/s")
-        if last:
-            return
+            line.set_postfix_str(f"{frames / (time.monotonic() - started):.0f} frames/s", refresh=False)
+            line.update()
 
 
 def check_outcome(outcome: Outcome, max_bad_fraction: float) -> None:

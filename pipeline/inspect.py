@@ -1,0 +1,136 @@
+"""`ivideogpt-inspect`: what a folder of shards holds, and whether it is still what its records say.
+
+Episode shards and token shards keep records of one form, so one command looks at both, at any depth below the folder.
+"""
+
+import collections
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pipeline import storage
+from pipeline.command import CommandParser, run_command
+from pipeline.errors import ShardError
+from pipeline.naming import parse_shard_name
+from pipeline.progress import progress_line
+from pipeline.records import ShardRecord, read_record, record_path
+
+_ENDINGS = ("tar", "arrow")
+_BLOCK = 1 << 20
+_DEPTH = 3
+_THREADS = 4
+
+
+def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its shards by files and records) of every folder of shards at or below `folder`, in order."""
+    names = storage.list_files(folder)
+    files = {name for name in names if parse_shard_name(name)}
+    recorded = set()
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        if ending == "json" and parse_shard_name(f"{stem}.tar") and not any(f"{stem}.{e}" in files for e in _ENDINGS):
+            recorded.add(read_record(storage.join(folder, name)).shard)
+    if files or recorded:
+        yield folder, sorted(files | recorded)
+    if depth:
+        for name in storage.list_folders(folder):
+            yield from find_shards(storage.join(folder, name), depth - 1)
+
+
+def summarize(records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
+    """Split -> shards, samples, frames, bytes, episodes left out."""
+    splits: dict[str, collections.Counter[str]] = {}
+    for record in records:
+        parsed = parse_shard_name(record.shard)
+        counts = splits.setdefault(parsed[0] if parsed else record.shard, collections.Counter())
+        counts["shards"] += 1
+        counts["samples"] += record.samples
+        counts["frames"] += record.frames
+        counts["bytes"] += record.bytes
+        counts["left_out"] += len(record.left_out)
+    return {split: dict(counts) for split, counts in sorted(splits.items())}
+
+
+def fault_of(folder: str, shard: str, verify: bool) -> str | None:
+    """What is wrong with a shard, or None.
+
+    Args:
+        folder: Where it lies.
+        shard: Its file name.
+        verify: Read all of it and compare its SHA-256; otherwise its size alone.
+    """
+    path = storage.join(folder, shard)
+    if not storage.exists(record_path(path)):
+        return f"{path} has no record: it was not finished, so run the command that makes it again"
+    if not storage.exists(path):
+        return f"{path} is gone, though its record is there"
+    try:
+        record = read_record(record_path(path))
+    except ShardError as error:
+        return str(error)
+    if storage.size(path) != record.bytes:
+        return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}"
+    if verify and (actual := _sha256(path)) != record.sha256:
+        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}"
+    return None
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open_read(path) as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def parser() -> CommandParser:
+    """The command line."""
+    made = CommandParser(prog="ivideogpt-inspect", description="Say what a folder of shards holds. Exit status 1 on faults.")
+    made.add_argument("folder", type=str, help="Folder or URL of episode shards or token shards, or of several such.")
+    made.add_argument("--verify", action="store_true", help="Read every shard and compare its SHA-256 with its record's.")
+    return made
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The body of the command: a JSON line per folder of shards on stdout, faults on stderr."""
+    options = parser().parse_args(list(arguments) if arguments is not None else None)
+    found = list(find_shards(options.folder.rstrip("/")))
+    if not found:
+        raise ShardError(f"{options.folder} holds no shards, nor does any folder up to {_DEPTH} levels below it")
+    faults: list[str] = []
+    for folder, shards in found:
+        in_folder = _faults(folder, shards, options.verify)
+        sound = [shard for shard in shards if shard not in in_folder]
+        records = [read_record(record_path(storage.join(folder, shard))) for shard in sound]
+        print(json.dumps(_report(folder, records, in_folder)))
+        faults += in_folder.values()
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def _faults(folder: str, shards: Sequence[str], verify: bool) -> dict[str, str]:
+    line = progress_line(len(shards), "shard", f"inspect {storage.basename(folder)}", shown=verify)
+    with line, ThreadPoolExecutor(_THREADS) as pool:
+        faults = {}
+        for shard, fault in zip(shards, pool.map(lambda shard: fault_of(folder, shard, verify), shards), strict=True):
+            if fault is not None:
+                faults[shard] = fault
+            line.update()
+    return faults
+
+
+def _report(folder: str, records: Sequence[ShardRecord], faults: dict[str, str]) -> dict[str, Any]:
+    return {"folder": folder, "splits": summarize(records), "faults": len(faults)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `ivideogpt-inspect`."""
+    return run_command(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
