@@ -16,7 +16,7 @@ from pipeline import storage
 _BACKGROUND, _TEXT = (24, 24, 27), (235, 235, 235)
 _CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)
 _GIF_SIDE, _SHEET_SIDE, _MARGIN, _BORDER = 256, 96, 8, 3
-_GIF_FONT, _SHEET_FONT = ImageFont.load_default(16), ImageFont.load_default(13)
+_GIF_FONT, _SHEET_FONT = ImageFont.load_default(16), ImageFont.load_default(16)
 _LAST_FRAME_SECONDS = 1.0
 _DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
 

@@ -1,0 +1,222 @@
+import shutil
+
+import fsspec
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from pipeline.errors import ConfigError, SourceError
+from training import WorldModel
+
+SIDE = tiny_models.TOKENIZER.resolution
+
+
+def context(clips=None, seed=0):
+    shape = (2, 3, SIDE, SIDE) if clips is None else (clips, 2, 3, SIDE, SIDE)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def some_actions(count, seed=0):
+    return torch.randn(count, tiny_models.ACTION_DIM, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+@pytest.fixture(scope="module")
+def free():
+    return tiny_models.world_model()
+
+
+@pytest.fixture(scope="module")
+def driven():
+    return tiny_models.world_model(actions=True, rewards=True)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_published_greedy_ids_with_actions_are_met(shared, tmp_path, number):
+    fixture = shared / "parity" / f"context{number}"
+    shutil.copytree(fixture / "tokenizer", tmp_path / "tokenizer")
+    shutil.copytree(fixture / "transformer-action", tmp_path / "transformer")
+    expected = np.load(fixture / "expected.npz")
+    frames, actions = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["actions"])
+    session = WorldModel.from_pretrained(tmp_path).start(frames[:, :number], temperature=0)
+    session.rollout(actions[:, number - 1 : -1].unbind(dim=1))
+    np.testing.assert_array_equal(session.ids.numpy(), expected["greedy_tokens_action"])
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_published_models_give_the_ids_of_generate_over_the_whole_prefix(shared, number):
+    fixture = shared / "parity" / f"context{number}"
+    expected = np.load(fixture / "expected.npz")
+    model = WorldModel.from_pretrained(fixture, device="cpu")
+    session = model.start(torch.from_numpy(expected["frames"])[:, :number], temperature=0)
+    session.rollout([None] * (16 - number))
+    prefix = torch.from_numpy(expected["tokens"]).long()[:, : model.geometry.prefix_length]
+    wanted = session.ids.shape[1] - prefix.shape[1]
+    generated = model.network.llm.generate(
+        prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=wanted, do_sample=False
+    )
+    assert torch.equal(session.ids, generated)
+
+
+def test_greedy_ids_with_actions_are_the_best_of_a_forward_over_everything(driven):
+    session = driven.start(context(clips=2), temperature=0)
+    actions = some_actions(4)
+    session.rollout(actions)
+    padded = torch.stack([torch.zeros(3), *actions])[None].expand(2, -1, -1)
+    with torch.no_grad():
+        best = driven.network.logits(driven.network.hidden_states(session.ids, padded)).argmax(dim=-1)
+    first, step = driven.geometry.prefix_length, driven.geometry.future_ids
+    ids, best = session.ids[:, first:], best[:, first - 1 : -1]
+    forced = torch.arange(ids.shape[1]) % step == step - 1
+    assert torch.equal(ids[:, ~forced], best[:, ~forced])
+    assert (ids[:, forced] == driven.geometry.start_of_future).all()
+
+
+def test_rewards_are_those_of_a_forward_over_everything(driven):
+    session = driven.start(context(), samples=2, seed=1)
+    actions = some_actions(3)
+    rewards = torch.stack([result.reward for result in session.rollout(actions)], dim=1)
+    padded = torch.stack([torch.zeros(3), *actions])[None].expand(2, -1, -1)
+    with torch.no_grad():
+        expected = driven.network.rewards(driven.network.hidden_states(session.ids, padded))
+    torch.testing.assert_close(rewards, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_frames_are_those_of_all_ids_decoded_together(free):
+    session = free.start(context(), samples=3, seed=0)
+    frames = torch.stack([result.frame for result in session.rollout([None] * 4)], dim=1)
+    torch.testing.assert_close(frames, free.tokenizer.detokenize(session.ids)[:, 2:].clamp(0, 1), atol=1e-5, rtol=0)
+    assert frames.shape == (3, 4, 3, SIDE, SIDE)
+
+
+def test_ids_decode_to_the_context_before_the_first_step(free):
+    session = free.start(context(), samples=2)
+    assert free.tokenizer.detokenize(session.ids).shape == (2, 2, 3, SIDE, SIDE)
+
+
+def test_model_without_a_reward_head_gives_none(free):
+    assert free.start(context()).step().reward is None
+
+
+def test_sample_is_the_same_however_many_there_are(free):
+    many = free.start(context(clips=2), samples=4, seed=7)
+    many.rollout([None] * 3)
+    for clip in range(2):
+        few = free.start(context(clips=2)[clip], samples=2, seed=7)
+        few.rollout([None] * 3)
+        assert torch.equal(many.ids[4 * clip : 4 * clip + 2], few.ids)
+
+
+def test_samples_and_seeds_differ(free):
+    one = free.start(context(), samples=2, seed=1)
+    other = free.start(context(), samples=2, seed=2)
+    for session in (one, other):
+        session.rollout([None] * 2)
+    rows = torch.cat([one.ids, other.ids])
+    assert len(torch.unique(rows, dim=0)) == 4
+
+
+def test_seed_that_is_not_given_is_drawn_and_kept(free):
+    session = free.start(context())
+    again = free.start(context(), seed=session.seed)
+    for each in (session, again):
+        each.step()
+    assert torch.equal(session.ids, again.ids)
+    assert free.start(context()).seed != session.seed
+
+
+def test_prediction_leaves_the_global_random_state(free):
+    before = torch.get_rng_state()
+    free.start(context(), seed=0).step()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fork_and_original_go_on_alike_and_apart(driven):
+    session = driven.start(context(), samples=2, seed=0)
+    session.step(some_actions(1)[0])
+    fork, reseeded, turned = session.fork(), session.fork(seed=1), session.fork()
+    before = fork.ids.clone()
+    actions = some_actions(2, seed=1)
+    session.rollout(actions)
+    assert torch.equal(fork.ids, before)
+    fork.rollout(actions)
+    assert torch.equal(fork.ids, session.ids)
+    reseeded.rollout(actions)
+    turned.rollout([action + 2 for action in actions])
+    assert not torch.equal(reseeded.ids, session.ids)
+    assert not torch.equal(turned.ids, session.ids)
+
+
+def test_actions_of_single_rows_change_their_rows_alone(driven):
+    together = driven.start(context(), samples=3, seed=0)
+    apart = driven.start(context(), samples=3, seed=0)
+    action = some_actions(1)[0]
+    actions = torch.stack([action, action + 3, action])
+    together.step(action)
+    apart.step(actions)
+    together.step(action)
+    apart.step(actions)
+    same = (together.ids == apart.ids).all(dim=1)
+    assert same.tolist() == [True, False, True]
+
+
+def test_context_slides_where_positions_run_out(driven):
+    short = tiny_models.world_model(actions=True, rewards=True, positions=144)
+    assert short.max_steps == 3
+    session = short.start(context(), samples=2, seed=4)
+    actions = some_actions(8)
+    results = session.rollout(actions)
+    assert session.steps == 8
+    assert session.ids.shape[1] == short.geometry.ids_of_clip(2 + 2)
+    # Steps 7 and 8 follow from a context that is frames 5 and 6.
+    slid = torch.stack([results[4].frame, results[5].frame], dim=1)
+    assert torch.equal(session.ids[:, : short.geometry.prefix_length - 1], short.tokenizer.tokenize(slid))
+    long = driven.start(context(), samples=2, seed=4)
+    for before_sliding, expected in zip(results[:3], long.rollout(actions[:3]), strict=True):
+        assert torch.equal(before_sliding.frame, expected.frame)
+
+
+@pytest.mark.parametrize("frames", [torch.rand(3, 3, SIDE, SIDE), torch.rand(2, 3, 16, 16), torch.rand(2, SIDE, SIDE, 3)])
+def test_context_of_another_shape_is_refused(free, frames):
+    with pytest.raises(ConfigError, match=r"starts from \(2, 3, 32, 32\)"):
+        free.start(frames)
+
+
+def test_actions_must_be_what_the_model_takes(free, driven):
+    with pytest.raises(ConfigError, match="without actions"):
+        free.start(context()).step([0.0, 0.0, 0.0])
+    with pytest.raises(ConfigError, match="conditioned on actions"):
+        driven.start(context()).step()
+    with pytest.raises(ConfigError, match=r"\(4,\).*takes \(3,\)"):
+        driven.start(context()).step([0.0] * 4)
+
+
+@pytest.mark.parametrize("actions", [False, True])
+def test_model_folder_opens_as_it_was_saved(tmp_path, actions):
+    model = tiny_models.world_model(actions)
+    opened = WorldModel.from_pretrained(tiny_models.save_model(tmp_path, model), device="cpu")
+    steps = some_actions(2) if actions else [None] * 2
+    ids = []
+    for each in (model, opened):
+        session = each.start(context(), seed=0)
+        session.rollout(steps)
+        ids.append(session.ids)
+    assert torch.equal(*ids)
+
+
+def test_model_opens_from_a_url(tmp_path):
+    tiny_models.save_model(tmp_path, tiny_models.world_model())
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), "/tiny-model", recursive=True)
+    assert WorldModel.from_pretrained("memory://tiny-model", device="cpu").action_dim == 0
+
+
+def test_folder_without_a_transformer_is_refused(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(SourceError, match="no folder transformer"):
+        WorldModel.from_pretrained(tmp_path)
+
+
+def test_name_that_is_neither_folder_nor_hub_id_is_refused():
+    with pytest.raises(SourceError, match="neither a folder nor an id"):
+        WorldModel.from_pretrained("nowhere")
