@@ -60,13 +60,13 @@ def recipe_parser(prog: str, description: str) -> CommandParser:
     return parser
 
 
-def add_section_folder(parser: CommandParser, section: str, help: str) -> None:
-    """Let `--{section} DIR` name a folder (or URL, or hub id), required, beside the section's own keys.
+def add_section_folder(parser: CommandParser, section: str, help: str, required: bool = True) -> None:
+    """Let `--{section} DIR` name a folder (or URL, or hub id) beside the section's own keys.
 
     jsonargparse keeps `--{section}` for the section as a whole, so the option is `--{section}_dir` within the parser, and
     `parse_recipe` takes the short spelling for it. Its value is `{section}_dir` of the namespace.
     """
-    parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=True, help=f"{help} Short: --{section} DIR.")
+    parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=required, help=f"{help} Short: --{section} DIR.")
 
 
 def _spelled_out(parser: CommandParser, arguments: Sequence[str]) -> list[str]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import parse_shard_name
+from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
 from tokenize_offline.token_shards import (
     TokenLayout,
@@ -32,7 +32,7 @@ from training.order import DatasetSize
 
 DEFAULT_CACHE = Path("~/.cache/ivideogpt/tokens")
 _READERS = 8
-_LOG = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,32 +122,41 @@ class TokenStore:
             cache_dir: Where shards of an object store are copied to; None takes `~/.cache/ivideogpt/tokens`.
 
         Raises:
-            ShardError: There are none, one is damaged or cut short, two were made in different ways, or a data set is
-                there twice. The message names the files.
+            ShardError: There are no clips, a shard is damaged or cut short, two were made in different ways, or one is there
+                twice. The message names the files.
         """
-        folders = [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
-        found = [shard for folder in folders for shard in _find(folder, set(splits))]
-        if not found:
-            raise ShardError(_nothing_found(folders, splits))
+        store = cls.open_if_any(dirs, splits, cache_dir)
+        if store is None:
+            raise ShardError(_nothing_found(_folders(dirs), splits))
+        return store
+
+    @classmethod
+    def open_if_any(
+        cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str], cache_dir: Path | None = None
+    ) -> "TokenStore | None":
+        """As `open`, but None where there are no clips."""
+        found = [shard for folder in _folders(dirs) for shard in _find(folder, set(splits))]
         _require_once(found)
         cache = (cache_dir or DEFAULT_CACHE).expanduser()
-        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-            loading = pool.map(lambda path: _open(path, cache), found)
-            remote = not all(storage.is_local(path) for path in found)
-            shards = list(tqdm.tqdm(loading, "caching token shards", len(found), unit="shard", disable=not remote))
+        remote = not all(storage.is_local(path) for path in found)
+        shards = []
+        with (
+            concurrent.futures.ThreadPoolExecutor(_READERS) as pool,
+            progress_line(len(found), "shard", "caching token shards", shown=remote) as line,
+        ):
+            for shard in pool.map(lambda path: _open(path, cache), found):
+                shards.append(shard)
+                line.update(1)
         for shard in shards[1:]:
             require_same_layout(shards[0].info, shards[0].path, shard.info, shard.path)
         by_name: dict[str, list[_Shard]] = {}
         for shard in shards:
             by_name.setdefault(shard.info.dataset, []).append(shard)
         datasets = {name: _Dataset(members) for name, members in by_name.items()}
-        empty = sorted(name for name, dataset in datasets.items() if not dataset.size.positions)
-        if empty:
-            _LOG.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
+        if empty := sorted(name for name, dataset in datasets.items() if not dataset.size.positions):
+            log.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
         datasets = {name: dataset for name, dataset in datasets.items() if name not in empty}
-        if not datasets:
-            raise ShardError(f"the token shards of {', '.join(splits)} under {', '.join(folders)} hold no clips")
-        return cls(shards[0].info.layout, datasets)
+        return cls(shards[0].info.layout, datasets) if datasets else None
 
     @property
     def action_dim(self) -> int:
@@ -217,6 +226,10 @@ class TokenStore:
         return clips
 
 
+def _folders(dirs: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
+
+
 def _find(folder: str, splits: set[str]) -> Iterator[str]:
     """Paths of the finished shards of `splits` under one folder."""
     for dataset in storage.list_folders(folder):
@@ -232,7 +245,7 @@ def _find(folder: str, splits: set[str]) -> Iterator[str]:
                 raise ShardError(f"{storage.join(folder, dataset, name)} is there but its token shard is not; tokenize again")
         unfinished = [shard for record, shard in wanted.items() if record not in records]
         if unfinished:
-            _LOG.warning("%s/%s: %d shards without a record are not finished and left out", folder, dataset, len(unfinished))
+            log.warning("%s/%s: %d shards without a record are not finished and left out", folder, dataset, len(unfinished))
         yield from (storage.join(folder, dataset, shard) for shard in shards if shard not in unfinished)
 
 
@@ -243,7 +256,7 @@ def _nothing_found(folders: Sequence[str], splits: Sequence[str]) -> str:
             names = (parse_shard_name(name) for name in storage.list_files(storage.join(folder, dataset)))
             there |= {parsed[0] for parsed in names if parsed}
     hint = f"there are shards of {', '.join(sorted(there))}" if there else "give the folder that ivideogpt-tokenize wrote to"
-    return f"no finished token shards of split {', '.join(splits)} under {', '.join(folders)}: {hint}"
+    return f"no finished token shards with clips of split {', '.join(splits)} under {', '.join(folders)}: {hint}"
 
 
 def _require_once(paths: Sequence[str]) -> None:

@@ -1,0 +1,57 @@
+"""The command `ivideogpt-train`: token shards become a trained transformer."""
+
+import json
+import sys
+from collections.abc import Sequence
+
+from pipeline.command import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
+
+
+def build_parser() -> CommandParser:
+    """The command's options beside the recipe."""
+    parser = recipe_parser("ivideogpt-train", "Pre-train the transformer on token shards, alone or under a launcher.")
+    parser.add_argument(
+        "--tokens", nargs="+", type=str, required=True, metavar="DIR", help="Folders or URLs that ivideogpt-tokenize wrote."
+    )
+    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="Run folder; all ranks must see the same one.")
+    parser.add_argument(
+        "--resume",
+        choices=["auto", "never"],
+        default="never",
+        help="auto: go on from the newest whole checkpoint in --output, or begin there. never: want a new run folder.",
+    )
+    add_section_folder(
+        parser,
+        "tokenizer",
+        "Folder, URL or hub id of the tokenizer that made the shards: goes into the exported model.",
+        required=False,
+    )
+    # The deepspeed launcher passes its rank as an option too; the environment says the same.
+    parser.add_argument("--local_rank", type=int, default=0, help="Ignored.")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(train, arguments)
+
+
+def train(arguments: Sequence[str] | None = None) -> int:
+    """The command's body.
+
+    Raises:
+        ProjectError: Of all kinds; the message says what to do.
+    """
+    recipe, options = parse_recipe(build_parser(), arguments)
+    # Imported after the command line is checked: torch, transformers and DeepSpeed take seconds.
+    from training.preparation import RunOptions
+    from training.pretrain import pretrain
+
+    summary = pretrain(recipe, RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir))
+    if summary is not None:
+        print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The `model/` folder of a run: tokenizer, transformer in the published layout, recipe and provenance.
+
+Everything is written into a folder beside it that takes its name at the end, so a `model/` that is there is whole.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.errors import ConflictError
+from pipeline.records import sha256_of
+from tokenize_offline.tokenizer import loading
+from training.model_folder import TOKENIZER, TRANSFORMER
+from training.world_model import WorldModelNetwork
+
+MODEL_NAME = "model"
+PROVENANCE_NAME = "provenance.json"
+RECIPE_NAME = "recipe.yaml"
+
+
+def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
+    """The tokenizer that goes into a model.
+
+    Args:
+        path: A folder, URL or hub id.
+        wanted_sha256: Of the weights that made the token shards.
+
+    Raises:
+        SourceError: There is no tokenizer.
+        ConflictError: It is not the one that made the token shards.
+    """
+    files = loading.locate(path)
+    found = loading.weights_sha256(files)
+    if found != wanted_sha256:
+        raise ConflictError(
+            f"{path} is not the tokenizer that made the token shards: its weights have SHA-256 {found}, the shards name "
+            f"{wanted_sha256}. Give that tokenizer, or tokenize again."
+        )
+    return files
+
+
+def export_model(
+    folder: Path,
+    network: WorldModelNetwork,
+    weights: dict[str, torch.Tensor],
+    tokenizer: loading.TokenizerFiles | None,
+    recipe: str,
+    provenance: dict[str, Any],
+) -> None:
+    """Write `folder`, in place of what is there.
+
+    Args:
+        folder: Of the model, local.
+        network: Knows the layout of a transformer folder; its own weights are not used.
+        weights: All parameters by name, in fp32.
+        tokenizer: What becomes `tokenizer/`; None leaves it out.
+        recipe: The resolved recipe as YAML.
+        provenance: Where the model comes from and how good it is.
+    """
+    staging = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    network.save_transformer(staging / TRANSFORMER, weights)
+    if tokenizer is not None:
+        (staging / TOKENIZER).mkdir()
+        shutil.copyfile(tokenizer.weights, staging / TOKENIZER / loading.WEIGHTS_NAME)
+        (staging / TOKENIZER / loading.CONFIG_NAME).write_bytes(storage.read_bytes(tokenizer.config))
+    (staging / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+    digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
+    text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)
+    (staging / PROVENANCE_NAME).write_text(text + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)

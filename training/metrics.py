@@ -1,0 +1,147 @@
+"""What a run says of itself: `metrics.jsonl`, TensorBoard, one progress line; and the arithmetic behind the numbers.
+
+Losses are averaged over the steps since the line before, in fp64 on the device, so that logging every tenth step costs one
+synchronisation in ten. The running sums go into checkpoints: an interrupted run's lines equal an uninterrupted run's.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.recipe import ModelConfig
+from tokenize_offline.token_shards import TokenLayout
+
+METRICS_NAME = "metrics.jsonl"
+log = logging.getLogger(__name__)
+
+# Dense bf16 peaks in FLOP/s, by the name that CUDA gives a device; from the vendor's data sheets.
+_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A40": 149.7e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device) -> float:
+    """Dense bf16 peak of a device in FLOP/s; 0 where it isn't known, rather than a guess."""
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAKS.items() if part in name), 0.0)
+
+
+def flops_per_id(model: ModelConfig, layout: TokenLayout) -> float:
+    """FLOPs of a training step per id, as `spec/world-model.md` counts them: 0.84 G for the small model, 2.74 G for medium.
+
+    Six per weight of a matrix (forward and backward), the head included, and 12 x layers x width x ids for attention.
+    """
+    weights = model.layers * (4 * model.width**2 + 3 * model.width * model.mlp_width) + model.width * layout.vocabulary
+    return 6 * weights + 12 * model.layers * model.width * layout.sequence_length
+
+
+def label_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
+    """Entropy in nats of the empirical distribution of label ids: the loss of a model that knows how often each id occurs.
+
+    Args:
+        ids: (N, L) ids of clips.
+        layout: Of these clips.
+    """
+    counts = np.bincount(ids[:, layout.prefix_length :].reshape(-1), minlength=layout.vocabulary)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+class RunningLoss:
+    """The mean loss over the steps since the last line; adding to it doesn't synchronise.
+
+    Attributes:
+        steps: Steps added so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self.steps = 0
+
+    def add(self, losses: list[torch.Tensor]) -> None:
+        """Add a step's loss, the mean over its micro steps."""
+        for loss in losses:
+            self._total += loss.double() / len(losses)
+        self.steps += 1
+
+    @property
+    def total(self) -> float:
+        """The sum of this process's losses; waits for the device."""
+        return float(self._total)
+
+    def reset(self, total: float = 0.0, steps: int = 0) -> None:
+        """Start anew, or from what a checkpoint holds."""
+        self._total.fill_(total)
+        self.steps = steps
+
+
+def cut_metrics(folder: Path, last_step: int) -> None:
+    """Drop lines past `last_step`, and one torn by a crash, so that a resumed run goes on from its checkpoint."""
+    path = folder / METRICS_NAME
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            log.info("%s: dropping a torn line", path)
+    staging = path.with_name(f".{METRICS_NAME}.partial")
+    staging.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    staging.replace(path)
+
+
+class MetricsWriter:
+    """Writes lines of metrics to `metrics.jsonl` and TensorBoard. Rank 0 holds one.
+
+    Args:
+        folder: Run folder.
+        first_step: Step at which the run begins or goes on; what TensorBoard holds past it is hidden.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        # Importing TensorBoard takes a second, which the other ranks and the package's importers can do without.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._lines = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups in TensorBoard."""
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            group = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+            for tag, number in group.items():
+                if number is not None:
+                    self._board.add_scalar(tag, number, step)
+
+    def flush(self) -> None:
+        """Bring everything to disk, as is due before a checkpoint."""
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        """Bring everything to disk, for good."""
+        self.flush()
+        self._lines.close()
+        self._board.close()

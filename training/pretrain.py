@@ -1,0 +1,148 @@
+"""Pre-training of the transformer: the loop over steps, and what happens between two of them.
+
+Every step's samples, learning rate and dropout follow from its number, so the loop has no state but the engine's and a running
+loss. Logging, evaluation and saving happen between steps; all ranks agree on each of them from the step number, and on
+stopping by asking each other.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.recipe import Recipe
+from training.batches import Batch, BatchLoader, BatchReader
+from training.checkpoints import load_checkpoint, save_checkpoint
+from training.engine import full_weights, set_learning_rate, start_engine
+from training.export import export_model
+from training.held_out import HeldOutLoss
+from training.metrics import cut_metrics, label_entropy
+from training.preparation import Run, RunOptions, prepare
+from training.processes import Processes, find_place
+from training.reporting import Reporter
+from training.schedule import dropout_seed, learning_rate
+from training.stopping import StopRequest
+
+SUMMARY_NAME = "metrics.json"
+_HELD_OUT_CLIPS = 256
+_ENTROPY_CLIPS = 2048
+log = logging.getLogger(__name__)
+
+
+def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
+    """Train a model, or go on training it, and export it.
+
+    Returns:
+        A summary of the run on rank 0, None on other ranks.
+
+    Raises:
+        ProjectError: Something is wrong with the input; raised before any process group is formed.
+    """
+    place = find_place(os.environ)
+    run = prepare(recipe, options, place)
+    summary = run.folder / SUMMARY_NAME
+    if run.first_step >= recipe.training.steps and run.model.is_dir() and summary.exists():
+        log.info("%s is trained to step %d already", run.folder, run.first_step)
+        return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
+    with StopRequest() as stop, Processes(place) as processes:
+        return Trainer(run, processes, stop).train()
+
+
+class Trainer:
+    """One run in one of its processes.
+
+    Args:
+        run: What to train on what.
+        processes: All of them.
+        stop: Says when to stop early.
+    """
+
+    def __init__(self, run: Run, processes: Processes, stop: StopRequest) -> None:
+        self._run = run
+        self._training = run.recipe.training
+        self._processes = processes
+        self._stop = stop
+        if processes.is_first:
+            run.write_identity()
+            cut_metrics(run.folder, run.first_step)
+        columns = (bool(run.network.action_dim), run.network.has_reward)
+        self._reader = BatchReader(run.store, run.order, *columns, pinned=processes.device.type == "cuda")
+        steps = range(run.first_step, self._training.steps)
+        self._loader = BatchLoader(self._reader, run.plan, steps, self._training.workers)
+        self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
+        self._engine = start_engine(run.network, self._training, run.engine_config, processes)
+        if run.checkpoint is not None:
+            load_checkpoint(run.checkpoint, self._engine)
+            log.info("going on from step %d", run.first_step)
+
+    def train(self) -> dict[str, Any] | None:
+        """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
+        training, done = self._training, self._run.first_step
+        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self._loader)) as batches:
+            while done < training.steps:
+                self._step(done, batches, reporter)
+                done += 1
+                last = done == training.steps
+                if last or done % training.log_every == 0:
+                    reporter.write_line(done, learning_rate(training, done - 1), self._engine.get_global_grad_norm())
+                stopping = self._processes.any(self._stop.made)
+                due = last or done % training.checkpoint_every == 0
+                if due or stopping:
+                    with reporter.paused():
+                        if due and self._held_out is not None:
+                            reporter.write_held_out(done, self._held_out.measure(self._engine, self._processes))
+                        save_checkpoint(
+                            self._run.checkpoints,
+                            self._engine,
+                            self._processes,
+                            reporter.progress(done),
+                            training.keep_checkpoints,
+                        )
+                if stopping:
+                    log.info("stopped after step %d; --resume auto goes on from there", done)
+                    break
+        return self._finish(done, reporter.results)
+
+    def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
+        """One optimizer step."""
+        engine, plan = self._engine, self._run.plan
+        waited = self._loader.waited
+        set_learning_rate(engine, learning_rate(self._training, step))
+        losses = []
+        for micro_step in range(plan.accumulation):
+            batch = next(batches).to(self._processes.device)
+            torch.manual_seed(dropout_seed(self._training.seed, step, micro_step, plan.rank))
+            output = engine(*batch)
+            engine.backward(output.loss)
+            engine.step()
+            losses.append(output.label_loss)
+        reporter.add_step(losses, self._loader.waited - waited)
+
+    def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Export the model and write the summary. Call it on all ranks."""
+        run = self._run
+        weights = full_weights(self._engine, run.network)
+        if weights is None:
+            self._processes.barrier()
+            return None
+        clips = min(_ENTROPY_CLIPS, sum(run.store.positions(name) for name in run.store.datasets))
+        summary = {
+            "steps": done,
+            **results,
+            "label_entropy": label_entropy(self._reader.read(0, clips).ids.numpy(), run.store.layout),
+            "samples": run.order.drawn(done * run.plan.global_batch),
+            "processes": run.plan.world_size,
+            "device": str(self._processes.device.type),
+        }
+        provenance = {**summary, "layout": asdict(run.store.layout), "datasets": run.identity["datasets"]}
+        export_model(run.model, run.network, weights, run.tokenizer, run.recipe_text, provenance)
+        summary |= {"output": str(run.folder), "model": str(run.model), "finished": done == self._training.steps}
+        storage.write_bytes(str(run.folder / SUMMARY_NAME), json.dumps(summary, indent=1).encode())
+        self._processes.barrier()
+        return summary

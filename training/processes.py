@@ -1,0 +1,141 @@
+"""The processes of a run: which one this is, before any process group exists, and the group itself.
+
+Ranks come from the environment of whatever launched the processes, so that everything that can be wrong with the input is
+found before processes wait for each other. Collectives on small host values have a gloo group of their own: they never make
+a GPU wait.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pipeline.errors import ConfigError
+
+# A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
+_TIMEOUT = timedelta(minutes=30)
+_FIRST_PORT = 20_000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among all.
+
+    Attributes:
+        rank: From 0, over all nodes.
+        world_size: Number of processes.
+        local_rank: From 0, on this node.
+        local_world_size: Processes on this node.
+        variables: Of the environment, for whoever reads ranks from there.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    variables: Mapping[str, str]
+
+
+def find_place(environment: Mapping[str, str]) -> Place:
+    """Read this process's place from what torchrun, deepspeed, accelerate launch or srun set; without any it is alone.
+
+    Raises:
+        ConfigError: The variables contradict each other or some are missing.
+    """
+    if "RANK" in environment:
+        source, names = environment, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        source, names = _from_slurm(environment), ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    else:
+        return Place(0, 1, 0, 1, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+    missing = [name for name in names if name not in source]
+    if missing:
+        raise ConfigError(
+            f"RANK is set but {', '.join(missing)} is not: start with torchrun, deepspeed, accelerate launch or srun, "
+            "or unset RANK to run alone"
+        )
+    rank, world_size, local_rank = (int(source[name]) for name in names[:3])
+    local_world_size = int(source.get("LOCAL_WORLD_SIZE") or source.get("LOCAL_SIZE") or world_size)
+    if not 0 <= local_rank <= rank < world_size:
+        raise ConfigError(f"LOCAL_RANK {local_rank}, RANK {rank} and WORLD_SIZE {world_size} contradict each other")
+    return Place(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})
+
+
+def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables out of those that srun gives each of its processes."""
+    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", environment.get("SLURM_STEP_NODELIST", "localhost"))
+    here = environment.get("SLURM_STEP_TASKS_PER_NODE", environment["SLURM_NTASKS"]).split(",")[0].split("(")[0]
+    port = _FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % 10_000 + int(environment["SLURM_STEP_ID"]) % 100
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": here,
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or ("".join(first.groups("")) if first else "localhost"),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
+    }
+
+
+class Processes:
+    """The process group of a run. Form it once, as a context.
+
+    Attributes:
+        place: Of this process.
+        device: On which this process computes.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def __enter__(self) -> "Processes":
+        os.environ.update(self.place.variables)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        elif self.place.world_size > 1:
+            # torchrun allows one thread each, the other launchers all cores to each; alone, OMP_NUM_THREADS decides.
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.place.local_world_size))
+        # A process that is alone needs no port, so runs side by side on a machine can't meet on one.
+        store = dist.HashStore() if self.place.world_size == 1 else None
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            store=store,
+            rank=self.place.rank if store else -1,
+            world_size=self.place.world_size if store else -1,
+            timeout=_TIMEOUT,
+            device_id=self.device if self.device.type == "cuda" else None,
+        )
+        self._host_group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        dist.destroy_process_group()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which writes what is written once."""
+        return self.place.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        dist.barrier(group=self._host_group)
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        return self.sum(float(flag)) > 0
+
+    def sum(self, value: float) -> float:
+        """The sum of a host value over all processes, equal everywhere."""
+        return sum(self.gather(value))
+
+    def gather(self, value: float) -> list[float]:
+        """A host value of every process, by rank."""
+        if self.place.world_size == 1:
+            return [value]
+        parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.place.world_size)]
+        dist.all_gather(parts, torch.tensor([value], dtype=torch.float64), group=self._host_group)
+        return [float(part) for part in parts]

@@ -1,0 +1,121 @@
+"""Turns a run's steps into lines of metrics: the mean loss and the rates of the steps since the line before.
+
+Only time spent in steps counts for the rates: evaluating and saving stop the clock, and show on the progress line alone.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from pipeline.progress import progress_line
+from training.checkpoints import Progress
+from training.metrics import MetricsWriter, RunningLoss, flops_per_id, peak_flops
+from training.preparation import Run
+from training.processes import Processes
+
+
+class Reporter:
+    """Reports a run. All ranks hold one, rank 0's writes. Use it as a context around the training loop.
+
+    Args:
+        run: What is trained.
+        processes: That train it.
+
+    Attributes:
+        results: The newest value of each number that a summary holds.
+    """
+
+    def __init__(self, run: Run, processes: Processes) -> None:
+        self._run = run
+        self._processes = processes
+        self._loss = RunningLoss(processes.device)
+        self._timed_steps = 0
+        self._seconds = 0.0
+        self._waited = 0.0
+        self.results: dict[str, Any] = {"loss": None, "held_out_loss": None, "ids_per_second": None, "data_wait": None}
+        if run.checkpoint is not None:
+            progress = run.checkpoint.progress
+            self._loss.reset(progress.loss_total(processes.place.rank, processes.place.world_size), progress.loss_steps)
+
+    def __enter__(self) -> Self:
+        run, first = self._run, self._processes.is_first
+        self._writer = MetricsWriter(run.folder, run.first_step) if first else None
+        self._line = progress_line(run.recipe.training.steps, "step", "pre-train", run.first_step, shown=first)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._line.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def add_step(self, losses: list[torch.Tensor], waited: float) -> None:
+        """Count a step.
+
+        Args:
+            losses: Mean loss per label id of each micro step, on the device.
+            waited: Seconds of the step that went by waiting for batches.
+        """
+        self._loss.add(losses)
+        self._timed_steps += 1
+        self._waited += waited
+        self._line.update(1)
+
+    def write_line(self, done: int, learning_rate: float, gradient_norm: float | torch.Tensor | None) -> None:
+        """Write the line of the steps since the last one. Call it on all ranks.
+
+        Args:
+            done: Steps done.
+            learning_rate: Of the last of them.
+            gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
+        """
+        run, world_size = self._run, self._processes.place.world_size
+        loss = self._processes.sum(self._loss.total) / world_size / self._loss.steps
+        # The loss above has waited for the device, so the clock is read when the work is done.
+        seconds = self._seconds + time.perf_counter() - self._began
+        layout = run.store.layout
+        clips_per_second = self._timed_steps * run.plan.global_batch / seconds
+        ids_per_second = clips_per_second * layout.sequence_length
+        peak = peak_flops(self._processes.device) * world_size
+        drawn = run.order.drawn(done * run.plan.global_batch)
+        values = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
+            "ids_per_second": ids_per_second,
+            "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
+            "mfu": ids_per_second * flops_per_id(run.recipe.model, layout) / peak if peak else 0.0,
+            "data_wait": self._waited / seconds,
+            "samples": drawn,
+            "epochs": {name: count / run.store.positions(name) for name, count in drawn.items()},
+        }
+        self.results.update((name, values[name]) for name in ("loss", "ids_per_second", "data_wait"))
+        if self._writer is not None:
+            self._writer.write(done, values)
+            self._line.set_postfix_str(f"loss {loss:.3f}, {ids_per_second:.3g} ids/s", refresh=False)
+        self._loss.reset()
+        self._timed_steps, self._seconds, self._waited = 0, 0.0, 0.0
+        self._began = time.perf_counter()
+
+    def write_held_out(self, done: int, loss: float) -> None:
+        """Write the loss on held-out clips after `done` steps."""
+        self.results["held_out_loss"] = loss
+        if self._writer is not None:
+            self._writer.write(done, {"held_out_loss": loss})
+
+    def progress(self, done: int) -> Progress:
+        """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks."""
+        if self._writer is not None:
+            self._writer.flush()
+        return Progress(done, self._processes.place.world_size, self._processes.gather(self._loss.total), self._loss.steps)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in this context isn't training."""
+        self._seconds += time.perf_counter() - self._began
+        yield
+        self._began = time.perf_counter()
