@@ -8,7 +8,7 @@ and, at 256 to 80 pixels, 40 dB from area averaging (a box filter after DCT scal
 import io
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -24,6 +24,15 @@ _TAIL = 64
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _CROP_MARGIN = 1.25
+_TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
+
+
+class _Header(NamedTuple):
+    """What an image's header says; parsed once, since it costs a hundredth of decoding a frame."""
+
+    kind: Literal["jpeg", "png"]
+    size: tuple[int, int]
+    colours: str
 
 
 def sniff(data: bytes) -> Literal["jpeg", "png"]:
@@ -41,39 +50,39 @@ def sniff(data: bytes) -> Literal["jpeg", "png"]:
     raise BadEpisodeError(f"image is neither JPEG nor PNG; it starts with {bytes(data[:8])!r}")
 
 
+def _header(data: bytes) -> _Header:
+    kind, colours = sniff(data), ""
+    if kind == "png":
+        if len(data) < 33 or data[12:16] != b"IHDR":
+            raise BadEpisodeError("PNG without a header")
+        height, width = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+    else:
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise BadEpisodeError(f"JPEG header is damaged: {error}") from error
+    if not 0 < height * width <= MAX_PIXELS:
+        raise BadEpisodeError(f"image of {height} x {width} pixels, the limit is {MAX_PIXELS} in all")
+    return _Header(kind, (height, width), colours)
+
+
 def dimensions(data: bytes) -> tuple[int, int]:
     """(height, width) in pixels, from the header alone.
 
     Raises:
         BadEpisodeError: The header is damaged, or states more pixels than any frame should have.
     """
-    if sniff(data) == "png":
-        if len(data) < 33 or data[12:16] != b"IHDR":
-            raise BadEpisodeError("PNG without a header")
-        height, width = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
-    else:
-        try:
-            height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        except ValueError as error:
-            raise BadEpisodeError(f"JPEG header is damaged: {error}") from error
-    if not 0 < height * width <= MAX_PIXELS:
-        raise BadEpisodeError(f"image of {height} x {width} pixels, the limit is {MAX_PIXELS} in all")
-    return height, width
+    return _header(data).size
 
 
-def check_whole(data: bytes) -> tuple[int, int]:
-    """(height, width) of an image that is not cut short: its end marker is there, or else all of it decodes.
+def _check_end(data: bytes, header: _Header) -> None:
+    """Raise `BadEpisodeError` for an image that is cut short: its end marker isn't there, and not all of it decodes.
 
     Damage in the middle of a file is not found without decoding, and so not here.
-
-    Raises:
-        BadEpisodeError: The image is damaged.
     """
-    size = dimensions(data)
-    end = _JPEG_END if data.startswith(_JPEG_START) else _PNG_END
+    end = _JPEG_END if header.kind == "jpeg" else _PNG_END
     if data.find(end, max(0, len(data) - _TAIL)) < 0:
-        decode(data)
-    return size
+        _decode(data, header, None)
 
 
 def decode(data: bytes, short_side: int | None = None) -> np.ndarray:
@@ -90,13 +99,15 @@ def decode(data: bytes, short_side: int | None = None) -> np.ndarray:
     Raises:
         BadEpisodeError: The image is damaged, too large, or no 8-bit image.
     """
-    height, width = dimensions(data)
+    header = _header(data)
+    return _decode(data, header, None if short_side is None else shrunk_size(*header.size, short_side))
+
+
+def _decode(data: bytes, header: _Header, least: tuple[int, int] | None) -> np.ndarray:
     try:
-        if data.startswith(_JPEG_START) and simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray", "RGB"):
-            if short_side is None:
-                return simplejpeg.decode_jpeg(data)
-            least_height, least_width = shrunk_size(height, width, short_side)
-            return simplejpeg.decode_jpeg(data, min_height=least_height, min_width=least_width)
+        if header.colours in _TURBO_COLOURS:
+            height, width = least or (0, 0)
+            return simplejpeg.decode_jpeg(data, min_height=height, min_width=width)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.mode.startswith(("I", "F")):
                 raise BadEpisodeError(f"image has {image.mode} pixels, not 8-bit colour: is it a depth camera?")
@@ -169,12 +180,13 @@ class FrameForm:
         Raises:
             BadEpisodeError: The image is damaged or too large.
         """
-        height, width = dimensions(data)
-        size = (height, width) if self.short_side is None else shrunk_size(height, width, self.short_side)
-        as_is = self.encoding == "source" or (self.encoding == sniff(data) and size == (height, width))
+        header = _header(data)
+        size = header.size if self.short_side is None else shrunk_size(*header.size, self.short_side)
+        as_is = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
         if as_is and not swap:
-            return data, check_whole(data)
-        return self.keep_pixels(decode(data, None if self.encoding == "source" else self.short_side), swap, size)
+            _check_end(data, header)
+            return data, header.size
+        return self.keep_pixels(_decode(data, header, None if self.encoding == "source" else size), swap, size)
 
     def keep_pixels(
         self, pixels: np.ndarray, swap: bool = False, size: tuple[int, int] | None = None
