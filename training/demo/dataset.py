@@ -1,6 +1,16 @@
-"""The demo's data set: simulated PushT episodes, written by tensorflow-datasets in the form of Open X-Embodiment (RLDS)."""
+"""The demo's data set: simulated PushT episodes, written by tensorflow-datasets in the form of Open X-Embodiment (RLDS).
 
-from collections.abc import Iterator, Mapping
+    python -m training.demo.dataset --output DIR --episodes 160
+
+writes `DIR/pusht/0.1.0`, whole or not at all.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -9,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from pipeline.frames import encode_png
+from pipeline.progress import progress_line
 from pipeline.sources.rlds_writer import write_rlds
 from training.demo.pusht import ACTION_MEANING, IMAGE_SIZE, SimulatedEpisode, simulate_episode
 
@@ -71,7 +81,7 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
     total = sum(map(len, splits.values()))
     with (
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        tqdm(total=total * steps, unit="frame", desc="simulate", dynamic_ncols=True) as progress,
+        progress_line(total * steps, "frame", "simulate") as progress,
     ):
 
         def records(seeds: range) -> Iterator[dict[str, Any]]:
@@ -81,3 +91,36 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
 
         content = {split: records(seeds) for split, seeds in splits.items()}
         return write_rlds(root, NAME, VERSION, features(), content, _EPISODES_PER_SHARD, "PushT, driven by a scripted pusher")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Simulate and write the data set, unless it is there already; prints a summary as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="Becomes an Open X-Embodiment root.")
+    parser.add_argument("--episodes", type=int, default=160, help="Of the split train.")
+    parser.add_argument("--test_episodes", type=int, default=8, help="Of the split test.")
+    parser.add_argument("--steps", type=int, default=40, help="Frames of an episode.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the first training episode; the others follow.")
+    parser.add_argument("--test_seed", type=int, default=50_000, help="Of the first test episode.")
+    options = parser.parse_args(arguments)
+    seeds = {"train": (options.seed, options.episodes), "test": (options.test_seed, options.test_episodes)}
+    splits = {split: range(first, first + count) for split, (first, count) in seeds.items() if count}
+    finished = options.output / NAME / VERSION
+    if not finished.exists():
+        unfinished = options.output / f".{NAME}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        made = write_dataset(unfinished, splits, options.steps, len(os.sched_getaffinity(0)))
+        finished.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(finished)
+        shutil.rmtree(unfinished)
+    frames = sum(map(len, splits.values())) * options.steps
+    print(
+        json.dumps(
+            {"folder": str(finished), "frames": frames, "episodes": {name: len(seeds) for name, seeds in splits.items()}}
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

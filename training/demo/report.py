@@ -1,0 +1,92 @@
+"""What the demo tells at its end: what each stage did and how fast, how good the model is, and where the pictures are."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from training.demo.stages import StageResult
+
+
+def report(output: Path, results: Sequence[StageResult], seconds: float) -> tuple[str, dict[str, Any]]:
+    """The closing text, and the same as a mapping.
+
+    Args:
+        output: The demo's folder.
+        results: Of all stages.
+        seconds: Of the whole demo.
+    """
+    stages = {result.name: result for result in results}
+    training = stages["train"].summary
+    quality = json.loads((output / "predictions" / "metrics.json").read_text(encoding="utf-8"))
+    loss = _losses(output / "run" / "metrics.jsonl")
+    facts = {
+        "seconds": round(seconds, 1),
+        "stages": {name: {"seconds": round(stage.seconds, 1), **stage.summary} for name, stage in stages.items()},
+        "loss": {**loss, "label_entropy": training.get("label_entropy"), "held_out": training.get("held_out_loss")},
+        "prediction": {key: quality[key] for key in ("prediction", "repeat_last_frame", "reconstruction")},
+    }
+    return _text(output, stages, facts), facts
+
+
+def _losses(metrics: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    return {"first": losses[0], "last": losses[-1]}
+
+
+def _text(output: Path, stages: dict[str, StageResult], facts: dict[str, Any]) -> str:
+    rows = [("stage", "what it did", "time", "speed")]
+    rows += [
+        (name, *_did(name, stage.summary), f"{stage.seconds:.0f} s", _speed(name, stage)) for name, stage in stages.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    loss, quality = facts["loss"], facts["prediction"]
+    mean, repeat, ceiling = quality["prediction"]["mean"], quality["repeat_last_frame"], quality["reconstruction"]
+    pictures = sorted((output / "predictions").rglob("prediction.gif"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"loss in nats per id: {loss['first']:.3f} at the first step, {loss['last']:.3f} at the last, "
+            f"{_number(loss['held_out'])} on held-out episodes",
+            f"entropy of the label ids, what knowing their frequencies alone would reach: {_number(loss['label_entropy'])}",
+            "",
+            "new episodes, mean over predicted frames        PSNR     SSIM",
+            f"  prediction from one frame and the actions    {mean['mean_psnr']:6.2f}   {mean['mean_ssim']:6.3f}",
+            f"  repeating the last context frame             {repeat['mean_psnr']:6.2f}   {repeat['mean_ssim']:6.3f}",
+            f"  the tokenizer's own reconstruction (ceiling) {ceiling['mean_psnr']:6.2f}   {ceiling['mean_ssim']:6.3f}",
+            "",
+            f"The whole took {facts['seconds'] / 60:.1f} minutes. Look at {pictures[0]}",
+            f"and {pictures[0].with_name('contact_sheet.png')}; all else is in {output}.",
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _did(name: str, summary: dict[str, Any]) -> tuple[str]:
+    texts = {
+        "simulate": "{frames} frames of PushT as RLDS",
+        "ingest": "{episodes} episodes in {shards} shards",
+        "tokenize": "{rows} clips in {shards} shards",
+        "train": "{steps} steps, 2 processes",
+        "predict": "{episodes} new episodes",
+    }
+    try:
+        return (texts[name].format_map(summary),)
+    except KeyError:
+        return ("done before",)
+
+
+def _speed(name: str, stage: StageResult) -> str:
+    units = {"simulate": "frames", "ingest": "frames", "tokenize": "rows", "train": "steps", "predict": "episodes"}
+    done = stage.summary.get(units[name])
+    if not isinstance(done, int | float) or not stage.seconds:
+        return ""
+    label = {"rows": "clips"}.get(units[name], units[name])
+    return f"{done / stage.seconds:.1f} {label}/s with start-up"

@@ -1,0 +1,113 @@
+"""`ivideogpt-demo`: simulate, ingest, tokenize, pre-train with two processes, predict; then say honestly how it went.
+
+Every stage is the command that a user would type, in its own process, so the demo shows exactly what the README tells. Stages
+skip what is done, so running it again after an interruption goes on.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.command import run_command
+from pipeline.errors import ConfigError
+from training.demo.report import report
+from training.demo.stages import StageResult, run_stage
+
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_RATE = "10"
+# Seeds from here on were never seen by the demo's tokenizer, which was trained on seeds from 100000 on.
+_TRAIN_SEED, _TEST_SEED = 0, 50_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `ivideogpt-demo`."""
+    return run_command(_main, arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(prog="ivideogpt-demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo_run"), help="Where everything goes.")
+    parser.add_argument("--config", type=Path, default=_CONFIGS / "demo.yaml", help="The demo's recipe.")
+    parser.add_argument("--tokenizer", type=Path, default=_CONFIGS / "demo-tokenizer", help="The trained tokenizer.")
+    parser.add_argument("--episodes", type=int, default=160, help="Simulated training episodes.")
+    parser.add_argument("--episode_steps", type=int, default=40, help="Frames of an episode.")
+    parser.add_argument("--test_episodes", type=int, default=8, help="Simulated episodes that nothing is trained on.")
+    parser.add_argument("--steps", type=int, help="Training steps, in place of the recipe's.")
+    options = parser.parse_args(arguments)
+    if min(options.episodes, options.test_episodes) < 1:
+        raise ConfigError("--episodes and --test_episodes must be at least 1")
+    if not (options.tokenizer / "config.json").exists():
+        raise ConfigError(f"{options.tokenizer} holds no tokenizer (no config.json)")
+    started = time.perf_counter()
+    results = _run_stages(options)
+    table, summary = report(options.output, results, time.perf_counter() - started)
+    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(table)
+    return 0
+
+
+def _run_stages(options: argparse.Namespace) -> list[StageResult]:
+    output, recipe = options.output, str(options.config)
+    output.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0))
+    # Two training processes share the cores; DeepSpeed must not look for a GPU where torch has none.
+    base = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    per_process = {**base, "OMP_NUM_THREADS": str(max(1, cores // 2))}
+    python = sys.executable
+    log = output / "logs"
+    log.mkdir(exist_ok=True)
+    steps = ["--training.steps", str(options.steps)] if options.steps else []
+    torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    stages: list[tuple[str, list[str], dict[str, str]]] = [
+        (
+            "simulate",
+            [
+                *(python, "-m", "training.demo.dataset", "--output", f"{output}/oxe"),
+                *("--episodes", str(options.episodes), "--test_episodes", str(options.test_episodes)),
+                *("--steps", str(options.episode_steps), "--seed", str(_TRAIN_SEED), "--test_seed", str(_TEST_SEED)),
+            ],
+            base,
+        ),
+        (
+            "ingest",
+            [
+                *(python, "-m", "pipeline", "--config", recipe, "--dataset", "pusht", "--camera", "image", "--rate", _RATE),
+                *("--source", f"{output}/oxe/pusht/0.1.0", "--output", f"{output}/episodes"),
+            ],
+            base,
+        ),
+        (
+            "tokenize",
+            [
+                *(python, "-m", "tokenize_offline", "--config", recipe, "--shards", f"{output}/episodes"),
+                *("--tokenizer", str(options.tokenizer), "--output", f"{output}/tokens"),
+            ],
+            base,
+        ),
+        (
+            "train",
+            [
+                *(*torchrun, "training", "--config", recipe, "--tokens", f"{output}/tokens", *steps),
+                *("--tokenizer", str(options.tokenizer), "--output", f"{output}/run", "--resume", "auto"),
+            ],
+            per_process,
+        ),
+        (
+            "predict",
+            [
+                *(python, "-m", "training.predict", "--config", recipe, "--model", f"{output}/run/model"),
+                *("--input", f"{output}/episodes/pusht/test-000000.tar", "--output", f"{output}/predictions"),
+                *("--episodes", str(options.test_episodes), "--temperature", "0"),
+            ],
+            base,
+        ),
+    ]
+    return [run_stage(name, command, log / f"{name}.log", environment) for name, command, environment in stages]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
