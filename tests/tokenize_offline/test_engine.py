@@ -1,0 +1,60 @@
+"""The engine: ids don't depend on the batch, and memory that runs out halves it."""
+
+import numpy as np
+import pytest
+import torch
+from synthetic_episodes import tiny_model
+
+from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.tokenizer import CompressiveVQModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def clips():
+    return list(torch.rand(7, 5, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+
+
+def test_ids_do_not_depend_on_batch_size_fill_or_neighbours(clips):
+    model = tiny_model()
+    expected = TokenizerEngine(model, CPU, "fp32", 1).tokenize(clips)
+    for batch in (2, 3, 8):
+        engine = TokenizerEngine(model, CPU, "fp32", batch)
+        assert torch.equal(engine.tokenize(clips), expected)
+        assert torch.equal(engine.tokenize(clips[::-1]), expected.flip(0))
+        assert torch.equal(engine.tokenize(clips[2:3]), expected[2:3])
+
+
+def test_ids_of_real_frames_do_not_depend_on_the_batch(shared):
+    model = CompressiveVQModel.from_pretrained(str(shared / "parity" / "context2"))
+    frames = torch.from_numpy(np.load(shared / "parity" / "context2" / "expected.npz")["frames"])[:, :5]
+    clips = list(torch.cat([frames, frames.flip(3), frames.flip(4)]))
+    expected = TokenizerEngine(model, CPU, "fp32", 1).tokenize(clips)
+    for batch in (4, 6):
+        assert torch.equal(TokenizerEngine(model, CPU, "fp32", batch).tokenize(clips), expected)
+
+
+def test_running_out_of_memory_halves_the_batch_and_loses_nothing(clips):
+    class Small(CompressiveVQModel):
+        """A tokenizer on a device with room for two clips."""
+
+        def tokenize(self, frames):
+            if len(frames) > 2:
+                raise torch.cuda.OutOfMemoryError("no room")
+            return super().tokenize(frames)
+
+    model = tiny_model()
+    small = Small(model.config)
+    small.load_state_dict(model.state_dict())
+    engine = TokenizerEngine(small, CPU, "fp32", 7)
+    assert torch.equal(engine.tokenize(clips), TokenizerEngine(model, CPU, "fp32", 7).tokenize(clips))
+    assert engine.batch == 2
+
+
+def test_half_precision_changes_few_ids(shared):
+    model = CompressiveVQModel.from_pretrained(str(shared / "parity" / "context2"))
+    frames = list(torch.from_numpy(np.load(shared / "parity" / "context2" / "expected.npz")["frames"]))
+    exact = TokenizerEngine(model, CPU, "fp32", 2).tokenize(frames)
+    rounded = TokenizerEngine(model, CPU, "bf16", 2).tokenize(frames)
+    assert 0.9 < (exact == rounded).float().mean() < 1

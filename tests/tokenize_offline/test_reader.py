@@ -1,0 +1,59 @@
+"""Clips of an episode: the right pixels, actions and rewards for every row."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from synthetic_episodes import broken, make_episode
+
+from pipeline.errors import BadEpisodeError
+from pipeline.frames import decode
+from pipeline.recipe import ClipsConfig
+from tokenize_offline.augment import augment, to_square
+from tokenize_offline.clips import resolve_clips
+from tokenize_offline.reader import read_clips
+
+CLIPS = resolve_clips(ClipsConfig(length=6, per_episode=3, held_out=0), 2)
+
+
+def test_pixels_are_those_of_the_planned_frames_and_views():
+    episode = make_episode(0, 30)
+    read = read_clips(episode, CLIPS, views=2, held_out_share=0, side=32)
+    assert [plan.view for plan in read.plans] == [0, 1] * 3
+    for plan, place in zip(read.plans, read.pixels_of, strict=True):
+        frames = np.stack([decode(episode.frames[index]) for index in plan.frames])
+        expected = to_square(frames, 32) if plan.augmentation is None else augment(frames, 32, plan.augmentation)
+        assert torch.allclose(read.pixels[place], expected, atol=1e-6)
+
+
+def test_actions_and_rewards_are_those_at_the_clips_frames():
+    read = read_clips(make_episode(4, 30), CLIPS, views=1, held_out_share=0, side=32)
+    for row, plan in enumerate(read.plans):
+        assert read.action[row, :, 0].tolist() == list(plan.frames)
+        assert (read.action[row, :, 1:] == 4).all()
+        assert np.allclose(read.reward[row], np.array(plan.frames) / 10)
+
+
+def test_a_short_episode_reads_its_one_clip_once_for_all_its_rows():
+    read = read_clips(make_episode(0, 3), CLIPS, views=1, held_out_share=0, side=32)
+    assert read.pixels_of == [0, 0, 0] and len(read.pixels) == 1
+    assert read.plans[0].frames == (0, 1, 2, 2, 2, 2)
+    assert read.action[0, :, 0].tolist() == [0, 1, 2, 2, 2, 2]
+
+
+def test_held_out_episodes_have_the_plain_view_only():
+    read = read_clips(make_episode(0, 30), CLIPS, views=3, held_out_share=1, side=32)
+    assert read.held_out and [plan.view for plan in read.plans] == [0, 0, 0]
+
+
+def test_unusable_episodes_say_why():
+    episode = make_episode(0, 5)
+    with pytest.raises(BadEpisodeError, match="no frames"):
+        read_clips(dataclasses.replace(episode, frames=[]), CLIPS, 1, 0, 32)
+    with pytest.raises(BadEpisodeError, match="damaged"):
+        read_clips(broken(episode), CLIPS, 1, 0, 32)
+    with pytest.raises(BadEpisodeError, match="frame 0 has 30 x 44 pixels, the episode 44 x 30"):
+        read_clips(dataclasses.replace(episode, height=44, width=30), CLIPS, 1, 0, 32)
+    with pytest.raises(BadEpisodeError, match="4 values of action for 5 frames"):
+        read_clips(dataclasses.replace(episode, action=episode.action[:4]), CLIPS, 1, 0, 32)

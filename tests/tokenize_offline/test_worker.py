@@ -1,0 +1,152 @@
+"""One process from episode shards to token shards: rows are the tokenizer's ids of the planned clips, and bad input is told."""
+
+import dataclasses
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from synthetic_episodes import TINY, broken, make_episode, tiny_model, write_shard, write_shards
+
+from pipeline import open_shard
+from pipeline.errors import ConfigError
+from pipeline.recipe import ClipsConfig
+from pipeline.records import read_record, sha256_of
+from tokenize_offline.clips import is_held_out, resolve_clips
+from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
+from tokenize_offline.reader import read_clips
+from tokenize_offline.token_shards import fixed_size_column, open_token_shard
+from tokenize_offline.worker import run_worker
+
+CLIPS = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.3), 2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    return TokenizerEngine(model, torch.device("cpu"), "fp32", 3)
+
+
+def run(engine, shards, output, clips=CLIPS, **options):
+    job = TokenizeJob(clips, token_layout(TINY, clips, "fp32", "ab" * 32), str(output), **options)
+    return run_worker([task for task in find_shards([str(shards)]) if not job.is_done(task)], job, engine, readers=2)
+
+
+def ids_of(path):
+    info, table = open_token_shard(path)
+    return np.concatenate(list(fixed_size_column(table, "ids", info.layout.sequence_length)))
+
+
+def test_rows_are_the_ids_of_the_planned_clips_in_order(tmp_path, engine, model):
+    write_shards(tmp_path / "eps", shards=2, episodes=5)
+    report = run(engine, tmp_path / "eps", tmp_path / "out")
+    assert report.shards == 2 and not report.failures
+    total = {True: 0, False: 0}
+    for number in range(2):
+        for held_out in (False, True):
+            name = f"train_heldout-{number:06d}" if held_out else f"train-{number:06d}"
+            expected, keys, actions = [], [], []
+            for episode in open_shard(tmp_path / "eps" / "made_up" / f"train-{number:06d}.tar"):
+                if is_held_out("made_up", episode.key, 0.3) == held_out:
+                    read = read_clips(episode, CLIPS, 2, 0.3, 32)
+                    keys += [episode.key] * len(read.plans)
+                    expected += [read.pixels[place] for place in read.pixels_of]
+                    actions.append(read.action)
+            path = tmp_path / "out" / "made_up" / f"{name}.arrow"
+            if not keys:
+                assert held_out and not path.exists()
+                continue
+            info, table = open_token_shard(path)
+            record = read_record(str(path.with_suffix(".json")))
+            assert np.array_equal(ids_of(path), model.tokenize(torch.stack(expected)).numpy())
+            assert table.column("episode").to_pylist() == keys
+            assert table.column("view").to_pylist() == ([0] if held_out else [0, 1]) * (len(keys) // info.views)
+            action = np.concatenate(list(fixed_size_column(table, "action", 4 * 3)))
+            assert np.array_equal(action.reshape(-1, 4, 3), np.concatenate(actions))
+            assert (record.samples, record.bytes, record.sha256) == (len(keys), path.stat().st_size, sha256_of(path))
+            total[held_out] += len(keys)
+    assert total[True] and (report.rows, report.held_out_rows) == (sum(total.values()), total[True])
+
+
+def test_a_second_run_has_nothing_to_do_and_another_view_of_it_conflicts_or_overwrites(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=1, episodes=4)
+    run(engine, tmp_path / "eps", tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")}
+    assert run(engine, tmp_path / "eps", tmp_path / "out").shards == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.*")} == before
+    without = dataclasses.replace(CLIPS, held_out=0.0)
+    run(engine, tmp_path / "eps", tmp_path / "out", without, overwrite=True)
+    run(engine, tmp_path / "eps", tmp_path / "fresh", without)
+    again, fresh = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "made_up").iterdir()} for name in ("out", "fresh")
+    )
+    assert again == fresh
+
+
+def test_an_unusable_episode_is_left_out_and_listed(tmp_path, engine):
+    episodes = [make_episode(index, 8) for index in range(3)]
+    episodes[1] = broken(episodes[1], frame=2)
+    write_shard(tmp_path / "eps", 0, episodes)
+    clips = dataclasses.replace(CLIPS, held_out=0.0, stride="1", per_episode=4)
+    report = run(engine, tmp_path / "eps", tmp_path / "out", clips)
+    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
+    assert (left_out.source_file, left_out.source_record) == ("made_up.tfrecord", 1)
+    assert "damaged" in left_out.reason
+    assert (report.left_out, report.rows) == (1, 2 * 4 * 2)
+
+
+def test_a_damaged_shard_is_reported_after_the_others_are_done(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=3, episodes=2)
+    path = tmp_path / "eps" / "made_up" / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    (tmp_path / "eps" / "made_up" / "train-000002.tar").write_bytes(b"")
+    report = run(engine, tmp_path / "eps", tmp_path / "out")
+    assert report.shards == 1
+    assert sorted(message.split()[0].rsplit("/")[-1] for message in report.failures) == ["train-000001.tar", "train-000002.tar"]
+    assert not (tmp_path / "out" / "made_up" / "train-000001.json").exists()
+
+
+def test_a_shard_whose_episodes_are_all_held_out_or_bad_has_no_rows_but_is_done(tmp_path, engine):
+    write_shard(tmp_path / "eps", 0, [make_episode(0, 6), make_episode(1, 6)])
+    write_shard(tmp_path / "eps", 1, [broken(make_episode(2, 6))])
+    clips = dataclasses.replace(CLIPS, held_out=0.999999)
+    run(engine, tmp_path / "eps", tmp_path / "out", clips)
+    info, table = open_token_shard(tmp_path / "out" / "made_up" / "train-000000.arrow")
+    assert (table.num_rows, info.action_dim, info.has_reward) == (0, 3, True)
+    _, table = open_token_shard(tmp_path / "out" / "made_up" / "train-000001.arrow")
+    assert table.num_rows == 0
+    assert run(engine, tmp_path / "eps", tmp_path / "out", clips).shards == 0
+
+
+def test_episodes_without_actions_give_rows_without_and_mixed_ones_are_refused(tmp_path, engine):
+    plain = [make_episode(index, 6, actions=0, rewards=False) for index in range(2)]
+    write_shard(tmp_path / "plain", 0, plain)
+    run(engine, tmp_path / "plain", tmp_path / "out")
+    info, table = open_token_shard(tmp_path / "out" / "made_up" / "train-000000.arrow")
+    assert (info.action_dim, info.has_reward, table.column_names) == (0, False, ["ids", "episode", "start", "stride", "view"])
+    write_shard(tmp_path / "mixed", 0, [plain[0], make_episode(1, 6)])
+    (failure,) = run(engine, tmp_path / "mixed", tmp_path / "out2").failures
+    assert "none in train-00000-000000, 3 in train-00000-000001" in failure
+
+
+def test_a_stride_in_seconds_without_a_rate_stops_the_run(tmp_path, engine):
+    write_shard(tmp_path / "eps", 0, [dataclasses.replace(make_episode(0, 6), rate=None)])
+    with pytest.raises(ConfigError, match="made_up has none"):
+        run(engine, tmp_path / "eps", tmp_path / "out", dataclasses.replace(CLIPS, stride="0.5s"))
+
+
+def test_shards_may_come_from_and_go_to_an_object_store(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=1, episodes=3)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "eps" / "made_up") + "/", "/eps/made_up/", recursive=True)
+    run(engine, tmp_path / "eps", tmp_path / "out")
+    assert run(engine, "memory://eps", "memory://tokens").shards == 1
+    for path in (tmp_path / "out" / "made_up").iterdir():
+        assert memory.cat(f"/tokens/made_up/{path.name}") == path.read_bytes()
