@@ -85,25 +85,17 @@ def _check_end(data: bytes, header: _Header) -> None:
         _decode(data, header, None)
 
 
-def decode(data: bytes, short_side: int | None = None) -> np.ndarray:
-    """The pixels of an image.
-
-    Args:
-        data: JPEG or PNG.
-        short_side: Where given, a JPEG may come out smaller than it is, but with no side below the size that it has when its
-            short side is shrunk to this.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
+def decode(data: bytes) -> np.ndarray:
+    """The pixels of a JPEG or PNG, (H, W, 3) uint8, RGB.
 
     Raises:
         BadEpisodeError: The image is damaged, too large, or no 8-bit image.
     """
-    header = _header(data)
-    return _decode(data, header, None if short_side is None else shrunk_size(*header.size, short_side))
+    return _decode(data, _header(data), None)
 
 
 def _decode(data: bytes, header: _Header, least: tuple[int, int] | None) -> np.ndarray:
+    """The pixels; with `least` (height, width) a JPEG may come out at the smallest DCT scale that is no smaller."""
     try:
         if header.colours in _TURBO_COLOURS:
             height, width = least or (0, 0)
@@ -116,6 +108,17 @@ def _decode(data: bytes, header: _Header, least: tuple[int, int] | None) -> np.n
         raise BadEpisodeError(f"image is damaged: {error}") from error
 
 
+def _decode_at(data: bytes, header: _Header, size: tuple[int, int]) -> np.ndarray:
+    """The pixels shrunk to `size` (height, width)."""
+    pixels = _decode(data, header, size)
+    height, width = header.size
+    # A DCT scale is n eighths; where that is no whole number of pixels, the last row and column reach beyond the picture.
+    eighths = next(
+        n for n in range(8, 0, -1) if -(-height * n // 8) <= pixels.shape[0] and -(-width * n // 8) <= pixels.shape[1]
+    )
+    return shrink(pixels, size, (height * eighths / 8, width * eighths / 8))
+
+
 def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     """(height, width) after shrinking the short side to `short_side`, aspect kept; unchanged where it is small enough."""
     short = min(height, width)
@@ -124,11 +127,19 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
 
 
-def shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 shrunk to `size` (height, width) with an antialiased filter; the same array where it has that size."""
-    if pixels.shape[:2] == size:
+def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float] | None = None) -> np.ndarray:
+    """Shrink pixels with an antialiased filter.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        size: (height, width) of the result; where that is the size of `pixels`, it is returned as it is.
+        extent: (height, width) of the part of `pixels`, from its top left, that is the picture; by default all of it.
+    """
+    height, width = extent or pixels.shape[:2]
+    if pixels.shape[:2] == size == (height, width):
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(0, 0, width, height)))
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
@@ -156,6 +167,10 @@ class FrameForm:
     encoding: FrameEncoding = "jpeg"
     short_side: int | None = None
     quality: int = 95
+
+    def __post_init__(self) -> None:
+        if self.encoding == "source" and self.short_side is not None:
+            raise ValueError("frames that are left as they are keep their size")
 
     @classmethod
     def of(cls, data: DataConfig) -> "FrameForm":
@@ -186,27 +201,21 @@ class FrameForm:
         if as_is and not swap:
             _check_end(data, header)
             return data, header.size
-        return self.keep_pixels(_decode(data, header, None if self.encoding == "source" else size), swap, size)
+        return self.keep_pixels(_decode_at(data, header, size), swap)
 
-    def keep_pixels(
-        self, pixels: np.ndarray, swap: bool = False, size: tuple[int, int] | None = None
-    ) -> tuple[bytes, tuple[int, int]]:
+    def keep_pixels(self, pixels: np.ndarray, swap: bool = False) -> tuple[bytes, tuple[int, int]]:
         """Pixels in this form; `source` keeps them as PNG.
 
         Args:
             pixels: (H, W, 3) uint8.
             swap: Whether red and blue are swapped in it.
-            size: (height, width) to shrink to; by default what `short_side` asks for.
 
         Returns:
             The bytes, and (height, width).
         """
         if swap:
             pixels = pixels[:, :, ::-1]
-        if self.encoding == "source":
-            return encode_png(pixels), (pixels.shape[0], pixels.shape[1])
-        if size is None:
-            height, width = pixels.shape[:2]
-            size = (height, width) if self.short_side is None else shrunk_size(height, width, self.short_side)
+        height, width = pixels.shape[:2]
+        size = (height, width) if self.short_side is None else shrunk_size(height, width, self.short_side)
         pixels = shrink(np.ascontiguousarray(pixels), size)
         return (encode_jpeg(pixels, self.quality) if self.encoding == "jpeg" else encode_png(pixels)), size

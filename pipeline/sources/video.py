@@ -4,6 +4,7 @@ Headers are not believed: frames are counted by decoding them, and time is what 
 several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files.
 """
 
+import errno
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,16 +130,18 @@ def _sampled(frames: Iterator[tuple[float, np.ndarray]], rate: float | None) -> 
     start: float | None = None
     wanted = 0  # number of the next time to be met
     previous: tuple[float, np.ndarray] | None = None
+    half_gap = 0.0  # between the last two frames
     for frame in frames:
         if start is None or previous is None:
             start, previous = frame[0], frame
             continue
-        middle = (previous[0] + frame[0]) / 2 - start
+        half_gap = (frame[0] - previous[0]) / 2
+        middle = previous[0] + half_gap - start
         if wanted / rate < middle:
             yield previous
             wanted = int(np.ceil(middle * rate))
         previous = frame
-    if previous is not None and start is not None and wanted / rate <= previous[0] - start + 0.5 / rate:
+    if previous is not None and start is not None and wanted / rate <= previous[0] + half_gap - start:
         yield previous
 
 
@@ -161,6 +164,11 @@ def _decoded(file: IO[bytes]) -> Iterator[tuple[float, np.ndarray]]:
             lost = _seconds_lost(container, stream, last)
     except av.error.FFmpegError as error:
         raise BadEpisodeError(f"the video can't be decoded: {error.strerror}") from error
+    except OSError as error:
+        # Probing seeks back from the end; what is shorter than a format's last block is no such file.
+        if error.errno == errno.EINVAL:
+            raise BadEpisodeError("the file is too short to be a video") from error
+        raise
     if lost is not None:
         raise BadEpisodeError(f"the file is cut short: its last {lost:.1f} seconds are missing")
 

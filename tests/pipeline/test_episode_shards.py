@@ -1,0 +1,180 @@
+"""An episode shard gives back what was written, equal episodes give equal bytes, and nothing is missing unnoticed."""
+
+import hashlib
+import io
+import tarfile
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlds_data import plain_episode
+
+from pipeline import Episode, open_shard, records, storage
+from pipeline.errors import ShardError
+from pipeline.records import ShardRecord
+from pipeline.shards import EpisodeShardWriter, read_sample
+
+arrays = st.one_of(st.none(), st.integers(1, 4))
+
+
+@st.composite
+def episodes(draw):
+    frames = draw(st.lists(st.binary(min_size=1, max_size=700), min_size=1, max_size=6))
+    width = draw(arrays)
+    values = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    action = None
+    if width:
+        action = np.array(draw(st.lists(values, min_size=len(frames) * width, max_size=len(frames) * width)), np.float32)
+        action = action.reshape(len(frames), width)
+    return Episode(
+        key=f"train-{draw(st.integers(0, 99999)):05d}-{draw(st.integers(0, 999999)):06d}",
+        dataset="any",
+        frames=frames,
+        height=draw(st.integers(1, 5000)),
+        width=draw(st.integers(1, 5000)),
+        rate=draw(st.one_of(st.none(), st.floats(0.1, 240))),
+        base_step=draw(st.floats(1, 30)),
+        camera="image",
+        language=draw(st.text(max_size=40)),
+        source_file="file",
+        source_record=draw(st.integers(0, 10**9)),
+        action=action,
+        action_meaning="" if action is None else f"action: {width}",
+        reward=draw(st.one_of(st.none(), st.just(np.zeros(len(frames), np.float32)))),
+    )
+
+
+def write(path, several):
+    with EpisodeShardWriter(path) as writer:
+        for one in several:
+            writer.add(one)
+    return writer
+
+
+def same(a: Episode, b: Episode) -> bool:
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episode))
+
+
+@given(several=st.lists(episodes(), max_size=5, unique_by=lambda e: e.key))
+@settings(max_examples=30, deadline=None)
+def test_what_is_written_is_read_back(tmp_path_factory, several):
+    path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
+    writer = write(path, several)
+    back = list(open_shard(path))
+    assert len(back) == len(several) and all(same(a, b) for a, b in zip(several, back, strict=True))
+    assert writer.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and writer.size == path.stat().st_size
+    for entry, one in zip(writer.entries, several, strict=True):
+        assert same(read_sample(str(path), entry["offset"], entry["size"]), one)
+
+
+def test_equal_episodes_give_equal_bytes_without_time_owner_or_host(tmp_path):
+    first, second = tmp_path / "a.tar", tmp_path / "b.tar"
+    for path in (first, second):
+        write(path, [plain_episode(seed) for seed in range(3)])
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        for member in archive:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_webdataset_opens_a_shard(tmp_path):
+    path = tmp_path / "train-000000.tar"
+    several = [plain_episode(seed) for seed in range(3)]
+    write(path, several)
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == [one.key for one in several]
+    for sample, one in zip(samples, several, strict=True):
+        assert sample["frames.mp"] == one.frames
+        assert np.array_equal(sample["steps.npz"]["action"], one.action)
+        assert sample["json"]["language"] == one.language
+
+
+@pytest.mark.parametrize("where", ["inside a header", "inside a member", "between members", "between samples", "end marker"])
+def test_a_shard_that_lost_its_tail_is_an_error(tmp_path, where):
+    path = tmp_path / "train-000000.tar"
+    writer = write(path, [plain_episode(seed) for seed in range(3)])
+    data = path.read_bytes()
+    start = writer.entries[2]["offset"]
+    with tarfile.open(path) as archive:
+        member = archive.getmembers()[-1]
+    length = {
+        "inside a header": start + 100,
+        "inside a member": start + 700,
+        "between members": member.offset,
+        "between samples": start,
+        "end marker": writer.entries[2]["offset"] + writer.entries[2]["size"],
+    }[where]
+    path.write_bytes(data[:length])
+    with pytest.raises(ShardError, match=r"train-000000\.tar"):
+        list(open_shard(path))
+
+
+def test_a_shard_must_agree_with_the_record_beside_it(tmp_path):
+    path = tmp_path / "train-000000.tar"
+    writer = write(path, [plain_episode(0), plain_episode(1)])
+
+    def record(samples, size):
+        written = ShardRecord("train-000000.tar", "f", {}, samples, writer.frames, size, writer.sha256)
+        records.write_record(str(tmp_path), written)
+
+    record(2, writer.size)
+    assert len(list(open_shard(path))) == 2
+    record(3, writer.size)
+    with pytest.raises(ShardError, match="holds 2 episodes, its record says 3"):
+        list(open_shard(path))
+    record(2, writer.size + 1)
+    with pytest.raises(ShardError, match="bytes"):
+        next(iter(open_shard(path)))
+
+
+def test_a_sample_that_lost_its_actions_is_an_error(tmp_path):
+    path = tmp_path / "shard.tar"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for ending, data in list(plain_episode(0).to_sample().items())[:2]:
+            info = tarfile.TarInfo(f"train-00000-000000.{ending}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ShardError, match="actions"):
+        list(open_shard(path))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
+def test_a_member_that_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("train-00000-000000.json")
+        info.type, info.linkname = kind, "/etc/hostname"
+        archive.addfile(info)
+    with pytest.raises(ShardError, match="no member of an episode shard"):
+        list(open_shard(path))
+
+
+def test_a_writer_whose_block_fails_leaves_no_whole_shard(tmp_path):
+    path = tmp_path / "shard.tar"
+    with pytest.raises(RuntimeError), EpisodeShardWriter(path) as writer:
+        writer.add(plain_episode(0))
+        raise RuntimeError("stop")
+    with pytest.raises(ShardError, match="cut short"):
+        list(open_shard(path))
+
+
+def test_keys_that_webdataset_would_misread_are_refused(tmp_path):
+    with EpisodeShardWriter(tmp_path / "shard.tar") as writer:
+        writer.add(plain_episode(0))
+        for key in ("a.b", "a/b", plain_episode(0).key):
+            with pytest.raises(ValueError, match="can't be a key"):
+                writer.add(plain_episode(1, key=key))
+
+
+def test_shards_open_by_url():
+    path = "memory://shards/train-000000.tar"
+    with storage.staged(path) as staging:
+        write(staging, [plain_episode(0)])
+    assert [e.key for e in open_shard(path)] == [plain_episode(0).key]
+    with pytest.raises(ShardError, match="not there"):
+        list(open_shard("memory://shards/train-000009.tar"))

@@ -1,0 +1,166 @@
+"""Episodes from npz files and videos, sound and unsound."""
+
+import io
+import zipfile
+
+import av
+import numpy as np
+import pytest
+from rlds_data import picture
+
+from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
+from pipeline.errors import SourceError
+from pipeline.frames import FrameForm, decode
+from pipeline.sources.base import BadEpisode
+from pipeline.sources.npz import NpzSource, read_npz
+from pipeline.sources.video import VideoSource, read_video
+
+ENTRY = DatasetEntry("clips", "clips", "image", control_hz=None)
+
+
+def frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.stack([picture(t, height, width) for t in range(count)])
+
+
+def write_video(path, count=24, rate=12, codec="mpeg4", height=48, width=64) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.bit_rate = 4_000_000
+        for t in range(count):
+            # The brightness of a frame says which one it is.
+            pixels = np.full((height, width, 3), 10 * t, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def numbers(episode: Episode) -> list[int]:
+    return [round(float(decode(frame).mean()) / 10) for frame in episode.frames]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_an_npz_episode_comes_back_with_its_actions(tmp_path, dtype):
+    path = tmp_path / "a.npz"
+    action = np.arange(15, dtype=np.float64).reshape(5, 3)
+    np.savez_compressed(path, image=frames(5).astype(dtype), action=action)
+    episode = read_npz(path)
+    assert (episode.num_frames, episode.height, episode.width, episode.camera) == (5, 48, 64, "image")
+    assert np.array_equal(episode.action, action) and episode.action.dtype == np.float32
+    assert np.abs(decode(episode.frames[4]).astype(int) - picture(4)).mean() < 1.5
+
+
+def test_npz_files_are_planned_by_the_split_and_number_in_their_names(tmp_path):
+    for name in ("train_eps_00000001", "train_eps_00000000", "val_eps_00000100"):
+        np.savez(tmp_path / f"{name}.npz", image=frames(2))
+    source = NpzSource(str(tmp_path), ENTRY, FrameForm("png"))
+    plan = source.plan()
+    assert [(s.split, s.number, s.records) for s in plan] == [("train", 0, 1), ("train", 1, 1), ("val", 100, 1)]
+    ((position, episode),) = source.read(plan[2])
+    assert (position, episode.key) == (0, "val-00100-000000")
+    assert np.array_equal(decode(episode.frames[1]), picture(1))
+
+
+def bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive, archive.open("image.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": (9999, 9999, 9999, 3)})
+    return buffer.getvalue()
+
+
+def pickled() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, image=np.array([{}], dtype=object))
+    return buffer.getvalue()
+
+
+def other_shape() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, image=np.zeros((4, 4)))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no zip at all", "no sound npz"),
+        (bomb(), "larger than any episode"),
+        (pickled(), "no array"),
+        (other_shape(), r"no array 'image' of frames \(T, H, W, 3\)"),
+    ],
+    ids=["garbage", "bomb", "pickle", "shape"],
+)
+def test_an_unsound_npz_is_a_bad_episode_and_an_error_by_name(tmp_path, content, reason):
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    source = NpzSource(str(tmp_path), ENTRY, FrameForm())
+    ((_, bad),) = source.read(source.plan()[0])
+    assert isinstance(bad, BadEpisode)
+    with pytest.raises(SourceError, match=rf"a\.npz.*{reason}"):
+        read_npz(path, camera="image")
+
+
+def test_values_that_are_no_bytes_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", image=frames(2).astype(np.int64) - 1000)
+    with pytest.raises(SourceError, match="outside 0 to 255"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_a_missing_file_is_an_error_by_name(tmp_path):
+    for read in (read_npz, read_video):
+        with pytest.raises(SourceError, match="nowhere"):
+            read(tmp_path / "nowhere")
+
+
+def test_a_video_gives_all_its_frames_in_order(tmp_path):
+    write_video(tmp_path / "a.mp4")
+    episode = read_video(tmp_path / "a.mp4")
+    assert numbers(episode) == list(range(24))
+    assert (episode.rate, episode.height, episode.width) == (12, 48, 64)
+    assert numbers(read_video(tmp_path / "a.mp4", max_frames=7)) == list(range(7))
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(4, list(range(0, 24, 3))), (6, list(range(0, 24, 2))), (12, None), (50, None)])
+def test_a_video_is_sampled_by_time_and_never_gets_frames_it_has_not(tmp_path, rate, expected):
+    write_video(tmp_path / "a.mp4")
+    episode = read_video(tmp_path / "a.mp4", rate=rate)
+    assert numbers(episode) == (expected or list(range(24)))
+    assert episode.rate == min(rate, 12)
+
+
+def test_a_long_video_becomes_several_episodes(tmp_path, monkeypatch):
+    write_video(tmp_path / "b.mp4", count=25)
+    monkeypatch.setattr("pipeline.sources.video.EPISODE_FRAMES", 10)
+    source = VideoSource(str(tmp_path), ENTRY, FrameForm("jpeg", 24))
+    items = list(source.read(source.plan()[0]))
+    assert [position for position, _ in items] == [0, 1, 2]
+    assert [e.key for _, e in items] == [f"train-00000-00000{n}" for n in range(3)]
+    assert [number for _, e in items for number in numbers(e)] == list(range(25))
+    assert items[0][1].height == 24
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"\0" * 999])
+def test_a_file_that_is_no_video_is_a_bad_episode(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    source = VideoSource(str(tmp_path), ENTRY, FrameForm())
+    ((_, bad),) = source.read(source.plan()[0])
+    assert isinstance(bad, BadEpisode)
+    with pytest.raises(SourceError, match=r"a\.mp4"):
+        read_video(tmp_path / "a.mp4")
+
+
+def test_a_video_cut_in_half_is_found(shared, tmp_path):
+    whole = shared / "data" / "video" / "ssv2" / "20bn-something-something-v2" / "900001.webm"
+    assert read_video(whole).num_frames == 48 and read_video(whole).rate == 12
+    data = whole.read_bytes()
+    (tmp_path / "half.webm").write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceError, match="cut short"):
+        read_video(tmp_path / "half.webm")
+
+
+def test_real_codecs_decode_upright_at_their_size(shared):
+    codecs = shared / "data" / "video" / "codecs"
+    sizes = {path.name: (e.height, e.width) for path in sorted(codecs.iterdir()) for e in [read_video(path, max_frames=2)]}
+    assert len(sizes) == len(list(codecs.iterdir()))
+    assert sizes["nasa_13013_rotated.mp4"] == (480, 270)
+    assert sizes["testsrc2_odd_height_and_width_vp9_10bit.mp4"] == (241, 321)

@@ -1,0 +1,73 @@
+"""TFRecord files: what is written is read, and no damage goes unnoticed."""
+
+import io
+import struct
+
+import pytest
+from apache_beam.io.tfrecordio import _TFRecordUtil
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import SourceError
+from pipeline.sources.tfrecord import count_records, read_records, write_record
+
+several = st.lists(st.binary(max_size=200), min_size=1, max_size=5)
+
+
+def framed(records) -> bytes:
+    buffer = io.BytesIO()
+    for record in records:
+        write_record(buffer, record)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("tfrecord") / "a.tfrecord-00000-of-00001"
+
+
+@given(records=several)
+@settings(max_examples=50, deadline=None)
+def test_records_come_back_and_beam_reads_the_same(path, records):
+    path.write_bytes(framed(records))
+    assert list(read_records(str(path))) == records
+    assert count_records(str(path)) == len(records)
+    with path.open("rb") as file:
+        assert [_TFRecordUtil.read_record(file) for _ in records] == records
+
+
+@given(records=several, data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_every_cut_inside_a_record_is_found(path, records, data):
+    whole = framed(records)
+    ends = [len(framed(records[:n])) for n in range(len(records) + 1)]
+    length = data.draw(st.integers(1, len(whole) - 1).filter(lambda n: n not in ends))
+    path.write_bytes(whole[:length])
+    assert count_records(str(path)) is None
+    with pytest.raises(SourceError, match="cut short"):
+        list(read_records(str(path)))
+
+
+@given(records=several, data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_every_changed_byte_is_found(path, records, data):
+    damaged = bytearray(framed(records))
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(damaged)
+    with pytest.raises(SourceError, match=r"a\.tfrecord-00000-of-00001, record \d"):
+        list(read_records(str(path)))
+
+
+def test_a_hostile_length_is_not_believed(path):
+    length = struct.pack("<Q", 1 << 62)
+    honest = io.BytesIO()
+    write_record(honest, length)
+    # The checksum of these eight bytes as data is the one that belongs behind them as a length.
+    path.write_bytes(length + honest.getvalue()[-4:] + b"short")
+    with pytest.raises(SourceError, match="cut short"):
+        list(read_records(str(path)))
+
+
+def test_a_file_that_is_not_there_is_named(path):
+    with pytest.raises(SourceError, match="nowhere"):
+        list(read_records(str(path.with_name("nowhere"))))

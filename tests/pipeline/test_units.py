@@ -1,0 +1,174 @@
+"""A unit publishes its shard and then its record, or says why not; records make the index; anything fsspec opens will do."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rlds_data import NAME, episode, write_set
+
+from pipeline import index, open_shard, storage
+from pipeline.catalog import DatasetEntry
+from pipeline.errors import ConflictError, ShardError, SourceError
+from pipeline.frames import FrameForm
+from pipeline.inspect import run as inspect
+from pipeline.job import Outcome, check_outcome, refuse_strays
+from pipeline.plan import make_plan
+from pipeline.records import find_done
+from pipeline.sources.locate import open_source
+from pipeline.sources.npz import NpzSource
+from pipeline.sources.rlds import RldsSource
+from pipeline.sources.video import VideoSource
+from pipeline.unit import run_unit, take_failures
+
+ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
+FORM = FrameForm("jpeg", 40)
+
+
+def make(tmp_path, output: str, form=FORM, **shape):
+    folder = write_set(tmp_path, **shape)
+    source = RldsSource(str(folder), ENTRY, form)
+    units = make_plan(source, None, None, 1)
+    for unit in units:
+        run_unit(unit, source, output)
+    return units
+
+
+@pytest.mark.parametrize("output", ["memory://units/toy", None])
+def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
+    output = output or str(tmp_path / "out")
+    units = make(tmp_path, output, episodes=5, per_shard=2)
+    assert take_failures(output) == {}
+    assert all(find_done(output, unit.shard, unit.inputs) for unit in units)
+    records = index.read_records(output)
+    index.write_index(output, NAME, records, [])
+    rows = index.read_index(output).to_pylist()
+    assert [row["key"] for row in rows] == [e.key for unit in units for e in open_shard(storage.join(output, unit.shard))]
+    assert index.read_index(output, ["split"]).to_pydict() == {"split": ["train"] * 5 + ["val"]}
+    one = index.read_episode(output, "train-00001-000001")
+    assert one.language == "do thing 3" and np.array_equal(one.action[:, 1], range(6))
+    with pytest.raises(ShardError, match="knows no episode 'train-9'"):
+        index.read_episode(output, "train-9")
+    summary = json.loads(storage.read_bytes(storage.join(output, index.SUMMARY_FILE)))
+    assert summary["splits"]["train"]["episodes"] == 5 and summary["splits"]["val"]["frames"] == 6
+
+
+def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
+    make(tmp_path, str(tmp_path / "out"), episodes=3)
+    records = index.read_records(str(tmp_path / "out"))
+    files = []
+    for _ in range(2):
+        index.write_index(str(tmp_path / "out"), NAME, records, [])
+        files.append([(tmp_path / "out" / name).read_bytes() for name in (index.INDEX_FILE, index.SUMMARY_FILE)])
+    assert files[0] == files[1]
+    assert pq.read_table(tmp_path / "out" / index.INDEX_FILE).num_rows == 4
+
+
+def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path):
+    broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else episode(1)["steps"][t]["observation"]["image"])
+    make(tmp_path, str(tmp_path / "out"), episodes=[episode(0), broken, episode(2)], per_shard=3)
+    record = index.read_records(str(tmp_path / "out"))[0]
+    assert record.samples == 2
+    (left_out,) = record.left_out
+    assert (left_out.source_file, left_out.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
+    assert "JPEG header is damaged" in left_out.reason
+    outcome = Outcome(index.read_records(str(tmp_path / "out")), 2, {}, 1.0)
+    with pytest.raises(SourceError, match=r"1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
+        check_outcome(outcome, 0.2)
+    check_outcome(outcome, 0.25)
+
+
+def test_a_bad_file_fails_its_unit_alone(tmp_path):
+    folder = write_set(tmp_path, episodes=3, per_shard=1)
+    bad = folder / f"{NAME}-train.tfrecord-00001-of-00003"
+    bad.write_bytes(bad.read_bytes()[:-10])
+    source = RldsSource(str(folder), ENTRY, FORM)
+    output = str(tmp_path / "out")
+    units = make_plan(source, None, None, 1)
+    for unit in units:
+        run_unit(unit, source, output)
+    assert storage.list_files(output) == [
+        "train-000000.json",
+        "train-000000.tar",
+        "train-000001.tar.failed",
+        "train-000002.json",
+        "train-000002.tar",
+        "val-000000.json",
+        "val-000000.tar",
+    ]
+    failures = take_failures(output)
+    assert list(failures) == ["train-000001.tar"] and bad.name in failures["train-000001.tar"]
+    assert take_failures(output) == {}
+
+
+def test_shards_of_another_plan_are_refused_by_name(tmp_path):
+    output = str(tmp_path / "out")
+    units = make(tmp_path, output, episodes=4, per_shard=1)
+    refuse_strays(units, output)
+    with pytest.raises(ConflictError, match=r"train-000002\.json is not among the 2 shards of this plan"):
+        refuse_strays([unit for unit in units if unit.split == "train"][:2], output)
+
+
+def test_splits_made_one_by_one_must_be_made_alike(tmp_path):
+    output = str(tmp_path / "out")
+    folder = write_set(tmp_path, episodes=2)
+    for form, split in ((FORM, "train"), (FORM, "val"), (FrameForm("png", 40), "val")):
+        source = RldsSource(str(folder), ENTRY, form)
+        units = make_plan(source, [split], None, 1)
+        if form == FORM:
+            refuse_strays(units, output)
+            run_unit(units[0], source, output)
+        else:
+            with pytest.raises(
+                ConflictError, match=r'train-000000\.json was made in another way: frames.encoding: "jpeg" -> "png"'
+            ):
+                refuse_strays(units, output)
+
+
+def test_the_source_is_found_below_a_root_or_at_the_version_folder(tmp_path):
+    folder = write_set(tmp_path / "rlds", episodes=1)
+    for place in (tmp_path / "rlds", tmp_path / "rlds" / NAME, folder):
+        source = open_source(ENTRY, str(place), FORM)
+        assert isinstance(source, RldsSource) and source.folder == str(folder)
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "a.npz", image=np.zeros((1, 8, 8, 3), np.uint8))
+    assert isinstance(open_source(ENTRY, str(tmp_path / "npz"), FORM), NpzSource)
+    (tmp_path / "video").mkdir()
+    (tmp_path / "video" / "A.MP4").write_bytes(b"")
+    assert isinstance(open_source(ENTRY, str(tmp_path / "video"), FORM), VideoSource)
+
+
+def test_what_is_not_found_is_said_with_what_is_there(tmp_path):
+    write_set(tmp_path, episodes=1)
+    with pytest.raises(SourceError, match="doesn't exist"):
+        open_source(ENTRY, str(tmp_path / "nowhere"), FORM)
+    other = DatasetEntry(NAME, NAME, "image", version="9.9.9")
+    with pytest.raises(SourceError, match=rf"{NAME} has 0\.1\.0"):
+        open_source(other, str(tmp_path), FORM)
+    with pytest.raises(SourceError, match=f"has {NAME}/"):
+        open_source(DatasetEntry("b", "b", "image"), str(tmp_path), FORM)
+    (tmp_path / NAME / "0.1.0" / "features.json").unlink()
+    with pytest.raises(SourceError, match=r"holds no features\.json"):
+        open_source(ENTRY, str(tmp_path), FORM)
+
+
+def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
+    output = tmp_path / "out"
+    make(tmp_path, str(output), episodes=5, per_shard=1)
+    assert inspect([str(tmp_path / "out"), "--verify"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["faults"] == 0 and report["splits"]["train"]["samples"] == 5
+    data = bytearray((output / "train-000000.tar").read_bytes())
+    data[3000] ^= 1
+    (output / "train-000000.tar").write_bytes(data)
+    (output / "train-000001.tar").write_bytes(data[:-1])
+    (output / "train-000002.tar").unlink()
+    (output / "train-000003.json").unlink()
+    assert inspect([str(output)]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert inspect([str(output), "--verify"]) == 1
+    faults = [line for line in capsys.readouterr().err.splitlines() if "train-" in line]
+    words = ["has the SHA-256", "bytes, its record says", "is gone", "has no record"]
+    assert len(faults) == 4 and all(word in fault for word, fault in zip(words, faults, strict=True))
+    with pytest.raises(ShardError, match="holds no shards"):
+        inspect([str(tmp_path / NAME / "0.1.0")])
