@@ -34,8 +34,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     output = Path(options.output)
     _check_output(output, recipe, options.resume)
     trainer = TokenizerTrainer(recipe, options.shards, output, options.workers)
-    if options.resume == "auto":
-        trainer.load_checkpoint()
+    trainer.begin(options.resume == "auto")
     if trainer.accelerator.is_main_process:
         storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
     trainer.accelerator.wait_for_everyone()

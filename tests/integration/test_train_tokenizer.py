@@ -1,0 +1,99 @@
+"""`ivideogpt-train-tokenizer` as users run it, on small episodes that the test makes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipeline.episode import Episode
+from pipeline.frames import encode_jpeg
+from pipeline.index import write_index
+from pipeline.naming import episode_key, shard_name
+from pipeline.records import ShardRecord, write_record
+from pipeline.shards import EpisodeShardWriter
+from tokenize_offline.tokenizer import CompressiveVQModel
+
+RECIPE = """
+clips: {stride: "1", held_out: 0.3}
+tokenizer: {resolution: 32, context_length: 1, block_out_channels: [32, 32], layers_per_block: 1, latent_channels: 8,
+  num_vq_embeddings: 64, num_dyn_embeddings: 48, segment_length: 3, horizon: 5, batch_size: 4, steps: 6, log_every: 1,
+  checkpoint_every: 3, revive_every: 2, warmup_steps: 1}
+"""
+
+
+def _episode(number: int) -> Episode:
+    """A square that moves over a gradient."""
+    frames = []
+    for time in range(8):
+        picture = np.tile(np.linspace(0, 200, 40, dtype=np.uint8)[:, None, None], (1, 40, 3))
+        picture[4 + number : 12 + number, 3 * time : 3 * time + 8] = (250, 10 * number, 0)
+        frames.append(encode_jpeg(picture))
+    where = {"source_file": "made-up", "source_record": number}
+    facts = {"height": 40, "width": 40, "rate": 10.0, "base_step": 10.0, "camera": "image", "language": "", **where}
+    return Episode(key=episode_key("train", 0, number), dataset="squares", frames=frames, **facts)
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("episodes")
+    folder, name = root / "squares", shard_name("train", 0, "tar")
+    folder.mkdir()
+    with EpisodeShardWriter(folder / name) as writer:
+        for number in range(12):
+            writer.add(_episode(number))
+    made = ShardRecord(name, "0", {}, 12, 96, writer.size, writer.sha256, [], writer.entries, {"filtered": 0, "actions": {}})
+    write_record(str(folder), made)
+    write_index(str(folder), "squares", [made], [])
+    (root / "recipe.yaml").write_text(RECIPE)
+    return root
+
+
+def _train(episodes: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer", "--workers", "0"]
+    command += ["--config", str(episodes / "recipe.yaml"), "--shards", str(episodes), "--output", str(output), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def _losses(output: Path) -> list[float]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line["future_l1"] for line in lines if "future_l1" in line]
+
+
+def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupted(episodes: Path, tmp_path: Path):
+    whole = _train(episodes, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    summary = json.loads(whole.stdout.splitlines()[-1])
+    assert summary["steps"] == 6
+    assert summary["context_codes_used"] > 0
+    assert _train(episodes, tmp_path / "parts", "--tokenizer.steps", "3").returncode == 0
+    again = _train(episodes, tmp_path / "parts")
+    assert again.returncode == 1
+    assert "--resume auto" in again.stderr
+    rest = _train(episodes, tmp_path / "parts", "--resume", "auto")
+    assert rest.returncode == 0, rest.stderr
+    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+    weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert CompressiveVQModel.from_pretrained(str(tmp_path / "whole" / "tokenizer")).config.resolution == 32
+
+
+def test_two_processes_train_on_the_same_clips_as_one(episodes: Path, tmp_path: Path):
+    both = _train(episodes, tmp_path / "two", "--tokenizer.steps", "2", processes=2)
+    assert both.returncode == 0, both.stderr
+    one = _train(episodes, tmp_path / "one", "--tokenizer.steps", "2")
+    assert one.returncode == 0, one.stderr
+    # Dropout differs between the processes, so only nearly the same.
+    assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=0.02)
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name(episodes: Path, tmp_path: Path):
+    refused = _train(episodes, tmp_path / "refused", "--tokenizer.batch_size", "3", processes=2)
+    assert refused.returncode != 0
+    assert "tokenizer.batch_size 3 does not divide among 2 processes" in refused.stderr
