@@ -56,7 +56,7 @@ def recipe_parser(prog: str, description: str) -> CommandParser:
     parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A recipe (YAML); later options override it.")
     for section in dataclasses.fields(Recipe):
-        parser.add_class_arguments(section.default_factory, section.name)  # type: ignore[misc,arg-type]
+        parser.add_class_arguments(section.default_factory, section.name)
     return parser
 
 

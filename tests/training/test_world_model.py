@@ -280,3 +280,15 @@ def test_pretrained_llama_of_another_shape_is_refused(tmp_path):
     build_network(SMALL, SHAPE, 0, 0).save_transformer(tmp_path)
     with pytest.raises(SourceError, match="missing"):
         load_pretrained_llama(tiny_models.network(actions=True), tmp_path)
+
+
+def test_configuration_written_by_older_releases_opens(tmp_path):
+    network, (ids, _, _) = tiny_models.network(), batch()
+    network.save_transformer(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rope_parameters", "dtype", "head_dim", "mlp_bias"):
+        del config[key]
+    older = {"rope_theta": 10000.0, "rope_scaling": None, "torch_dtype": "float32", "bos_token_id": 1, "eos_token_id": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | older | {"transformers_version": "4.37.2"}))
+    with torch.no_grad():
+        assert torch.equal(load_transformer(tmp_path, SHAPE)(ids).loss, network(ids).loss)
