@@ -120,7 +120,9 @@ class TokenizerConfig:
         batch_size: Training clips a step, over all processes.
         learning_rate: Of AdamW, constant after warm-up.
         warmup_steps: Steps of linear warm-up.
-        reconstruction_weight: Of the L1 reconstruction loss.
+        l1_weight: Of the absolute reconstruction error.
+        l2_weight: Of the squared reconstruction error, 0 as published. Absolute error alone spends itself on faint ripples in
+            large even areas and neglects small objects, where no perceptual loss brings them back.
         commitment_weight: Of both commitment losses.
         revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
         training_precision: In which it is trained; codebooks and losses stay in fp32.
@@ -146,7 +148,8 @@ class TokenizerConfig:
     batch_size: int = 64
     learning_rate: float = 5e-4
     warmup_steps: int = 500
-    reconstruction_weight: float = 1.0
+    l1_weight: float = 1.0
+    l2_weight: float = 0.0
     commitment_weight: float = 1.0
     revive_every: int = 200
     training_precision: Literal["fp32", "bf16"] = "fp32"

@@ -21,10 +21,13 @@ def tokenizer_losses(frames: Tensor, output: TokenizerOutput, config: TokenizerC
         config: Its weights are used.
     """
     context_length = output.context_reconstruction.shape[1]
-    context, future = frames[:, :context_length], frames[:, context_length:]
+    errors = {
+        "context": output.context_reconstruction.float() - frames[:, :context_length],
+        "future": output.future_reconstruction.float() - frames[:, context_length:],
+    }
     return {
-        "context_l1": config.reconstruction_weight * (output.context_reconstruction.float() - context).abs().mean(),
-        "future_l1": config.reconstruction_weight * (output.future_reconstruction.float() - future).abs().mean(),
+        **{f"{part}_l1": config.l1_weight * error.abs().mean() for part, error in errors.items()},
+        **{f"{part}_l2": config.l2_weight * error.square().mean() for part, error in errors.items() if config.l2_weight},
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,
     }
@@ -44,6 +47,18 @@ class CodebookUse:
     def empty(cls, codes: int, device: torch.device) -> "CodebookUse":
         """No choices yet."""
         return cls(torch.zeros(codes, dtype=torch.float64, device=device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts, for a checkpoint."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take counts from a checkpoint."""
+        self.counts = state["counts"].to(self.counts.device)
+
+    def clear(self) -> None:
+        """Forget all choices."""
+        self.counts.zero_()
 
     def add(self, ids: Tensor) -> None:
         """Count choices; `ids` of any shape, from 0."""
