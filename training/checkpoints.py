@@ -4,6 +4,9 @@ A checkpoint is a folder `step-00001000` of DeepSpeed's files. The last thing wr
 all files with their sizes; a folder without it, or with a file that is missing or short, was cut off and is never picked.
 `latest`, which DeepSpeed's own tools read, moves after that.
 
+The same number of processes loads its own parts, bit for bit. Another number goes through a universal checkpoint, which is
+made on the spot and removed again: time and disk space at a resume, none at a save.
+
 The files are torch's, so they are pickles, as DeepSpeed writes them: a run reads its own folder only, never an input.
 """
 
@@ -12,17 +15,22 @@ import logging
 import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline import storage
-from pipeline.errors import ConflictError
+from pipeline.errors import ShardError
 from training.engine import quiet
 from training.processes import Processes
 
 COMPLETE_NAME = "complete.json"
 _LATEST = "latest"
+_UNIVERSAL = "universal-"
 _TAG = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
@@ -138,28 +146,73 @@ def mark_complete(folder: Path, progress: Progress) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and all that were cut short."""
+    """Remove all but the newest `keep` whole checkpoints, and all that was cut short."""
     whole = [name for name in _tags(folder) if (folder / name / COMPLETE_NAME).exists()]
     for name in set(_tags(folder)) - set(whole[-keep:]):
         # The marker goes first: a removal that is cut short must not leave what looks whole.
         (folder / name / COMPLETE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / name)
+    for leftover in folder.glob(f"{_UNIVERSAL}*"):
+        shutil.rmtree(leftover)
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: Any) -> None:
-    """Restore parameters and optimizer. Call it on all ranks."""
-    with quiet():
-        engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.folder.name)
-
-
-def require_same_world(checkpoint: Checkpoint, world_size: int) -> None:
-    """Refuse a checkpoint of another number of processes.
+def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -> None:
+    """Restore parameters and optimizer. Call it on all ranks, with an engine configured by `loading_config`.
 
     Raises:
-        ConflictError: It was written by another number.
+        ShardError: A checkpoint of another number of processes could not be converted.
     """
-    made = checkpoint.progress.world_size
-    if made != world_size:
-        raise ConflictError(
-            f"{checkpoint.folder} was written by {made} processes and this run has {world_size}: start {made} processes"
-        )
+    folder = checkpoint.folder
+    settings = [_settings(group) for group in engine.optimizer.param_groups]
+    if needs_conversion(checkpoint, processes.place.world_size, engine.zero_optimization_stage()):
+        folder = checkpoint.folder.with_name(_UNIVERSAL + checkpoint.folder.name)
+        if processes.is_first:
+            _convert(checkpoint.folder, folder)
+        processes.barrier()
+    with quiet():
+        engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    # DeepSpeed 0.19 gives all groups of ZeRO-3 the first one's hyper-parameters, and all parameters one and the same step
+    # tensor, which AdamW then counts up once per parameter.
+    for group, known in zip(engine.optimizer.param_groups, settings, strict=True):
+        group.update(known)
+    _separate_steps(engine.basic_optimizer)
+    processes.barrier()
+    if processes.is_first and folder != checkpoint.folder:
+        shutil.rmtree(folder)
+        (folder.parent / "latest_universal").unlink(missing_ok=True)
+
+
+def needs_conversion(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
+    """Whether the parts of a checkpoint don't fit this number of processes; without ZeRO there are no parts."""
+    return zero_stage > 0 and checkpoint.progress.world_size != world_size
+
+
+def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> dict[str, Any]:
+    """What DeepSpeed's configuration must say for `load_checkpoint`."""
+    if checkpoint is None or not needs_conversion(checkpoint, world_size, zero_stage):
+        return {}
+    return {"checkpoint": {"load_universal": True}}
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "step")}
+
+
+def _separate_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter a step counter of its own, on the device where its kind of optimizer wants it."""
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            device = parameter.device if optimizer.defaults["fused"] else "cpu"
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device, copy=True)
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Write a copy of a checkpoint that any number of processes can load."""
+    shutil.rmtree(target, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    options = ["--input_folder", source, "--output_folder", target, "--inject_missing_state"]
+    log.info("%s was written by another number of processes: converting it", source)
+    result = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise ShardError(f"{source} can't be converted to another number of processes: {reason[0]}")

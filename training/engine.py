@@ -111,6 +111,8 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
 def _import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls collectives by names that torch is about to change, several times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     with quiet():
         import deepspeed
         import deepspeed.ops
@@ -130,12 +132,19 @@ def quiet() -> Iterator[None]:
     """What DeepSpeed prints goes to the debug log: stdout carries results."""
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        with contextlib.redirect_stdout(printed):
             yield
     finally:
         if printed.getvalue():
             log.debug("DeepSpeed: %s", printed.getvalue().strip())
+
+
+def close_engine(engine: Any) -> None:
+    """Give back what the engine holds, and the process group with it, so that another engine can start in this process."""
+    import deepspeed.comm
+
+    engine.destroy()
+    deepspeed.comm.destroy_process_group()
 
 
 def set_learning_rate(engine: Any, rate: float) -> None:

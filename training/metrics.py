@@ -128,6 +128,7 @@ class MetricsWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups in TensorBoard."""
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
         for name, value in values.items():
             group = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
             for tag, number in group.items():
@@ -136,7 +137,6 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Bring everything to disk, as is due before a checkpoint."""
-        self._lines.flush()
         os.fsync(self._lines.fileno())
         self._board.flush()
 

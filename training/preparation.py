@@ -21,7 +21,7 @@ from pipeline.naming import held_out_split
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.tokenizer.loading import TokenizerFiles
-from training.checkpoints import Checkpoint, newest_checkpoint, require_same_world
+from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, RECIPE_NAME, find_tokenizer
 from training.order import SampleOrder
@@ -139,8 +139,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     identity = _identity(recipe, store, order)
     folder = storage.local_path(options.output)
     checkpoint = _find_checkpoint(folder, identity, options.resume)
-    if checkpoint is not None:
-        require_same_world(checkpoint, place.world_size)
+    engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
     return Run(
         recipe=recipe,
         folder=folder,

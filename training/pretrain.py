@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.recipe import Recipe
 from training.batches import Batch, BatchLoader, BatchReader
 from training.checkpoints import load_checkpoint, save_checkpoint
-from training.engine import full_weights, set_learning_rate, start_engine
+from training.engine import close_engine, full_weights, set_learning_rate, start_engine
 from training.export import export_model
 from training.held_out import HeldOutLoss
 from training.metrics import cut_metrics, label_entropy
@@ -51,7 +51,10 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         log.info("%s is trained to step %d already", run.folder, run.first_step)
         return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
     with StopRequest() as stop, Processes(place) as processes:
-        return Trainer(run, processes, stop).train()
+        trainer = Trainer(run, processes, stop)
+        result = trainer.train()
+        trainer.close()
+        return result
 
 
 class Trainer:
@@ -78,7 +81,7 @@ class Trainer:
         self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
         self._engine = start_engine(run.network, self._training, run.engine_config, processes)
         if run.checkpoint is not None:
-            load_checkpoint(run.checkpoint, self._engine)
+            load_checkpoint(run.checkpoint, self._engine, processes)
             log.info("going on from step %d", run.first_step)
 
     def train(self) -> dict[str, Any] | None:
@@ -108,6 +111,10 @@ class Trainer:
                     log.info("stopped after step %d; --resume auto goes on from there", done)
                     break
         return self._finish(done, reporter.results)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        close_engine(self._engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
         """One optimizer step."""

@@ -93,6 +93,7 @@ class Processes:
         self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def __enter__(self) -> "Processes":
+        self._environment = {name: os.environ.get(name) for name in self.place.variables}
         os.environ.update(self.place.variables)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -113,7 +114,14 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        dist.destroy_process_group()
+        # A training engine takes the group with it when it is closed.
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     @property
     def is_first(self) -> bool:
