@@ -54,13 +54,16 @@ class TokenizerEngine:
             done += len(part)
         return torch.cat(ids)
 
-    @torch.inference_mode()
     def _run(self, clips: list[Tensor]) -> Tensor:
         frames = torch.zeros(self.batch, *clips[0].shape, pin_memory=self.device.type == "cuda")
         torch.stack(clips, out=frames[: len(clips)])
-        frames = frames.to(self.device, non_blocking=True)
+        return self.ids_of(frames.to(self.device, non_blocking=True))[: len(clips)]
+
+    @torch.inference_mode()
+    def ids_of(self, frames: Tensor) -> Tensor:
+        """Ids (B, L) of one batch (B, T, 3, S, S) that is on the device already: the bare model, in the engine's precision."""
         with self._precision():
-            return self.model.tokenize(frames)[: len(clips)]
+            return self.model.tokenize(frames)
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self._autocast is None:

@@ -48,9 +48,14 @@ def test_the_tokenizer_of_a_model_folder_is_found(tmp_path):
     assert found.weights_sha256 != named.weights_sha256
 
 
-def test_a_tokenizer_opens_from_a_url():
-    tiny_model().save_pretrained("memory://tokenizers/tiny")
-    assert CompressiveVQModel.from_pretrained("memory://tokenizers/tiny").config == TINY
+def test_a_tokenizer_opens_from_a_url_and_is_fetched_again_once_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+    for seed in (0, 1):
+        tiny_model(seed).save_pretrained("memory://tokenizers/tiny")
+        found.append(CompressiveVQModel.from_pretrained("memory://tokenizers/tiny"))
+    assert found[0].config == TINY
+    assert found[0].weights_sha256 != found[1].weights_sha256
 
 
 def test_missing_unknown_and_misshapen_parameters_are_all_named(tmp_path):

@@ -4,13 +4,14 @@ Only safetensors is read: nothing in a checkpoint can run code. Weights are chec
 any memory is taken for them.
 """
 
+import hashlib
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from fsspec.core import url_to_fs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SUBFOLDER = "tokenizer"
+_CACHE = Path("~/.cache/ivideogpt/tokenizers")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -69,9 +71,12 @@ def _download(name: str, subfolder: str | None) -> str:
 
 
 def _local(weights: str) -> Path:
+    """Weights at a URL are kept in a cache, by what the store says of the file, so that a changed one is fetched again."""
     if storage.is_local(weights):
         return storage.local_path(weights)
-    return storage.local_copy(weights, Path(tempfile.mkdtemp(prefix="ivideogpt-tokenizer-")))
+    fs, inner = url_to_fs(weights)
+    version = hashlib.sha256(f"{weights} {fs.ukey(inner)}".encode()).hexdigest()
+    return storage.local_copy(weights, _CACHE.expanduser() / version)
 
 
 def read_config(files: TokenizerFiles) -> CompressiveVQConfig:
