@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 install_extra dev
 export PATH="$PWD/.venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+# Tests start many small processes; threads of their own would only get in each other's way.
+export OMP_NUM_THREADS=1
 
 ruff format --check .
 ruff check .
