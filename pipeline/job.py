@@ -58,7 +58,7 @@ def ingest(
         source: Where episodes come from.
         dataset: Name of the data set.
         folder: For its shards.
-        beam_options: For Beam; by default DirectRunner with a process for every core.
+        beam_options: For Beam; by default a worker process for every core of this machine.
         overwrite: Make shards anew that were made in another way.
 
     Raises:
@@ -72,7 +72,9 @@ def ingest(
     take_failures(folder)
     started = time.monotonic()
     if work:
-        with _beam_chatter_aside(), _progress(work, dataset, folder):
+        # A cluster's log is for its user to see; that of local workers only where they fail.
+        aside = contextlib.nullcontext() if _chooses_runner(beam_options) else _beam_chatter_aside()
+        with aside, _progress(work, dataset, folder):
             run_with_beam(work, source, folder, beam_options)
     seconds = time.monotonic() - started
     failures = take_failures(folder)
@@ -133,16 +135,27 @@ def run_with_beam(units: Sequence[Unit], source: Source, folder: str, options: S
     from apache_beam.options.pipeline_options import PipelineOptions
 
     largest_first = sorted(units, key=lambda unit: -unit.source_bytes)
-    with beam.Pipeline(options=PipelineOptions([*_direct_runner(options, len(units)), *options])) as pipeline:
+    with beam.Pipeline(options=PipelineOptions([*_local_runner(options, len(units)), *options])) as pipeline:
         _ = pipeline | beam.Create(largest_first) | "ingest" >> beam.Map(run_unit, source=source, folder=folder)
 
 
-def _direct_runner(options: Sequence[str], units: int) -> list[str]:
-    """Worker processes for the DirectRunner, one a core, where the user's own options don't decide it."""
-    if any(option.startswith(("--runner", "--direct_")) for option in options):
+def _local_runner(options: Sequence[str], units: int) -> list[str]:
+    """Beam's runner for one machine with a worker process a core, where the user's options don't choose otherwise.
+
+    FnApiRunner is the engine under DirectRunner; that one would first try to download another runner and, where it could,
+    run everything in one process. A single worker needs no process of its own, which saves its start.
+    """
+    if _chooses_runner(options):
         return []
+    if any(option.startswith("--direct_") for option in options):
+        return ["--runner=FnApiRunner"]
     workers = min(units, len(os.sched_getaffinity(0)))
-    return ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    mode = "in_memory" if workers == 1 else "multi_processing"
+    return ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
+
+
+def _chooses_runner(options: Sequence[str]) -> bool:
+    return any(option.split("=")[0] == "--runner" for option in options)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The plan: which source files become which episode shards, decided before any work.
 
 A unit of work is one episode shard, made of one or more whole source files, so units need nothing of each other. The price: a
-shard can't be smaller than what one source file gives.
+shard can't be smaller than what one source file gives. Where a source states its sizes, the plan follows these and not the
+files', so that it stays the same when a damaged file is repaired.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
             raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known)}")
     files = limited([file for file in files if not splits or file.split in splits], max_episodes)
     sizes = storage.file_sizes(source.folder)
-    weights = [output_share(file) * sizes.get(file.file, 0) for file in files]
+    weights = [output_share(file) * _expected_size(file, sizes) for file in files]
     groups = grouped(files, weights, shard_bytes / shrinkage(source, files, sizes))
     with ThreadPoolExecutor(_THREADS) as pool:
         identities = dict(zip(files, pool.map(lambda file: _identity(source, file, sizes), files), strict=True))
@@ -106,6 +107,11 @@ def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[Sour
     return wanted
 
 
+def _expected_size(file: SourceShard, sizes: dict[str, int]) -> float:
+    """Bytes of a file: as stated, else as it is."""
+    return file.stated_bytes or sizes.get(file.file, 0)
+
+
 def output_share(file: SourceShard) -> float:
     """Which share of a file's episodes is wanted."""
     return 1.0 if file.take is None or not file.records else file.take / file.records
@@ -143,7 +149,7 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
         except SourceError:
             continue
         if isinstance(episode, Episode):
-            ratios.append(sum(map(len, episode.frames)) * (file.records or 1) / sizes[file.file])
+            ratios.append(sum(map(len, episode.frames)) * (file.records or 1) / _expected_size(file, sizes))
     return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
 
 

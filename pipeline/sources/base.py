@@ -30,6 +30,7 @@ class SourceShard:
         file: Name, relative to the source's folder.
         records: Episodes in it, bad ones included; None where nobody says.
         take: Only so many records from its beginning are wanted; None takes all.
+        stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
     """
 
     split: str
@@ -37,6 +38,7 @@ class SourceShard:
     file: str
     records: int | None = None
     take: int | None = None
+    stated_bytes: float | None = None
 
 
 @dataclass(frozen=True)

@@ -60,15 +60,16 @@ class RldsSource(Source):
             shards[place] = name
             for number in range(int(match["of"] or 0)):
                 shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
-        lengths = _stated_lengths(self.folder)
+        stated = _stated(self.folder)
         files = collections.Counter(split for split, _ in shards)
         plan = []
         for (split, number), file in sorted(shards.items()):
-            stated = lengths.get(split, [])
-            if len(stated) == files[split] and number < len(stated):
-                plan.append(SourceShard(split, number, file, stated[number]))
+            lengths, bytes_per_record = stated.get(split, ([], 0.0))
+            if len(lengths) == files[split] and number < len(lengths):
+                shard = SourceShard(split, number, file, lengths[number], stated_bytes=lengths[number] * bytes_per_record)
             else:
-                plan.append(SourceShard(split, number, file, count_records(storage.join(self.folder, file))))
+                shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
+            plan.append(shard)
         return plan
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
@@ -146,16 +147,19 @@ def _spec(folder: str, entry: DatasetEntry) -> EpisodeSpec:
     return episode_spec(read_features(storage.read_bytes(path), path), entry)
 
 
-def _stated_lengths(folder: str) -> dict[str, list[int]]:
-    """Split -> number of records in each of its files, as far as `dataset_info.json` says."""
+def _stated(folder: str) -> dict[str, tuple[list[int], float]]:
+    """Split -> number of records in each of its files, and their mean size, as far as `dataset_info.json` says."""
     path = storage.join(folder, _INFO_FILE)
     if not storage.exists(path):
         return {}
+    stated = {}
     try:
-        splits = json.loads(storage.read_bytes(path)).get("splits", [])
-        return {split["name"]: [int(length) for length in split.get("shardLengths", [])] for split in splits}
+        for split in json.loads(storage.read_bytes(path)).get("splits", []):
+            lengths = [int(length) for length in split.get("shardLengths", [])]
+            stated[str(split["name"])] = (lengths, int(split.get("numBytes", 0)) / max(1, sum(lengths)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
+    return stated
 
 
 def _values(columns: Columns, column: Column, kind: str | None = None) -> Any:

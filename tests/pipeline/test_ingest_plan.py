@@ -93,3 +93,19 @@ def test_an_unknown_split_names_those_there_are(tmp_path):
     source = RldsSource(str(write_set(tmp_path, episodes=1)), ENTRY, FrameForm())
     with pytest.raises(ConfigError, match="no split 'tset'; it has train, val"):
         make_plan(source, ["tset"], None, 1)
+
+
+def test_a_damaged_file_does_not_change_which_files_go_together(tmp_path):
+    folder = write_set(tmp_path, episodes=8, per_shard=1)
+    source = RldsSource(str(folder), ENTRY, JPEG)
+
+    def groups():
+        return [tuple(file.number for file in unit.sources) for unit in make_plan(source, ["train"], None, 40_000)]
+
+    before = groups()
+    assert 1 < len(before) < 8
+    file = folder / source.plan()[3].file
+    file.write_bytes(file.read_bytes()[:100])
+    assert groups() == before
+    file.unlink()
+    assert groups() == before

@@ -12,7 +12,7 @@ from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, ShardError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.inspect import run as inspect
-from pipeline.job import Outcome, check_outcome, refuse_strays
+from pipeline.job import Outcome, check_outcome, ingest, refuse_strays
 from pipeline.plan import make_plan
 from pipeline.records import find_done
 from pipeline.sources.locate import open_source
@@ -109,6 +109,21 @@ def test_shards_of_another_plan_are_refused_by_name(tmp_path):
         refuse_strays([unit for unit in units if unit.split == "train"][:2], output)
 
 
+def test_what_was_made_in_another_way_is_made_anew_only_when_asked(tmp_path):
+    output = str(tmp_path / "out")
+    make(tmp_path, output, episodes=2)
+    source = RldsSource(str(tmp_path / NAME / "0.1.0"), ENTRY, FrameForm("png", 40))
+    units = make_plan(source, None, None, 1)
+    in_process = ["--direct_running_mode=in_memory"]
+    with pytest.raises(ConflictError, match=r'frames\.encoding: "jpeg" -> "png"'):
+        ingest(units, source, NAME, output, in_process, overwrite=False)
+    outcome = ingest(units, source, NAME, output, in_process, overwrite=True)
+    assert outcome.made == len(units) and not outcome.failures
+    assert ingest(units, source, NAME, output, in_process, overwrite=False).made == 0
+    (tmp_path / "out" / "train-000000.tar").unlink()
+    assert ingest(units, source, NAME, output, in_process, overwrite=False).made == 1
+
+
 def test_splits_made_one_by_one_must_be_made_alike(tmp_path):
     output = str(tmp_path / "out")
     folder = write_set(tmp_path, episodes=2)
@@ -120,7 +135,7 @@ def test_splits_made_one_by_one_must_be_made_alike(tmp_path):
             run_unit(units[0], source, output)
         else:
             with pytest.raises(
-                ConflictError, match=r'train-000000\.json was made in another way: frames.encoding: "jpeg" -> "png"'
+                ConflictError, match=r'train-000000\.json was made in another way: frames\.encoding: "jpeg" -> "png"'
             ):
                 refuse_strays(units, output)
 
