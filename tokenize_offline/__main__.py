@@ -1,140 +1,16 @@
-"""The command `ivideogpt-tokenize`: episode shards and a tokenizer in, token shards out; alone or as a fleet."""
+"""The command `ivideogpt-tokenize`. Heavy imports wait until it runs: reader processes import the main module again."""
 
-import dataclasses
-import json
-import logging
 import sys
-import time
 from collections.abc import Sequence
-from typing import Any
 
-from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
-from pipeline.errors import ConfigError, ShardError
-from pipeline.progress import progress_line
-from pipeline.recipe import Recipe
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.fleet import Fleet
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout
-from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker import WorkerReport, run_worker
-
-log = logging.getLogger("tokenize_offline")
-
-
-def build_parser() -> CommandParser:
-    """The command line."""
-    parser = recipe_parser(
-        "ivideogpt-tokenize",
-        "Turn episode shards into token shards with a trained tokenizer. Run it alone, or start it several times with "
-        "`accelerate launch --multi_gpu` or `torchrun`: the processes share the shards. Run it again to go on.",
-    )
-    parser.add_argument("--shards", nargs="+", required=True, help="Output folders of ingest, or data set folders in them.")
-    add_section_folder(parser, "tokenizer", "Folder of a tokenizer, or its id on the Hugging Face hub.")
-    parser.add_argument("--output", required=True, help="Folder or URL; token shards go to {output}/{data set}.")
-    parser.add_argument("--splits", nargs="+", default=None, help="Splits to tokenize; all of them by default.")
-    parser.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
-    return parser
+from pipeline.command import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    from tokenize_offline.command import tokenize
+
     return run_command(tokenize, arguments)
-
-
-def tokenize(arguments: Sequence[str] | None = None) -> int:
-    """The command's body.
-
-    Raises:
-        ProjectError: Of all kinds; the message says what to do.
-    """
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
-    resolution = given_value(parser, "data.resolution", arguments)
-    with Fleet.join() as fleet:
-        if not fleet.is_first:
-            heard = fleet.hear()
-            if heard is None:
-                # The first process found that there is nothing to run, and says why.
-                return 0
-            model, job = open_job(recipe, options, resolution)
-            return _run(fleet, recipe, model, job, [ShardTask(**task) for task in heard], 0)
-        try:
-            model, job = open_job(recipe, options, resolution)
-            found = find_shards(options.shards, options.splits)
-            tasks = [task for task in found if not job.is_done(task)]
-        except BaseException:
-            fleet.tell(None)
-            raise
-        fleet.tell([dataclasses.asdict(task) for task in tasks])
-        return _run(fleet, recipe, model, job, tasks, len(found) - len(tasks))
-
-
-def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[CompressiveVQModel, TokenizeJob]:
-    """Open the tokenizer and settle what the recipe leaves to it.
-
-    Args:
-        recipe: The resolved recipe.
-        options: The command's own options.
-        resolution: `data.resolution` where the user gave it, else None.
-
-    Raises:
-        ConfigError: Recipe and tokenizer don't go together.
-        SourceError: The tokenizer can't be opened.
-    """
-    model = CompressiveVQModel.from_pretrained(options.tokenizer_dir)
-    if resolution is not None and resolution != model.config.resolution:
-        raise ConfigError(
-            f"data.resolution is {resolution}, but {options.tokenizer_dir} is a tokenizer for {model.config.resolution} x "
-            f"{model.config.resolution} frames: leave data.resolution out, or name a tokenizer of that size"
-        )
-    assert model.weights_sha256 is not None
-    clips = resolve_clips(recipe.clips, model.config.context_length)
-    layout = token_layout(model.config, clips, recipe.tokenizer.precision, model.weights_sha256)
-    model.set_context_length(layout.context_length)
-    return model, TokenizeJob(clips, layout, options.output, options.overwrite)
-
-
-def _run(
-    fleet: Fleet, recipe: Recipe, model: CompressiveVQModel, job: TokenizeJob, tasks: list[ShardTask], done_before: int
-) -> int:
-    engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, recipe.tokenizer.clips_per_batch)
-    planned = sum(task.samples * job.clips.per_episode * job.views(task, held_out=False) for task in tasks)
-    started = time.monotonic()
-    with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
-
-        def advance(rows: int) -> None:
-            line.update(fleet.count(rows) - line.n)
-
-        report = run_worker(fleet.claim(tasks), job, engine, fleet.cores, advance)
-        fleet.report(dataclasses.asdict(report))
-        if not fleet.is_first:
-            return 0
-        reports = fleet.reports(lambda: advance(0))
-    total = sum((WorkerReport(**part) for part in reports), WorkerReport())
-    seconds = time.monotonic() - started
-    summary = {
-        "output": job.output,
-        "shards": total.shards,
-        "shards_done_before": done_before,
-        "rows": total.rows,
-        "held_out_rows": total.held_out_rows,
-        "episodes_left_out": total.left_out,
-        "ids_per_row": job.layout.sequence_length,
-        "seconds": round(seconds, 3),
-        "rows_per_second": round(total.rows / seconds, 3) if total.shards else None,
-        "processes": fleet.size,
-        "device": str(fleet.device),
-        "precision": job.layout.precision,
-        "tokenizer_sha256": job.layout.tokenizer_sha256,
-        "failures": total.failures,
-    }
-    print(json.dumps(summary))
-    if total.left_out:
-        log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
-    if total.failures:
-        raise ShardError(f"{len(total.failures)} shards could not be tokenized: " + "; ".join(total.failures))
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-import torch
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _STOP_POLL_SECONDS = 0.1
@@ -30,8 +28,7 @@ class Prefetcher(Generic[Item, Result]):
         """
         self._queue: queue.Queue[Future[Result] | BaseException | None] = queue.Queue(depth)
         self._stopped = threading.Event()
-        # One OpenMP thread per reader: their parallelism is across episodes, and the model needs the cores.
-        self._pool = ThreadPoolExecutor(threads, "reader", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(threads, "reader")
         self._process = process
         self._feeder = threading.Thread(target=self._feed, args=(source,), name="feeder", daemon=True)
 

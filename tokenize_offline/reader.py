@@ -1,8 +1,4 @@
-"""From an episode to the pixels and step arrays of its clips; runs in threads ahead of the model.
-
-Threads are enough: decoding and resizing release the interpreter's lock, and pixels need no copy between processes. The
-price is that a crash inside an image decoder takes the process with it (its shard is then claimed by the next run).
-"""
+"""From an episode to the pixels and step arrays of its clips; runs in reader processes ahead of the model (`reader_pool`)."""
 
 from dataclasses import dataclass
 

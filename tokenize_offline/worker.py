@@ -1,29 +1,35 @@
 """Episode shards to token shards, in one process: read ahead, run the tokenizer, publish behind.
 
-Batches never span two shards, so a shard's bytes depend on that shard alone, whoever makes it and after what; the price is
-one partly filled batch a shard. Reading goes on into the next shard while the last batch of this one is computed.
+Reading goes on into the next shards while this one is computed, and batches are filled across shards; ids of a clip depend on
+the clip alone, so a shard's bytes do too, whoever makes it and beside what. A process that dies loses the shards it had read
+into, two as a rule.
 """
 
 import dataclasses
+import functools
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from torch import Tensor
 
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ShardError
 from pipeline.records import LeftOut, ShardRecord, record_path, sha256_of
 from pipeline.shards import open_shard
+from tokenize_offline.batching import Batches, IdsOfShard
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.prefetch import Prefetcher
 from tokenize_offline.publish import publish
-from tokenize_offline.reader import EpisodeClips, read_clips
+from tokenize_offline.reader import EpisodeClips
+from tokenize_offline.reader_pool import ReaderPool
+
+_AHEAD_PER_READER = 4
+_AHEAD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -67,42 +73,32 @@ class WorkerReport:
 
 @dataclass
 class _ShardInProgress:
-    """Clips of one shard on their way through the model."""
+    """One shard from its first episode until it is published."""
 
-    engine: TokenizerEngine
-    waiting: list[Tensor] = field(default_factory=list)
-    ids: list[np.ndarray] = field(default_factory=list)
-    in_flight: Tensor | None = None
+    ids: IdsOfShard = field(default_factory=IdsOfShard)
     # Each episode with the place of its first clip among all different clips of the shard.
     episodes: list[tuple[int, EpisodeClips]] = field(default_factory=list)
-    clips: int = 0
     left_out: list[LeftOut] = field(default_factory=list)
+    end: EndOfShard | None = None
 
-    def add(self, clips: EpisodeClips) -> None:
-        self.waiting += clips.pixels
-        self.episodes.append((self.clips, dataclasses.replace(clips, pixels=[])))
-        self.clips += len(clips.pixels)
-        while len(self.waiting) >= self.engine.batch:
-            self._launch(self.engine.batch)
+    @property
+    def complete(self) -> bool:
+        return self.end is not None and (self.end.failure is not None or self.ids.complete)
 
-    def finish(self) -> np.ndarray:
-        """Ids (clips, L) of all different clips, in order."""
-        if self.waiting:
-            self._launch(len(self.waiting))
-        self._collect()
-        return np.concatenate(self.ids) if self.ids else np.empty((0, 0), np.uint16)
 
-    def _launch(self, count: int) -> None:
-        # The previous batch is fetched after this one is queued, so that the device goes from one to the next.
-        ids = self.engine.tokenize(self.waiting[:count])
-        del self.waiting[:count]
-        self._collect()
-        self.in_flight = ids
+@dataclass(frozen=True)
+class Progress:
+    """What a worker did since it last said so.
 
-    def _collect(self) -> None:
-        if self.in_flight is not None:
-            self.ids.append(self.in_flight.cpu().numpy().astype(np.uint16))
-        self.in_flight = None
+    Attributes:
+        rows: Rows that went to the model.
+        shards: Shards handed to the writer, failed ones included.
+        waited: Seconds in which the model had nothing to do for want of clips.
+    """
+
+    rows: int = 0
+    shards: int = 0
+    waited: float = 0.0
 
 
 def run_worker(
@@ -110,7 +106,7 @@ def run_worker(
     job: TokenizeJob,
     engine: TokenizerEngine,
     readers: int,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> WorkerReport:
     """Tokenize shards one after the other.
 
@@ -120,41 +116,92 @@ def run_worker(
         tasks: Taken one at a time, when the reading of the one before has ended; from another thread.
         job: What is the same for all.
         engine: The tokenizer.
-        readers: Threads that decode and resize.
-        on_rows: Called with a number of rows whenever these have gone to the model.
+        readers: Processes that decode and resize.
+        on_progress: Called after every episode and every shard.
 
     Raises:
         ConfigError: The recipe asks for something that an episode doesn't have, such as a rate.
     """
+    depth = _episodes_ahead(job, readers)
+    with (
+        ThreadPoolExecutor(1, "writer") as writer,
+        ReaderPool(job.clips, job.layout.resolution, readers) as pool,
+        Prefetcher(episodes_of(tasks), functools.partial(_read, pool, job), readers, depth) as ahead,
+    ):
+        return _work(ahead, _Publisher(job, writer), Batches(engine), on_progress)
 
-    def read(work: EpisodeWork | EndOfShard) -> EpisodeClips | LeftOut | EndOfShard:
-        if isinstance(work, EndOfShard):
-            return work
-        views, share = job.views(work.task, held_out=False), job.held_out_share(work.task)
-        try:
-            return read_clips(work.episode, job.clips, views, share, job.layout.resolution)
-        except BadEpisodeError as error:
-            return LeftOut(work.episode.source_file, work.episode.source_record, str(error))
 
-    report = WorkerReport()
-    shard = _ShardInProgress(engine)
-    publishing: Future[list[ShardRecord]] | None = None
-    with ThreadPoolExecutor(1, "writer") as writer, Prefetcher(episodes_of(tasks), read, readers, 4 * readers) as ahead:
-        for event in ahead:
-            if isinstance(event, EpisodeClips):
-                shard.add(event)
-                on_rows(len(event.plans))
-            elif isinstance(event, LeftOut):
-                shard.left_out.append(event)
-            else:
-                report += _settle(publishing)
-                publishing = None
-                if event.failure is None:
-                    publishing = writer.submit(publish, job, event.task, shard.episodes, shard.finish(), shard.left_out)
-                else:
-                    report.failures.append(str(event.failure))
-                shard = _ShardInProgress(engine)
-        return report + _settle(publishing)
+def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) -> EpisodeClips | LeftOut | EndOfShard:
+    if isinstance(work, EndOfShard):
+        return work
+    try:
+        return pool.read(work.episode, job.views(work.task, held_out=False), job.held_out_share(work.task))
+    except BadEpisodeError as error:
+        return LeftOut(work.episode.source_file, work.episode.source_record, str(error))
+
+
+def _episodes_ahead(job: TokenizeJob, readers: int) -> int:
+    """How many episodes are read ahead: a few per reader, as far as memory goes."""
+    frames = job.clips.per_episode * job.clips.views * job.layout.clip_length
+    pixel_bytes = frames * 3 * job.layout.resolution**2 * 4
+    return max(1, min(_AHEAD_PER_READER * readers, _AHEAD_BYTES // pixel_bytes))
+
+
+def _work(
+    ahead: Iterable[EpisodeClips | LeftOut | EndOfShard],
+    publisher: "_Publisher",
+    batches: Batches,
+    on_progress: Callable[[Progress], None],
+) -> WorkerReport:
+    # The last one is being read; those before it wait for ids.
+    shards = deque([_ShardInProgress()])
+    asked = time.monotonic()
+    for event in ahead:
+        waited = time.monotonic() - asked
+        shard = shards[-1]
+        if isinstance(event, EpisodeClips):
+            shard.episodes.append((shard.ids.asked, dataclasses.replace(event, pixels=[])))
+            batches.add(event.pixels, shard.ids)
+            on_progress(Progress(rows=len(event.plans), waited=waited))
+        elif isinstance(event, LeftOut):
+            shard.left_out.append(event)
+        else:
+            shard.end = event
+            shards.append(_ShardInProgress())
+            on_progress(Progress(shards=1, waited=waited))
+        while shards[0].complete:
+            publisher.publish(shards.popleft())
+        asked = time.monotonic()
+    batches.flush()
+    while shards[0].complete:
+        publisher.publish(shards.popleft())
+    return publisher.finish()
+
+
+class _Publisher:
+    """Publishes finished shards in a thread, one at a time, and adds up what became of them."""
+
+    def __init__(self, job: TokenizeJob, writer: ThreadPoolExecutor) -> None:
+        self._job = job
+        self._writer = writer
+        self._report = WorkerReport()
+        self._publishing: Future[list[ShardRecord]] | None = None
+
+    def publish(self, shard: _ShardInProgress) -> None:
+        self.finish()
+        assert shard.end is not None
+        if shard.end.failure is not None:
+            self._report += WorkerReport(failures=[str(shard.end.failure)])
+            return
+        self._publishing = self._writer.submit(
+            publish, self._job, shard.end.task, shard.episodes, shard.ids.array(), shard.left_out
+        )
+
+    def finish(self) -> WorkerReport:
+        """Wait for the last shard; returns the report on all."""
+        self._report += _settle(self._publishing)
+        self._publishing = None
+        return self._report
 
 
 def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
@@ -164,6 +211,9 @@ def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
         records = publishing.result()
     except ShardError as error:
         return WorkerReport(failures=[str(error)])
+    except OSError as error:
+        # It would be the same with the next shard: stop before work is thrown away.
+        raise ShardError(f"token shards can't be written ({error}): make room, then run the same command again") from error
     rows = [record.samples for record in records]
     return WorkerReport(1, sum(rows), sum(rows[:-1]), len(records[-1].left_out))
 

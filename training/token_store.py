@@ -65,6 +65,8 @@ class _Dataset:
     """All rows of one data set, numbered through its shards in the order of their names."""
 
     def __init__(self, shards: list[_Shard]) -> None:
+        # A shard whose episodes were all left out doesn't know what rows would have carried.
+        shards = [shard for shard in shards if any(map(len, shard.ids))] or shards[:1]
         self.info = shards[0].info
         for shard in shards[1:]:
             _require_same_rows(shards[0], shard)

@@ -165,3 +165,10 @@ def test_finding_nothing_says_what_is_there(tmp_path, splits, hint):
         write_shard(tmp_path)
     with pytest.raises(ShardError, match=hint):
         TokenStore.open(tmp_path, splits)
+
+
+def test_a_shard_that_lost_all_its_episodes_does_not_stop_its_neighbours(tmp_path):
+    write_shard(tmp_path, number=0, positions=0)
+    write_shard(tmp_path, number=1, positions=5, action_dim=3, has_reward=True)
+    store = TokenStore.open(tmp_path)
+    assert (store.positions("alpha"), store.action_dim, store.has_reward) == (5, 3, True)
