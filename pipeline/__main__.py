@@ -72,7 +72,11 @@ def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ivideogpt-ingest`."""
-    return run_command(run, arguments)
+    try:
+        return run_command(run, arguments)
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: pip install 'ivideogpt-pipeline[ingest]'", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ defaults and errors. The catalog is a help and no gate: a data set that isn't in
 import dataclasses
 import difflib
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,10 @@ def dataset(name: str, camera: str | None = None, rate: float | None = None) -> 
         rate: Steps per second, in place of the catalog's; the step from which strides follow changes with it.
 
     Raises:
-        ConfigError: The data set isn't in the catalog, and `camera` or `rate` isn't given.
+        ConfigError: The data set isn't in the catalog, and `camera` or `rate` isn't given; or the rate is none.
     """
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"--rate must be a number of steps per second above 0, not {rate}")
     entry = datasets().get(name)
     if entry is None:
         if camera is None or rate is None:

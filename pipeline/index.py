@@ -4,9 +4,10 @@ With a row's offset and size one episode is read without the rest. Equal records
 """
 
 import collections
+import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -46,31 +47,41 @@ _SCHEMA = pa.schema(
 ENTRY_COLUMNS = tuple(name for name in _SCHEMA.names if name not in ("split", "shard"))
 
 
-def read_records(folder: str) -> list[ShardRecord]:
+def read_records(folder: str) -> Iterator[ShardRecord]:
     """The records of all episode shards in a data set's folder, in the order of their shards.
 
     Raises:
         ShardError: A file that is named like a record isn't one.
     """
-    names = [name for name in storage.list_files(folder) if parse_shard_name(name.removesuffix(".json") + ".tar")]
-    return [read_record(storage.join(folder, name)) for name in names if name.endswith(".json")]
+    for name in storage.list_files(folder):
+        if name.endswith(".json") and parse_shard_name(name.removesuffix("json") + "tar"):
+            yield read_record(storage.join(folder, name))
 
 
-def write_index(folder: str, dataset: str, records: Sequence[ShardRecord], missing: Sequence[str]) -> None:
+def write_index(folder: str, dataset: str, records: Iterable[ShardRecord], missing: Sequence[str]) -> list[ShardRecord]:
     """Write `index.parquet` and `dataset.json` into a data set's folder.
 
     Args:
         folder: Of the data set.
         dataset: Its name.
-        records: Of all its shards, in order.
+        records: Of all its shards, in order; taken one by one, because each holds an entry for every episode.
         missing: Names of shards that could not be made.
+
+    Returns:
+        The records without their entries.
     """
-    rows = [{**entry, "shard": record.shard, "split": _split(record)} for record in records for entry in record.entries]
+    tables = [_SCHEMA.empty_table()]
+    kept = []
+    for record in records:
+        of_shard = {"shard": record.shard, "split": _split(record)}
+        tables.append(pa.Table.from_pylist([{**entry, **of_shard} for entry in record.entries], schema=_SCHEMA))
+        kept.append(dataclasses.replace(record, entries=[]))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.concat_tables(tables).combine_chunks(), buffer, compression="zstd")
     storage.write_bytes(storage.join(folder, INDEX_FILE), buffer.getvalue())
-    text = json.dumps(_summary(dataset, records, missing), indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(_summary(dataset, kept, missing), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
+    return kept
 
 
 def _split(record: ShardRecord) -> str:

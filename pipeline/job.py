@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipeline.unit import run_unit, take_failures
 
 _log = logging.getLogger(__name__)
 _LISTED = 20
+_THREADS = 16  # that look at records, which may lie on an object store
 _LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is published
 
 
@@ -36,7 +38,7 @@ class Outcome:
     """What an ingest did.
 
     Attributes:
-        records: Of all shards of the data set, in order.
+        records: Of all shards of the data set, in order, without their entries.
         made: How many shards this run made; the others were there.
         failures: Shard -> why it could not be made.
         seconds: That the work took, planning left out.
@@ -66,7 +68,9 @@ def ingest(
     """
     refuse_strays(units, folder)
     sizes = storage.file_sizes(folder)
-    work = [unit for unit in units if not _is_done(unit, folder, sizes, overwrite)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        done = list(pool.map(lambda unit: _is_done(unit, folder, sizes, overwrite), units))
+    work = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
     for unit in work:
         storage.remove(record_path(storage.join(folder, unit.shard)))
     take_failures(folder)
@@ -81,8 +85,7 @@ def ingest(
     for unit in work:
         if unit.shard not in failures and find_done(folder, unit.shard, unit.inputs) is None:
             failures[unit.shard] = "its worker left neither a record nor a reason: see the runner's own log"
-    records = index.read_records(folder)
-    index.write_index(folder, dataset, records, sorted(failures))
+    records = index.write_index(folder, dataset, index.read_records(folder), sorted(failures))
     return Outcome(records, len(work) - len(failures), failures, seconds)
 
 

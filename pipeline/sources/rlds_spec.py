@@ -31,13 +31,13 @@ class Column:
         path: Its key in the record, e.g. `steps/observation/image`.
         shape: Of one step's value (or of the episode's, outside `steps`).
         take: How many leading numbers of a step's value are used.
-        feature: Decodes bytes, for tensors that the set stores compressed; None otherwise.
+        encoding: Of a tensor: `none` as numbers, `bytes` as one string of its bytes, `zlib` as these compressed.
     """
 
     path: str
     shape: tuple[int, ...] = ()
     take: int = 1
-    feature: Any = None
+    encoding: str = "none"
 
     @property
     def name(self) -> str:
@@ -213,9 +213,8 @@ def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
     feature = cameras[path]
     if isinstance(feature, tfds.features.Image):
         return Column(path)
-    stored_as_bytes = np.dtype(feature.get_serialized_info().np_dtype).kind not in "biuf"
     shape = tuple(feature.shape)
-    return Column(path, shape, math.prod(shape), feature if stored_as_bytes else None)
+    return Column(path, shape, math.prod(shape), feature.to_json_content().encoding)
 
 
 def _is_camera(feature: Any) -> bool:

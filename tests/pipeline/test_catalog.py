@@ -59,6 +59,12 @@ def test_an_unknown_data_set_can_be_described_or_names_its_neighbours():
     assert (entry.image_key, entry.control_hz, entry.base_step) == ("cam", 7.0, 7.0)
 
 
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_is_none_is_refused(rate):
+    with pytest.raises(ConfigError, match="--rate must be"):
+        catalog.dataset("bridge", rate=rate)
+
+
 def test_camera_and_rate_may_replace_the_catalogs():
     entry = catalog.dataset("utaustin_mutex", camera="wrist_image", rate=10.0)
     assert (entry.image_key, entry.control_hz, entry.bgr) == ("wrist_image", 10.0, ("image", "wrist_image"))

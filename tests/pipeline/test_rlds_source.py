@@ -1,6 +1,7 @@
 """RLDS as it is found in the wild: each test is a way in which real data sets differ from clean ones."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -123,6 +124,13 @@ def test_an_instruction_may_be_padded_integers(tmp_path, text):
         assert read_all(folder)[0].language == (text if number == 0 else text + "\u2192")
 
 
+def test_integers_that_spell_nothing_leave_no_trace_that_cannot_be_written(tmp_path):
+    spec = features(instruction=F.Tensor(shape=(5,), dtype=np.int32))
+    odd = np.array([97, 0xD800, -4, 0x7FFFFFFF, 98], np.int32)
+    (one,) = read_all(write_set(tmp_path, [episode(0, instruction=lambda t: odd)], spec=spec))
+    assert one.language == "a\ufffd\ufffd\ufffdb" and one.to_sample()
+
+
 def test_an_instruction_may_be_missing_or_empty_at_first(tmp_path):
     absent = features(instruction=F.Scalar(np.float32))
     spec_without = {"steps": {}}
@@ -145,6 +153,15 @@ def test_a_camera_may_hold_raw_pixels(tmp_path, encoding):
     assert np.array_equal(decode(one.frames[2]), picture(2))
     (small,) = read_all(folder, FrameForm("jpeg", 24))
     assert (small.height, small.width) == (24, 32) == decode(small.frames[0]).shape[:2]
+
+
+def test_a_compressed_tensor_that_does_not_end_is_a_bad_episode(tmp_path):
+    spec = features(image=F.Tensor(shape=(48, 64, 3), dtype=np.uint8, encoding="zlib"))
+    folder = write_set(tmp_path, [episode(0, frames=2, image=lambda t: picture(t))], spec=spec)
+    endless = zlib.compress(b"\0" * 50_000_000)
+    rewrite(folder, lambda columns: columns["steps/observation/image"].bytes_list.value.__setitem__(1, endless))
+    (bad,) = read_all(folder)
+    assert isinstance(bad, BadEpisode) and "doesn't hold a tensor of shape (48, 64, 3)" in bad.reason
 
 
 def test_images_are_what_they_are_whatever_the_spec_says(tmp_path):

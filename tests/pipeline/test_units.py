@@ -40,8 +40,8 @@ def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
     units = make(tmp_path, output, episodes=5, per_shard=2)
     assert take_failures(output) == {}
     assert all(find_done(output, unit.shard, unit.inputs) for unit in units)
-    records = index.read_records(output)
-    index.write_index(output, NAME, records, [])
+    records = index.write_index(output, NAME, index.read_records(output), [])
+    assert [record.shard for record in records] == [unit.shard for unit in units]
     rows = index.read_index(output).to_pylist()
     assert [row["key"] for row in rows] == [e.key for unit in units for e in open_shard(storage.join(output, unit.shard))]
     assert index.read_index(output, ["split"]).to_pydict() == {"split": ["train"] * 5 + ["val"]}
@@ -54,11 +54,11 @@ def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
 
 
 def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
-    make(tmp_path, str(tmp_path / "out"), episodes=3)
-    records = index.read_records(str(tmp_path / "out"))
+    output = str(tmp_path / "out")
+    make(tmp_path, output, episodes=3)
     files = []
     for _ in range(2):
-        index.write_index(str(tmp_path / "out"), NAME, records, [])
+        index.write_index(output, NAME, index.read_records(output), [])
         files.append([(tmp_path / "out" / name).read_bytes() for name in (index.INDEX_FILE, index.SUMMARY_FILE)])
     assert files[0] == files[1]
     assert pq.read_table(tmp_path / "out" / index.INDEX_FILE).num_rows == 4
@@ -67,12 +67,12 @@ def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
 def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path):
     broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else episode(1)["steps"][t]["observation"]["image"])
     make(tmp_path, str(tmp_path / "out"), episodes=[episode(0), broken, episode(2)], per_shard=3)
-    record = index.read_records(str(tmp_path / "out"))[0]
+    record = next(index.read_records(str(tmp_path / "out")))
     assert record.samples == 2
     (left_out,) = record.left_out
     assert (left_out.source_file, left_out.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
     assert "JPEG header is damaged" in left_out.reason
-    outcome = Outcome(index.read_records(str(tmp_path / "out")), 2, {}, 1.0)
+    outcome = Outcome(list(index.read_records(str(tmp_path / "out"))), 2, {}, 1.0)
     with pytest.raises(SourceError, match=r"1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
         check_outcome(outcome, 0.2)
     check_outcome(outcome, 0.25)
