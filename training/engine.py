@@ -113,17 +113,14 @@ def _import_deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls collectives by names that torch is about to change, several times a step.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    with quiet():
+    # Its log goes to what is stdout while it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
         import deepspeed.ops
-
-        if device.type == "cpu":
-            # Without this DeepSpeed compiles a shared-memory backend for host collectives at every fresh start, a minute
-            # during which all ranks wait; gloo does without. Naming no compatible op also spares it the compiler probes.
-            vars(deepspeed.ops)["__compatible_ops__"] = {}
-    for handler in logging.getLogger("DeepSpeed").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
+    if device.type == "cpu":
+        # Without this DeepSpeed compiles a shared-memory backend for host collectives at every fresh start, a minute during
+        # which all ranks wait; gloo does without. Naming no compatible op also spares it the compiler probes.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
     return deepspeed
 
 

@@ -1,0 +1,77 @@
+"""The arithmetic behind the metrics, and files that survive a crash."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from synthetic_tokens import LAYOUT
+
+from pipeline.recipe import ModelConfig
+from training.metrics import METRICS_NAME, MetricsWriter, RunningLoss, cut_metrics, flops_per_id, label_entropy, peak_flops
+
+PUBLISHED = dataclasses.replace(
+    LAYOUT, context_length=2, clip_length=16, context_grid=16, future_grid=4, num_vq_embeddings=8192, num_dyn_embeddings=8192
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "gflops"), [(ModelConfig(), 0.84), (ModelConfig(layers=24, heads=16, width=1024, mlp_width=4096), 2.74)]
+)
+def test_flops_agree_with_the_published_models(model, gflops):
+    assert PUBLISHED.sequence_length == 751
+    assert flops_per_id(model, PUBLISHED) / 1e9 == pytest.approx(gflops, abs=0.005)
+
+
+def test_an_unknown_device_has_no_peak_rather_than_a_guess():
+    assert peak_flops(torch.device("cpu")) == 0.0
+
+
+def test_entropy_counts_labelled_ids_alone():
+    ids = np.zeros((2, LAYOUT.sequence_length), np.int64)
+    labels = LAYOUT.sequence_length - LAYOUT.prefix_length
+    ids[:, : LAYOUT.prefix_length] = 7
+    assert label_entropy(ids, LAYOUT) == 0
+    ids[1, LAYOUT.prefix_length :] = 3
+    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(2))
+    ids[:, LAYOUT.prefix_length :] = np.arange(labels)
+    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(labels))
+
+
+def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
+    loss = RunningLoss(torch.device("cpu"))
+    loss.add([torch.tensor(1.0), torch.tensor(3.0)])
+    loss.add([torch.tensor(6.0)])
+    assert (loss.total / loss.steps) == 4.0
+    saved = loss.total, loss.steps
+    loss.reset()
+    assert (loss.total, loss.steps) == (0.0, 0)
+    loss.reset(*saved)
+    assert (loss.total, loss.steps) == (8.0, 2)
+
+
+def test_lines_past_the_checkpoint_and_torn_ones_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step, "loss": step / 7}) for step in range(1, 6)]
+    (tmp_path / METRICS_NAME).write_text("\n".join(lines) + '\n{"step": 3, "los')
+    cut_metrics(tmp_path, 3)
+    assert (tmp_path / METRICS_NAME).read_text().splitlines() == lines[:3]
+    cut_metrics(tmp_path, 0)
+    assert (tmp_path / METRICS_NAME).read_text() == ""
+
+
+def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write(5, {"loss": 1.5, "gradient_norm": None, "samples": {"alpha": 3}})
+    assert json.loads((tmp_path / METRICS_NAME).read_text()) == {
+        "step": 5,
+        "loss": 1.5,
+        "gradient_norm": None,
+        "samples": {"alpha": 3},
+    }
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(5, 1.5)]
+    assert [(event.step, event.value) for event in events.Scalars("samples/alpha")] == [(5, 3.0)]

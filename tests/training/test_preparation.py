@@ -1,0 +1,138 @@
+"""All that is wrong with a run's input is an error that says so, before any process group is formed."""
+
+import dataclasses
+import json
+
+import pytest
+import torch.distributed as dist
+from synthetic_tokens import LAYOUT, write_shard
+
+from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
+from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from training.preparation import RUN_NAME, RunOptions, prepare
+from training.processes import find_place
+
+MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
+TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
+
+
+def _prepare(tmp_path, recipe=None, **options):
+    recipe = recipe or Recipe(model=MODEL, training=TRAINING)
+    options = {"tokens": [str(tmp_path / "tokens")], "output": str(tmp_path / "run"), **options}
+    return prepare(recipe, RunOptions(**options), find_place({}))
+
+
+def _refused(error: type[ProjectError], message: str, tmp_path, recipe=None, **options):
+    with pytest.raises(error, match=message):
+        _prepare(tmp_path, recipe, **options)
+    assert not dist.is_initialized()
+    assert not (tmp_path / "run" / RUN_NAME).exists()
+
+
+def test_no_shards(tmp_path):
+    _refused(ShardError, r"no finished token shards .* of split train under .*tokens", tmp_path)
+
+
+def test_shards_of_two_tokenizers(tmp_path):
+    write_shard(tmp_path / "tokens", "alpha")
+    write_shard(tmp_path / "tokens", "beta", layout=dataclasses.replace(LAYOUT, tokenizer_sha256="cd" * 32))
+    _refused(ShardError, "can't be used together: tokenizer_sha256", tmp_path)
+
+
+def test_a_clip_longer_than_the_model(tmp_path):
+    write_shard(tmp_path / "tokens")
+    recipe = Recipe(model=dataclasses.replace(MODEL, positions=30), training=TRAINING)
+    _refused(ConfigError, "31 ids but model.positions is 30", tmp_path, recipe)
+
+
+def test_a_mixture_with_absent_data_sets(tmp_path):
+    write_shard(tmp_path / "tokens", "fractal20220817_data")
+    recipe = Recipe(data=DataConfig(mixture="select"), model=MODEL, training=TRAINING)
+    _refused(ConfigError, "names data sets without token shards: asu_table_top", tmp_path, recipe)
+
+
+def test_a_mixture_of_that_name_that_does_not_exist(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _refused(ConfigError, "'selct'.*did you mean 'select'", tmp_path, Recipe(data=DataConfig(mixture="selct"), model=MODEL))
+
+
+def test_batch_sizes_that_do_not_divide(tmp_path):
+    recipe = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, micro_batch=3))
+    _refused(ConfigError, "micro_batch 3 must divide", tmp_path, recipe)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("actions", "hold no actions"), ("rewards", "not all token shards hold rewards")]
+)
+def test_columns_that_the_shards_lack(tmp_path, column, message):
+    write_shard(tmp_path / "tokens")
+    recipe = Recipe(model=dataclasses.replace(MODEL, **{column: True}), training=TRAINING)
+    _refused(ConfigError, message, tmp_path, recipe)
+
+
+def test_a_tokenizer_that_did_not_make_the_shards(tmp_path):
+    write_shard(tmp_path / "tokens")
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    _refused(ConflictError, "is not the tokenizer that made the token shards", tmp_path, tokenizer=str(folder))
+    _refused(SourceError, "no config.json", tmp_path, tokenizer=str(tmp_path / "tokens"))
+
+
+def test_an_output_on_an_object_store(tmp_path):
+    _refused(ConfigError, "must be a folder on a mounted disk", tmp_path, output="memory://run")
+
+
+def test_a_folder_that_holds_a_run_already(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _prepare(tmp_path).write_identity()
+    with pytest.raises(ConflictError, match="holds a run already: pass --resume auto"):
+        _prepare(tmp_path)
+    assert _prepare(tmp_path, resume="auto").checkpoint is None
+
+
+def test_a_folder_that_holds_a_run_of_another_recipe_or_other_shards(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _prepare(tmp_path).write_identity()
+    other = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, learning_rate=0.5))
+    with pytest.raises(ConflictError, match=r"differ in training.learning_rate: 0.0001 -> 0.5"):
+        _prepare(tmp_path, other, resume="auto")
+    write_shard(tmp_path / "tokens", number=1, positions=3)
+    with pytest.raises(ConflictError, match=r"differ in datasets.alpha.positions: 10 -> 13"):
+        _prepare(tmp_path, resume="auto")
+
+
+def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _prepare(tmp_path).write_identity()
+    free = dataclasses.replace(TRAINING, steps=9, micro_batch=2, workers=3, log_every=2, checkpoint_every=5)
+    assert _prepare(tmp_path, Recipe(model=MODEL, training=free), resume="auto").plan.accumulation == 2
+
+
+def test_a_damaged_run_file(tmp_path):
+    write_shard(tmp_path / "tokens")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN_NAME).write_text('{"mod')
+    with pytest.raises(ConflictError, match="is damaged"):
+        _prepare(tmp_path, resume="auto")
+
+
+def test_held_out_clips_are_opened_for_the_data_sets_of_the_mixture_alone(tmp_path):
+    for name in ("alpha", "beta"):
+        write_shard(tmp_path / "tokens", name)
+        write_shard(tmp_path / "tokens", name, positions=2, split="train_heldout")
+    recipe = Recipe(data=DataConfig(weights={"beta": 1.0}), model=MODEL, training=TRAINING)
+    run = _prepare(tmp_path, recipe)
+    assert run.store.datasets == ("beta",) and run.held_out.datasets == ("beta",)
+    assert run.held_out.positions("beta") == 2
+
+
+def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path):
+    from pipeline.command import parse_recipe, recipe_parser
+
+    write_shard(tmp_path / "tokens")
+    run = _prepare(tmp_path)
+    run.write_identity()
+    recipe, _ = parse_recipe(recipe_parser("test", ""), ["--config", str(tmp_path / "run" / "recipe.yaml")])
+    assert json.dumps(recipe.as_dict()) == json.dumps(run.recipe.as_dict())

@@ -1,0 +1,66 @@
+"""A process finds its place among all from whatever launched it."""
+
+import pytest
+
+from pipeline.errors import ConfigError
+from training.processes import find_place
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
+SRUN = {
+    "SLURM_JOB_ID": "71",
+    "SLURM_STEP_ID": "2",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
+
+
+def _numbers(environment):
+    place = find_place(environment)
+    return place.rank, place.world_size, place.local_rank, place.local_world_size
+
+
+def test_without_a_launcher_a_process_is_alone():
+    assert _numbers({}) == (0, 1, 0, 1)
+
+
+def test_torchrun_and_accelerate():
+    assert _numbers(TORCHRUN) == (5, 8, 1, 4)
+
+
+def test_the_deepspeed_launcher_names_the_local_size_differently():
+    environment = {name: value for name, value in TORCHRUN.items() if name != "LOCAL_WORLD_SIZE"}
+    assert _numbers({**environment, "LOCAL_SIZE": "4"}) == (5, 8, 1, 4)
+
+
+def test_srun():
+    assert _numbers(SRUN) == (5, 8, 1, 4)
+    variables = find_place(SRUN).variables
+    assert variables["MASTER_ADDR"] == "gpu07"
+    assert 1024 < int(variables["MASTER_PORT"]) < 65536
+    assert find_place({**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).variables["MASTER_PORT"] == variables["MASTER_PORT"]
+
+
+@pytest.mark.parametrize(("nodes", "first"), [("a1", "a1"), ("a1,b2", "a1"), ("rack3-[004,007-009]", "rack3-004")])
+def test_srun_meets_on_the_first_node(nodes, first):
+    assert find_place({**SRUN, "SLURM_STEP_NODELIST": nodes}).variables["MASTER_ADDR"] == first
+
+
+def test_a_command_in_a_batch_script_without_srun_is_alone():
+    assert _numbers({name: value for name, value in SRUN.items() if name != "SLURM_STEP_ID"}) == (0, 1, 0, 1)
+
+
+def test_half_of_a_launcher_is_refused_with_what_is_missing():
+    with pytest.raises(ConfigError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        find_place({"RANK": "0"})
+    with pytest.raises(ConfigError, match="contradict"):
+        find_place({**TORCHRUN, "RANK": "8"})

@@ -1,0 +1,66 @@
+"""Learning rates, batch plans and seeds follow from the step's number alone."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from pipeline.recipe import TrainingConfig
+from training.schedule import dropout_seed, learning_rate, plan_batches
+
+
+@given(steps=st.integers(2, 5000), warmup=st.integers(0, 6000), final=st.floats(0, 1), constant=st.booleans())
+def test_the_rate_rises_to_its_peak_then_never_rises_again_and_stays_above_the_final_share(steps, warmup, final, constant):
+    config = TrainingConfig(
+        steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule="constant" if constant else "cosine"
+    )
+    rates = [learning_rate(config, step) for step in range(0, steps + 1, max(1, steps // 50))]
+    rising = [a for a, step in zip(rates, range(0, steps + 1, max(1, steps // 50)), strict=True) if step <= warmup]
+    assert all(a < b for a, b in itertools.pairwise(rising))
+    assert all(0 < rate <= config.learning_rate for rate in rates[: len(rising)])
+    falling = rates[len(rising) :]
+    assert all(a >= b for a, b in itertools.pairwise(falling))
+    assert all(rate >= final * config.learning_rate * (1 - 1e-12) for rate in falling)
+
+
+def test_the_published_schedule_passes_through_known_points():
+    config = TrainingConfig(steps=105_000, warmup_steps=5000, learning_rate=1e-4)
+    assert learning_rate(config, 5000) == pytest.approx(1e-4)
+    assert learning_rate(config, 55_000) == pytest.approx(0.5e-4)
+    assert learning_rate(config, 30_000) == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(config, 105_000) == pytest.approx(0, abs=1e-12)
+
+
+@given(world=st.integers(1, 12), micro=st.integers(1, 6), accumulation=st.integers(1, 5), step=st.integers(0, 10**7))
+def test_all_ranks_together_read_each_sample_of_a_step_once_in_contiguous_slices(world, micro, accumulation, step):
+    config = TrainingConfig(global_batch=world * micro * accumulation, micro_batch=micro)
+    plans = [plan_batches(config, world, rank) for rank in range(world)]
+    starts = [plan.first_sample(step, m) for plan in plans for m in range(plan.accumulation)]
+    read = [sample for start in starts for sample in range(start, start + micro)]
+    assert read == list(range(step * config.global_batch, (step + 1) * config.global_batch))
+
+
+@pytest.mark.parametrize(
+    ("config", "world", "message"),
+    [
+        (TrainingConfig(global_batch=10), 4, r"global_batch 10 can't be shared equally by 4 processes"),
+        (TrainingConfig(global_batch=2), 4, r"global_batch 2 can't be shared"),
+        (
+            TrainingConfig(global_batch=24, micro_batch=5),
+            2,
+            r"micro_batch 5 must divide .*24 / 2 = 12: choose one of 1, 2, 3, 4, 6",
+        ),
+        (TrainingConfig(global_batch=24, micro_batch=24), 2, r"micro_batch 24 must divide"),
+    ],
+)
+def test_batch_sizes_that_do_not_divide_are_refused_with_sizes_that_would(config, world, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_batches(config, world, 0)
+
+
+def test_dropout_seeds_differ_between_steps_micro_steps_ranks_and_runs():
+    seeds = {dropout_seed(*place) for place in itertools.product(range(3), repeat=4)}
+    assert len(seeds) == 81 and all(0 <= seed < 2**63 for seed in seeds)
