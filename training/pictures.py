@@ -18,7 +18,7 @@ _CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)
 _GIF_SIDE, _SHEET_SIDE, _MARGIN, _BORDER = 256, 96, 8, 3
 _GIF_FONT, _SHEET_FONT = ImageFont.load_default(16), ImageFont.load_default(16)
 _LAST_FRAME_SECONDS = 1.0
-_DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
+DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def write_gif(path: str, strips: Sequence[Strip], context_length: int, rate: flo
         context_length: How many of the T frames are context.
         rate: Frames per second; None takes 4.
     """
-    pictures = [_gif_frame(strips, number, context_length) for number in range(len(strips[0].frames))]
+    pictures = [side_by_side(strips, number, context_length) for number in range(len(strips[0].frames))]
     # GIF counts hundredths of a second, and browsers slow down what is faster than 50 frames a second.
-    pause = max(20, round(1000 / (rate or _DEFAULT_RATE)))
+    pause = max(20, round(1000 / (rate or DEFAULT_RATE)))
     durations = [pause] * (len(pictures) - 1) + [max(pause, round(1000 * _LAST_FRAME_SECONDS))]
     with storage.staged(path) as staging:
         pictures[0].save(staging, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
@@ -82,7 +82,8 @@ def difference(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     return (predicted - truth).abs().clamp(0, 1)
 
 
-def _gif_frame(strips: Sequence[Strip], number: int, context_length: int) -> Image.Image:
+def side_by_side(strips: Sequence[Strip], number: int, context_length: int) -> Image.Image:
+    """Frame `number` of all strips in one picture, each under its label, with the frame's place in time below."""
     cell = _enlarged_side(strips[0].frames.shape[-1], _GIF_SIDE)
     pitch, top, bottom = cell + 2 * _BORDER + _MARGIN, 28, 26
     picture = Image.new("RGB", (_MARGIN + len(strips) * pitch, top + cell + 2 * _BORDER + bottom), _BACKGROUND)

@@ -1,4 +1,4 @@
-"""`ivideogpt-predict`: predicted video beside the true one, as pictures and numbers.
+"""`ivideogpt-predict`: predicted video beside the true one, as pictures, web pages and numbers.
 
 One episode goes straight into the output folder; of several each gets a folder by its number, since keys come from inputs and
 inputs name no paths.
@@ -19,14 +19,14 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import ClipsConfig
-from training import pictures
+from training import gallery, movies, pictures
 from training.episodes import choose_episodes, open_episodes
 from training.pictures import Strip
 from training.prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
 from training.session import WorldModel
 
-GIF, SHEET, METRICS = "prediction.gif", "contact_sheet.png", "metrics.json"
-# Samples that are shown; all are measured.
+GIF, MP4, SHEET, METRICS = "prediction.gif", "prediction.mp4", "contact_sheet.png", "metrics.json"
+# Samples in the pictures; all are measured.
 _SHOWN_SAMPLES = 3
 _AVERAGED = ("mean_psnr", "mean_ssim")
 
@@ -40,7 +40,7 @@ def predict_episodes(
     start: int = 0,
     steps: int | None = None,
 ) -> dict[str, Any]:
-    """Predict one clip of every episode; write pictures and metrics.
+    """Predict one clip of every episode; write pictures, pages and metrics.
 
     Args:
         model: To predict with.
@@ -61,17 +61,22 @@ def predict_episodes(
     """
     fitted = clips_for(model, clips, steps)
     cut = [cut_clip(episode, model, fitted, start) for episode in episodes]
-    outcomes = []
+    several, outcomes, cards = len(cut) > 1, [], []
     future = len(cut[0].frames) - model.geometry.context_length
     with progress_line(len(cut) * future, "frame", "predict") as progress:
         for number, clip in enumerate(cut):
             prediction = predict_clip(model, clip, sampling, on_frame=progress.update)
-            folder = output if len(cut) == 1 else storage.join(output, f"episode-{number:03d}")
+            own = f"episode-{number:03d}"
             outcomes.append(_describe(prediction, sampling) | measure(prediction))
-            _write(prediction, outcomes[-1], folder)
-    if len(outcomes) == 1:
+            folder = storage.join(output, own) if several else output
+            _write(prediction, outcomes[-1], folder, f"../{gallery.INDEX}" if several else None)
+            if several:
+                cards.append(gallery.card(f"{own}/{gallery.INDEX}", prediction, outcomes[-1]))
+    if not several:
         return outcomes[0]
     summary = _averages(outcomes) | {"episodes": outcomes}
+    overview = storage.join(output, gallery.INDEX)
+    gallery.write_overview(overview, cards, summary, _facts(outcomes[0]), gallery.timing_of(prediction))
     storage.write_bytes(storage.join(output, METRICS), _json(summary))
     return summary
 
@@ -93,7 +98,22 @@ def _describe(prediction: Prediction, sampling: Sampling) -> dict[str, Any]:
     return described
 
 
-def _write(prediction: Prediction, metrics: dict[str, Any], folder: str) -> None:
+def _facts(described: dict[str, Any]) -> str:
+    """One line on how a prediction was made, from what `_describe` says."""
+    sampling, context = described["sampling"], described["context_length"]
+    count = len(described["frame_indices"]) - context
+    source = f"{context} context frame{'s' if context > 1 else ''}"
+    driven = f"{source} and the true actions" if described["with_actions"] else source
+    futures = (
+        "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k']}"
+    )
+    return (
+        f"{count} frames predicted from {driven}, a stride of {described['stride']:g}; "
+        f"{sampling['samples']} sample{'s' if sampling['samples'] > 1 else ''}, {futures}, seed {sampling['seed']}"
+    )
+
+
+def _write(prediction: Prediction, metrics: dict[str, Any], folder: str, overview: str | None) -> None:
     clip, context = prediction.clip, prediction.context_length
     length = len(clip.frames)
     several = len(prediction.frames) > 1
@@ -105,7 +125,9 @@ def _write(prediction: Prediction, metrics: dict[str, Any], folder: str) -> None
     reconstruction = Strip("reconstruction", prediction.reconstruction, length)
     difference = Strip("difference", pictures.difference(futures[0].frames, clip.frames), context)
     pictures.write_gif(storage.join(folder, GIF), [truth, *futures], context, clip.rate)
+    movies.write_mp4(storage.join(folder, MP4), [truth, *futures], context, clip.rate)
     pictures.write_contact_sheet(storage.join(folder, SHEET), [truth, *futures, reconstruction, difference], context)
+    gallery.write_page(storage.join(folder, gallery.INDEX), prediction, metrics, _facts(metrics), overview)
     storage.write_bytes(storage.join(folder, METRICS), _json(metrics))
 
 
@@ -128,12 +150,12 @@ def _json(metrics: dict[str, Any]) -> bytes:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser("ivideogpt-predict", "Predict video with a trained world model: GIF, contact sheet, metrics.")
+    parser = recipe_parser("ivideogpt-predict", "Predict video with a trained world model: GIF, mp4, web page, metrics.")
     add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
     parser.add_argument(
         "--input", type=str, required=True, help="An episode (.npz), a video, an episode shard (.tar) or a data set's folder."
     )
-    parser.add_argument("--output", type=str, required=True, help="Folder for pictures and metrics.")
+    parser.add_argument("--output", type=str, required=True, help="Folder for pictures, pages and metrics.")
     parser.add_argument("--episode", type=str | None, default=None, help="Key of one episode, or its number from 0.")
     parser.add_argument("--episodes", type=int, default=1, help="Predict so many episodes, the first ones, and average.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")

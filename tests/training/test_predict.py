@@ -106,7 +106,8 @@ def test_every_kind_of_input_gives_pictures_and_metrics(tmp_path, capsys, free_f
     output = tmp_path / "out"
     status, out, _ = run(capsys, "--model", free_folder, "--input", make_input(tmp_path), "--output", output, "--samples", 2)
     assert status == 0
-    assert sorted(path.name for path in output.iterdir()) == ["contact_sheet.png", "metrics.json", "prediction.gif"]
+    names = ["contact_sheet.png", "index.html", "metrics.json", "prediction.gif", "prediction.mp4"]
+    assert sorted(path.name for path in output.iterdir()) == names
     metrics = json.loads((output / "metrics.json").read_text())
     assert len(metrics["prediction"]["samples"]) == 2
     rows = [*metrics["prediction"]["samples"], metrics["repeat_last_frame"], metrics["reconstruction"]]
@@ -130,6 +131,8 @@ def test_several_episodes_are_averaged_and_keep_their_own_folders(tmp_path, caps
         assert summary[row]["mean_psnr"] == pytest.approx(np.mean([metrics[row]["mean_psnr"] for metrics in own]))
     assert json.loads(out)["prediction"] == summary["prediction"]
     assert not (tmp_path / "out" / "episode-002").exists()
+    overview = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r'href="([^"]+)"', overview) == ["episode-000/index.html", "episode-001/index.html"]
 
 
 @pytest.mark.parametrize("wanted", ["1", "train-00000-000001"])
@@ -142,7 +145,7 @@ def test_an_episode_is_chosen_by_key_or_number(tmp_path, capsys, free_folder, wa
 def test_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
     for name in ("a", "b"):
         run(capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / name, "--seed", 5)
-    for name in (predict.GIF, predict.SHEET, predict.METRICS):
+    for name in ("prediction.gif", "prediction.mp4", "contact_sheet.png", "index.html", "metrics.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
