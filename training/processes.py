@@ -147,3 +147,11 @@ class Processes:
         parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.place.world_size)]
         dist.all_gather(parts, torch.tensor([value], dtype=torch.float64), group=self._host_group)
         return [float(part) for part in parts]
+
+    def gather_tensor(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """A host tensor of every process, by rank; all of the same shape and type."""
+        if self.place.world_size == 1:
+            return [value]
+        parts = [torch.empty_like(value) for _ in range(self.place.world_size)]
+        dist.all_gather(parts, value.contiguous(), group=self._host_group)
+        return parts

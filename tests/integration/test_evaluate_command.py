@@ -1,0 +1,97 @@
+"""`ivideogpt-evaluate` as a user runs it: alone and over two processes, on small data sets and a small model."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_episodes
+import tiny_models
+from safetensors.torch import save_file
+
+from pipeline.index import read_records, write_index
+from training import evaluate
+from training.perceptual import VGGFeatures
+from training.transformer_files import WEIGHTS
+
+
+def _data_set(root: Path, dataset: str, frames: list[int]) -> None:
+    """Moving gradients, one episode of each length."""
+    made = [synthetic_episodes.make_episode(number, count, dataset, "test") for number, count in enumerate(frames)]
+    synthetic_episodes.write_shard(root, 0, made, dataset, "test")
+    statistics = {"filtered": 0, "actions": {}}
+    records = [dataclasses.replace(record, statistics=statistics) for record in read_records(str(root / dataset))]
+    write_index(str(root / dataset), dataset, records, [])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, episodes of two data sets, and VGG16 with random weights."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_models.save_model(root / "model", tiny_models.world_model())
+    _data_set(root / "episodes", "left", [8, 3, 8])
+    _data_set(root / "episodes", "right", [8, 8])
+    save_file(VGGFeatures().state_dict(), root / "vgg.safetensors")
+    return root
+
+
+def _arguments(world: Path, output: Path, *options: str) -> list[str]:
+    named = ["--model", str(world / "model"), "--shards", str(world / "episodes"), "--output", str(output), "--split", "test"]
+    return [*named, "--clips.length", "5", *options]
+
+
+def _evaluate(world: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.evaluate"]
+    command += _arguments(world, output, *options)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+def test_two_processes_measure_what_one_does_and_the_card_says_how(world: Path, tmp_path: Path):
+    asked = ["--samples", "2", "--samples_at_once", "1", "--metrics", "[mse,psnr,ssim,lpips]"]
+    asked += ["--vgg_weights", str(world / "vgg.safetensors")]
+    one = _evaluate(world, tmp_path / "one", *asked)
+    assert one.returncode == 0, one.stderr
+    two = _evaluate(world, tmp_path / "two", *asked, processes=2)
+    assert two.returncode == 0, two.stderr
+    cards = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two")]
+    assert cards[0] == cards[1]
+    card = cards[0]
+    assert json.loads(one.stdout.splitlines()[-1])["results"] == card["results"]
+    assert card["results"].keys() == {"left", "right", "all data sets"}
+    assert card["data"]["left"]["clips"] == 2
+    assert card["data"]["left"]["left_out_too_short"] == 1
+    assert card["model"]["weights"].keys() == {f"transformer/{WEIGHTS}", "tokenizer/diffusion_pytorch_model.safetensors"}
+    rows = card["results"]["left"]
+    for metric, sign in (("mse", -1), ("psnr", 1), ("ssim", 1), ("lpips", -1)):
+        found = rows["prediction"][metric]
+        assert len(found["per_frame"]) == 3
+        assert np.mean(found["per_frame"]) == pytest.approx(found["best"], rel=1e-4)
+        assert sign * found["best"] >= sign * found["mean"]
+        assert rows["reconstruction"][metric]["best"] == rows["reconstruction"][metric]["mean"]
+    markdown = (tmp_path / "one" / "evaluation.md").read_text()
+    assert "best of 2" in markdown
+    assert card["model"]["weights"][f"transformer/{WEIGHTS}"] in markdown
+    assert "VGG16" in markdown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "[psnr,lpips]"], "--metrics lpips needs the weights of VGG16"),
+        (["--metrics", "[fvd]"], "fvd needs clips of at least 9 frames, not 5"),
+        (["--protocol", "bair"], "leave out --steps, --start, --clips.length"),
+        (["--split", "val"], "no episode of split 'val'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+):
+    assert evaluate.main(_arguments(world, tmp_path, *options)) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "evaluation.json").exists()
