@@ -126,6 +126,7 @@ class TokenizerConfig:
         commitment_weight: Of both commitment losses.
         revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
         training_precision: In which it is trained; codebooks and losses stay in fp32.
+        weights_precision: Of the written weights file; fp16 halves it. It is read back into fp32.
         seed: Of initialisation and of the order of training clips.
         log_every: Steps between lines of metrics.
         checkpoint_every: Steps between checkpoints, each with an evaluation on held-out episodes.
@@ -153,6 +154,7 @@ class TokenizerConfig:
     commitment_weight: float = 1.0
     revive_every: int = 200
     training_precision: Literal["fp32", "bf16"] = "fp32"
+    weights_precision: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from fsspec.core import url_to_fs
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -127,9 +128,9 @@ def weights_sha256(files: TokenizerFiles) -> str:
     return sha256_of(files.weights)
 
 
-def save(path: str, config: CompressiveVQConfig, state: Mapping[str, Tensor]) -> None:
+def save(path: str, config: CompressiveVQConfig, state: Mapping[str, Tensor], precision: torch.dtype) -> None:
     """Publish a tokenizer's two files in the folder (or URL) `path`, the config last."""
-    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    weights = {name: tensor.detach().to(precision).cpu().contiguous() for name, tensor in state.items()}
     with storage.staged(storage.join(path, WEIGHTS_NAME)) as staging:
         safetensors.torch.save_file(weights, staging, metadata={"format": "pt"})
     storage.write_bytes(storage.join(path, CONFIG_NAME), config.to_json().encode())

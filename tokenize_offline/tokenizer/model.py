@@ -94,9 +94,14 @@ class CompressiveVQModel(nn.Module):
         model.weights_sha256 = loading.weights_sha256(files)
         return model.eval()
 
-    def save_pretrained(self, path: str) -> None:
-        """Write `config.json` and `diffusion_pytorch_model.safetensors` into the folder (or URL) `path`."""
-        loading.save(str(path), self.config, self.state_dict())
+    def save_pretrained(self, path: str, precision: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `diffusion_pytorch_model.safetensors` into the folder (or URL) `path`.
+
+        Args:
+            path: The folder.
+            precision: In which the weights are kept; `from_pretrained` gives fp32 whatever it is.
+        """
+        loading.save(str(path), self.config, self.state_dict(), precision)
 
     @property
     def geometry(self) -> IdGeometry:
