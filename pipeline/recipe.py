@@ -123,7 +123,15 @@ class TokenizerConfig:
         l1_weight: Of the absolute reconstruction error.
         l2_weight: Of the squared reconstruction error, 0 as published. Absolute error alone spends itself on faint ripples in
             large even areas and neglects small objects, where no perceptual loss brings them back.
+        lpips_weight: Of the perceptual loss (LPIPS over VGG16); 1 as published, 0 where no weights of VGG16 are at hand.
+        vgg_weights: File with VGG16's weights, for the perceptual loss and for LPIPS of held-out clips.
+        disc_weight: Of the adversarial loss, times the adaptive ratio of gradient norms; 0.8 as published, 0 trains without.
+        disc_start: Step from which on there is an adversarial loss.
+        disc_learning_rate: Of the discriminator's AdamW.
+        balanced_loss: Whether the reconstruction and perceptual losses of context and future frames count by their share of
+            a clip's frames, so that every frame weighs the same, in place of once each.
         commitment_weight: Of both commitment losses.
+        ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
         revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
         training_precision: In which it is trained; codebooks and losses stay in fp32.
         weights_precision: Of the written weights file; fp16 halves it. It is read back into fp32.
@@ -151,7 +159,14 @@ class TokenizerConfig:
     warmup_steps: int = 500
     l1_weight: float = 1.0
     l2_weight: float = 0.0
+    lpips_weight: float = 0.0
+    vgg_weights: str | None = None
+    disc_weight: float = 0.0
+    disc_start: int = 0
+    disc_learning_rate: float = 1e-4
+    balanced_loss: bool = False
     commitment_weight: float = 1.0
+    ema_decay: float = 0.0
     revive_every: int = 200
     training_precision: Literal["fp32", "bf16"] = "fp32"
     weights_precision: Literal["fp32", "fp16"] = "fp32"
@@ -176,6 +191,13 @@ class TokenizerConfig:
             self.context_length < self.segment_length <= self.horizon,
             "tokenizer.context_length < tokenizer.segment_length <= tokenizer.horizon must hold, not "
             f"{self.context_length}, {self.segment_length}, {self.horizon}",
+        )
+        for name in ("l1_weight", "l2_weight", "lpips_weight", "disc_weight", "commitment_weight", "disc_start"):
+            _require(getattr(self, name) >= 0, f"tokenizer.{name} must be at least 0, not {getattr(self, name)}")
+        _require(0 <= self.ema_decay < 1, f"tokenizer.ema_decay must be in [0, 1), not {self.ema_decay}")
+        _require(
+            not self.disc_weight or self.resolution >= 32,
+            f"tokenizer.disc_weight needs frames of at least 32 pixels a side, not {self.resolution}: set it to 0",
         )
 
 

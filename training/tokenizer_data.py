@@ -97,7 +97,7 @@ def dataset_folders(root: str) -> list[str]:
 class TokenizerClips(Dataset[Tensor]):
     """Map-style data set: sample number -> one training clip (segment_length, 3, resolution, resolution) in [0, 1].
 
-    Clips are augmented where the recipe has augmented views (`clips.views` above 1).
+    Clips are augmented where the recipe has augmented views (`clips.views` above 1), and shuffled where it has a goal.
 
     Args:
         table: Episodes to draw from.
@@ -120,7 +120,8 @@ class TokenizerClips(Dataset[Tensor]):
         dataset, number = self._order[sample]
         row = self._table.rows[dataset][number]
         generator = np.random.default_rng([self._tokenizer.seed, sample])
-        chosen = training_frames(row.shape.num_frames, stride_of(self._clips, row.shape), self._tokenizer, generator)
+        stride = stride_of(self._clips, row.shape)
+        chosen = training_frames(row.shape.num_frames, stride, self._tokenizer, generator, shuffled=self._clips.goal)
         episode = read_sample(row.shard, row.offset, row.size)
         pixels = np.stack([frames.decode(episode.frames[index]) for index in chosen])
         side = self._tokenizer.resolution

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on episodes it was not trained on: PSNR of its reconstructions and use of its codebooks."""
+"""How good a tokenizer is on episodes it was not trained on: PSNR and LPIPS of its reconstructions, use of its codebooks."""
 
 import dataclasses
 import math
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training.tokenizer_loss import CodebookUse
+from training import pictures
+from training.perceptual import LPIPS
+from training.pictures import Strip
+from training.tokenizer_codebooks import CodebookUse
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class TokenizerReport:
         context_perplexity: Exponential of the entropy of the context ids.
         future_codes_used: Share of the dynamics codebook that these clips use.
         future_perplexity: Exponential of the entropy of the future ids.
+        context_lpips: Perceptual distance of context frames' reconstructions; None without VGG16's weights.
+        future_lpips: Of future frames' reconstructions.
     """
 
     clips: int
@@ -35,19 +40,22 @@ class TokenizerReport:
     context_perplexity: float
     future_codes_used: float
     future_perplexity: float
+    context_lpips: float | None = None
+    future_lpips: float | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, rounded for people."""
-        return {name: round(value, 4) for name, value in dataclasses.asdict(self).items()}
+        """The numbers by name, rounded for people, without those that were not measured."""
+        return {name: round(value, 4) for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
-def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor]) -> TokenizerReport:
+def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor], lpips: LPIPS | None = None) -> TokenizerReport:
     """Reconstruct clips.
 
     Args:
         model: In any mode; it is put back into it.
         batches: Clips (B, T, 3, S, S) in [0, 1], on the model's device.
+        lpips: To measure it too.
     """
     training = model.training
     model.eval()
@@ -56,17 +64,22 @@ def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor]) -> 
     future_use = CodebookUse.empty(config.num_dyn_embeddings, device)
     clips = 0
     errors: dict[str, list[Tensor]] = {"context": [], "future": [], "repeat": []}
+    distances: dict[str, list[Tensor]] = {"context": [], "future": []}
     for frames in batches:
         output = model(frames)
         context, future = frames[:, : config.context_length], frames[:, config.context_length :]
         errors["context"].append(_frame_errors(output.context_reconstruction, context))
         errors["future"].append(_frame_errors(output.future_reconstruction, future))
         errors["repeat"].append(_frame_errors(context[:, -1:].expand_as(future), future))
+        if lpips is not None:
+            distances["context"].append(_distances(lpips, output.context_reconstruction, context))
+            distances["future"].append(_distances(lpips, output.future_reconstruction, future))
         context_use.add(output.context_ids)
         future_use.add(output.future_ids)
         clips += len(frames)
     model.train(training)
     psnr = {name: _mean_psnr(torch.cat(values)) for name, values in errors.items()}
+    measured = {f"{name}_lpips": float(torch.cat(values).mean()) for name, values in distances.items() if values}
     return TokenizerReport(
         clips=clips,
         context_psnr=psnr["context"],
@@ -76,7 +89,28 @@ def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor]) -> 
         context_perplexity=context_use.perplexity(),
         future_codes_used=future_use.share_used(),
         future_perplexity=future_use.perplexity(),
+        **measured,
     )
+
+
+@torch.no_grad()
+def write_reconstructions(path: str, model: CompressiveVQModel, clips: Tensor) -> None:
+    """Publish a contact sheet: truth, reconstruction and their difference of each clip (B, T, 3, S, S)."""
+    training = model.training
+    model.eval()
+    output = model(clips)
+    model.train(training)
+    context, length = model.config.context_length, clips.shape[1]
+    made = torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).float().clamp(0, 1).cpu()
+    strips = []
+    for truth, reconstruction in zip(clips.cpu(), made, strict=True):
+        strips += [Strip("truth", truth, length), Strip("reconstruction", reconstruction, length)]
+        strips.append(Strip("difference", pictures.difference(reconstruction, truth), length))
+    pictures.write_contact_sheet(path, strips, context)
+
+
+def _distances(lpips: LPIPS, reconstruction: Tensor, frames: Tensor) -> Tensor:
+    return lpips(reconstruction.float().clamp(0, 1).flatten(0, 1), frames.flatten(0, 1))
 
 
 def _frame_errors(reconstruction: Tensor, frames: Tensor) -> Tensor:

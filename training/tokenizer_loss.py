@@ -1,78 +1,39 @@
-"""The tokenizer's training loss, as named terms with weights, and how well its codebooks are used.
+"""The tokenizer's training loss, as named terms with weights; the adversarial term is `training.tokenizer_adversary`'s."""
 
-Perceptual and adversarial terms belong here as further entries of `tokenizer_losses`.
-"""
-
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from pipeline.recipe import TokenizerConfig
 from tokenize_offline.tokenizer import TokenizerOutput
+from training.perceptual import LPIPS
 
 
-def tokenizer_losses(frames: Tensor, output: TokenizerOutput, config: TokenizerConfig) -> dict[str, Tensor]:
+def tokenizer_losses(
+    frames: Tensor, output: TokenizerOutput, config: TokenizerConfig, lpips: LPIPS | None = None
+) -> dict[str, Tensor]:
     """Weighted loss terms, whose sum is minimised. Weights and terms: `spec/compressive-tokenizer.md`.
 
     Args:
         frames: (B, T, 3, H, W) in [0, 1].
         output: Of the tokenizer on these frames.
-        config: Its weights are used.
+        config: Its weights are used; with `balanced_loss` context and future frames count by their share of T.
+        lpips: For the perceptual terms; None leaves them out.
     """
-    context_length = output.context_reconstruction.shape[1]
-    errors = {
-        "context": output.context_reconstruction.float() - frames[:, :context_length],
-        "future": output.future_reconstruction.float() - frames[:, context_length:],
+    length, context_length = frames.shape[1], output.context_reconstruction.shape[1]
+    parts = {
+        "context": (output.context_reconstruction, frames[:, :context_length], context_length / length),
+        "future": (output.future_reconstruction, frames[:, context_length:], 1 - context_length / length),
     }
-    return {
-        **{f"{part}_l1": config.l1_weight * error.abs().mean() for part, error in errors.items()},
-        **{f"{part}_l2": config.l2_weight * error.square().mean() for part, error in errors.items() if config.l2_weight},
+    terms = {}
+    for part, (reconstruction, truth, share) in parts.items():
+        weight = share if config.balanced_loss else 1.0
+        error = reconstruction.float() - truth
+        terms[f"{part}_l1"] = weight * config.l1_weight * error.abs().mean()
+        if config.l2_weight:
+            terms[f"{part}_l2"] = weight * config.l2_weight * error.square().mean()
+        if lpips is not None:
+            distance = lpips(reconstruction.flatten(0, 1), truth.flatten(0, 1))
+            terms[f"{part}_lpips"] = weight * config.lpips_weight * distance.mean()
+    return terms | {
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,
     }
-
-
-@dataclass
-class CodebookUse:
-    """Counts of how often each code of a codebook was chosen.
-
-    Attributes:
-        counts: (codes,) float64.
-    """
-
-    counts: Tensor
-
-    @classmethod
-    def empty(cls, codes: int, device: torch.device) -> "CodebookUse":
-        """No choices yet."""
-        return cls(torch.zeros(codes, dtype=torch.float64, device=device))
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The counts, for a checkpoint."""
-        return {"counts": self.counts}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take counts from a checkpoint."""
-        self.counts = state["counts"].to(self.counts.device)
-
-    def clear(self) -> None:
-        """Forget all choices."""
-        self.counts.zero_()
-
-    def add(self, ids: Tensor) -> None:
-        """Count choices; `ids` of any shape, from 0."""
-        self.counts += torch.bincount(ids.reshape(-1), minlength=len(self.counts)).to(self.counts.dtype)
-
-    def share_used(self) -> float:
-        """Share of the codes that were chosen at least once."""
-        return float((self.counts > 0).double().mean())
-
-    def perplexity(self) -> float:
-        """Exponential of the entropy of the choices: the number of codes that would be chosen if all were equally."""
-        shares = self.counts / self.counts.sum().clamp(min=1)
-        return float(torch.exp(-(shares * torch.log(shares.clamp(min=1e-12))).sum()))
-
-    def unused(self) -> Tensor:
-        """Numbers of the codes never chosen, int64."""
-        return torch.nonzero(self.counts == 0).reshape(-1)

@@ -1,19 +1,20 @@
 """The training loop of the tokenizer: one optimizer over both autoencoders, codebooks kept alive, exact resume.
 
-Codes that go unused are replaced by current features, and how well the codebooks are used is reported, because a collapsed
-codebook looks fine in the loss. A checkpoint is accelerate's whole state; the order of samples needs the step alone.
+A checkpoint is accelerate's whole state: tokenizer, discriminator, both optimizers, averaged weights, counts of codes. The
+order of samples needs the step alone.
 """
 
 import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,31 +22,23 @@ from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
-from pipeline.recipe import Recipe, TokenizerConfig
-from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel, Quantizer
+from pipeline.recipe import Recipe
+from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.metrics import METRICS_NAME, cut_metrics
+from training.perceptual import LPIPS
+from training.tokenizer_adversary import Adversary, measure_of
+from training.tokenizer_codebooks import CodebookKeeper
 from training.tokenizer_data import EpisodeTable, StepBatches, TokenizerClips
-from training.tokenizer_evaluation import TokenizerReport, evaluate_tokenizer
-from training.tokenizer_loss import CodebookUse, tokenizer_losses
+from training.tokenizer_evaluation import TokenizerReport, evaluate_tokenizer, write_reconstructions
+from training.tokenizer_loss import tokenizer_losses
+from training.tokenizer_start import starting_model
+from training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8
+_SHOWN_CLIPS = 2
 # Published: clipping of the gradient norm at 1 (spec/compressive-tokenizer.md).
 _GRADIENT_NORM = 1.0
-
-
-def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
-    """The shape of a new tokenizer, from the recipe."""
-    return CompressiveVQConfig(
-        resolution=config.resolution,
-        context_length=config.context_length,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        num_vq_embeddings=config.num_vq_embeddings,
-        num_dyn_embeddings=config.num_dyn_embeddings,
-        patch_size=config.patch_size,
-        max_att_resolution=config.max_att_resolution,
-    )
 
 
 class TokenizerTrainer:
@@ -56,19 +49,23 @@ class TokenizerTrainer:
         shards: Output folders of ingest.
         output: Run folder.
         workers: Processes that read clips.
+        trained: A tokenizer to start from; None starts with random weights.
 
     Raises:
-        ConfigError: The batch does not divide among the processes.
+        ConfigError: The batch does not divide among the processes, or a loss lacks its weights.
         ShardError: There are no episodes.
     """
 
-    def __init__(self, recipe: Recipe, shards: Sequence[str], output: Path, workers: int) -> None:
+    def __init__(
+        self, recipe: Recipe, shards: Sequence[str], output: Path, workers: int, trained: CompressiveVQModel | None = None
+    ) -> None:
         self.config = recipe.tokenizer
         self.output = output
         self.step = 0
         self._workers = workers
         bf16 = self.config.training_precision == "bf16"
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+        # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
         processes = self.accelerator.num_processes
         self._local_batch, rest = divmod(self.config.batch_size, processes)
         if rest or not self._local_batch:
@@ -81,12 +78,21 @@ class TokenizerTrainer:
         self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
         held_out = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=True)
         self._held_out = TokenizerClips(held_out, self.config, recipe.clips, None) if held_out.rows else None
+        self._lpips = self._open_lpips()
         set_seed(self.config.seed)
-        model = CompressiveVQModel(model_config(self.config))
+        model = starting_model(self.config, trained)
         # Published: betas 0.9 and 0.999, no weight decay (spec/compressive-tokenizer.md).
         optimizer = torch.optim.AdamW(model.parameters(), self.config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self._reset_use()
+        self._codebooks = CodebookKeeper(self.bare, self.accelerator)
+        self.accelerator.register_for_checkpointing(*self._codebooks.uses.values())
+        self._adversary, self._average = None, None
+        if self.config.disc_weight:
+            settings = (self.config.disc_learning_rate, self.config.disc_weight, self.config.disc_start)
+            self._adversary = Adversary(*settings, self.accelerator)
+        if self.config.ema_decay:
+            self._average = WeightAverage(self.bare, self.config.ema_decay)
+            self.accelerator.register_for_checkpointing(self._average)
 
     @property
     def bare(self) -> CompressiveVQModel:
@@ -106,10 +112,11 @@ class TokenizerTrainer:
                 if self.step % config.log_every == 0:
                     progress.set_postfix_str(self._log(terms), refresh=False)
                 if config.revive_every and self.step % config.revive_every == 0:
-                    self._revive(clips)
+                    self._codebooks.revive(clips, self.optimizer, self._average)
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                     self.save_checkpoint()
-                    report = self._evaluate()
+                    with self._judged():
+                        report = self._evaluate()
         self._write_tokenizer()
         return {"steps": self.step, "tokenizer": str(self.output / "tokenizer")} | (report.as_dict() if report else {})
 
@@ -117,6 +124,7 @@ class TokenizerTrainer:
         """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
         name = f"step-{self.step:08d}"
         folder = self.output / "checkpoints"
+        self._codebooks.gather()
         self.accelerator.save_state(str(folder / name), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
@@ -136,6 +144,15 @@ class TokenizerTrainer:
         self.step = int(pointer["step"])
         log.info("continuing from step %d", self.step)
         return True
+
+    def begin(self, resume: bool) -> None:
+        """Continue from the newest checkpoint where there is one and `resume` asks for it; cut what a crash left behind."""
+        if resume:
+            self.load_checkpoint()
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            cut_metrics(self.output, self.step)
+        self.accelerator.wait_for_everyone()
 
     def _batches(self) -> Iterator[Tensor]:
         accelerator = self.accelerator
@@ -159,59 +176,36 @@ class TokenizerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
         output = self.model(clips)
-        terms = tokenizer_losses(clips, output, self.config)
+        terms = tokenizer_losses(clips, output, self.config, self._lpips if self.config.lpips_weight else None)
+        adversary = self._adversary if self._adversary is not None and self._adversary.active(self.step) else None
+        made = _all_frames(output)
+        if adversary is not None:
+            last_layer = self.bare.cond_decoder.conv_out.weight
+            terms["adversarial"] = adversary.tokenizer_term(made, measure_of(terms), last_layer)
         self.optimizer.zero_grad()
         self.accelerator.backward(torch.stack(list(terms.values())).sum())
         self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         self.optimizer.step()
-        self._context_use.add(output.context_ids)
-        self._future_use.add(output.future_ids)
+        if adversary is not None:
+            terms["discriminator"] = adversary.learn(clips.flatten(0, 1), made, warmup)
+        if self._average is not None:
+            self._average.update(self.bare)
+        self._codebooks.add(output)
         self.step += 1
         return terms
-
-    def _reset_use(self) -> None:
-        device = self.accelerator.device
-        self._context_use = CodebookUse.empty(self.bare.config.num_vq_embeddings, device)
-        self._future_use = CodebookUse.empty(self.bare.config.num_dyn_embeddings, device)
 
     def _log(self, terms: dict[str, Tensor]) -> str:
         """Write a line of metrics and return a short one for people."""
         values = self.accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
         line: dict[str, Any] = {"step": self.step} | dict(zip(terms, values.tolist(), strict=True))
-        for name, use in (("context", self._context_use), ("future", self._future_use)):
-            line[f"{name}_codes_used"] = use.share_used()
-            line[f"{name}_perplexity"] = use.perplexity()
+        line |= self._codebooks.describe()
         self._append(line)
         return f"future l1 {line['future_l1']:.4f}, codes used {line['context_codes_used']:.0%}/{line['future_codes_used']:.0%}"
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with (self.output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-    def _revive(self, clips: Tensor) -> None:
-        """Put current features in place of the codes that no process has used since the last time."""
-        with torch.no_grad():
-            output = self.bare(clips)
-        pairs = (
-            (self.bare.quantize, self._context_use, output.context_vectors),
-            (self.bare.dynamics_quantize, self._future_use, output.future_vectors),
-        )
-        for quantizer, use, vectors in pairs:
-            use.counts = self.accelerator.reduce(use.counts, "sum")
-            unused = use.unused()
-            if len(unused):
-                chosen = vectors[torch.randint(len(vectors), (len(unused),), device=vectors.device)].float()
-                self._replace(quantizer, unused, broadcast(chosen))
-        self._reset_use()
-
-    def _replace(self, quantizer: Quantizer, codes: Tensor, vectors: Tensor) -> None:
-        quantizer.replace_codes(codes, vectors)
-        # The moments belong to the codes that are gone.
-        state = self.optimizer.state.get(quantizer.embedding.weight, {})
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in state:
-                state[name][codes] = 0
 
     def _evaluate(self) -> TokenizerReport | None:
         if self._held_out is None or not self.accelerator.is_main_process:
@@ -221,12 +215,32 @@ class TokenizerTrainer:
             torch.stack([clips[batch * self._local_batch + number] for number in range(self._local_batch)])
             for batch in range(_EVALUATION_BATCHES)
         )
-        report = evaluate_tokenizer(self.bare, (frames.to(self.accelerator.device) for frames in batches))
+        report = evaluate_tokenizer(self.bare, (frames.to(self.accelerator.device) for frames in batches), self._lpips)
         self._append({"step": self.step, "held_out": report.as_dict()})
+        shown = torch.stack([clips[number] for number in range(_SHOWN_CLIPS)]).to(self.accelerator.device)
+        write_reconstructions(str(self.output / "reconstructions" / f"step-{self.step:08d}.png"), self.bare, shown)
         return report
+
+    def _open_lpips(self) -> LPIPS | None:
+        """LPIPS for loss and evaluation, where the recipe asks for it or has the weights."""
+        config = self.config
+        if not config.lpips_weight and config.vgg_weights is None:
+            return None
+        asked = "tokenizer.lpips_weight" if config.lpips_weight else "tokenizer.vgg_weights"
+        return LPIPS(config.vgg_weights, f"the perceptual loss ({asked})").to(self.accelerator.device)
+
+    def _judged(self) -> AbstractContextManager[None]:
+        """The weights that are evaluated and written: the averaged ones where there are any."""
+        return nullcontext() if self._average is None else self._average.applied(self.bare)
 
     def _write_tokenizer(self) -> None:
         if self.accelerator.is_main_process:
-            precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
+            with self._judged():
+                precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
             self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
         self.accelerator.wait_for_everyone()
+
+
+def _all_frames(output: TokenizerOutput) -> Tensor:
+    """(B T, 3, S, S): reconstructions of all frames of all clips, in their order."""
+    return torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).flatten(0, 1)

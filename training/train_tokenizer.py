@@ -1,5 +1,6 @@
 """`ivideogpt-train-tokenizer`: trains the compressive VQ tokenizer on episode shards, alone or under `accelerate launch`."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -9,14 +10,16 @@ from typing import Any, Literal
 import yaml
 
 from pipeline import storage
-from pipeline.command import parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConflictError
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, TokenizerConfig
 from pipeline.records import describe_difference
+from tokenize_offline.tokenizer import CompressiveVQModel
+from training.tokenizer_start import take_shape
 from training.tokenizer_trainer import TokenizerTrainer
 
 # What a resumed run may change without becoming another experiment.
-_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch")
+_MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch", "vgg_weights")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,10 +33,18 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--output", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`.")
     parser.add_argument("--resume", type=Literal["auto", "never"], default="never", help="auto: go on where the run stopped.")
     parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
+    parser.add_argument(
+        "--init_from", type=str | None, default=None, help="Folder (or URL, or hub id) of a tokenizer to start from."
+    )
     recipe, options = parse_recipe(parser, arguments)
+    trained = None
+    if options.init_from is not None:
+        trained = CompressiveVQModel.from_pretrained(options.init_from)
+        given = [field.name for field in dataclasses.fields(TokenizerConfig) if _is_given(parser, field.name, arguments)]
+        recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
     output = Path(options.output)
     _check_output(output, recipe, options.resume)
-    trainer = TokenizerTrainer(recipe, options.shards, output, options.workers)
+    trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)
     trainer.begin(options.resume == "auto")
     if trainer.accelerator.is_main_process:
         storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
@@ -45,6 +56,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     return 0
 
 
+def _is_given(parser: CommandParser, key: str, arguments: Sequence[str] | None) -> bool:
+    return given_value(parser, f"tokenizer.{key}", arguments) is not None
+
+
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe with lists for tuples, as YAML and JSON hold them."""
     plain: dict[str, Any] = json.loads(json.dumps(recipe.as_dict()))
@@ -52,8 +67,9 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the run that it is."""
-    tokenizer = {key: value for key, value in recipe["tokenizer"].items() if key not in _MAY_CHANGE}
+    """What makes a run the run that it is; keys that its release did not know yet have their defaults."""
+    known = json.loads(json.dumps(dataclasses.asdict(TokenizerConfig()))) | recipe["tokenizer"]
+    tokenizer = {key: value for key, value in known.items() if key not in _MAY_CHANGE}
     return {"data": recipe["data"], "clips": recipe["clips"], "tokenizer": tokenizer}
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 
 from pipeline.episode import Episode
 from pipeline.frames import encode_jpeg
@@ -16,13 +18,15 @@ from pipeline.index import write_index
 from pipeline.naming import episode_key, shard_name
 from pipeline.records import ShardRecord, write_record
 from pipeline.shards import EpisodeShardWriter
-from tokenize_offline.tokenizer import CompressiveVQModel
+from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
+from training.perceptual import VGGFeatures
 
 RECIPE = """
 clips: {stride: "1", held_out: 0.3}
 tokenizer: {resolution: 32, context_length: 1, block_out_channels: [32, 32], layers_per_block: 1, latent_channels: 8,
   num_vq_embeddings: 64, num_dyn_embeddings: 48, segment_length: 3, horizon: 5, batch_size: 4, steps: 6, log_every: 1,
-  checkpoint_every: 3, revive_every: 2, warmup_steps: 1}
+  checkpoint_every: 3, revive_every: 2, warmup_steps: 1, lpips_weight: 1.0, disc_weight: 0.8, disc_start: 1,
+  balanced_loss: true, ema_decay: 0.9}
 """
 
 
@@ -50,20 +54,23 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_record(str(folder), made)
     write_index(str(folder), "squares", [made], [])
     (root / "recipe.yaml").write_text(RECIPE)
+    torch.manual_seed(0)
+    save_file(VGGFeatures().state_dict(), root / "vgg.safetensors")
     return root
 
 
 def _train(episodes: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer", "--workers", "0"]
-    command += ["--config", str(episodes / "recipe.yaml"), "--shards", str(episodes), "--output", str(output), *options]
+    command += ["--config", str(episodes / "recipe.yaml"), "--shards", str(episodes), "--output", str(output)]
+    command += ["--tokenizer.vgg_weights", str(episodes / "vgg.safetensors"), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def _losses(output: Path) -> list[float]:
+def _losses(output: Path, name: str = "future_l1") -> list[float]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line["future_l1"] for line in lines if "future_l1" in line]
+    return [line[name] for line in lines if name in line]
 
 
 def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupted(episodes: Path, tmp_path: Path):
@@ -72,16 +79,36 @@ def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupte
     summary = json.loads(whole.stdout.splitlines()[-1])
     assert summary["steps"] == 6
     assert summary["context_codes_used"] > 0
+    assert summary["future_lpips"] > 0
+    assert len(_losses(tmp_path / "whole", "adversarial")) == 5
+    assert (tmp_path / "whole" / "reconstructions" / "step-00000006.png").exists()
     assert _train(episodes, tmp_path / "parts", "--tokenizer.steps", "3").returncode == 0
     again = _train(episodes, tmp_path / "parts")
     assert again.returncode == 1
     assert "--resume auto" in again.stderr
     rest = _train(episodes, tmp_path / "parts", "--resume", "auto")
     assert rest.returncode == 0, rest.stderr
-    assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+    for name in ("future_l1", "context_lpips", "adversarial", "discriminator"):
+        assert _losses(tmp_path / "parts", name) == _losses(tmp_path / "whole", name)
     weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert CompressiveVQModel.from_pretrained(str(tmp_path / "whole" / "tokenizer")).config.resolution == 32
+
+
+def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: Path, tmp_path: Path):
+    shape = CompressiveVQConfig(32, 1, (32, 32), 1, 8, 64, 48)
+    CompressiveVQModel(shape).save_pretrained(str(tmp_path / "trained"))
+    options = ["--tokenizer.context_length", "2", "--tokenizer.steps", "1", "--tokenizer.learning_rate", "1e-9"]
+    # One gentle step leaves the weights almost where they were.
+    options += ["--tokenizer.revive_every", "0", "--tokenizer.ema_decay", "0"]
+    done = _train(episodes, tmp_path / "run", "--init_from", str(tmp_path / "trained"), *options)
+    assert done.returncode == 0, done.stderr
+    assert CompressiveVQModel.from_pretrained(str(tmp_path / "run" / "tokenizer")).config.context_length == 2
+    before, after = (
+        load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("trained", "run/tokenizer")
+    )
+    name = "decoder.conv_in.weight"
+    np.testing.assert_allclose(after[name], before[name], atol=1e-7)
 
 
 def test_two_processes_train_on_the_same_clips_as_one(episodes: Path, tmp_path: Path):

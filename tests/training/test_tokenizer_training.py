@@ -1,5 +1,7 @@
 """The parts of tokenizer training: frames of a clip, codebook use, loss terms."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_clips import training_frames
+from training.tokenizer_codebooks import CodebookUse
 from training.tokenizer_data import StepBatches
-from training.tokenizer_loss import CodebookUse, tokenizer_losses
+from training.tokenizer_loss import tokenizer_losses
 
 CONFIG = TokenizerConfig(context_length=2, segment_length=5, horizon=9)
 
@@ -28,6 +31,15 @@ def test_a_training_clip_is_its_context_one_stride_apart_then_sorted_distinct_fu
         assert abs(chosen[1] - chosen[0] - stride) <= 1
 
 
+def test_shuffled_clips_hold_the_same_frames_in_any_order():
+    drawn = [np.random.default_rng(seed) for seed in range(200)]
+    shuffled = np.stack([training_frames(30, 2, CONFIG, generator, shuffled=True) for generator in drawn])
+    plain = np.stack([training_frames(30, 2, CONFIG, np.random.default_rng(seed)) for seed in range(200)])
+    assert np.array_equal(np.sort(shuffled), plain)
+    # The last frame comes first about as often as every other one.
+    assert 20 <= (shuffled[:, 0] == plain[:, -1]).sum() <= 60
+
+
 def test_training_clips_reach_every_start_and_every_horizon_step():
     drawn = np.stack([training_frames(12, 1, CONFIG, np.random.default_rng(seed)) for seed in range(300)])
     assert set(drawn[:, 0]) == {0, 1, 2, 3}
@@ -38,7 +50,7 @@ def test_training_clips_reach_every_start_and_every_horizon_step():
 def test_processes_share_the_same_samples_of_each_step(processes: int, first: int):
     ranks = [list(StepBatches(first, 8, 8 // processes, rank, processes)) for rank in range(processes)]
     for offset, parts in enumerate(zip(*ranks, strict=True)):
-        assert sum(parts, []) == list(range((first + offset) * 8, (first + offset + 1) * 8))
+        assert list(itertools.chain(*parts)) == list(range((first + offset) * 8, (first + offset + 1) * 8))
 
 
 def test_codebook_use_counts_codes_and_perplexity():
@@ -57,6 +69,15 @@ def test_a_perfect_reconstruction_costs_its_commitments_alone():
     terms = tokenizer_losses(frames, perfect, TokenizerConfig(commitment_weight=0.5))
     assert terms["context_l1"] == terms["future_l1"] == 0
     assert terms["future_commitment"].item() == pytest.approx(0.5 * output.future_commitment.item())
+
+
+def test_balanced_parts_weigh_every_frame_the_same():
+    shape = CompressiveVQConfig(32, 1, (32, 32), 1, 8, 16, 16, max_att_resolution=16)
+    frames = torch.rand(2, 4, 3, 32, 32)
+    output = CompressiveVQModel(shape)(frames)
+    terms = tokenizer_losses(frames, output, TokenizerConfig(balanced_loss=True))
+    whole = torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1)
+    assert (terms["context_l1"] + terms["future_l1"]).item() == pytest.approx((whole - frames).abs().mean().item(), rel=1e-5)
 
 
 def test_a_recipe_whose_clip_has_no_future_is_refused():

@@ -1,0 +1,120 @@
+"""Keeping the tokenizer's codebooks alive: how often each code is chosen, and new values for those that never are.
+
+A collapsed codebook looks fine in the loss, so its use is counted and reported. The cure is the usual one of the field: a code
+that no process has chosen for a while takes the value of a current feature, drawn at random.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.weight_average import WeightAverage
+
+
+@dataclass
+class CodebookUse:
+    """Counts of how often each code of a codebook was chosen.
+
+    Attributes:
+        counts: (codes,) float64.
+    """
+
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, codes: int, device: torch.device) -> "CodebookUse":
+        """No choices yet."""
+        return cls(torch.zeros(codes, dtype=torch.float64, device=device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts, for a checkpoint."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take counts from a checkpoint."""
+        self.counts = state["counts"].to(self.counts.device)
+
+    def clear(self) -> None:
+        """Forget all choices."""
+        self.counts.zero_()
+
+    def add(self, ids: Tensor) -> None:
+        """Count choices; `ids` of any shape, from 0."""
+        self.counts += torch.bincount(ids.reshape(-1), minlength=len(self.counts)).to(self.counts.dtype)
+
+    def share_used(self) -> float:
+        """Share of the codes that were chosen at least once."""
+        return float((self.counts > 0).double().mean())
+
+    def perplexity(self) -> float:
+        """Exponential of the entropy of the choices: the number of codes that would be chosen if all were equally."""
+        shares = self.counts / self.counts.sum().clamp(min=1)
+        return float(torch.exp(-(shares * torch.log(shares.clamp(min=1e-12))).sum()))
+
+    def unused(self) -> Tensor:
+        """Numbers of the codes never chosen, int64."""
+        return torch.nonzero(self.counts == 0).reshape(-1)
+
+
+class CodebookKeeper:
+    """Counts the use of both codebooks over all processes and revives unused codes.
+
+    Attributes:
+        uses: By name, `context` and `future`; what a checkpoint holds of this.
+    """
+
+    def __init__(self, model: CompressiveVQModel, accelerator: Accelerator) -> None:
+        self._model = model
+        self._accelerator = accelerator
+        device = accelerator.device
+        self.uses = {
+            "context": CodebookUse.empty(model.config.num_vq_embeddings, device),
+            "future": CodebookUse.empty(model.config.num_dyn_embeddings, device),
+        }
+
+    def add(self, output: TokenizerOutput) -> None:
+        """Count the codes of one step."""
+        self.uses["context"].add(output.context_ids)
+        self.uses["future"].add(output.future_ids)
+
+    def gather(self) -> None:
+        """Bring all processes' counts to the first one, which is the one whose counts a checkpoint holds."""
+        for use in self.uses.values():
+            total = self._accelerator.reduce(use.counts, "sum")
+            use.counts = total if self._accelerator.is_main_process else torch.zeros_like(total)
+
+    def describe(self) -> dict[str, float]:
+        """Share used and perplexity of both codebooks since codes were last revived, by this process's counts."""
+        named: dict[str, float] = {}
+        for name, use in self.uses.items():
+            named |= {f"{name}_codes_used": use.share_used(), f"{name}_perplexity": use.perplexity()}
+        return named
+
+    def revive(self, clips: Tensor, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> None:
+        """Put features of `clips` in place of the codes that no process has used since the last time."""
+        model = self._model
+        with torch.no_grad():
+            output = model(clips)
+        parts = (
+            ("quantize", self.uses["context"], output.context_vectors),
+            ("dynamics_quantize", self.uses["future"], output.future_vectors),
+        )
+        for name, use, vectors in parts:
+            use.counts = self._accelerator.reduce(use.counts, "sum")
+            unused = use.unused()
+            if len(unused):
+                chosen = vectors[torch.randint(len(vectors), (len(unused),), device=vectors.device)].float()
+                values, quantizer = broadcast(chosen), getattr(model, name)
+                quantizer.replace_codes(unused, values)
+                # The moments and the average belong to the codes that are gone.
+                state = optimizer.state.get(quantizer.embedding.weight, {})
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment in state:
+                        state[moment][unused] = 0
+                if average is not None:
+                    average.values[f"{name}.embedding.weight"][unused] = values
+            use.clear()
