@@ -4,10 +4,12 @@ Opens the token shards, settles the mixture, builds the network and finds the ch
 this for itself from the same files, so all of them find the same.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +33,7 @@ from training.token_store import TokenStore
 from training.world_model import WorldModelNetwork, build_network
 
 RUN_NAME = "run.json"
+LOCK_NAME = ".lock"
 CHECKPOINTS_NAME = "checkpoints"
 # Settings that may change when a run is resumed: they decide neither the samples nor the shape of a checkpoint.
 _FREE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "micro_batch", "compile", "deepspeed")
@@ -153,6 +156,26 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         checkpoint=checkpoint,
         tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
     )
+
+
+@contextlib.contextmanager
+def sole_writer(run: Run) -> Iterator[None]:
+    """Hold the run folder while this context lasts. For rank 0, before the process group is formed.
+
+    Workers can outlive a launcher that was killed; without this they and the next run would write the same files.
+
+    Raises:
+        ConflictError: Another run holds it.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / LOCK_NAME).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                f"another run is at work in {run.folder}: wait for it, or end its processes (workers can outlive a launcher)"
+            ) from error
+        yield
 
 
 def _open_held_out(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:

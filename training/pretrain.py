@@ -23,7 +23,7 @@ from training.engine import close_engine, full_weights, set_learning_rate, start
 from training.export import export_model
 from training.held_out import HeldOutLoss
 from training.metrics import cut_metrics, label_entropy
-from training.preparation import Run, RunOptions, prepare
+from training.preparation import Run, RunOptions, prepare, sole_writer
 from training.processes import Processes, find_place
 from training.reporting import Reporter
 from training.schedule import dropout_seed, learning_rate
@@ -50,7 +50,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     if run.first_step >= recipe.training.steps and run.model.is_dir() and summary.exists():
         log.info("%s is trained to step %d already", run.folder, run.first_step)
         return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
-    with StopRequest() as stop, Processes(place) as processes:
+    lock = sole_writer(run) if place.rank == 0 else contextlib.nullcontext()
+    with lock, StopRequest() as stop, Processes(place) as processes:
         trainer = Trainer(run, processes, stop)
         result = trainer.train()
         trainer.close()

@@ -9,7 +9,7 @@ from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
 from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
-from training.preparation import RUN_NAME, RunOptions, prepare
+from training.preparation import RUN_NAME, RunOptions, prepare, sole_writer
 from training.processes import find_place
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
@@ -108,6 +108,15 @@ def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
     _prepare(tmp_path).write_identity()
     free = dataclasses.replace(TRAINING, steps=9, micro_batch=2, workers=3, log_every=2, checkpoint_every=5)
     assert _prepare(tmp_path, Recipe(model=MODEL, training=free), resume="auto").plan.accumulation == 2
+
+
+def test_a_folder_in_which_another_run_is_at_work(tmp_path):
+    write_shard(tmp_path / "tokens")
+    run = _prepare(tmp_path)
+    with sole_writer(run), pytest.raises(ConflictError, match="another run is at work"), sole_writer(run):
+        pass
+    with sole_writer(run):
+        pass
 
 
 def test_a_damaged_run_file(tmp_path):

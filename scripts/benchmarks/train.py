@@ -1,0 +1,174 @@
+"""How fast clips are read and trained on, beside what can't be beaten.
+
+The loader's ceiling is one copy of equally many rows out of one mapped array; the trainer's is the same step on one batch that
+stays on the device. Both are measured in this process, in turn. Prints one JSON line; speeds are clips a second per process.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.recipe import ModelConfig, Recipe, TrainingConfig
+from pipeline.records import ShardRecord, fingerprint, sha256_of, write_record
+from tokenize_offline.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
+from training import SampleOrder, TokenStore
+from training.batches import BatchLoader, BatchReader
+from training.engine import close_engine, start_engine
+from training.metrics import flops_per_id, peak_flops
+from training.preparation import RunOptions, prepare
+from training.pretrain import pretrain
+from training.processes import Processes, find_place
+from training.schedule import plan_batches
+
+PUBLISHED = TokenLayout(
+    context_length=2,
+    context_grid=16,
+    future_grid=4,
+    num_vq_embeddings=8192,
+    num_dyn_embeddings=8192,
+    clip_length=16,
+    resolution=64,
+    goal=False,
+    precision="fp32",
+    tokenizer_sha256="0" * 64,
+    clips_fingerprint="0" * 16,
+)
+MODELS = {
+    "tiny": ModelConfig(layers=2, heads=4, width=128, mlp_width=512),
+    "small": ModelConfig(),
+    "medium": ModelConfig(layers=24, heads=16, width=1024, mlp_width=4096),
+}
+
+
+def write_tokens(root: Path, datasets: int, shards: int, clips: int) -> None:
+    """Token shards of the published layout with random ids."""
+    random = np.random.default_rng(0)
+    for dataset in range(datasets):
+        folder = root / f"set{dataset}"
+        folder.mkdir(parents=True)
+        for number in range(shards):
+            name = f"train-{number:06d}"
+            info = TokenShardInfo(PUBLISHED, folder.name, "train", 1, 0, "", False, f"{name}.tar", "0" * 64)
+            ids = random.integers(0, PUBLISHED.vocabulary, (clips, PUBLISHED.sequence_length))
+            rows = TokenRows(ids, ["episode"] * clips, np.zeros(clips), np.ones(clips), np.zeros(clips))
+            path = folder / f"{name}.arrow"
+            write_token_shard(path, info, rows)
+            size, digest = path.stat().st_size, sha256_of(path)
+            write_record(str(folder), ShardRecord(path.name, fingerprint({}), {}, clips, 16 * clips, size, digest))
+
+
+def clips_per_second(work: Callable[[], object], clips: int, repeats: int) -> float:
+    """Best of several runs of a work on so many clips."""
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return clips / best
+
+
+def measure_loader(tokens: Path, repeats: int) -> dict[str, float]:
+    """The loader alone, and the bare copy."""
+    store = TokenStore.open(tokens)
+    reader = BatchReader(store, SampleOrder(store), actions=False, rewards=False, pinned=torch.cuda.is_available())
+    plan = plan_batches(TrainingConfig(global_batch=64), 1, 0)
+    steps = 300
+    name = store.datasets[0]
+    whole = store.rows(name, np.arange(store.positions(name))).ids
+    picks = np.random.default_rng(0).integers(0, len(whole), (steps, plan.micro_batch))
+
+    def load() -> None:
+        for _ in BatchLoader(reader, plan, range(steps), workers=1):
+            pass
+
+    def copy() -> None:
+        for rows in picks:
+            torch.from_numpy(whole[rows].astype(np.int64))
+
+    load()
+    clips = steps * plan.micro_batch
+    measured, ceiling = clips_per_second(load, clips, repeats), clips_per_second(copy, clips, repeats)
+    return {"measured": measured, "ceiling": ceiling, "ratio": measured / ceiling}
+
+
+def measure_resident(recipe: Recipe, options: RunOptions) -> float:
+    """The same engine on one batch that stays on the device."""
+    run = prepare(recipe, options, find_place(os.environ))
+    with Processes(find_place(os.environ)) as processes:
+        engine = start_engine(run.network, recipe.training, run.engine_config, processes)
+        batch = BatchReader(run.store, run.order, False, False, pinned=False).read(0, run.plan.micro_batch).to(processes.device)
+
+        def steps(count: int) -> None:
+            for _ in range(count * run.plan.accumulation):
+                output = engine(*batch)
+                engine.backward(output.loss)
+                engine.step()
+            float(output.label_loss)
+
+        steps(recipe.training.log_every)
+        rate = clips_per_second(lambda: steps(recipe.training.log_every), recipe.training.log_every * run.plan.global_batch, 3)
+        close_engine(engine)
+    return rate
+
+
+def measure_trainer(recipe: Recipe, options: RunOptions) -> float:
+    """The whole trainer, by its own metrics; the best line after the first, which holds the warm-up."""
+    pretrain(recipe, options)
+    lines = [json.loads(line) for line in (Path(options.output) / "metrics.jsonl").read_text().splitlines()]
+    return max(line["ids_per_second"] for line in lines[1:]) / PUBLISHED.sequence_length
+
+
+def main() -> None:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(MODELS), default="small" if on_gpu else "tiny")
+    parser.add_argument("--global_batch", type=int, default=64 if on_gpu else 4)
+    parser.add_argument("--log_every", type=int, default=20 if on_gpu else 5, help="steps that are timed together")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16" if on_gpu else "fp32")
+    parser.add_argument("--zero_stage", type=int, default=1)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    training = TrainingConfig(
+        global_batch=options.global_batch,
+        steps=4 * options.log_every,
+        log_every=options.log_every,
+        checkpoint_every=1_000_000,
+        precision=options.precision,
+        zero_stage=options.zero_stage,
+        compile=options.compile,
+    )
+    recipe = Recipe(model=MODELS[options.model], training=training)
+    with tempfile.TemporaryDirectory(prefix="ivideogpt-benchmark-") as folder:
+        tokens = Path(folder) / "tokens"
+        write_tokens(tokens, datasets=4, shards=8, clips=256)
+        loader = measure_loader(tokens, options.repeats)
+        resident = trained = 0.0
+        for number in range(options.repeats):
+            run = RunOptions([str(tokens)], f"{folder}/run{number}")
+            resident = max(resident, measure_resident(recipe, run))
+            trained = max(trained, measure_trainer(recipe, run))
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    peak = peak_flops(device)
+    flops = trained * PUBLISHED.sequence_length * flops_per_id(recipe.model, PUBLISHED)
+    result = {
+        "benchmark": "train",
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "settings": vars(options),
+        "loader_clips_per_second": loader,
+        "train_clips_per_second": {"measured": trained, "ceiling": resident, "ratio": trained / resident},
+        "ids_per_second": trained * PUBLISHED.sequence_length,
+        "mfu": flops / peak if peak else 0.0,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
