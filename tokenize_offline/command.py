@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from pipeline.recipe import Recipe
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout
+from tokenize_offline.fleet_progress import FleetProgress
+from tokenize_offline.launch import own_share
+from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout, unfinished
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker import Progress, WorkerReport, run_worker
+from tokenize_offline.worker import WorkerReport, run_worker
 
 log = logging.getLogger("tokenize_offline")
 
@@ -26,12 +29,20 @@ def build_parser() -> CommandParser:
     parser = recipe_parser(
         "ivideogpt-tokenize",
         "Turn episode shards into token shards with a trained tokenizer. Run it alone, or start it several times with "
-        "`accelerate launch --multi_gpu` or `torchrun`: the processes share the shards. Run it again to go on.",
+        "`accelerate launch --multi_gpu`, `torchrun` or `srun`: the processes share the shards; or as an array of jobs with "
+        "--worker_count. Run it again to go on.",
     )
     parser.add_argument("--shards", nargs="+", required=True, help="Output folders of ingest, or data set folders in them.")
     add_section_folder(parser, "tokenizer", "Folder of a tokenizer, or its id on the Hugging Face hub.")
     parser.add_argument("--output", required=True, help="Folder or URL; token shards go to {output}/{data set}.")
     parser.add_argument("--splits", nargs="+", default=None, help="Splits to tokenize; all of them by default.")
+    parser.add_argument("--worker_count", type=int, default=1, help="Jobs without a common launcher that share the shards.")
+    parser.add_argument(
+        "--worker_index",
+        type=int | None,
+        default=None,
+        help="Which of them this is, from 0; SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX by default.",
+    )
     parser.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
     return parser
 
@@ -56,7 +67,8 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
         try:
             model, job = open_job(recipe, options, resolution)
             found = find_shards(options.shards, options.splits)
-            tasks = [task for task in found if not job.is_done(task)]
+            found = own_share(found, options.worker_index, options.worker_count, os.environ)
+            tasks = unfinished(job, found)
         except BaseException:
             fleet.tell(None)
             raise
@@ -96,18 +108,24 @@ def _run(
     planned = sum(task.samples * job.clips.per_episode * job.views(task, held_out=False) for task in tasks)
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
-
-        def advance(progress: Progress) -> None:
-            line.update(fleet.count(progress.rows) - line.n)
-
-        report = run_worker(fleet.claim(tasks), job, engine, fleet.cores, advance)
+        progress = FleetProgress(fleet, line, len(tasks))
+        report = run_worker(fleet.claim(tasks), job, engine, fleet.cores, progress)
+        progress.send()
         fleet.report(dataclasses.asdict(report))
         if not fleet.is_first:
             return 0
-        reports = fleet.reports(lambda: advance(Progress()))
+        reports = fleet.reports(progress.send)
     total = sum((WorkerReport(**part) for part in reports), WorkerReport())
-    seconds = time.monotonic() - started
-    summary = {
+    print(json.dumps(_summary(fleet, job, total, done_before, time.monotonic() - started)))
+    if total.left_out:
+        log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
+    if total.failures:
+        raise ShardError(f"{len(total.failures)} shards could not be tokenized: " + "; ".join(total.failures))
+    return 0
+
+
+def _summary(fleet: Fleet, job: TokenizeJob, total: WorkerReport, done_before: int, seconds: float) -> dict[str, Any]:
+    return {
         "output": job.output,
         "shards": total.shards,
         "shards_done_before": done_before,
@@ -117,15 +135,11 @@ def _run(
         "ids_per_row": job.layout.sequence_length,
         "seconds": round(seconds, 3),
         "rows_per_second": round(total.rows / seconds, 3) if total.shards else None,
+        "share_of_time_waiting": round(total.waited / total.passed, 4) if total.passed else None,
         "processes": fleet.size,
         "device": str(fleet.device),
         "precision": job.layout.precision,
+        "clips_per_batch": min(total.batches),
         "tokenizer_sha256": job.layout.tokenizer_sha256,
         "failures": total.failures,
     }
-    print(json.dumps(summary))
-    if total.left_out:
-        log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
-    if total.failures:
-        raise ShardError(f"{len(total.failures)} shards could not be tokenized: " + "; ".join(total.failures))
-    return 0

@@ -2,20 +2,26 @@
 
 Shards are claimed one at a time from a counter in the launcher's key-value store, so fast and slow processes both stay busy
 and there is no collective operation to hang in. Started alone, a process is a fleet of one with a store of its own.
+
+torchrun keeps one store through its restarts, with all that earlier processes left in it. So the first process gives every
+generation a name of its own, and tells it to those that ask; all keys of a generation carry that name.
 """
 
 import contextlib
 import json
 import os
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch.distributed.rendezvous import rendezvous
+
+from tokenize_offline.launch import slurm_variables
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
@@ -23,7 +29,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Fleet:
-    """The processes started together by accelerate launch, torchrun, or anything else that sets RANK and WORLD_SIZE.
+    """The processes started together by accelerate launch, torchrun, srun, or anything else that sets RANK and WORLD_SIZE.
 
     Attributes:
         rank: Of this process, from 0.
@@ -43,17 +49,16 @@ class Fleet:
     @contextlib.contextmanager
     def join(cls) -> Iterator[Self]:
         """Be part of the fleet for the length of a block."""
+        os.environ.update(slurm_variables(os.environ))
         size = int(os.environ.get("WORLD_SIZE", "1"))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
         if size == 1:
-            yield cls(0, 1, 1, PartialState().device, dist.HashStore())
+            yield cls(0, 1, 1, device, dist.HashStore())
             return
         store, rank, size = next(rendezvous("env://"))
-        state = PartialState(store=dist.PrefixStore("group", store), rank=rank, world_size=size)
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        try:
-            yield cls(rank, size, local_size, state.device, dist.PrefixStore("tokenize", store))
-        finally:
-            state.destroy_process_group()
+        with _generation(store, rank, size) as own:
+            yield cls(rank, size, local_size, device, own)
 
     @property
     def is_first(self) -> bool:
@@ -78,9 +83,9 @@ class Fleet:
         while (number := self.store.add("claimed", 1) - 1) < len(tasks):
             yield tasks[number]
 
-    def count(self, units: int) -> int:
-        """Add `units` of finished work; returns the whole fleet's sum."""
-        return int(self.store.add("units", units))
+    def count(self, what: str, units: int) -> int:
+        """Add `units` of something; returns the whole fleet's sum."""
+        return int(self.store.add(f"count of {what}", units))
 
     def report(self, result: Any) -> None:
         """Leave this process's result, any value that JSON holds, for the first one. Nothing of the fleet is used after it."""
@@ -90,9 +95,56 @@ class Fleet:
     def reports(self, while_waiting: Callable[[], None]) -> list[Any]:
         """The results of all processes, by rank; waits until they are there. For the first process, after its own `report`.
 
-        A process that died without a result is the launcher's to notice: torchrun and accelerate end the others then.
+        A process that died without a result is the launcher's to notice: torchrun and accelerate end the others then, as
+        does `srun --kill-on-bad-exit`.
         """
         while self.store.add("finished", 0) < self.size:
             while_waiting()
             time.sleep(_POLL_SECONDS)
         return [json.loads(self.store.get(f"result {rank}")) for rank in range(self.size)]
+
+
+def _device(local_rank: int) -> torch.device:
+    """This process's accelerator, or the CPU where there is none."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return torch.device("cpu")
+    device = torch.device(kind.type, local_rank % torch.accelerator.device_count())
+    torch.accelerator.set_device_index(device)
+    return device
+
+
+@contextlib.contextmanager
+def _generation(store: dist.Store, rank: int, size: int) -> Iterator[dist.Store]:
+    """The part of a store that belongs to the processes which run at the same time as this one."""
+    if rank == 0:
+        name = uuid.uuid4().hex
+        own = dist.PrefixStore(name, store)
+        stopped = threading.Event()
+        registrar = threading.Thread(target=_register, args=(store, own, name, size, stopped), name="registrar", daemon=True)
+        registrar.start()
+        try:
+            yield own
+        finally:
+            stopped.set()
+            registrar.join()
+        return
+    asking = uuid.uuid4().hex
+    store.set(f"arrival {store.add('arrivals', 1)}", asking)
+    own = dist.PrefixStore(store.get(f"generation of {asking}").decode(), store)
+    own.add("joined", 1)
+    yield own
+
+
+def _register(store: dist.Store, own: dist.Store, name: str, size: int, stopped: threading.Event) -> None:
+    """Tell the generation's name to all that ask, until its last process has joined.
+
+    Processes of generations before this one may have asked and died; an answer to them is heard by nobody.
+    """
+    answered: set[int] = set()
+    while own.add("joined", 0) < size - 1 and not stopped.wait(_POLL_SECONDS):
+        for number in set(range(1, store.add("arrivals", 0) + 1)) - answered:
+            # A process may have died between taking its number and saying who it is.
+            if store.check([f"arrival {number}"]):
+                store.set(f"generation of {store.get(f'arrival {number}').decode()}", name)
+                answered.add(number)

@@ -5,6 +5,7 @@ The plan is made once, by one process, before any model runs, so that a conflict
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
 # The split that is augmented and loses its held-out episodes; all others are for evaluation and stay as they are.
 TRAINING_SPLIT = "train"
+# Records are small files, on an object store some 30 ms away each.
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,16 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
     return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
 
 
+def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+    """The tasks whose token shards are not there yet, in their order.
+
+    Raises:
+        ConflictError: See `TokenizeJob.is_done`.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [task for task, done in zip(tasks, pool.map(job.is_done, tasks), strict=True) if not done]
+
+
 def _dataset_folders(folder: str) -> list[str]:
     if _shards_in(folder):
         return [folder.rstrip("/")]
@@ -181,15 +194,16 @@ def _shards_in(folder: str) -> list[str]:
 
 
 def _tasks_of(dataset: str, folder: str) -> list[ShardTask]:
-    tasks = []
-    for name in _shards_in(folder):
-        path = storage.join(folder, name)
-        parsed = parse_shard_name(name)
-        assert parsed is not None
-        if parsed[0].endswith(HELD_OUT_SUFFIX):
-            raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which names held-out token shards")
-        if not storage.exists(record_path(path)):
-            raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
-        record = read_record(record_path(path))
-        tasks.append(ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples))
-    return tasks
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda name: _task_of(dataset, storage.join(folder, name)), _shards_in(folder)))
+
+
+def _task_of(dataset: str, path: str) -> ShardTask:
+    parsed = parse_shard_name(storage.basename(path))
+    assert parsed is not None
+    if parsed[0].endswith(HELD_OUT_SUFFIX):
+        raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which names held-out token shards")
+    if not storage.exists(record_path(path)):
+        raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
+    record = read_record(record_path(path))
+    return ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples)

@@ -57,6 +57,9 @@ class WorkerReport:
         rows: Rows in them, held-out ones included.
         held_out_rows: Of these, held out.
         left_out: Episodes left out.
+        waited: Seconds in which the model had nothing to do for want of clips.
+        passed: Seconds in all.
+        batches: Clips per batch at the end, of every worker.
         failures: One message for every shard that could not be read.
     """
 
@@ -64,6 +67,9 @@ class WorkerReport:
     rows: int = 0
     held_out_rows: int = 0
     left_out: int = 0
+    waited: float = 0.0
+    passed: float = 0.0
+    batches: list[int] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def __add__(self, other: "WorkerReport") -> "WorkerReport":
@@ -94,11 +100,18 @@ class Progress:
         rows: Rows that went to the model.
         shards: Shards handed to the writer, failed ones included.
         waited: Seconds in which the model had nothing to do for want of clips.
+        passed: Seconds in all.
     """
 
     rows: int = 0
     shards: int = 0
     waited: float = 0.0
+    passed: float = 0.0
+
+    def __add__(self, other: "Progress") -> "Progress":
+        return Progress(
+            self.rows + other.rows, self.shards + other.shards, self.waited + other.waited, self.passed + other.passed
+        )
 
 
 def run_worker(
@@ -128,7 +141,8 @@ def run_worker(
         ReaderPool(job.clips, job.layout.resolution, readers) as pool,
         Prefetcher(episodes_of(tasks), functools.partial(_read, pool, job), readers, depth) as ahead,
     ):
-        return _work(ahead, _Publisher(job, writer), Batches(engine), on_progress)
+        report = _work(ahead, _Publisher(job, writer), Batches(engine), on_progress)
+        return report + WorkerReport(batches=[engine.batch])
 
 
 def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) -> EpisodeClips | LeftOut | EndOfShard:
@@ -155,27 +169,32 @@ def _work(
 ) -> WorkerReport:
     # The last one is being read; those before it wait for ids.
     shards = deque([_ShardInProgress()])
-    asked = time.monotonic()
+    done = Progress()
+    began = time.monotonic()
     for event in ahead:
-        waited = time.monotonic() - asked
+        got = time.monotonic()
         shard = shards[-1]
+        rows = 0
         if isinstance(event, EpisodeClips):
             shard.episodes.append((shard.ids.asked, dataclasses.replace(event, pixels=[])))
             batches.add(event.pixels, shard.ids)
-            on_progress(Progress(rows=len(event.plans), waited=waited))
+            rows = len(event.plans)
         elif isinstance(event, LeftOut):
             shard.left_out.append(event)
         else:
             shard.end = event
             shards.append(_ShardInProgress())
-            on_progress(Progress(shards=1, waited=waited))
         while shards[0].complete:
             publisher.publish(shards.popleft())
-        asked = time.monotonic()
+        now = time.monotonic()
+        step = Progress(rows, int(isinstance(event, EndOfShard)), got - began, now - began)
+        on_progress(step)
+        done += step
+        began = now
     batches.flush()
     while shards[0].complete:
         publisher.publish(shards.popleft())
-    return publisher.finish()
+    return publisher.finish() + WorkerReport(waited=done.waited, passed=done.passed + time.monotonic() - began)
 
 
 class _Publisher:

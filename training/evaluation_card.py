@@ -11,7 +11,7 @@ from pipeline.records import sha256_of
 from training.evaluation import ROWS
 
 CARD_JSON, CARD_MARKDOWN = "evaluation.json", "evaluation.md"
-_LIBRARIES = ("ivideogpt-pipeline", "torch", "torchmetrics", "transformers", "diffusers", "numpy")
+_LIBRARIES = ("ivideogpt-pipeline", "torch", "torchmetrics", "transformers", "numpy")
 _TITLES = {
     "prediction": "prediction",
     "repeat_last_frame": "repeating the last frame",

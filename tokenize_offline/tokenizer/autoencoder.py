@@ -1,34 +1,17 @@
-"""Encoder and decoder, plain and conditional, from the blocks of diffusers' VAE.
+"""Encoder and decoder, plain and conditional.
 
-One class each: given context features and cross-attention blocks it is the conditional one. Taking the blocks from
-diffusers makes parameter names and arithmetic agree with published checkpoints by construction.
+One class each: given context features and cross-attention blocks it is the conditional one. Parameter names are those of
+published checkpoints.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
+from tokenize_offline.tokenizer.blocks import EPS, DownBlock, MidBlock, UpBlock
 from tokenize_offline.tokenizer.config import NORM_GROUPS, CompressiveVQConfig
-
-_EPS = 1e-6
-# diffusers annotates the width of the time embedding as int; its own VAE, which has none, passes None.
-_NO_TIME_EMBEDDING: Any = None
-
-
-def _mid_block(channels: int, attention: bool) -> UNetMidBlock2D:
-    return UNetMidBlock2D(
-        in_channels=channels,
-        temb_channels=_NO_TIME_EMBEDDING,
-        resnet_eps=_EPS,
-        resnet_act_fn="silu",
-        resnet_groups=NORM_GROUPS,
-        attention_head_dim=channels,
-        add_attention=attention,
-    )
 
 
 class Encoder(nn.Module):
@@ -45,24 +28,13 @@ class Encoder(nn.Module):
         resolution = config.resolution
         for number, (inner, outer) in enumerate(zip((channels[0], *channels), channels, strict=False)):
             last = number == len(channels) - 1
-            self.down_blocks.append(
-                DownEncoderBlock2D(
-                    inner,
-                    outer,
-                    num_layers=config.layers_per_block,
-                    resnet_eps=_EPS,
-                    resnet_act_fn="silu",
-                    resnet_groups=NORM_GROUPS,
-                    add_downsample=not last,
-                    downsample_padding=0,
-                )
-            )
+            self.down_blocks.append(DownBlock(inner, outer, config.layers_per_block, last))
             resolution = resolution if last else resolution // 2
             if conditional and resolution <= config.max_att_resolution:
                 self._attends_after[number] = len(attention)
                 attention.append(CrossAttentionBlock(outer, resolution, config.context_length))
-        self.mid_block = _mid_block(channels[-1], attention=conditional)
-        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=_EPS)
+        self.mid_block = MidBlock(channels[-1], attention=conditional)
+        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], config.latent_channels, 3, padding=1)
         if conditional:
             self.cross_att_blocks = attention
@@ -102,7 +74,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.block_out_channels[::-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels[0], 3, padding=1)
-        self.mid_block = _mid_block(channels[0], attention=conditional)
+        self.mid_block = MidBlock(channels[0], attention=conditional)
         self.up_blocks = nn.ModuleList()
         attention = nn.ModuleList()
         self._attends_after: dict[int, int] = {}
@@ -111,22 +83,12 @@ class Decoder(nn.Module):
             attention.append(CrossAttentionBlock(channels[0], resolution, config.context_length))
         for number, (inner, outer) in enumerate(zip((channels[0], *channels), channels, strict=False)):
             last = number == len(channels) - 1
-            self.up_blocks.append(
-                UpDecoderBlock2D(
-                    inner,
-                    outer,
-                    num_layers=config.layers_per_block + 1,
-                    resnet_eps=_EPS,
-                    resnet_act_fn="silu",
-                    resnet_groups=NORM_GROUPS,
-                    add_upsample=not last,
-                )
-            )
+            self.up_blocks.append(UpBlock(inner, outer, config.layers_per_block + 1, last))
             resolution = resolution if last else resolution * 2
             if conditional and resolution <= config.max_att_resolution:
                 self._attends_after[number] = len(attention)
                 attention.append(CrossAttentionBlock(outer, resolution, config.context_length))
-        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=_EPS)
+        self.conv_norm_out = nn.GroupNorm(NORM_GROUPS, channels[-1], eps=EPS)
         self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
         if conditional:
             self.cross_att_blocks = attention

@@ -1,0 +1,70 @@
+"""Places of processes from what launchers say, and fixed shares where nothing is shared."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from tokenize_offline.launch import first_host, own_share, slurm_variables, tasks_per_node
+
+STEP = {
+    "SLURM_JOB_ID": "123456",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+    "SLURM_STEP_NODELIST": "gpu[007-009,12]",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "3",
+}
+
+
+def test_a_task_of_srun_gets_the_place_that_torchrun_would_give_it():
+    made = slurm_variables(STEP)
+    port = int(made.pop("MASTER_PORT"))
+    assert made == {"RANK": "6", "WORLD_SIZE": "7", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "gpu007"}
+    assert 1024 < port < 32768 and port == int(slurm_variables(STEP | {"SLURM_PROCID": "0"})["MASTER_PORT"])
+    assert port != int(slurm_variables(STEP | {"SLURM_STEP_ID": "3"})["MASTER_PORT"])
+
+
+@pytest.mark.parametrize("change", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_processes_of_torchrun_and_single_tasks_keep_their_place(change):
+    assert slurm_variables(STEP | change) == {}
+
+
+def test_a_batch_script_that_starts_no_step_is_alone():
+    assert slurm_variables({"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n1", "n1"), ("n1,n2", "n1"), ("gpu[007-010,12],login", "gpu007"), ("a-[3,5]-ib,b", "a-3-ib"), ("x.y.z,w[1-2]", "x.y.z")],
+)
+def test_the_first_host_of_a_list_of_nodes(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_tasks_per_node_are_spelled_out():
+    assert tasks_per_node("2(x3),1") == [2, 2, 2, 1] and tasks_per_node("8") == [8]
+
+
+@given(st.integers(0, 60), st.integers(1, 9))
+def test_shares_are_all_tasks_each_once_and_even(tasks, count):
+    shares = [own_share(range(tasks), index, count, {}) for index in range(count)]
+    assert sorted(task for share in shares for task in share) == list(range(tasks))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_the_index_comes_from_an_array_job_only_when_it_is_one_of_several():
+    assert own_share("abcd", None, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["b", "d"]
+    assert own_share("abcd", None, 4, {"JOB_COMPLETION_INDEX": "0"}) == ["a"]
+    assert own_share("abcd", 0, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["a", "c"]
+    assert own_share("abcd", None, 1, {"SLURM_ARRAY_TASK_ID": "1"}) == list("abcd")
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "said"), [(None, 2, "SLURM_ARRAY_TASK_ID"), (2, 2, "0 to 1"), (0, 0, "worker_count")]
+)
+def test_impossible_shares_say_what_to_do(index, count, said):
+    with pytest.raises(ConfigError, match=said):
+        own_share("abcd", index, count, {})

@@ -1,0 +1,52 @@
+"""The fleet's progress on one line of the first process: clips, rate, time left, shards, and how long devices waited.
+
+Every process adds what it did to counters in the store, a few times a second at most, so that a large fleet doesn't keep the
+store busy.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from tokenize_offline.fleet import Fleet
+from tokenize_offline.worker import Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_SECONDS_BETWEEN = 0.5
+
+
+class FleetProgress:
+    """Counts of the whole fleet, shown on `line`.
+
+    Args:
+        fleet: Of which this process is part.
+        line: Of the first process; in the others it is not shown.
+        shards: Shards to be made in all.
+    """
+
+    def __init__(self, fleet: Fleet, line: "tqdm[object]", shards: int) -> None:
+        self._fleet = fleet
+        self._line = line
+        self._shards = shards
+        self._pending = Progress()
+        self._sent = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Add what this process did."""
+        self._pending += progress
+        if time.monotonic() - self._sent > _SECONDS_BETWEEN:
+            self.send()
+
+    def send(self) -> None:
+        """Add what is not yet in the store to it, and show the sums."""
+        pending, self._pending = self._pending, Progress()
+        self._sent = time.monotonic()
+        rows = self._fleet.count("rows", pending.rows)
+        shards = self._fleet.count("shards", pending.shards)
+        # The store counts whole numbers.
+        waited = self._fleet.count("waited", round(1000 * pending.waited))
+        passed = self._fleet.count("passed", round(1000 * pending.passed))
+        share = f", {waited / passed:.0%} of the time waiting for clips" if passed else ""
+        self._line.set_postfix_str(f"{shards}/{self._shards} shards{share}", refresh=False)
+        self._line.update(rows - self._line.n)

@@ -1,0 +1,81 @@
+"""What a launcher says about a process: its place among those that share a store, and its share where there is none.
+
+torchrun and accelerate set RANK and its companions; a bare `srun` sets its own variables, which come to the same. An array of
+jobs (Slurm, Kubernetes) has no store in common: each of its n jobs takes every n-th shard, so the shares are fixed beforehand.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from pipeline.errors import ConfigError
+
+Task = TypeVar("Task")
+# Where array jobs say which one of them this is; Slurm arrays and Kubernetes indexed jobs, both counted from 0.
+_INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+# Ports for srun steps, below those that Linux hands out by itself (32768 and up).
+_FIRST_PORT, _PORTS = 20000, 12000
+
+
+def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """RANK and its companions of a process that srun started directly; empty for all others.
+
+    The first node of the step hosts the store, on a port that follows from the job's and the step's number.
+    """
+    size = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" in environment or size == "1" or "SLURM_PROCID" not in environment:
+        return {}
+    number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment.get("SLURM_STEP_ID", "0"))
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
+        "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(_FIRST_PORT + number % _PORTS),
+    }
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in text.split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """The first name of Slurm's list of nodes: `gpu[007-010,12],login` begins with `gpu007`."""
+    plain = re.match(r"[^,\[]+(?=,|$)", nodes)
+    if plain:
+        return plain[0]
+    ranged = re.match(r"(?P<name>[^,\[]+)\[(?P<number>\d+)[^\]]*\](?P<rest>[^,\[]*)", nodes)
+    if not ranged:
+        raise ConfigError(f"SLURM_STEP_NODELIST {nodes!r} is no list of nodes: set MASTER_ADDR, RANK and WORLD_SIZE instead")
+    return ranged["name"] + ranged["number"] + ranged["rest"]
+
+
+def own_share(tasks: Sequence[Task], index: int | None, count: int, environment: Mapping[str, str]) -> list[Task]:
+    """Every `count`-th task from the `index`-th on: together the shares of all indices are all tasks, each once.
+
+    Args:
+        tasks: All of them, in the same order in every job, the longest first.
+        index: Of this job; None takes it from the environment of a Slurm array or a Kubernetes indexed job.
+        count: Jobs in all.
+        environment: Of the process.
+
+    Raises:
+        ConfigError: The index is missing or not below the count.
+    """
+    if index is None and count > 1:
+        given = [environment[name] for name in _INDEX_VARIABLES if name in environment]
+        if not given:
+            raise ConfigError(
+                f"--worker_count {count} needs --worker_index, or one of {' and '.join(_INDEX_VARIABLES)} in the environment"
+            )
+        index = int(given[0])
+    if count < 1 or not 0 <= (index or 0) < count:
+        raise ConfigError(f"--worker_index {index} must be 0 to {count - 1}, one below --worker_count")
+    return list(tasks[index or 0 :: count])

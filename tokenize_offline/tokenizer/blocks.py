@@ -1,0 +1,120 @@
+"""Residual blocks, resampling and self-attention of the autoencoders, named as in published checkpoints.
+
+The arithmetic is that of the VAE blocks of diffusers in the one configuration that these tokenizers have: SiLU, group
+normalisation, no time embedding, no dropout. Written here rather than imported, which halves the time a process needs to start
+and leaves plain convolutions and normalisations that torch.compile fuses.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenize_offline.tokenizer.config import NORM_GROUPS
+
+EPS = 1e-6
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), with a 1 x 1 convolution of x where the width changes."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, inner, eps=EPS)
+        self.conv1 = nn.Conv2d(inner, outer, 3, padding=1)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, outer, eps=EPS)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(inner, outer, 1) if inner != outer else None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, inner, H, W) to (N, outer, H, W)."""
+        change = self.conv1(F.silu(self.norm1(hidden)))
+        change = self.conv2(F.silu(self.norm2(change)))
+        return (hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)) + change
+
+
+class Halving(nn.Module):
+    """A convolution of stride 2 that pads below and to the right only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H/2, W/2)."""
+        return self.conv(F.pad(hidden, (0, 1, 0, 1)))
+
+
+class Doubling(nn.Module):
+    """Every pixel four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 2 H, 2 W)."""
+        return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+
+
+class DownBlock(nn.Module):
+    """`layers` residual blocks, then half the size unless it is the last."""
+
+    def __init__(self, inner: int, outer: int, layers: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(outer if layer else inner, outer) for layer in range(layers))
+        self.downsamplers = nn.ModuleList([] if last else [Halving(outer)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, inner, H, W) to (N, outer, H/2, W/2)."""
+        for module in (*self.resnets, *self.downsamplers):
+            hidden = module(hidden)
+        return hidden
+
+
+class UpBlock(nn.Module):
+    """`layers` residual blocks, then twice the size unless it is the last."""
+
+    def __init__(self, inner: int, outer: int, layers: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(outer if layer else inner, outer) for layer in range(layers))
+        self.upsamplers = nn.ModuleList([] if last else [Doubling(outer)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, inner, H, W) to (N, outer, 2 H, 2 W)."""
+        for module in (*self.resnets, *self.upsamplers):
+            hidden = module(hidden)
+        return hidden
+
+
+class SelfAttention(nn.Module):
+    """x + attention of all positions to all, with one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(NORM_GROUPS, channels, eps=EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        # A list as in published checkpoints, where a dropout of 0 follows.
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        positions = self.group_norm(hidden).flatten(2).transpose(1, 2)
+        query, key, value = (layer(positions).unsqueeze(1) for layer in (self.to_q, self.to_k, self.to_v))
+        attended = self.to_out[0](F.scaled_dot_product_attention(query, key, value).squeeze(1))
+        return hidden + attended.transpose(1, 2).reshape(hidden.shape)
+
+
+class MidBlock(nn.Module):
+    """A residual block, self-attention if wanted, and another residual block."""
+
+    def __init__(self, channels: int, attention: bool) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([SelfAttention(channels)] if attention else [])
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels), ResidualBlock(channels, channels)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        for module in (self.resnets[0], *self.attentions, self.resnets[1]):
+            hidden = module(hidden)
+        return hidden
