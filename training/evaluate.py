@@ -103,6 +103,20 @@ def _plan(model: WorldModel, clips: ClipsConfig, options: Any, length_given: boo
     return Evaluation(clips_for(model, clips, steps), options.start, episodes, sampling, options.samples_at_once)
 
 
+def _require_enough(sets: Sequence[TestSet], metrics: MetricSet) -> None:
+    """Refuse what could not be summed up in the end.
+
+    Raises:
+        ConfigError: FVD is asked for, and a data set has a single clip.
+    """
+    for test_set in sets:
+        if metrics.with_fvd and len(test_set.rows) < 2:
+            raise ConfigError(
+                f"fvd compares sets of clips, and {test_set.dataset} has {len(test_set.rows)} to evaluate: "
+                "raise --episodes, or leave fvd out"
+            )
+
+
 def _score_all(
     model: WorldModel, sets: Sequence[TestSet], evaluation: Evaluation, metrics: MetricSet, processes: Processes
 ) -> ClipScores:
@@ -180,6 +194,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         sets = open_test_sets(
             options.shards, options.split, options.held_out, evaluation.clips, evaluation.start, evaluation.episodes
         )
+        _require_enough(sets, metrics)
         scores = _score_all(model, sets, evaluation, metrics, processes)
         if processes.is_first:
             card = {

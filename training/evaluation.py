@@ -93,7 +93,7 @@ def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> dict[
         rows[row] = {name: _of_metric(values[:, :, number], name, context) for number, name in enumerate(metrics)}
         if scores.features.shape[-1]:
             found = scores.features[:, places[row]].flatten(0, 1).numpy()
-            rows[row]["fvd"] = {"all": round(frechet_distance(found, scores.features[:, -1].numpy()), 4)}
+            rows[row]["fvd"] = {"all": _rounded(frechet_distance(found, scores.features[:, -1].numpy()))}
     return rows
 
 
