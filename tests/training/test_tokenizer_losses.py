@@ -1,17 +1,22 @@
 """The adversarial loss, the averaged weights and the start from a trained tokenizer."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from pipeline.catalog import mixture
+from pipeline.command import parse_recipe, recipe_parser
 from pipeline.errors import ConfigError
 from pipeline.recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_adversary import Adversary, Discriminator, adaptive_ratio, discriminator_loss
-from training.tokenizer_start import starting_model, take_shape
+from training.tokenizer_start import model_config, starting_model, take_shape
 from training.weight_average import WeightAverage
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHAPE = CompressiveVQConfig(32, 2, (32, 32), 1, 8, 16, 16, max_att_resolution=16)
 RECIPE = TokenizerConfig(
     resolution=32,
@@ -120,3 +125,13 @@ def test_a_recipe_of_another_shape_than_the_tokenizer_it_starts_from_is_refused(
 def test_an_adversary_on_frames_too_small_for_it_is_refused():
     with pytest.raises(ConfigError, match="disc_weight needs frames of at least 32"):
         TokenizerConfig(resolution=16, patch_size=4, block_out_channels=(32, 32), disc_weight=0.8)
+
+
+@pytest.mark.parametrize(("side", "millions"), [(64, 114.16), (256, 310.5)])
+def test_the_recipes_that_ship_train_the_published_networks(side: int, millions: float):
+    recipe, _ = parse_recipe(recipe_parser("test", ""), ["--config", str(CONFIGS / f"tokenizer-oxe-{side}.yaml")])
+    with torch.device("meta"):
+        network = CompressiveVQModel(model_config(recipe.tokenizer))
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert recipe.tokenizer.lpips_weight == 1
+    assert mixture(str(recipe.data.mixture))["sthsth"] == pytest.approx(0.15)
