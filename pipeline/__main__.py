@@ -12,7 +12,9 @@ from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
 from pipeline.job import Outcome, check_outcome, ingest
 from pipeline.plan import make_plan
+from pipeline.sources.base import MAX_FRAMES
 from pipeline.sources.locate import open_source
+from pipeline.sources.video import EPISODE_FRAMES
 
 
 def parser() -> CommandParser:
@@ -29,6 +31,8 @@ def parser() -> CommandParser:
     made.add_argument("--max_bad_fraction", type=float, default=0.01, help="Fail if more episodes than this are unusable.")
     made.add_argument("--camera", type=str, help="Image feature to take, in place of the catalog's.")
     made.add_argument("--rate", type=float, help="Steps per second, in place of the catalog's.")
+    made.add_argument("--classes", type=str, nargs="+", help="Of Something-Something-v2, in place of the 95; `all` takes all.")
+    made.add_argument("--episode_frames", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes.")
     made.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
     return made
 
@@ -45,7 +49,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     entry = catalog.dataset(options.dataset, options.camera, options.rate)
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
-    source = open_source(entry, options.source, FrameForm.of(recipe.data))
+    if not 1 <= options.episode_frames <= MAX_FRAMES:
+        raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
+    source = open_source(entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames)
     units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20)
     folder = storage.join(options.output, entry.name)
     outcome = ingest(units, source, entry.name, folder, beam_options, options.overwrite)

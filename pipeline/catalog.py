@@ -50,10 +50,15 @@ class DatasetEntry:
     success_filter: bool = False
 
 
-def _read_yaml(name: str) -> dict[str, Any]:
+def _read_yaml(name: str) -> Any:
     with (_CONFIGS / name).open(encoding="utf-8") as file:
-        content: dict[str, Any] = yaml.safe_load(file)
-    return content
+        return yaml.safe_load(file)
+
+
+@functools.cache
+def something_classes() -> tuple[str, ...]:
+    """The classes of Something-Something-v2 that pre-training uses, in order: templates without brackets."""
+    return tuple(sorted(_read_yaml("something_something_v2_classes.yaml")))
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
         if split not in known:
             raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known)}")
     files = limited([file for file in files if not splits or file.split in splits], max_episodes)
-    sizes = storage.file_sizes(source.folder)
+    sizes = source.file_sizes()
     weights = [output_share(file) * _expected_size(file, sizes) for file in files]
     groups = grouped(files, weights, shard_bytes / shrinkage(source, files, sizes))
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -157,6 +157,8 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int]) -> dict[
     """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
     size = sizes.get(file.file)
     known: dict[str, Any] = {"file": file.file, "size": size, "take": file.take}
+    if file.text:
+        known["text"] = file.text
     if size is not None:
         with storage.open_read(storage.join(source.folder, file.file)) as opened:
             digest = hashlib.sha256(opened.read(_IDENTITY_BYTES))

@@ -73,11 +73,20 @@ def list_files(folder: str) -> list[str]:
     return sorted(name for name in names if not name.endswith(_PARTIAL))
 
 
-def file_sizes(folder: str) -> dict[str, int]:
-    """Name -> bytes of the files directly in `folder`, in the order of names; empty where the folder isn't there."""
+def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
+    """Name -> bytes of the files directly in `folder`, in the order of names; empty where the folder isn't there.
+
+    Args:
+        folder: A local path or URL.
+        nested: Files in folders below it too, named by their path relative to `folder`.
+    """
     fs, inner = url_to_fs(folder)
     if not fs.isdir(inner):
         return {}
+    if nested:
+        start = len(inner.rstrip("/")) + 1
+        found = {name[start:]: int(entry["size"]) for name, entry in fs.find(inner, detail=True).items()}
+        return {name: found[name] for name in sorted(found) if not name.endswith(_PARTIAL)}
     entries = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
     return {name: int(entries[name]["size"]) for name in sorted(entries) if not name.endswith(_PARTIAL)}
 

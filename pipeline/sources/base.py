@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
@@ -31,6 +32,7 @@ class SourceShard:
         records: Episodes in it, bad ones included; None where nobody says.
         take: Only so many records from its beginning are wanted; None takes all.
         stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
+        text: Caption that the source keeps apart from the file; empty where there is none.
     """
 
     split: str
@@ -39,6 +41,7 @@ class SourceShard:
     records: int | None = None
     take: int | None = None
     stated_bytes: float | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Source(abc.ABC):
             "success_filter": self.entry.success_filter,
             "frames": dataclasses.asdict(self.form),
         }
+
+    def file_sizes(self) -> dict[str, int]:
+        """Name -> bytes of the files that a plan may name."""
+        return storage.file_sizes(self.folder)
 
     @abc.abstractmethod
     def plan(self) -> list[SourceShard]:

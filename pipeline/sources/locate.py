@@ -1,33 +1,46 @@
 """From what a user points at to a source: which folder below it holds the data, and of which kind they are."""
 
 import re
+from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import SourceError
 from pipeline.frames import FrameForm
-from pipeline.sources import npz, video
+from pipeline.sources import npz, something, video
 from pipeline.sources.base import Source
 from pipeline.sources.npz import NpzSource
-from pipeline.sources.video import VideoSource
+from pipeline.sources.something import SomethingSource
+from pipeline.sources.video import EPISODE_FRAMES, VideoSource
 
 _RLDS_FILE = re.compile(r"\.tfrecord|^features\.json$|^dataset_info\.json$")
 _SHOWN = 8
+_DEPTH = 4
 
 
-def open_source(entry: DatasetEntry, path: str, form: FrameForm) -> Source:
+def open_source(
+    entry: DatasetEntry,
+    path: str,
+    form: FrameForm,
+    classes: Sequence[str] | None = None,
+    episode_frames: int = EPISODE_FRAMES,
+) -> Source:
     """The source at `path`.
 
     Args:
         entry: Of the data set; says where it lies under a root of data sets.
         path: The folder that holds the files, or such a root.
         form: In which form frames are kept.
+        classes: Of Something-Something-v2; see `SomethingSource`.
+        episode_frames: A longer video is cut into episodes of so many frames.
 
     Raises:
         SourceError: There is no such folder, or nothing in it that can be read; the message says what is there.
     """
     places = [path, storage.join(path, entry.directory, entry.version), storage.join(path, entry.version)]
     for folder in dict.fromkeys(place.rstrip("/") for place in places):
+        if something.is_something(folder):
+            return SomethingSource(folder, entry, form, classes)
         files = storage.list_files(folder)
         if any(_RLDS_FILE.search(name) for name in files):
             # Imported here because it needs the `ingest` extra, which the other kinds do without.
@@ -39,8 +52,23 @@ def open_source(entry: DatasetEntry, path: str, form: FrameForm) -> Source:
         if any(name.endswith(npz.ENDINGS) for name in files):
             return NpzSource(folder, entry, form)
         if any(name.lower().endswith(video.ENDINGS) for name in files):
-            return VideoSource(folder, entry, form)
+            return VideoSource(folder, entry, form, episode_frames)
+    # What has a version is RLDS: under a root of data sets, videos of another one would pass for it.
+    for folder in _narrowest_first(places) if not entry.version else ():
+        if _holds_videos(folder):
+            return VideoSource(folder, entry, form, episode_frames)
     raise SourceError(_nothing(entry, path))
+
+
+def _narrowest_first(places: Sequence[str]) -> list[str]:
+    return sorted(dict.fromkeys(place.rstrip("/") for place in places), key=len, reverse=True)
+
+
+def _holds_videos(folder: str, depth: int = _DEPTH) -> bool:
+    """Whether there is a video in the folder or in one not too far below it."""
+    if any(name.lower().endswith(video.ENDINGS) for name in storage.list_files(folder)):
+        return True
+    return depth > 0 and any(_holds_videos(storage.join(folder, name), depth - 1) for name in storage.list_folders(folder))
 
 
 def _nothing(entry: DatasetEntry, path: str) -> str:

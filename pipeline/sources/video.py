@@ -1,14 +1,18 @@
 """Episodes from video files of any container, decoded by PyAV.
 
 Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
-several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files.
+several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files. Captions
+come from a `metadata.csv` or `metadata.jsonl` beside the videos.
 """
 
+import csv
 import errno
+import io
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -23,6 +27,8 @@ from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
 EPISODE_FRAMES = 1000
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+MAX_TEXT = 10_000
 # A video may end this share of its stated duration early before it counts as cut short.
 _TOLERATED_LOSS = 0.1
 _RATE_ROUNDING = 0.002
@@ -52,14 +58,32 @@ def read_video(path: str | Path, rate: float | None = None, max_frames: int | No
 
 
 class VideoSource(Source):
-    """A folder of video files, all of them the split `train`, in the order of their names."""
+    """A folder of video files and folders of them, all of them the split `train`, in the order of their names.
+
+    Attributes:
+        episode_frames: A longer video is cut into episodes of so many frames.
+    """
 
     kind = "video"
 
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm, episode_frames: int = EPISODE_FRAMES) -> None:
+        super().__init__(folder, entry, form)
+        self.episode_frames = episode_frames
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`."""
+        return {**super().inputs(), "episode_frames": self.episode_frames}
+
+    def file_sizes(self) -> dict[str, int]:
+        """Videos at any depth. See `Source.file_sizes`."""
+        sizes = storage.file_sizes(self.folder, nested=True)
+        return {name: size for name, size in sizes.items() if name.lower().endswith(ENDINGS)}
+
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
-        names = [name for name in storage.list_files(self.folder) if name.lower().endswith(ENDINGS)]
-        return [SourceShard("train", number, name) for number, name in enumerate(names)]
+        names = list(self.file_sizes())
+        texts = read_captions(self.folder, set(names))
+        return [SourceShard("train", number, name, text=texts.get(name, "")) for number, name in enumerate(names)]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a file. See `Source.read`."""
@@ -67,14 +91,58 @@ class VideoSource(Source):
         record = 0
         try:
             with storage.open_read(path) as file:
-                episodes = _episodes(file, self.entry, self.form, shard, EPISODE_FRAMES)
+                episodes = _episodes(file, self.entry, self.form, shard, self.episode_frames)
                 for episode in itertools.islice(episodes, shard.take):
                     yield record, episode
                     record += 1
+        except FileNotFoundError:
+            yield record, BadEpisode("the video is missing, though the source's labels name it")
         except OSError as error:
             raise SourceError(f"{path} can't be opened: {error}") from error
         except BadEpisodeError as error:
             yield record, BadEpisode(str(error))
+
+
+def read_captions(folder: str, videos: set[str]) -> dict[str, str]:
+    """File -> caption, from `metadata.csv` or `metadata.jsonl` in a folder of videos; empty where neither is there.
+
+    Args:
+        folder: Of the videos.
+        videos: Names of the files there are; what is no member never becomes a path.
+
+    Raises:
+        SourceError: The file is damaged, or names no video; the message says where.
+    """
+    present = [name for name in storage.list_files(folder) if name in METADATA_FILES]
+    if len(present) > 1:
+        raise SourceError(f"{folder} has both {' and '.join(present)}: remove one of them")
+    captions = {}
+    for name in present:
+        path = storage.join(folder, name)
+        for line, row in _metadata_rows(storage.read_bytes(path), path):
+            file, text = row.get("file"), row.get("text")
+            if not isinstance(file, str) or not isinstance(text, str):
+                raise SourceError(f"{path}, line {line}: a caption needs `file` and `text`, both of them text")
+            if file not in videos:
+                raise SourceError(f"{path}, line {line} names {file[:200]!r}, and {folder} has no such video; remove the line")
+            captions[file] = text[:MAX_TEXT]
+    return captions
+
+
+def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a metadata file with the numbers of their (last) lines."""
+    try:
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        if path.endswith(".csv"):
+            reader = csv.DictReader(text, strict=True)
+            yield from ((reader.line_num, row) for row in reader)
+            return
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                row = json.loads(line)
+                yield number, row if isinstance(row, dict) else {}
+    except (ValueError, csv.Error) as error:
+        raise SourceError(f"{path} can't be read as UTF-8 text of its kind: {error}. Correct it, or remove it") from error
 
 
 def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int) -> Iterator[Episode]:
@@ -101,7 +169,7 @@ def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sour
             rate=_rate(times, entry.control_hz),
             base_step=entry.base_step,
             camera=entry.image_key,
-            language="",
+            language=shard.text,
             source_file=shard.file,
             source_record=record,
         )

@@ -3,13 +3,12 @@
 import io
 import zipfile
 
-import av
 import numpy as np
 import pytest
 from rlds_data import picture
+from video_data import numbers, write_video
 
 from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
 from pipeline.errors import SourceError
 from pipeline.frames import FrameForm, decode
 from pipeline.sources.base import BadEpisode
@@ -21,22 +20,6 @@ ENTRY = DatasetEntry("clips", "clips", "image", control_hz=None)
 
 def frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.stack([picture(t, height, width) for t in range(count)])
-
-
-def write_video(path, count=24, rate=12, codec="mpeg4", height=48, width=64) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.bit_rate = 4_000_000
-        for t in range(count):
-            # The brightness of a frame says which one it is.
-            pixels = np.full((height, width, 3), 10 * t, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def numbers(episode: Episode) -> list[int]:
-    return [round(float(decode(frame).mean()) / 10) for frame in episode.frames]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
@@ -128,10 +111,9 @@ def test_a_video_is_sampled_by_time_and_never_gets_frames_it_has_not(tmp_path, r
     assert episode.rate == min(rate, 12)
 
 
-def test_a_long_video_becomes_several_episodes(tmp_path, monkeypatch):
+def test_a_long_video_becomes_several_episodes(tmp_path):
     write_video(tmp_path / "b.mp4", count=25)
-    monkeypatch.setattr("pipeline.sources.video.EPISODE_FRAMES", 10)
-    source = VideoSource(str(tmp_path), ENTRY, FrameForm("jpeg", 24))
+    source = VideoSource(str(tmp_path), ENTRY, FrameForm("jpeg", 24), episode_frames=10)
     items = list(source.read(source.plan()[0]))
     assert [position for position, _ in items] == [0, 1, 2]
     assert [e.key for _, e in items] == [f"train-00000-00000{n}" for n in range(3)]

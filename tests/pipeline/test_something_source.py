@@ -1,0 +1,166 @@
+"""Something-Something-v2 in both layouts and by class; folders of videos with captions, at any depth."""
+
+import csv
+import json
+
+import pytest
+from video_data import numbers, write_video
+
+from pipeline.catalog import DatasetEntry, dataset, something_classes
+from pipeline.errors import ConfigError, SourceError
+from pipeline.frames import FrameForm
+from pipeline.plan import make_plan
+from pipeline.sources.base import BadEpisode
+from pipeline.sources.locate import open_source
+from pipeline.sources.something import SomethingSource
+from pipeline.sources.video import VideoSource
+
+ENTRY = dataset("sthsth")
+FORM = FrameForm("jpeg", 24)
+CLOSE, POUR = "Closing [something]", "Pouring [something] into [something]"
+
+
+def item(number: int, template: str, label: str) -> dict:
+    return {"id": str(number), "label": label, "template": template, "placeholders": []}
+
+
+def write_labels(folder, layout: str, answers: bool = False) -> None:
+    (folder / "labels").mkdir(exist_ok=True)
+    tables = {
+        "labels": {"Closing something": "0", "Pouring something into something": "1"},
+        "train": [item(12, CLOSE, "closing a box"), item(7, POUR, "pouring tea into a cup")],
+        "validation": [item(3, CLOSE, "closing a door")],
+        "test": [{"id": "9"}],
+    }
+    for name, content in tables.items():
+        (folder / layout.format(f"{name}.json")).write_text(json.dumps(content))
+    if answers:
+        (folder / layout.format("test-answers.csv")).write_text("9;Closing something\n")
+
+
+LAYOUTS = ["something-something-v2-{}", "labels/{}"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_both_layouts_give_splits_and_captions_of_the_classes_that_pre_training_uses(tmp_path, layout):
+    write_labels(tmp_path, layout)
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "12.mp4", count=6)
+    source = open_source(ENTRY, str(tmp_path), FORM)
+    assert isinstance(source, SomethingSource)
+    plan = source.plan()
+    assert [(s.split, s.number, s.file, s.text) for s in plan] == [
+        ("train", 12, "videos/12.mp4", "closing a box"),
+        ("validation", 3, "3.webm", "closing a door"),
+    ]
+    ((_, episode),) = source.read(plan[0])
+    assert (episode.key, episode.language, numbers(episode)) == ("train-00012-000000", "closing a box", list(range(6)))
+    ((_, bad),) = source.read(plan[1])
+    assert isinstance(bad, BadEpisode) and "is missing" in bad.reason
+
+
+def test_classes_are_a_choice_and_part_of_what_a_shard_is_made_with(tmp_path):
+    write_labels(tmp_path, LAYOUTS[1], answers=True)
+
+    def taken(classes):
+        source = SomethingSource(str(tmp_path), ENTRY, FORM, classes)
+        return [(s.split, s.number) for s in source.plan()], source.inputs()["classes"]
+
+    usual, pour, every = taken(None), taken(["Pouring something into something"]), taken(["all"])
+    assert usual[0] == [("test", 9), ("train", 12), ("validation", 3)]
+    assert pour[0] == [("train", 7)]
+    assert every[0] == [("test", 9), ("train", 7), ("train", 12), ("validation", 3)]
+    assert len({inputs for _, inputs in (usual, pour, every)}) == 3
+    with pytest.raises(ConfigError, match=r"'Closing somthing' \(did you mean 'Closing something'\?\)"):
+        taken(["Closing somthing"])
+
+
+def test_the_test_split_without_answers_is_taken_only_with_all(tmp_path):
+    write_labels(tmp_path, LAYOUTS[0])
+    splits = {s.split for s in SomethingSource(str(tmp_path), ENTRY, FORM).plan()}
+    assert splits == {"train", "validation"}
+    assert "test" in {s.split for s in SomethingSource(str(tmp_path), ENTRY, FORM, ["all"]).plan()}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[", r"train\.json is no JSON"),
+        ("{}", "not a list"),
+        ('[{"id": "../../secret"}]', "is no number"),
+        ('[{"id": "7", "template": "Closing [something]"}, {"id": "7", "template": "Closing [something]"}]', "7 twice"),
+    ],
+)
+def test_damaged_labels_are_an_error_by_name_and_never_become_paths(tmp_path, content, reason):
+    write_labels(tmp_path, LAYOUTS[1])
+    (tmp_path / "labels" / "train.json").write_text(content)
+    with pytest.raises(SourceError, match=reason):
+        SomethingSource(str(tmp_path), ENTRY, FORM).plan()
+
+
+def test_the_default_classes_are_the_published_ones(shared):
+    with (shared / "facts" / "something_something_v2_labels.csv").open() as file:
+        published = {row["label"] for row in csv.DictReader(file) if row["used_for_pretraining"] == "1"}
+    assert set(something_classes()) == published and len(something_classes()) == 95
+
+
+def test_the_real_sample_comes_out_with_its_captions(shared):
+    source = open_source(ENTRY, str(shared / "data" / "video" / "ssv2"), FORM, ["all"])
+    units = make_plan(source, None, None, 1 << 30)
+    assert [(unit.split, len(unit.sources)) for unit in units] == [("test", 1), ("train", 4), ("validation", 1)]
+    assert all(unit.source_bytes > 0 for unit in units)
+    ((_, episode),) = source.read(units[1].sources[0])
+    assert (episode.num_frames, episode.rate, episode.height) == (48, 12, 24)
+    assert (episode.language, episode.key) == ("moving cup closer to a cup", "train-900001-000000")
+    assert [shard.number for shard in open_source(ENTRY, source.folder, FORM).plan()] == [900001, 900003, 900004]
+
+
+def own(folder) -> VideoSource:
+    source = open_source(DatasetEntry("mine", "mine", "video"), str(folder), FORM)
+    assert isinstance(source, VideoSource)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", '\ufefffile,text\nday 1/b.mp4,"cut, then peel"\n'),
+        ("metadata.jsonl", '\n{"text": "cut, then peel", "file": "day 1/b.mp4", "more": 1}\n'),
+    ],
+)
+def test_videos_are_found_at_any_depth_and_captions_beside_them(tmp_path, name, content):
+    (tmp_path / "day 1" / "x").mkdir(parents=True)
+    for file in ("day 1/b.mp4", "day 1/x/a.mp4"):
+        write_video(tmp_path / file, count=4)
+    (tmp_path / name).write_text(content)
+    source = own(tmp_path)
+    assert [(s.file, s.text) for s in source.plan()] == [("day 1/b.mp4", "cut, then peel"), ("day 1/x/a.mp4", "")]
+    (unit,) = make_plan(source, None, None, 1 << 30)
+    episodes = [episode for shard in unit.sources for _, episode in source.read(shard)]
+    assert [episode.language for episode in episodes] == ["cut, then peel", ""]
+    (tmp_path / name).write_text(content.replace("peel", "wash"))
+    assert make_plan(source, None, None, 1 << 30)[0].inputs != unit.inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("metadata.csv", b"file,text\n../a.mp4,x\n", r"line 2 names '\.\./a\.mp4'"),
+        ("metadata.csv", b"name,caption\na.mp4,x\n", "line 2: a caption needs `file` and `text`"),
+        ("metadata.csv", b"file,text\na.mp4,\xff\n", "UTF-8"),
+        ("metadata.jsonl", b'{"file": "a.mp4", "text": "x"}\n[', "UTF-8 text of its kind"),
+        ("metadata.jsonl", b'["a.mp4", "x"]\n', "line 1: a caption needs"),
+    ],
+)
+def test_a_damaged_caption_file_is_an_error_by_name_and_line(tmp_path, name, content, reason):
+    write_video(tmp_path / "a.mp4", count=2)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceError, match=reason):
+        own(tmp_path).plan()
+
+
+def test_videos_of_another_set_do_not_pass_for_a_versioned_one(tmp_path):
+    (tmp_path / "hands").mkdir()
+    write_video(tmp_path / "hands" / "a.mp4", count=2)
+    with pytest.raises(SourceError, match="no data of bridge"):
+        open_source(dataset("bridge"), str(tmp_path), FORM)
