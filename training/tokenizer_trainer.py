@@ -4,6 +4,7 @@ A checkpoint is accelerate's whole state: tokenizer, discriminator, both optimiz
 order of samples needs the step alone.
 """
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -77,7 +78,8 @@ class TokenizerTrainer:
         table = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=False)
         self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
         held_out = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=True)
-        self._held_out = TokenizerClips(held_out, self.config, recipe.clips, None) if held_out.rows else None
+        plain = dataclasses.replace(recipe.clips, views=1)
+        self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out.rows else None
         self._lpips = self._open_lpips()
         set_seed(self.config.seed)
         model = starting_model(self.config, trained)
