@@ -1,4 +1,4 @@
-"""`ivideogpt-evaluate` as a user runs it: alone and over two processes, on small data sets and a small model."""
+"""`ivideogpt-evaluate`, alone and over two processes, on small data sets and a small model."""
 
 import dataclasses
 import json
@@ -44,25 +44,33 @@ def _arguments(world: Path, output: Path, *options: str) -> list[str]:
     return [*named, "--clips.length", "5", *options]
 
 
-def _evaluate(world: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.evaluate"]
-    command += _arguments(world, output, *options)
+def _evaluate_on_two(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "training.evaluate",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def test_two_processes_measure_what_one_does_and_the_card_says_how(world: Path, tmp_path: Path):
+def test_two_processes_measure_what_one_does_and_the_card_says_how(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     asked = ["--samples", "2", "--samples_at_once", "1", "--metrics", "[mse,psnr,ssim,lpips]"]
     asked += ["--vgg_weights", str(world / "vgg.safetensors")]
-    one = _evaluate(world, tmp_path / "one", *asked)
-    assert one.returncode == 0, one.stderr
-    two = _evaluate(world, tmp_path / "two", *asked, processes=2)
+    assert evaluate.main(_arguments(world, tmp_path / "one", *asked)) == 0
+    two = _evaluate_on_two(*_arguments(world, tmp_path / "two", *asked))
     assert two.returncode == 0, two.stderr
     cards = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two")]
     assert cards[0] == cards[1]
     card = cards[0]
-    assert json.loads(one.stdout.splitlines()[-1])["results"] == card["results"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == card["results"]
     assert card["results"].keys() == {"left", "right", "all data sets"}
     assert card["data"]["left"]["clips"] == 2
     assert card["data"]["left"]["left_out_too_short"] == 1
