@@ -5,7 +5,7 @@ can't beat. Everything here is data in, data out; files and pictures are made by
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,16 +104,7 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
         SourceError: The episode is too short or a frame can't be decoded.
         ConfigError: The model wants actions that the episode doesn't have, or of another dimension.
     """
-    shape = EpisodeShape(
-        dataset=episode.dataset,
-        key=episode.key,
-        num_frames=episode.num_frames,
-        height=episode.height,
-        width=episode.width,
-        rate=episode.rate,
-        base_step=episode.base_step,
-    )
-    stride = stride_of(clips, shape)
+    stride = stride_for(episode, clips)
     # One frame more than there are would be repeated, so an episode that never ends shows how many are needed.
     wanted = frame_indices(clips, start, stride, 1 << 62)
     needed = max(wanted[int(clips.goal) :]) + 1
@@ -134,11 +125,34 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
             )
         action = torch.from_numpy(np.ascontiguousarray(episode.action[list(indices)], dtype=np.float32))
     rate = None if episode.rate is None else episode.rate / stride
-    frames = _decoded(episode, indices, model.tokenizer.config.resolution)
+    frames = decode_frames(episode, indices, model.tokenizer.config.resolution)
     return Clip(episode.key, episode.dataset, frames, action, indices, stride, rate)
 
 
-def _decoded(episode: Episode, indices: tuple[int, ...], side: int) -> torch.Tensor:
+def stride_for(episode: Episode, clips: ClipsConfig) -> float:
+    """Frames between neighbours of an episode's clips.
+
+    Raises:
+        ConfigError: The stride is a time and the episode's rate is not known.
+    """
+    shape = EpisodeShape(
+        dataset=episode.dataset,
+        key=episode.key,
+        num_frames=episode.num_frames,
+        height=episode.height,
+        width=episode.width,
+        rate=episode.rate,
+        base_step=episode.base_step,
+    )
+    return stride_of(clips, shape)
+
+
+def decode_frames(episode: Episode, indices: Sequence[int], side: int) -> torch.Tensor:
+    """Frames of an episode as a model sees them: (len(indices), 3, side, side) fp32 in [0, 1].
+
+    Raises:
+        SourceError: One of them can't be decoded.
+    """
     try:
         return torch.cat([to_square(decode(episode.frames[index])[None], side) for index in indices])
     except BadEpisodeError as error:

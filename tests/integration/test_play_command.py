@@ -1,0 +1,37 @@
+"""`ivideogpt-play` as a user runs it: a process of its own that says where it is, serves one person and ends when told to."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import test_predict
+import tiny_models
+
+
+def test_command_says_where_the_page_is_and_ends_on_interrupt(tmp_path):
+    model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
+    shard = test_predict.write_shard(tmp_path / "train-000000.tar", [test_predict.episode()])
+    command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(shard), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = json.loads(process.stdout.readline())["url"]
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert "Play with a world model" in answer.read().decode()
+        call = urllib.request.Request(f"{url}start", b"{}", {"Content-Type": "application/json"})
+        with urllib.request.urlopen(call, timeout=60) as answer:
+            assert len(json.load(answer)["frames"]) == 2
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in messages
+
+
+def test_input_that_is_not_there_is_one_line(tmp_path):
+    model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
+    command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(tmp_path / "nothing")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0
+    assert "is no input" in done.stderr

@@ -1,0 +1,8 @@
+"""`python -m training.play` is `ivideogpt-play`."""
+
+import sys
+
+from training.play.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The command line of `ivideogpt-play`."""
+
+import json
+import logging
+from collections.abc import Sequence
+
+from pipeline.command import add_section_folder, parse_recipe, recipe_parser, run_command
+from training.episodes import choose_episodes, open_episodes
+from training.play.game import Game
+from training.play.server import PlayServer
+from training.prediction import Sampling
+from training.session import WorldModel
+
+log = logging.getLogger(__name__)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = recipe_parser("ivideogpt-play", "Drive a world model with keys and sliders on a local web page.")
+    add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
+    parser.add_argument(
+        "--input", type=str, required=True, help="Frames to start from: an episode (.npz), a video, a shard (.tar) or a folder."
+    )
+    parser.add_argument("--episodes", type=int, default=16, help="Offer so many episodes as starts, the first ones.")
+    parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
+    parser.add_argument("--samples", type=int, default=1, help="Futures side by side at first; the page can change it.")
+    parser.add_argument("--top_k", type=int, default=100, help="Only the k likeliest ids are drawn; 0 allows all.")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Of sampling, at first; 0 is greedy.")
+    parser.add_argument("--seed", type=int, default=0, help="Of sampling, at first.")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="Address to listen on; others than loopback let others in."
+    )
+    parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
+    recipe, options = parse_recipe(parser, arguments)
+    held_out = recipe.clips.held_out if options.held_out else None
+    episodes = choose_episodes(open_episodes(options.input), None, max(1, options.episodes), held_out, options.input)
+    model = WorldModel.from_pretrained(options.model_dir)
+    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
+    with PlayServer(Game(model, episodes, recipe.clips, sampling), options.host, options.port) as server:
+        log.info("open %s in a browser; Ctrl-C ends it", server.url)
+        print(json.dumps({"url": server.url}), flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            log.info("ended")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `ivideogpt-play`; returns its exit status."""
+    return run_command(_run, arguments)

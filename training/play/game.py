@@ -1,0 +1,180 @@
+"""The state behind the page: episodes to start from, and sessions in play, each under a name that can't be guessed.
+
+One step runs at a time, since steps share the processor; a page that is left behind costs memory only until newer ones
+push its session out.
+"""
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from pipeline.episode import Episode
+from pipeline.errors import ConfigError
+from pipeline.recipe import ClipsConfig
+from training.gallery import sprite
+from training.play.controls import read_action, recorded_actions, sliders_for
+from training.prediction import Sampling, clips_for, decode_frames, stride_for
+from training.session import Session, WorldModel
+
+MAX_FUTURES = 4
+_MAX_SESSIONS = 4
+_MAX_NUMBER = 2**53  # the last whole number that a page can count to
+_MAX_RECORDED = 200  # actions that are sent along with a start
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where to begin, as a page asks for it.
+
+    Attributes:
+        episode: Number of the episode.
+        frame: First context frame.
+        futures: Samples side by side.
+        temperature: Of sampling.
+        seed: Of sampling.
+    """
+
+    episode: int = 0
+    frame: int = 0
+    futures: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+
+    @classmethod
+    def read(cls, value: object) -> "Start":
+        """From parsed JSON.
+
+        Raises:
+            ConfigError: A key isn't known, or a value is of another kind.
+        """
+        whole, real = (int,), (int, float)
+        kinds = {"episode": whole, "frame": whole, "futures": whole, "seed": whole, "temperature": real}
+        if not isinstance(value, dict) or value.keys() - kinds.keys():
+            raise ConfigError(f"a start is an object with some of {', '.join(kinds)}")
+        for name, entry in value.items():
+            if isinstance(entry, bool) or not isinstance(entry, kinds[name]) or not abs(entry) < _MAX_NUMBER:
+                raise ConfigError(f"{name} must be a {'whole ' if kinds[name] is whole else ''}number, not {entry!r}")
+        return cls(**value)
+
+
+class Game:
+    """A model, its starts and its sessions; safe to use from several threads.
+
+    Args:
+        model: To play with.
+        episodes: To start from, at least one.
+        clips: The recipe's section: its stride is kept between context frames.
+        sampling: Top-k, and the defaults of what a page may choose.
+    """
+
+    def __init__(self, model: WorldModel, episodes: Sequence[Episode], clips: ClipsConfig, sampling: Sampling) -> None:
+        self._model = model
+        self._episodes = episodes
+        fitted = clips_for(model, clips, None)
+        self._strides = [stride_for(episode, fitted) for episode in episodes]
+        self._sampling = sampling
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def describe(self) -> dict[str, Any]:
+        """What a page shows before anything is predicted."""
+        context, action_dim = self._model.geometry.context_length, self._model.action_dim
+        return {
+            "sliders": [asdict(slider) for slider in sliders_for(action_dim, self._episodes)],
+            "episodes": [
+                {
+                    "name": f"{episode.dataset} · {episode.key}",
+                    "last_start": max(0, episode.num_frames - 1 - round((context - 1) * stride)),
+                }
+                for episode, stride in zip(self._episodes, self._strides, strict=True)
+            ],
+            "max_futures": MAX_FUTURES,
+            "start": asdict(
+                Start(
+                    futures=min(self._sampling.samples, MAX_FUTURES),
+                    temperature=self._sampling.temperature,
+                    seed=self._sampling.seed,
+                )
+            ),
+        }
+
+    def start(self, wanted: Start) -> dict[str, Any]:
+        """Begin anew.
+
+        Returns:
+            `session`, its name; `frames`, the context as data URIs; `recorded`, the episode's own actions from here on,
+            empty where it has none; `sees`, how many frames go by before the model forgets what lies further back.
+
+        Raises:
+            ConfigError: There is no such episode, frame or number of futures.
+        """
+        if not 0 <= wanted.episode < len(self._episodes):
+            raise ConfigError(f"there is no episode {wanted.episode}; there are {len(self._episodes)}, counted from 0")
+        if not 1 <= wanted.futures <= MAX_FUTURES:
+            raise ConfigError(f"futures must be 1 to {MAX_FUTURES}, not {wanted.futures}")
+        episode, stride = self._episodes[wanted.episode], self._strides[wanted.episode]
+        count = self._model.geometry.context_length
+        indices = [wanted.frame + round(number * stride) for number in range(count)]
+        if wanted.frame < 0 or indices[-1] >= episode.num_frames:
+            raise ConfigError(f"episode {wanted.episode} has {episode.num_frames} frames: frame {wanted.frame} is no start")
+        frames = decode_frames(episode, indices, self._model.tokenizer.config.resolution)
+        with self._lock:
+            session = self._model.start(frames, wanted.futures, self._sampling.top_k, wanted.temperature, wanted.seed)
+            name = secrets.token_urlsafe(16)
+            self._sessions[name] = session
+            while len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
+        return {
+            "session": name,
+            "frames": [sprite(frame[None]) for frame in frames],
+            "recorded": self._recorded(episode, indices[-1], stride),
+            "sees": self._model.max_steps,
+        }
+
+    def step(self, name: object, action: object) -> dict[str, Any]:
+        """One more frame of every future.
+
+        Args:
+            name: Of the session, from `start`.
+            action: Parsed JSON: the numbers of the action, or null for a model without actions.
+
+        Returns:
+            `step`, counted from 1; `frames`, a data URI a future; `rewards`, a number a future or null; `seconds` it took.
+
+        Raises:
+            ConfigError: There is no such session (any more), or it isn't such an action.
+        """
+        checked = read_action(action, self._model.action_dim)
+        with self._lock:
+            session = self._sessions.get(name) if isinstance(name, str) else None
+            if session is None:
+                raise ConfigError("this session has ended: start again")
+            self._sessions.move_to_end(str(name))
+            begun = time.perf_counter()
+            result = session.step(checked)
+            frames = result.frame.cpu()
+            seconds = time.perf_counter() - begun
+        return {
+            "step": session.steps,
+            "frames": [sprite(frame[None]) for frame in frames],
+            "rewards": None if result.reward is None else _finite(result.reward),
+            "seconds": round(seconds, 4),
+        }
+
+    def _recorded(self, episode: Episode, first: int, stride: float) -> list[list[float]]:
+        actions = recorded_actions(episode, self._model.action_dim)
+        if actions is None:
+            return []
+        places = (first + round(number * stride) for number in range(_MAX_RECORDED))
+        return [actions[place].tolist() for place in places if place < len(actions)]
+
+
+def _finite(rewards: torch.Tensor) -> list[float | None]:
+    """Rewards as JSON holds them: null for what is no number."""
+    return [value if torch.isfinite(torch.tensor(value)) else None for value in rewards.tolist()]

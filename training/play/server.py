@@ -1,0 +1,166 @@
+"""The page and its two calls over HTTP, for one person on this machine.
+
+The standard library's server is enough for that, and nothing but three fixed routes is served, never a path. Any web page that
+a person has open can send requests to a local port, so a call must come from the page itself: its Host must be an address or
+a known name (a name that an attacker points here is neither), it must be JSON (which other origins may not send unasked), and
+an Origin, where given, must be our own.
+"""
+
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from pipeline.errors import ConfigError, ProjectError
+from training.play.game import Game, Start
+from training.web import asset, content_policy
+
+_MAX_BODY = 1 << 14
+_PATIENCE = 30.0  # seconds for a request to arrive
+log = logging.getLogger(__name__)
+
+
+class PlayServer(ThreadingHTTPServer):
+    """Listens from construction on; `serve_forever` answers.
+
+    Args:
+        game: What is played.
+        host: Address or name to listen on.
+        port: 0 takes a free one.
+
+    Raises:
+        ConfigError: The address can't be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, game: Game, host: str, port: int) -> None:
+        self.game = game
+        self.names = {"localhost", host.lower(), socket.gethostname().lower()}
+        self.page, self.policy = _page(game)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"can't listen on {host} port {port} ({error}): choose another --host or --port") from error
+
+    def server_bind(self) -> None:
+        """Bind without asking a name server for this machine's name."""
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """Of the page."""
+        name = "localhost" if ipaddress.ip_address(self.server_name).is_unspecified else self.server_name
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}/"
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header means this server: an address, or a name of its own."""
+        name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return name.lower() in self.names
+        return True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PlayServer
+    timeout = _PATIENCE
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """The page."""
+        if not self.server.knows(self.headers.get("Host", "")):
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server goes by another name")
+        elif self.path == "/":
+            self._answer(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
+        else:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
+
+    def do_POST(self) -> None:
+        """The calls."""
+        calls: dict[str, Callable[[Any], dict[str, Any]]] = {"/start": self._start, "/step": self._step}
+        refusal = self._fault()
+        if refusal is not None:
+            self._refuse(*refusal)
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path not in calls:
+            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
+            return
+        try:
+            answer = calls[self.path](json.loads(body))
+        except ProjectError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except (ValueError, RecursionError):
+            self._refuse(HTTPStatus.BAD_REQUEST, "the body is no JSON")
+        else:
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(answer, allow_nan=False).encode())
+
+    def _start(self, body: Any) -> dict[str, Any]:
+        return self.server.game.start(Start.read(body))
+
+    def _step(self, body: Any) -> dict[str, Any]:
+        if not isinstance(body, dict):
+            raise ConfigError("a step is an object with session and action")
+        return self.server.game.step(body.get("session"), body.get("action"))
+
+    def _fault(self) -> tuple[HTTPStatus, str] | None:
+        """Why a call is refused before its body is read."""
+        host, length = self.headers.get("Host", ""), self.headers.get("Content-Length", "")
+        if not self.server.knows(host):
+            return HTTPStatus.MISDIRECTED_REQUEST, "this server goes by another name"
+        if self.headers.get("Origin", f"http://{host}") != f"http://{host}":
+            return HTTPStatus.FORBIDDEN, "calls come from this server's own page"
+        if self.headers.get_content_type() != "application/json":
+            return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a call is JSON"
+        if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
+            return HTTPStatus.LENGTH_REQUIRED, "a call states its length"
+        if len(length) > 9 or int(length) > _MAX_BODY:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a call has at most {_MAX_BODY} bytes"
+        return None
+
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        # What follows may be a body that was never read, so this connection can't go on.
+        self.close_connection = True
+        self._answer(status, "application/json", json.dumps({"error": reason}).encode())
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": f"{self.server.policy}; frame-ancestors 'none'",
+            "Cache-Control": "no-store",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            **({"Connection": "close"} if self.close_connection else {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def version_string(self) -> str:
+        """The name in the Server header, without versions."""
+        return "ivideogpt-play"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests go to the log, for those who turn debugging on."""
+        log.debug(format, *args)
+
+
+def _page(game: Game) -> tuple[bytes, str]:
+    """The page with all that it needs, and its policy."""
+    # `<` can't be in a script's data, whatever an episode is called.
+    facts = json.dumps(game.describe(), allow_nan=False).replace("<", "\\u003c")
+    script = f'"use strict";\nconst game = {facts};\n{asset("play.js")}'
+    page = asset("play.html").replace("/*style*/", asset("theme.css") + asset("play.css")).replace("/*script*/", script)
+    return page.encode(), content_policy(script, "connect-src 'self'; form-action 'none'")
