@@ -82,6 +82,12 @@ def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
     return DatasetEntry(**typed)
 
 
+@functools.cache
+def robonet_test_files() -> frozenset[str]:
+    """Names of the HDF5 files that are RoboNet's public test set."""
+    return frozenset(_read_yaml("robonet_test_files.yaml"))
+
+
 def dataset(name: str, camera: str | None = None, rate: float | None = None) -> DatasetEntry:
     """What is known of one data set.
 

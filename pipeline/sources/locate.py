@@ -1,11 +1,12 @@
 """From what a user points at to a source: which folder below it holds the data, and of which kind they are."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
+from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.sources import npz, something, video
 from pipeline.sources.base import Source
@@ -16,6 +17,7 @@ from pipeline.sources.video import EPISODE_FRAMES, VideoSource
 _RLDS_FILE = re.compile(r"\.tfrecord|^features\.json$|^dataset_info\.json$")
 _SHOWN = 8
 _DEPTH = 4
+_HDF5_FOLDER = "hdf5"
 
 
 def open_source(
@@ -42,6 +44,8 @@ def open_source(
         if something.is_something(folder):
             return SomethingSource(folder, entry, form, classes)
         files = storage.list_files(folder)
+        if (downstream := _open_downstream(entry, folder, files, form)) is not None:
+            return downstream
         if any(_RLDS_FILE.search(name) for name in files):
             # Imported here because it needs the `ingest` extra, which the other kinds do without.
             from pipeline.sources.rlds import SPEC_FILE, RldsSource
@@ -60,6 +64,35 @@ def open_source(
     raise SourceError(_nothing(entry, path))
 
 
+def _open_downstream(entry: DatasetEntry, folder: str, files: Sequence[str], form: FrameForm) -> Source | None:
+    """The BAIR, RoboNet or VP2 source in a folder or one step below it, where they are published; None where there is none."""
+    # These too need the `ingest` extra.
+    from pipeline.sources import bair, hdf5, robonet, vp2
+
+    for place in (folder, storage.join(folder, bair.FOLDER)):
+        if bair.is_bair(place):
+            return bair.BairSource(place, entry, form)
+    for place, names in ((folder, files), (storage.join(folder, _HDF5_FOLDER), None)):
+        names = storage.list_files(place) if names is None else names
+        paths = [storage.join(place, name) for name in names if name.endswith(hdf5.ENDINGS)]
+        if paths:
+            kinds = {"env": robonet.RobonetSource, "data": vp2.Vp2Source}
+            return kinds[_hdf5_group(paths, tuple(kinds))](place, entry, form)
+    return None
+
+
+def _hdf5_group(paths: Sequence[str], groups: Sequence[str]) -> str:
+    """Which of these groups the first file has that has one; some files may be damaged."""
+    from pipeline.sources import hdf5
+
+    for path in paths[:_SHOWN]:
+        with contextlib.suppress(BadEpisodeError), hdf5.opened(path) as file:
+            for group in groups:
+                if hdf5.find(file, group) is not None:
+                    return group
+    raise SourceError(f"{paths[0]} and the files after it are neither RoboNet's HDF5 (group `env`) nor VP2's (group `data`)")
+
+
 def _narrowest_first(places: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys(place.rstrip("/") for place in places), key=len, reverse=True)
 
@@ -73,7 +106,7 @@ def _holds_videos(folder: str, depth: int = _DEPTH) -> bool:
 
 def _nothing(entry: DatasetEntry, path: str) -> str:
     below = storage.join(entry.directory, entry.version) if entry.version else entry.directory
-    message = f"no data of {entry.name}: looked in {path} and in {below} below it for TFRecord, npz and video files"
+    message = f"no data of {entry.name}: looked in {path} and in {below} below it for TFRecord, HDF5, npz and video files"
     if not storage.exists(path):
         return f"{message}, but {path} doesn't exist"
     versions = storage.list_folders(storage.join(path, entry.directory))

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
@@ -24,6 +22,7 @@ from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
 from pipeline.naming import episode_key
 from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.example import Columns, feature_values, parse_example
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
 from pipeline.sources.tfrecord import count_records, read_records
 
@@ -32,8 +31,6 @@ _INFO_FILE = "dataset_info.json"
 _FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
 _MAX_TEXT = 10_000
 _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
-
-Columns = Any  # the map of a parsed tf.train.Example: path -> feature
 
 
 class RldsSource(Source):
@@ -88,12 +85,10 @@ class RldsSource(Source):
 
     def _read_record(self, record: bytes, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode | BadEpisode:
         try:
-            columns = tf_example_pb2.Example.FromString(record).features.feature
+            columns = parse_example(record)
             if spec.success is not None and not _numbers(columns, spec.success, 1).any():
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
-        except DecodeError as error:
-            return BadEpisode(f"the record is no tf.train.Example: {error}")
         except BadEpisodeError as error:
             return BadEpisode(str(error))
 
@@ -125,7 +120,7 @@ class RldsSource(Source):
     def _frames(self, columns: Columns, spec: EpisodeSpec) -> tuple[list[bytes], tuple[int, int]]:
         swap = self.entry.image_key in self.entry.bgr
         if spec.encoded:
-            images = list(_values(columns, spec.camera, "bytes_list"))
+            images = list(feature_values(columns, spec.camera.path, "bytes_list"))
             check_size(images)
             if _is_placeholder(images):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
@@ -162,18 +157,9 @@ def _stated(folder: str) -> dict[str, tuple[list[int], float]]:
     return stated
 
 
-def _values(columns: Columns, column: Column, kind: str | None = None) -> Any:
-    """All values of a column, of whatever kind the record has, or of `kind` alone."""
-    # Looking up a key that isn't there would create it.
-    found = columns[column.path].WhichOneof("kind") if column.path in columns else None
-    if found is None or (kind is not None and found != kind):
-        raise BadEpisodeError(f"feature {column.path} is {'missing' if found is None else f'a {found}, not a {kind}'}")
-    return getattr(columns[column.path], found).value
-
-
 def _numbers(columns: Columns, column: Column, rows: int | None = None) -> np.ndarray:
     """A numeric column as (N, width), N being `rows` where it is given."""
-    values = _values(columns, column)
+    values = feature_values(columns, column.path)
     try:
         flat = np.array(values, dtype=np.float64 if values and isinstance(values[0], float) else np.int64)
         return flat.reshape(-1 if rows is None else rows, column.width)
@@ -187,7 +173,7 @@ def _pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
         for row in _numbers(columns, camera).astype(np.uint8):
             yield row.reshape(camera.shape)
         return
-    for value in _values(columns, camera, "bytes_list"):
+    for value in feature_values(columns, camera.path, "bytes_list"):
         try:
             # One byte more than there should be is enough to see that a stream doesn't end.
             data = zlib.decompressobj().decompress(value, camera.width + 1) if camera.encoding == "zlib" else value
@@ -222,7 +208,7 @@ def _text(columns: Columns, column: Column | None) -> str:
     """The first text of a column that isn't empty; numbers above 1 wide spell it, zeros being padding."""
     if column is None:
         return ""
-    values = _values(columns, column)
+    values = feature_values(columns, column.path)
     if len(values) and isinstance(values[0], bytes):
         return next((value for value in values if value), b"")[:_MAX_TEXT].decode(errors="replace")
     numbers = _numbers(columns, column)

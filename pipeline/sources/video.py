@@ -147,7 +147,7 @@ def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]
 
 def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int) -> Iterator[Episode]:
     """A video in pieces of at most `length` frames."""
-    timed = _sampled(_decoded(file), entry.control_hz)
+    timed = _sampled(decoded(file), entry.control_hz)
     for record in itertools.count():
         times, kept = [], []
         for time, pixels in itertools.islice(timed, length):
@@ -213,7 +213,7 @@ def _sampled(frames: Iterator[tuple[float, np.ndarray]], rate: float | None) -> 
         yield previous
 
 
-def _decoded(file: IO[bytes]) -> Iterator[tuple[float, np.ndarray]]:
+def decoded(file: IO[bytes]) -> Iterator[tuple[float, np.ndarray]]:
     """All frames of the video with their times in seconds, upright, (H, W, 3) uint8 RGB."""
     last: float | None = None
     try:

@@ -1,0 +1,110 @@
+"""BAIR robot pushing as its authors publish it: TFRecord files in a folder a split, an episode of raw RGB frames a record."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError
+from pipeline.naming import episode_key
+from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.example import Columns, feature_values, parse_example
+from pipeline.sources.tfrecord import count_records, read_records
+
+FOLDER = "softmotion30_44k"
+_SPLITS = ("test", "train")
+_FILE = re.compile(r"^traj_(?P<first>\d{1,9})_to_\d{1,9}\.tfrecords$")
+_SHAPE = (64, 64, 3)
+# The catalog's name of a camera -> the set's own.
+_CAMERAS = {"aux1_image": "image_aux1", "main_image": "image_main"}
+
+
+def is_bair(folder: str) -> bool:
+    """Whether a folder has a split of BAIR's files."""
+    return any(_FILE.match(name) for split in _SPLITS for name in storage.list_files(storage.join(folder, split)))
+
+
+class BairSource(Source):
+    """The folder that holds `train` and `test`. Files are numbered by their first trajectory, as their names say."""
+
+    kind = "bair"
+
+    def file_sizes(self) -> dict[str, int]:
+        """The files of both splits. See `Source.file_sizes`."""
+        found = {split: storage.file_sizes(storage.join(self.folder, split)) for split in _SPLITS}
+        return {storage.join(split, name): size for split, files in found.items() for name, size in files.items()}
+
+    def plan(self) -> list[SourceShard]:
+        """All files. See `Source.plan`."""
+        shards = []
+        for file in self.file_sizes():
+            split, _, name = file.partition("/")
+            if match := _FILE.match(name):
+                records = count_records(storage.join(self.folder, file))
+                shards.append(SourceShard(split, int(match["first"]), file, records))
+        return sorted(shards, key=lambda shard: (shard.split, shard.number))
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episodes of a file. See `Source.read`."""
+        for position, record in enumerate(read_records(storage.join(self.folder, shard.file))):
+            if position == shard.take:
+                return
+            item: Episode | BadEpisode
+            try:
+                item = self._episode(parse_example(record), shard, position)
+            except BadEpisodeError as error:
+                item = BadEpisode(str(error))
+            yield position, item
+
+    def _episode(self, columns: Columns, shard: SourceShard, position: int) -> Episode:
+        camera = _CAMERAS.get(self.entry.image_key, self.entry.image_key)
+        count = _length(columns, camera)
+        kept = [self.form.keep_pixels(_pixels(columns, f"{step}/{camera}/encoded")) for step in range(count)]
+        frames = [data for data, _ in kept]
+        check_size(frames)
+        action = _steps(columns, "action", 4, count)
+        height, width = kept[0][1]
+        return Episode(
+            key=episode_key(shard.split, shard.number, position),
+            dataset=self.entry.name,
+            frames=frames,
+            height=height,
+            width=width,
+            rate=self.entry.control_hz,
+            base_step=self.entry.base_step,
+            camera=self.entry.image_key,
+            language="",
+            source_file=shard.file,
+            source_record=position,
+            action_meaning="action: 4",
+            action=pad_actions(action, count),
+            state=_steps(columns, "endeffector_pos", 3, count).astype(np.float32),
+        )
+
+
+def _length(columns: Columns, camera: str) -> int:
+    """How many frames a camera has."""
+    pattern = re.compile(rf"(\d{{1,6}})/{re.escape(camera)}/encoded")
+    found = [match for name in columns if (match := pattern.fullmatch(name))]
+    if not found:
+        known = {match[1] for name in columns if (match := re.fullmatch(r"\d+/(\w+)/encoded", name))}
+        raise BadEpisodeError(f"no camera {camera!r}; the record has {', '.join(sorted(known)) or 'none'}")
+    return len(found)
+
+
+def _pixels(columns: Columns, name: str) -> np.ndarray:
+    """A frame: raw bytes, in spite of `encoded` in the feature's name."""
+    data = b"".join(feature_values(columns, name, "bytes_list"))
+    if len(data) != np.prod(_SHAPE):
+        raise BadEpisodeError(f"feature {name} has {len(data)} bytes, not those of {_SHAPE} raw pixels")
+    return np.frombuffer(data, np.uint8).reshape(_SHAPE)
+
+
+def _steps(columns: Columns, name: str, width: int, count: int) -> np.ndarray:
+    """The numbers of every step, (count, width)."""
+    rows = [list(feature_values(columns, f"{step}/{name}", "float_list")) for step in range(count)]
+    if any(len(row) != width for row in rows):
+        raise BadEpisodeError(f"feature {name} has {sorted({len(row) for row in rows})} numbers a step, not {width}")
+    return np.array(rows)

@@ -1,0 +1,91 @@
+"""HDF5 files, read with suspicion: nothing outside the file is followed, nothing larger than an episode is taken.
+
+HDF5 can point into other files (external links, external storage, virtual data sets); a file that does so is refused, since it
+would let whoever made it have any file of the worker's read.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline import storage
+from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.sources.base import MAX_EPISODE_BYTES
+
+ENDINGS = (".hdf5", ".h5")
+# What h5py raises for damage: anything, depending on where in the file it lies.
+DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[h5py.File]:
+    """An HDF5 file, local or behind a URL.
+
+    Raises:
+        SourceError: It can't be opened at all.
+        BadEpisodeError: It opens, but is no sound HDF5; also where that shows only within the block.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(storage.open_read(path))
+        except OSError as error:
+            raise SourceError(f"{path} can't be opened: {error}") from error
+        try:
+            yield stack.enter_context(h5py.File(file, "r"))
+        except DAMAGE as error:
+            raise BadEpisodeError(f"no sound HDF5 file of this kind: {error}") from error
+
+
+def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
+    """What lies at `path` below a group, or None.
+
+    Raises:
+        BadEpisodeError: The way there leads through a link, or to data outside the file.
+    """
+    found = group
+    for part in path.split("/"):
+        link = found.get(part, getlink=True) if isinstance(found, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise BadEpisodeError(f"{path} is a link, which may lead out of the file")
+        found = found[part]
+    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+        raise BadEpisodeError(f"{path} keeps its data in another file")
+    return found
+
+
+def array(group: h5py.Group, path: str) -> np.ndarray:
+    """The data set at `path` below a group, whole.
+
+    Raises:
+        BadEpisodeError: There is none, or it is larger than any episode.
+    """
+    found = find(group, path)
+    if not isinstance(found, h5py.Dataset):
+        raise BadEpisodeError(f"the file has no data set {path}")
+    if found.size is None or found.size * found.dtype.itemsize > MAX_EPISODE_BYTES:
+        raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
+    return np.asarray(found[()])
+
+
+def numbers(group: h5py.Group, path: str) -> np.ndarray:
+    """A data set of numbers a step, (T, A).
+
+    Raises:
+        BadEpisodeError: It isn't one.
+    """
+    found = array(group, path)
+    if found.ndim != 2 or found.dtype.kind not in "biuf":
+        raise BadEpisodeError(f"{path} has the shape {found.shape} and the type {found.dtype}, not rows of numbers")
+    return found
+
+
+def text(value: Any) -> str:
+    """A string as HDF5 files hold it: text, bytes, or an array of one of these."""
+    while isinstance(value, np.ndarray):
+        value = value.reshape(-1)[0] if value.size else ""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,157 @@
+"""RoboNet as its authors publish it: an HDF5 file an episode, its frames an mp4 or JPEGs, actions of 3 to 5 numbers.
+
+Which files are the public test set is a list in `configs/`; these are the split `test`, and no option makes them anything else.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline import storage
+from pipeline.catalog import robonet_test_files
+from pipeline.episode import Episode
+from pipeline.errors import BadEpisodeError
+from pipeline.naming import episode_key
+from pipeline.sources import hdf5
+from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.video import decoded
+
+ACTION_DIM = 5
+_CAMERA = re.compile(r"^(image|cam)(?P<number>\d{0,3})$")
+_FORMATS = {"RGB": False, "BGR": True}  # whether red and blue are swapped
+
+Frame = tuple[bytes, tuple[int, int]]
+
+
+class RobonetSource(Source):
+    """A folder of RoboNet's files. Camera `image` is the first one, `image1` the second."""
+
+    kind = "robonet"
+
+    def plan(self) -> list[SourceShard]:
+        """All files, numbered within their splits in the order of names. See `Source.plan`."""
+        names = [name for name in storage.list_files(self.folder) if name.endswith(hdf5.ENDINGS)]
+        test = robonet_test_files()
+        splits = {
+            "test": [name for name in names if name in test],
+            "train": [name for name in names if name not in test],
+        }
+        return [SourceShard(split, number, name, 1) for split, files in splits.items() for number, name in enumerate(files)]
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episode of a file. See `Source.read`."""
+        try:
+            with hdf5.opened(storage.join(self.folder, shard.file)) as file:
+                episode = self._episode(file, shard)
+        except BadEpisodeError as error:
+            yield 0, BadEpisode(str(error))
+        else:
+            yield 0, episode
+
+    def _episode(self, file: h5py.File, shard: SourceShard) -> Episode:
+        state = hdf5.numbers(file, "env/state")
+        action = hdf5.numbers(file, "policy/actions")
+        kept = self._frames(file, min(len(state), len(action) + 1))
+        frames = [data for data, _ in kept]
+        check_size(frames)
+        if len({size for _, size in kept}) > 1:
+            raise BadEpisodeError("the size of the picture changes")
+        height, width = kept[0][1]
+        state, action = state[: len(frames)], five_dimensional(file, action[: len(frames) - 1], state)
+        return Episode(
+            key=episode_key(shard.split, shard.number, 0),
+            dataset=self.entry.name,
+            frames=frames,
+            height=height,
+            width=width,
+            rate=self.entry.control_hz,
+            base_step=self.entry.base_step,
+            camera=self.entry.image_key,
+            language="",
+            source_file=shard.file,
+            source_record=0,
+            episode_id=shard.file.rpartition(".")[0],
+            action_meaning=f"action: {ACTION_DIM}",
+            action=pad_actions(action, len(frames)),
+            state=state.astype(np.float32),
+        )
+
+    def _frames(self, file: h5py.File, most: int) -> list[Frame]:
+        """At most `most` frames of the camera."""
+        env = hdf5.find(file, "env")
+        match = _CAMERA.match(self.entry.image_key)
+        number = int(match["number"] or 0) if match else None
+        if env is None:
+            raise BadEpisodeError("the file has no group env")
+        cameras = int(env.attrs["n_cams"])
+        if number is None or number >= cameras:
+            raise BadEpisodeError(f"no camera {self.entry.image_key!r}: the file has {cameras}, called image, image1, ..")
+        place = f"env/cam{number}_video"
+        if hdf5.text(env.attrs["cam_encoding"]) == "mp4":
+            return self._of_video(file, f"{place}/frames", most)
+        return self._of_images(file, place, most)
+
+    def _of_video(self, file: h5py.File, path: str, most: int) -> list[Frame]:
+        data = hdf5.array(file, path).astype(np.uint8).tobytes()
+        attributes = file[path].attrs
+        wanted = min(most, int(attributes["T"]))
+        swap = _swapped(attributes)
+        kept = [self.form.keep_pixels(pixels, swap) for _, pixels in itertools.islice(decoded(io.BytesIO(data)), wanted)]
+        if len(kept) < wanted:
+            raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {attributes['T']} are stated")
+        return kept
+
+    def _of_images(self, file: h5py.File, place: str, most: int) -> list[Frame]:
+        kept: list[Frame] = []
+        swap = False
+        while len(kept) < most and hdf5.find(file, path := f"{place}/frame{len(kept)}") is not None:
+            data = hdf5.array(file, path).astype(np.uint8).tobytes()
+            swap = swap if kept else _swapped(file[path].attrs)
+            kept.append(self.form.keep(data, swap))
+        return kept
+
+
+def _swapped(attributes: Any) -> bool:
+    order = hdf5.text(attributes["image_format"])
+    if order not in _FORMATS:
+        raise BadEpisodeError(f"image_format is {order!r}, neither RGB nor BGR")
+    return _FORMATS[order]
+
+
+def five_dimensional(file: h5py.File, action: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Actions with as many numbers for every robot, by RoboNet's own rule.
+
+    Where a primitive moves the gripper (`autograsp`), the fifth number is the state that it leads to: open or shut.
+
+    Args:
+        file: Says what the robot's primitives and bounds are.
+        action: (N, A).
+        state: (M, S), M > N.
+
+    Returns:
+        (N, 5), zeros where the robot has fewer.
+    """
+    if action.shape[1] == ACTION_DIM - 1 and hdf5.text(_known(file, "primitives", "")) == "autograsp":
+        low, high = (float(np.atleast_2d(_known(file, name, np.nan))[0, -1]) for name in ("low_bound", "high_bound"))
+        if not np.isfinite([low, high]).all():
+            raise BadEpisodeError("an autograsp robot without low_bound and high_bound: its gripper's actions can't be told")
+        after = state[1 : len(action) + 1, -1]
+        action = np.column_stack([action, np.where(after > (low + high) / 2, high, low)])
+    action = action[:, :ACTION_DIM]
+    return np.pad(action, ((0, 0), (0, ACTION_DIM - action.shape[1])))
+
+
+def _known(file: h5py.File, name: str, default: Any) -> Any:
+    """What the file says of itself: in `metadata`, in `misc`, else in `env`."""
+    metadata = hdf5.find(file, "metadata")
+    if metadata is not None and name in metadata.attrs:
+        return metadata.attrs[name]
+    for group in ("misc", "env"):
+        if isinstance(hdf5.find(file, f"{group}/{name}"), h5py.Dataset):
+            return hdf5.array(file, f"{group}/{name}")
+    return default

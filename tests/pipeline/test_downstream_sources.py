@@ -1,0 +1,284 @@
+"""BAIR, RoboNet and VP2 in the layouts in which they are published, sound and unsound."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import av
+import h5py
+import numpy as np
+import pytest
+from rlds_data import picture
+from tensorflow_datasets.proto import tf_example_pb2
+
+from pipeline.catalog import DatasetEntry, dataset, robonet_test_files
+from pipeline.errors import SourceError
+from pipeline.frames import FrameForm, decode, encode_jpeg
+from pipeline.plan import make_plan
+from pipeline.sources.bair import BairSource
+from pipeline.sources.base import BadEpisode
+from pipeline.sources.locate import open_source
+from pipeline.sources.robonet import RobonetSource
+from pipeline.sources.tfrecord import write_record
+from pipeline.sources.vp2 import Vp2Source
+
+PNG = FrameForm("png")
+ROBONET = DatasetEntry("tfds_robonet", "tfds_robonet", "image")
+
+
+def bair_record(seed: int, steps: int = 3, change=None) -> bytes:
+    features: dict = {}
+    for t in range(steps):
+        for camera, offset in (("main", 50), ("aux1", 0)):
+            features[f"{t}/image_{camera}/encoded"] = picture(seed + t + offset, 64, 64).tobytes()
+        features[f"{t}/action"] = [float(seed), float(t), 0.5, -0.5]
+        features[f"{t}/endeffector_pos"] = [float(t)] * 3
+    for name, value in (change or {}).items():
+        features.pop(name)
+        if value is not None:
+            features[name] = value
+    example = tf_example_pb2.Example()
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            example.features.feature[name].bytes_list.value.append(value)
+        else:
+            example.features.feature[name].float_list.value.extend(value)
+    return example.SerializeToString()
+
+
+def write_bair(root: Path, train: list[bytes]) -> None:
+    for name, records in (("train/traj_10_to_20", train), ("train/traj_2_to_9", train[:1]), ("test/traj_0_to_255", train[:1])):
+        path = root / "softmotion30_44k" / f"{name}.tfrecords"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for record in records:
+                write_record(file, record)
+
+
+def test_bair_frames_are_raw_pixels_of_the_second_camera_by_default(tmp_path):
+    write_bair(tmp_path, [bair_record(0), bair_record(10)])
+    source = open_source(dataset("bair_robot_pushing"), str(tmp_path), PNG)
+    assert isinstance(source, BairSource)
+    plan = source.plan()
+    assert [(s.split, s.number, s.records) for s in plan] == [("test", 0, 1), ("train", 2, 1), ("train", 10, 2)]
+    assert sum(unit.source_bytes for unit in make_plan(source, None, None, 1 << 30)) > 0
+    _, episode = list(source.read(plan[2]))[1]
+    assert (episode.key, episode.camera, episode.num_frames) == ("train-00010-000001", "aux1_image", 3)
+    assert np.array_equal(decode(episode.frames[2]), picture(12, 64, 64))
+    assert np.array_equal(episode.action[:, 1], [0, 1, 2]) and episode.action.shape == (3, 4)
+    assert np.array_equal(episode.state[:, 0], [0, 1, 2])
+    main = open_source(dataset("bair_robot_pushing", camera="main_image"), str(tmp_path / "softmotion30_44k"), PNG)
+    ((_, episode),) = main.read(main.plan()[0])
+    assert np.array_equal(decode(episode.frames[0]), picture(50, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"1/image_aux1/encoded": b"short"}, "has 5 bytes"),
+        ({"1/image_aux1/encoded": None}, "feature 1/image_aux1/encoded is missing"),
+        ({"2/action": None}, "feature 2/action is missing"),
+        ({"2/action": [1.0]}, r"has \[1, 4\] numbers a step"),
+        ({"0/action": [1.0, 2.0, 3.0, float("nan")]}, "not finite"),
+        ({f"{t}/image_aux1/encoded": None for t in range(3)}, "the record has image_main"),
+    ],
+)
+def test_an_unsound_bair_record_is_left_out_and_the_next_one_kept(tmp_path, change, reason):
+    write_bair(tmp_path, [bair_record(0, change=change), bair_record(10)])
+    source = open_source(dataset("bair_robot_pushing"), str(tmp_path), PNG)
+    (_, bad), (_, good) = source.read(source.plan()[2])
+    assert isinstance(bad, BadEpisode) and good.num_frames == 3
+    assert re.search(reason, bad.reason)
+
+
+def mp4(frames: list[np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 48, 64, "yuv420p", 8_000_000
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def write_robonet(path: Path, encoding="jpg", order="RGB", frames=5, states=5, actions=4, dim=5, **about) -> None:
+    """An episode; `about` are facts that the file states of itself, arrays in `misc`, the others in `metadata`."""
+    pictures = [picture(t)[:, :, :: -1 if order == "BGR" else 1] for t in range(frames)]
+    with h5py.File(path, "w") as file:
+        env = file.create_group("env")
+        env.attrs["n_cams"], env.attrs["cam_encoding"] = 1, encoding
+        if encoding == "mp4":
+            first = env.create_dataset("cam0_video/frames", data=np.frombuffer(mp4(pictures), np.uint8))
+            first.attrs["T"] = frames
+        else:
+            for t, pixels in enumerate(pictures):
+                env.create_dataset(f"cam0_video/frame{t}", data=np.frombuffer(encode_jpeg(pixels), np.uint8))
+            first = env["cam0_video/frame0"]
+        first.attrs["shape"], first.attrs["image_format"] = (48, 64, 3), order
+        # The gripper's state: shut, then open from the third step on.
+        env["state"] = np.column_stack([np.arange(states), np.where(np.arange(states) < 2, 0.1, 0.9)])
+        file["policy/actions"] = np.arange(actions * dim, dtype=np.float64).reshape(actions, dim)
+        metadata = file.create_group("metadata")
+        for name, value in about.items():
+            if isinstance(value, np.ndarray):
+                file[f"misc/{name}"] = value
+            else:
+                metadata.attrs[name] = value
+
+
+def robonet_episode(folder: Path):
+    source = open_source(ROBONET, str(folder), PNG)
+    assert isinstance(source, RobonetSource)
+    ((_, item),) = source.read(source.plan()[0])
+    return item
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "mp4"])
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_robonet_frames_come_out_in_their_true_colours(tmp_path, encoding, order):
+    write_robonet(tmp_path / "a.hdf5", encoding, order)
+    episode = robonet_episode(tmp_path)
+    assert (episode.num_frames, episode.height, episode.width, episode.episode_id) == (5, 48, 64, "a")
+    for t, frame in enumerate(episode.frames):
+        assert np.abs(decode(frame).astype(int) - picture(t)).mean() < 8
+    assert np.array_equal(episode.action[:4], np.arange(20).reshape(4, 5)) and not episode.action[4].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ({"frames": 4, "states": 6, "actions": 5}, 4),
+        ({"frames": 6, "states": 3, "actions": 5}, 3),
+        ({"frames": 6, "states": 6, "actions": 1}, 2),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["jpg", "mp4"])
+def test_the_shortest_of_frames_states_and_actions_counts(tmp_path, encoding, lengths, expected):
+    write_robonet(tmp_path / "a.hdf5", encoding, **lengths)
+    episode = robonet_episode(tmp_path)
+    assert (episode.num_frames, len(episode.action), len(episode.state)) == (expected,) * 3
+
+
+BOUNDS = {"low_bound": np.array([[0.0, 0.0], [9.0, 9.0]]), "high_bound": np.array([[1.0, 1.0], [9.0, 9.0]])}
+
+
+@pytest.mark.parametrize(
+    ("dim", "about", "last_columns"),
+    [
+        (4, {"primitives": "autograsp", **BOUNDS}, [0, 1, 1, 1]),
+        (4, {"primitives": b"autograsp", "low_bound": [0.0, -2.0], "high_bound": [1.0, 3.0]}, [-2, 3, 3, 3]),
+        (4, {"primitives": "null", **BOUNDS}, [0, 0, 0, 0]),
+        (3, {"primitives": "autograsp", **BOUNDS}, [0, 0, 0, 0]),
+        (5, {}, [4, 9, 14, 19]),
+        (7, {}, [4, 11, 18, 25]),
+    ],
+)
+def test_robonet_actions_have_five_numbers(tmp_path, dim, about, last_columns):
+    write_robonet(tmp_path / "a.hdf5", dim=dim, **about)
+    action = robonet_episode(tmp_path).action
+    assert action.shape == (5, 5)
+    assert np.array_equal(action[:4, 4], last_columns)
+    assert np.array_equal(action[:4, : min(dim, 4)], np.arange(4 * dim).reshape(4, dim)[:, :4])
+
+
+def test_bounds_may_lie_in_env(tmp_path):
+    write_robonet(tmp_path / "a.hdf5", dim=4, primitives="autograsp")
+    assert "low_bound" in robonet_episode(tmp_path).reason
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        for name, value in BOUNDS.items():
+            file[f"env/{name}"] = value
+    assert np.array_equal(robonet_episode(tmp_path).action[:4, 4], [0, 1, 1, 1])
+
+
+def test_public_test_files_are_never_in_train(tmp_path, shared):
+    with (shared / "facts" / "robonet_test_files.csv").open() as file:
+        assert {row["file"] for row in csv.DictReader(file)} == robonet_test_files()
+    for name in [*sorted(robonet_test_files())[:3], "a_traj1.hdf5", "z_traj1.hdf5"]:
+        (tmp_path / name).touch()
+    write_robonet(tmp_path / "a_traj1.hdf5")
+    plan = open_source(ROBONET, str(tmp_path), PNG).plan()
+    assert [s.file for s in plan if s.split == "train"] == ["a_traj1.hdf5", "z_traj1.hdf5"]
+    assert {s.file for s in plan if s.split == "test"} == set(sorted(robonet_test_files())[:3])
+    assert len({(s.split, s.number) for s in plan}) == 5
+
+
+def test_unsound_robonet_files_are_bad_episodes_with_a_reason(tmp_path):
+    def spoilt(change) -> str:
+        write_robonet(tmp_path / "a.hdf5", "mp4")
+        with h5py.File(tmp_path / "a.hdf5", "a") as file:
+            change(file)
+        return robonet_episode(tmp_path).reason
+
+    def replace(name, value):
+        def change(file):
+            del file[name]
+            file[name] = value
+
+        return change
+
+    assert "no data set policy/actions" in spoilt(lambda file: file.pop("policy/actions"))
+    assert "the file has 0, called" in spoilt(lambda file: file["env"].attrs.modify("n_cams", 0))
+    assert "neither RGB nor BGR" in spoilt(lambda file: file["env/cam0_video/frames"].attrs.modify("image_format", "HSV"))
+    assert "where 9 are stated" in spoilt(
+        lambda file: (
+            file["env/cam0_video/frames"].attrs.modify("T", 9),
+            replace("env/state", np.zeros((20, 2)))(file),
+            replace("policy/actions", np.zeros((20, 5)))(file),
+        )
+    )
+    assert "is a link" in spoilt(replace("env/state", h5py.ExternalLink("/etc/other.hdf5", "/state")))
+    assert "not rows of numbers" in spoilt(replace("env/state", np.zeros(5)))
+    write_robonet(tmp_path / "b.hdf5")
+    (tmp_path / "a.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:3000])
+    assert "no sound HDF5" in robonet_episode(tmp_path).reason
+
+
+def write_vp2(path: Path, camera="camera_image") -> None:
+    with h5py.File(path, "w") as file:
+        for number in range(4):
+            demo = file.create_group(f"data/demo_{number}")
+            demo[f"obs/{camera}"] = np.stack([picture(10 * number + t) for t in range(3)])
+            demo["actions"] = np.full((3, 5), number, np.float64)
+        file["mask/train"] = np.array([b"demo_2", b"demo_0", b"demo_9"])
+        file["mask/valid"] = np.array([b"demo_1"])
+
+
+@pytest.mark.parametrize(("name", "camera"), [("vp2_robodesk", "camera_image"), ("vp2_robosuite", "agentview_shift_2_image")])
+def test_vp2_files_are_split_by_their_masks(tmp_path, name, camera):
+    write_vp2(tmp_path / "push.hdf5", camera)
+    source = open_source(dataset(name), str(tmp_path), PNG)
+    assert isinstance(source, Vp2Source)
+    plan = source.plan()
+    assert [(s.split, s.number, s.records) for s in plan] == [("train", 0, 3), ("valid", 0, 1)]
+    (_, first), (_, second), (position, bad) = source.read(plan[0])
+    assert (first.episode_id, first.camera, first.key) == ("demo_2", camera, "train-00000-000000")
+    assert np.array_equal(decode(second.frames[2]), picture(2)) and np.array_equal(first.action, np.full((3, 5), 2))
+    assert position == 2 and "data/demo_9/obs has no camera 'image'; it has nothing" in bad.reason
+    (unit,) = make_plan(source, ["train"], 1, 1 << 30)
+    assert len(list(source.read(unit.sources[0]))) == 1
+
+
+def test_a_vp2_file_without_masks_and_hdf5_of_another_kind_are_errors_by_name(tmp_path):
+    write_vp2(tmp_path / "push.hdf5")
+    with h5py.File(tmp_path / "push.hdf5", "a") as file:
+        del file["mask"]
+    with pytest.raises(SourceError, match=r"push\.hdf5 has neither mask/train nor mask/valid"):
+        open_source(dataset("vp2_robodesk"), str(tmp_path), PNG).plan()
+    (tmp_path / "push.hdf5").write_bytes(b"nothing")
+    with pytest.raises(SourceError, match="neither RoboNet's HDF5"):
+        open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
+
+
+def test_data_outside_the_file_is_not_followed(tmp_path):
+    write_vp2(tmp_path / "push.hdf5")
+    (tmp_path / "secret").write_bytes(bytes(range(120)))
+    with h5py.File(tmp_path / "push.hdf5", "a") as file:
+        del file["data/demo_0/actions"]
+        file["data/demo_0"].create_dataset("actions", (3, 5), "f8", external=[(str(tmp_path / "secret"), 0, 120)])
+        file["data/demo_2"].move("actions", "other")
+        file["data/demo_2/actions"] = h5py.SoftLink("/data/demo_2/other")
+    source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
+    (_, linked), (_, external), _ = source.read(source.plan()[0])
+    assert "is a link" in linked.reason and "in another file" in external.reason
