@@ -134,6 +134,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     if unused := sorted(set(store.datasets) - set(order.datasets)):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
+    _require_clips(recipe, store)
     if recipe.model.rewards and not store.has_reward:
         raise ConfigError(
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
@@ -156,6 +157,20 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         checkpoint=checkpoint,
         tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
     )
+
+
+def _require_clips(recipe: Recipe, store: TokenStore) -> None:
+    """Refuse a recipe that was written for other clips than the shards hold."""
+    layout = store.layout
+    for name, wanted, found in (
+        ("length", recipe.clips.length, layout.clip_length),
+        ("context_length", recipe.clips.context_length, layout.context_length),
+    ):
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"clips.{name} is {wanted} but the token shards were made with {found}: take the recipe that they were made "
+                "with, or tokenize again"
+            )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
-from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.recipe import ClipsConfig, DataConfig, ModelConfig, Recipe, TrainingConfig
 from training.preparation import RUN_NAME, RunOptions, prepare, sole_writer
 from training.processes import find_place
 
@@ -43,6 +43,13 @@ def test_a_clip_longer_than_the_model(tmp_path):
     write_shard(tmp_path / "tokens")
     recipe = Recipe(model=dataclasses.replace(MODEL, positions=30), training=TRAINING)
     _refused(ConfigError, "31 ids but model.positions is 30", tmp_path, recipe)
+
+
+@pytest.mark.parametrize(("key", "value"), [("length", 5), ("context_length", 2)])
+def test_a_recipe_for_other_clips_than_the_shards_hold(tmp_path, key, value):
+    write_shard(tmp_path / "tokens")
+    recipe = Recipe(clips=ClipsConfig(**{key: value}), model=MODEL, training=TRAINING)
+    _refused(ConfigError, rf"clips.{key} is {value} but the token shards were made with", tmp_path, recipe)
 
 
 def test_a_mixture_with_absent_data_sets(tmp_path):
