@@ -42,17 +42,25 @@ class TokenizerEngine:
         done = 0
         while done < len(clips):
             part = clips[done : done + self.batch]
-            try:
-                ids.append(self._run(part))
-            except torch.cuda.OutOfMemoryError:
-                if self.batch == 1:
-                    raise
+            made = self._attempt(part)
+            if made is None:
                 self.batch = (self.batch + 1) // 2
-                torch.cuda.empty_cache()
+                if self.device.type != "cpu":
+                    torch.accelerator.empty_cache()
                 log.warning("out of memory on %s: from now on %d clips at once", self.device, self.batch)
                 continue
+            ids.append(made)
             done += len(part)
         return torch.cat(ids)
+
+    def _attempt(self, clips: list[Tensor]) -> Tensor | None:
+        """As `_run`, but None where memory is short; what the attempt held is free again then."""
+        try:
+            return self._run(clips)
+        except (RuntimeError, MemoryError) as error:
+            if self.batch == 1 or not _is_out_of_memory(error):
+                raise
+        return None
 
     def _run(self, clips: list[Tensor]) -> Tensor:
         frames = torch.zeros(self.batch, *clips[0].shape, pin_memory=self.device.type == "cuda")
@@ -69,3 +77,8 @@ class TokenizerEngine:
         if self._autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self._autocast)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError; `DefaultCPUAllocator` is what its messages have in common.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

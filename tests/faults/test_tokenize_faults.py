@@ -1,0 +1,167 @@
+"""After any failure the same command completes with every shard as in an undisturbed run: tokenizing, with real processes."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import textwrap
+from pathlib import Path
+
+import pytest
+from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
+from tokenize_runs import (
+    SHARDS,
+    TORCHRUN,
+    children,
+    command,
+    descendants,
+    environment,
+    files,
+    records,
+    run,
+    still_running,
+    summary_of,
+    wait_for_a_record,
+)
+
+from pipeline.records import read_record
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    tiny_tokenizer(folder / "tok")
+    write_shards(folder / "eps", shards=SHARDS, episodes=4)
+    summary_of(run(folder, folder / "out"))
+    return folder
+
+
+def finish_and_compare(undisturbed: Path, output: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in records(output)}
+    assert 0 < len(before) < SHARDS
+    summary_of(run(undisturbed, output))
+    assert files(output) == files(undisturbed / "out")
+    assert all(path.stat().st_mtime_ns == time_then for path, time_then in before.items()), "a finished shard was made again"
+
+
+def test_kill_9_and_the_same_command_again_equal_an_undisturbed_run(undisturbed, tmp_path):
+    process = subprocess.Popen(command(undisturbed, tmp_path), env=environment())
+    wait_for_a_record(process, tmp_path)
+    family = descendants(process.pid)
+    process.kill()
+    process.wait()
+    assert not still_running(family), "reader processes outlive their worker"
+    finish_and_compare(undisturbed, tmp_path)
+
+
+def test_kill_9_of_one_process_of_a_fleet_loses_only_what_it_held(undisturbed, tmp_path):
+    process = subprocess.Popen(command(undisturbed, tmp_path, TORCHRUN), env=environment())
+    wait_for_a_record(process, tmp_path)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    assert process.wait(timeout=240) != 0
+    finish_and_compare(undisturbed, tmp_path)
+
+
+def test_a_fleet_that_may_restart_survives_kill_9_of_its_first_process(undisturbed, tmp_path):
+    process = subprocess.Popen(command(undisturbed, tmp_path, (*TORCHRUN, "--max-restarts", "1")), env=environment())
+    wait_for_a_record(process, tmp_path)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    assert process.wait(timeout=240) == 0
+    assert files(tmp_path) == files(undisturbed / "out")
+
+
+def test_kill_9_of_a_reader_goes_unnoticed(undisturbed, tmp_path):
+    process = subprocess.Popen(command(undisturbed, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for_a_record(process, tmp_path)
+    readers = [reader for server in children(process.pid) for reader in children(server)]
+    assert readers
+    os.kill(readers[0], signal.SIGKILL)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert files(tmp_path) == files(undisturbed / "out")
+
+
+def test_an_input_that_kills_its_reader_twice_is_left_out_and_listed(undisturbed, tmp_path):
+    shutil.copytree(undisturbed / "tok", tmp_path / "tok")
+    write_shards(tmp_path / "eps", shards=2, episodes=4)
+    episodes = [make_episode(index, 5 + index * 7 % 20) for index in range(8, 12)]
+    # A frame with a comment in it, at which the decoder of this test's processes crashes.
+    episodes[1].frames[:] = [frame[:2] + b"\xff\xfe\x00\x08POISON" + frame[2:] for frame in episodes[1].frames]
+    write_shard(tmp_path / "eps", 2, episodes)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        textwrap.dedent("""
+            import os, signal, simplejpeg
+            decode = simplejpeg.decode_jpeg
+            def crash(data, *rest, **options):
+                if b"POISON" in bytes(data):
+                    os.kill(os.getpid(), signal.SIGSEGV)
+                return decode(data, *rest, **options)
+            simplejpeg.decode_jpeg = crash
+        """)
+    )
+    done = run(tmp_path, tmp_path / "out", env=environment(PYTHONPATH=str(tmp_path / "site")))
+    assert summary_of(done)["episodes_left_out"] == 1
+    assert done.stderr.count("a reader ended with signal 11 at episode train-00000-000009") == 2
+    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000002.json")).left_out
+    assert (left_out.source_record, left_out.reason) == (9, "killed its reader process 2 times")
+    expected = files(undisturbed / "out")
+    made = files(tmp_path / "out")
+    assert all(made[name] == expected[name] for name in made if not name.endswith(("-000002.json", "-000002.arrow")))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for some of the shards; `more` makes it large enough."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root and the right to mount")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_room_is_all_it_takes(undisturbed, small_disk):
+    done = run(undisturbed, small_disk)
+    assert done.returncode == 1
+    assert "error: token shards can't be written" in done.stderr and "make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    finish_and_compare(undisturbed, small_disk)
+
+
+def test_memory_that_runs_out_halves_the_batch_for_the_rest_of_the_run(undisturbed, tmp_path):
+    def little_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+
+    done = run(undisturbed, tmp_path, more=("--tokenizer.clips_per_batch", "800"), preexec_fn=little_memory)
+    halved = done.stderr.count("out of memory on cpu")
+    assert halved >= 1
+    assert summary_of(done)["clips_per_batch"] == 800 >> halved
+    assert files(tmp_path) == files(undisturbed / "out")
+
+
+def test_an_array_of_jobs_without_a_launcher_shares_the_work(undisturbed, tmp_path):
+    shards = []
+    for index in ("0", "1"):
+        more = ("--worker_count", "2")
+        done = run(undisturbed, tmp_path, more=more, env=environment(SLURM_ARRAY_TASK_ID=index))
+        shards.append(summary_of(done)["shards"])
+    assert shards == [SHARDS // 2, SHARDS // 2]
+    assert files(tmp_path) == files(undisturbed / "out")
+
+
+def test_tasks_of_a_bare_srun_find_each_other(undisturbed, tmp_path):
+    step = {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+    }
+    processes = []
+    for rank in ("0", "1"):
+        place = environment(**step, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        processes.append(subprocess.Popen(command(undisturbed, tmp_path), env=place))
+    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    assert files(tmp_path) == files(undisturbed / "out")
