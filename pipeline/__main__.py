@@ -10,8 +10,9 @@ from pipeline import catalog, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
-from pipeline.job import Outcome, check_outcome, ingest
+from pipeline.job import Job, Outcome, check_outcome, ingest_together
 from pipeline.plan import make_plan
+from pipeline.recipe import Recipe
 from pipeline.sources.base import MAX_FRAMES
 from pipeline.sources.locate import open_source
 from pipeline.sources.video import EPISODE_FRAMES
@@ -23,7 +24,13 @@ def parser() -> CommandParser:
         "ivideogpt-ingest",
         "Turn one data set (RLDS, npz or video) into episode shards. What follows a bare -- goes to Beam.",
     )
-    made.add_argument("--dataset", type=str, required=True, help="Name of the data set, in the catalog or your own.")
+    made.add_argument(
+        "--dataset",
+        type=str,
+        nargs="+",
+        required=True,
+        help="Name of the data set, in the catalog or your own; or of several that are cameras of one, read in one pass.",
+    )
     made.add_argument("--source", type=str, required=True, help="Its folder or URL, or a root of data sets that has it.")
     made.add_argument("--output", type=str, required=True, help="Folder or URL; shards go to OUTPUT/DATASET.")
     made.add_argument("--splits", type=str, nargs="+", help="Only these splits; by default all.")
@@ -46,18 +53,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
     recipe, options = parse_recipe(parser(), own)
     if options.max_episodes is not None and options.max_episodes < 1:
         raise ConfigError(f"--max_episodes must be at least 1, not {options.max_episodes}")
-    entry = catalog.dataset(options.dataset, options.camera, options.rate)
-    if Path(entry.name).name != entry.name or entry.name.startswith("."):
-        raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     if not 1 <= options.episode_frames <= MAX_FRAMES:
         raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
+    jobs = [_job(name, recipe, options) for name in dict.fromkeys(options.dataset)]
+    folders = {job.source.folder for job in jobs}
+    if len(folders) > 1 or (len(jobs) > 1 and options.camera):
+        raise ConfigError(
+            f"--dataset {' '.join(options.dataset)}: several can be read at once only where they are the catalog's cameras of "
+            f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
+        )
+    outcomes = ingest_together(jobs, beam_options, options.overwrite)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        print(json.dumps(_summary(job.dataset, job.folder, outcome)))
+    for outcome in outcomes:
+        check_outcome(outcome, options.max_bad_fraction)
+    return 0
+
+
+def _job(name: str, recipe: Recipe, options: Any) -> Job:
+    """The plan of one data set."""
+    entry = catalog.dataset(name, options.camera, options.rate)
+    if Path(entry.name).name != entry.name or entry.name.startswith("."):
+        raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     source = open_source(entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames)
     units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20)
-    folder = storage.join(options.output, entry.name)
-    outcome = ingest(units, source, entry.name, folder, beam_options, options.overwrite)
-    print(json.dumps(_summary(entry.name, folder, outcome)))
-    check_outcome(outcome, options.max_bad_fraction)
-    return 0
+    return Job(units, source, entry.name, storage.join(options.output, entry.name))
 
 
 def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class DatasetEntry:
         bgr: Cameras known to have red and blue swapped.
         future_steps: Steps that an action of the source spans; the first one is taken.
         success_filter: Whether episodes that the source marks as failed are passed over.
+        test_episodes: File in `configs/` that names the episodes of the split `train` that are a public test set.
     """
 
     name: str
@@ -48,6 +49,7 @@ class DatasetEntry:
     bgr: tuple[str, ...] = ()
     future_steps: int = 1
     success_filter: bool = False
+    test_episodes: str = ""
 
 
 def _read_yaml(name: str) -> Any:
@@ -86,6 +88,20 @@ def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
 def robonet_test_files() -> frozenset[str]:
     """Names of the HDF5 files that are RoboNet's public test set."""
     return frozenset(_read_yaml("robonet_test_files.yaml"))
+
+
+@functools.cache
+def test_episodes(file: str) -> dict[str, int]:
+    """Name -> index in the published split `train` of the episodes that a file in `configs/` keeps for testing."""
+    return {str(name): int(index) for name, index in _read_yaml(file).items()}
+
+
+def first_view(entry: DatasetEntry) -> DatasetEntry:
+    """The first entry of the catalog that reads the same data set; `entry` itself where it isn't as the catalog has it."""
+    if datasets().get(entry.name) != entry:
+        return entry
+    place = (entry.directory, entry.version)
+    return next(other for other in datasets().values() if (other.directory, other.version) == place)
 
 
 def dataset(name: str, camera: str | None = None, rate: float | None = None) -> DatasetEntry:

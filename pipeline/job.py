@@ -25,7 +25,7 @@ from pipeline.plan import Unit
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, describe_difference, find_done, read_record, record_path
 from pipeline.sources.base import Source
-from pipeline.unit import run_unit, take_failures
+from pipeline.unit import Part, run_parts, take_failures
 
 _log = logging.getLogger(__name__)
 _LISTED = 20
@@ -50,42 +50,78 @@ class Outcome:
     seconds: float
 
 
-def ingest(
-    units: Sequence[Unit], source: Source, dataset: str, folder: str, beam_options: Sequence[str], overwrite: bool
-) -> Outcome:
-    """Make all shards of a plan that aren't there yet, and the index of all that are.
+@dataclass(frozen=True)
+class Job:
+    """One data set to be ingested.
 
-    Args:
+    Attributes:
         units: The plan.
         source: Where episodes come from.
         dataset: Name of the data set.
         folder: For its shards.
+    """
+
+    units: Sequence[Unit]
+    source: Source
+    dataset: str
+    folder: str
+
+
+def ingest(
+    units: Sequence[Unit],
+    source: Source,
+    dataset: str,
+    folder: str,
+    beam_options: Sequence[str],
+    overwrite: bool,
+) -> Outcome:
+    """Make all shards of one data set; see `ingest_together`."""
+    return ingest_together([Job(units, source, dataset, folder)], beam_options, overwrite)[0]
+
+
+def ingest_together(jobs: Sequence[Job], beam_options: Sequence[str], overwrite: bool) -> list[Outcome]:
+    """Make all shards of data sets that aren't there yet, and the index of all that are.
+
+    Args:
+        jobs: The data sets. Units of several that have their source files in common are made in one pass over these.
         beam_options: For Beam; by default a worker process for every core of this machine.
         overwrite: Make shards anew that were made in another way.
 
     Raises:
         ConflictError: Shards are there that were made in another way, or that this plan doesn't have.
     """
-    refuse_strays(units, folder)
-    sizes = storage.file_sizes(folder)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        done = list(pool.map(lambda unit: _is_done(unit, folder, sizes, overwrite), units))
-    work = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
-    for unit in work:
-        storage.remove(record_path(storage.join(folder, unit.shard)))
-    take_failures(folder)
+    work = [_unfinished(job, overwrite) for job in jobs]
+    parts = [Part(unit, job.source, job.folder) for job, units in zip(jobs, work, strict=True) for unit in units]
     started = time.monotonic()
-    if work:
+    if parts:
         # A cluster's log is for its user to see; that of local workers only where they fail.
         aside = contextlib.nullcontext() if _chooses_runner(beam_options) else _beam_chatter_aside()
-        with aside, _progress(work, dataset, folder):
-            run_with_beam(work, source, folder, beam_options)
+        with aside, _progress(parts, " ".join(job.dataset for job in jobs)):
+            run_with_beam(parts, beam_options)
     seconds = time.monotonic() - started
-    failures = take_failures(folder)
+    return [_finish(job, units, seconds) for job, units in zip(jobs, work, strict=True)]
+
+
+def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
+    """The units of a job that are still to be done; what is left of them is cleared away."""
+    refuse_strays(job.units, job.folder)
+    sizes = storage.file_sizes(job.folder)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        done = list(pool.map(lambda unit: _is_done(unit, job.folder, sizes, overwrite), job.units))
+    work = [unit for unit, is_done in zip(job.units, done, strict=True) if not is_done]
     for unit in work:
-        if unit.shard not in failures and find_done(folder, unit.shard, unit.inputs) is None:
+        storage.remove(record_path(storage.join(job.folder, unit.shard)))
+    take_failures(job.folder)
+    return work
+
+
+def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
+    """Write the index of a data set and say what became of the units that were to be done."""
+    failures = take_failures(job.folder)
+    for unit in work:
+        if unit.shard not in failures and find_done(job.folder, unit.shard, unit.inputs) is None:
             failures[unit.shard] = "its worker left neither a record nor a reason: see the runner's own log"
-    records = index.write_index(folder, dataset, index.read_records(folder), sorted(failures))
+    records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures))
     return Outcome(records, len(work) - len(failures), failures, seconds)
 
 
@@ -132,14 +168,22 @@ def _common(inputs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inputs.items() if key not in ("sources", "split")}
 
 
-def run_with_beam(units: Sequence[Unit], source: Source, folder: str, options: Sequence[str]) -> None:
+def run_with_beam(parts: Sequence[Part], options: Sequence[str]) -> None:
     """Run units through Beam, large ones first, and wait for their end."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    largest_first = sorted(units, key=lambda unit: -unit.source_bytes)
-    with beam.Pipeline(options=PipelineOptions([*_local_runner(options, len(units)), *options])) as pipeline:
-        _ = pipeline | beam.Create(largest_first) | "ingest" >> beam.Map(run_unit, source=source, folder=folder)
+    tasks = sorted(together(parts), key=lambda task: -task[0].unit.source_bytes)
+    with beam.Pipeline(options=PipelineOptions([*_local_runner(options, len(tasks)), *options])) as pipeline:
+        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_parts)
+
+
+def together(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts that have all their source files in common, together."""
+    tasks: dict[Any, list[Part]] = {}
+    for part in parts:
+        tasks.setdefault((part.source.folder, part.unit.shard, part.unit.sources), []).append(part)
+    return list(tasks.values())
 
 
 def _local_runner(options: Sequence[str], units: int) -> list[str]:
@@ -188,11 +232,11 @@ def _beam_chatter_aside() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress(units: Sequence[Unit], dataset: str, folder: str) -> Iterator[None]:
+def _progress(parts: Sequence[Part], name: str) -> Iterator[None]:
     """The progress line, which counts the shards that are published."""
     stop = threading.Event()
-    with progress_line(len(units), "shard", f"ingest {dataset}") as line:
-        watcher = threading.Thread(target=_watch, args=(units, folder, line, stop), daemon=True)
+    with progress_line(len(parts), "shard", f"ingest {name}") as line:
+        watcher = threading.Thread(target=_watch, args=(parts, line, stop), daemon=True)
         watcher.start()
         try:
             yield
@@ -201,17 +245,18 @@ def _progress(units: Sequence[Unit], dataset: str, folder: str) -> Iterator[None
             watcher.join()
 
 
-def _watch(units: Sequence[Unit], folder: str, line: Any, stop: threading.Event) -> None:
-    waiting = {record_path(unit.shard) for unit in units}
-    interval = _LOCAL_POLL if storage.is_local(folder) else _REMOTE_POLL
+def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
+    waiting = {storage.join(part.folder, record_path(part.unit.shard)) for part in parts}
+    folders = {part.folder for part in parts}
+    interval = _LOCAL_POLL if all(map(storage.is_local, folders)) else _REMOTE_POLL
     started = time.monotonic()
     frames = 0
     last = False
     while not last:
         last = stop.wait(interval)
-        for name in waiting & set(storage.list_files(folder)):
-            waiting.remove(name)
-            frames += read_record(storage.join(folder, name)).frames
+        for path in waiting & {storage.join(folder, name) for folder in folders for name in storage.list_files(folder)}:
+            waiting.remove(path)
+            frames += read_record(path).frames
             line.set_postfix_str(f"{frames / (time.monotonic() - started):.0f} frames/s", refresh=False)
             line.update()
 

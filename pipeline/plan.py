@@ -5,6 +5,7 @@ shard can't be smaller than what one source file gives. Where a source states it
 files', so that it stays the same when a damaged file is repaired.
 """
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import storage
+from pipeline.catalog import first_view
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError, SourceError
 from pipeline.naming import shard_name
@@ -68,7 +70,7 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
     files = limited([file for file in files if not splits or file.split in splits], max_episodes)
     sizes = source.file_sizes()
     weights = [output_share(file) * _expected_size(file, sizes) for file in files]
-    groups = grouped(files, weights, shard_bytes / shrinkage(source, files, sizes))
+    groups = grouped(files, weights, shard_bytes / shrinkage(_measured(source), files, sizes))
     with ThreadPoolExecutor(_THREADS) as pool:
         identities = dict(zip(files, pool.map(lambda file: _identity(source, file, sizes), files), strict=True))
     common = {"format": FORMAT_VERSION, **source.inputs()}
@@ -105,6 +107,13 @@ def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[Sour
             wanted.append(file if records <= remaining else dataclasses.replace(file, take=remaining))
         left[file.split] = remaining - records
     return wanted
+
+
+def _measured(source: Source) -> Source:
+    """The source itself or, of a data set that the catalog has once a camera, its first: so that all of them group alike."""
+    first = copy.copy(source)
+    first.entry = first_view(source.entry)
+    return first
 
 
 def _expected_size(file: SourceShard, sizes: dict[str, int]) -> float:
@@ -157,6 +166,8 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int]) -> dict[
     """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
     size = sizes.get(file.file)
     known: dict[str, Any] = {"file": file.file, "size": size, "take": file.take}
+    if source.entry.test_episodes:
+        known["first"] = file.first
     if file.text:
         known["text"] = file.text
     if size is not None:

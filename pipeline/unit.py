@@ -5,8 +5,11 @@ alone: a record where it went well, a `.failed` file with the reason where it co
 """
 
 import collections
+import contextlib
 import json
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from pipeline import records, storage
 from pipeline.episode import Episode
@@ -15,10 +18,37 @@ from pipeline.index import ENTRY_COLUMNS
 from pipeline.plan import Unit
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.shards import EpisodeShardWriter
-from pipeline.sources.base import Source
+from pipeline.sources.base import BadEpisode, Source, SourceShard
 
+_log = logging.getLogger(__name__)
 _FAILED = ".failed"
 _LONGEST_REASON = 300
+
+
+class Part(NamedTuple):
+    """A unit, where its episodes come from, and the folder for its shard."""
+
+    unit: Unit
+    source: Source
+    folder: str
+
+
+def run_parts(parts: Sequence[Part]) -> None:
+    """Make the shards of units that have their source files in common, in one pass over these; see `run_unit`.
+
+    Where that fails, each unit is made by itself, so that each says what is wrong with it.
+    """
+    if len(parts) > 1:
+        try:
+            made = _make_shards(parts)
+        except (ProjectError, OSError) as error:
+            _log.warning("%s is made camera by camera: %s", parts[0].unit.shard, error)
+        else:
+            for part, record in zip(parts, made, strict=True):
+                records.write_record(part.folder, record)
+            return
+    for part in parts:
+        run_unit(*part)
 
 
 def run_unit(unit: Unit, source: Source, folder: str) -> None:
@@ -27,7 +57,7 @@ def run_unit(unit: Unit, source: Source, folder: str) -> None:
     Errors in the data or of storage end up in that file. Any other error is a bug and is raised.
     """
     try:
-        record = _make_shard(unit, source, folder)
+        (record,) = _make_shards([Part(unit, source, folder)])
     except (ProjectError, OSError) as error:
         reason = json.dumps(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
         storage.write_bytes(_failure_path(folder, unit.shard), reason.encode())
@@ -35,32 +65,53 @@ def run_unit(unit: Unit, source: Source, folder: str) -> None:
         records.write_record(folder, record)
 
 
-def _make_shard(unit: Unit, source: Source, folder: str) -> ShardRecord:
-    left_out: list[LeftOut] = []
-    filtered = 0
-    actions: collections.Counter[str] = collections.Counter()
-    with storage.staged(storage.join(folder, unit.shard)) as staging, EpisodeShardWriter(staging) as writer:
-        for file in unit.sources:
-            for position, item in source.read(file):
-                if isinstance(item, Episode):
-                    writer.add(item)
-                    actions[item.action_meaning] += 1
-                elif item.filtered:
-                    filtered += 1
-                else:
-                    left_out.append(LeftOut(file.file, position, item.reason[:_LONGEST_REASON]))
-    return ShardRecord(
-        shard=unit.shard,
-        fingerprint=records.fingerprint(unit.inputs),
-        inputs=unit.inputs,
-        samples=len(writer.entries),
-        frames=writer.frames,
-        bytes=writer.size,
-        sha256=writer.sha256,
-        left_out=left_out,
-        entries=[{name: entry[name] for name in ENTRY_COLUMNS} for entry in writer.entries],
-        statistics={"filtered": filtered, "actions": dict(sorted(actions.items()))},
-    )
+class _ShardMaker:
+    """Takes what a source has for one shard and, in the end, says what its record says."""
+
+    def __init__(self, unit: Unit, writer: EpisodeShardWriter) -> None:
+        self._unit = unit
+        self._writer = writer
+        self._left_out: list[LeftOut] = []
+        self._filtered = 0
+        self._actions: collections.Counter[str] = collections.Counter()
+
+    def add(self, file: SourceShard, position: int, item: Episode | BadEpisode) -> None:
+        if isinstance(item, Episode):
+            self._writer.add(item)
+            self._actions[item.action_meaning] += 1
+        elif item.filtered:
+            self._filtered += 1
+        else:
+            self._left_out.append(LeftOut(file.file, position, item.reason[:_LONGEST_REASON]))
+
+    def record(self) -> ShardRecord:
+        return ShardRecord(
+            shard=self._unit.shard,
+            fingerprint=records.fingerprint(self._unit.inputs),
+            inputs=self._unit.inputs,
+            samples=len(self._writer.entries),
+            frames=self._writer.frames,
+            bytes=self._writer.size,
+            sha256=self._writer.sha256,
+            left_out=self._left_out,
+            entries=[{name: entry[name] for name in ENTRY_COLUMNS} for entry in self._writer.entries],
+            statistics={"filtered": self._filtered, "actions": dict(sorted(self._actions.items()))},
+        )
+
+
+def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
+    """Publish the shards of units with the same source files; their records."""
+    sources = [part.source for part in parts]
+    makers = []
+    with contextlib.ExitStack() as stack:
+        for unit, _, folder in parts:
+            staging = stack.enter_context(storage.staged(storage.join(folder, unit.shard)))
+            makers.append(_ShardMaker(unit, stack.enter_context(EpisodeShardWriter(staging))))
+        for file in parts[0].unit.sources:
+            for position, items in sources[0].read_together(file, sources):
+                for maker, item in zip(makers, items, strict=True):
+                    maker.add(file, position, item)
+    return [maker.record() for maker in makers]
 
 
 def _failure_path(folder: str, shard: str) -> str:

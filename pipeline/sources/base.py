@@ -5,9 +5,9 @@ Nothing else may be asked of a source, so that files can be read in any order, b
 
 import abc
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class SourceShard:
         records: Episodes in it, bad ones included; None where nobody says.
         take: Only so many records from its beginning are wanted; None takes all.
         stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
+        first: Index of its first record within the split, as the source publishes it; None where nobody says.
         text: Caption that the source keeps apart from the file; empty where there is none.
     """
 
@@ -41,6 +42,7 @@ class SourceShard:
     records: int | None = None
     take: int | None = None
     stated_bytes: float | None = None
+    first: int | None = None
     text: str = ""
 
 
@@ -106,6 +108,21 @@ class Source(abc.ABC):
         Raises:
             SourceError: The file is missing or damaged.
         """
+
+    def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
+        """The records of a file as several sources see them, which differ in the camera; see `read`.
+
+        A kind of source whose files are worth reading once for all cameras has its own way.
+
+        Args:
+            shard: The file.
+            sources: Of the same folder and kind as this one.
+
+        Returns:
+            Position, and what each of `sources` has there.
+        """
+        for items in zip(*(source.read(shard) for source in sources), strict=True):
+            yield items[0][0], [item for _, item in items]
 
 
 def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:

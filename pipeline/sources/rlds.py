@@ -5,18 +5,19 @@ names decide which files there are, so that a set without `dataset_info.json`, o
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.catalog import DatasetEntry
+from pipeline.catalog import DatasetEntry, test_episodes
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
@@ -41,7 +42,8 @@ class RldsSource(Source):
     def inputs(self) -> dict[str, Any]:
         """See `Source.inputs`."""
         spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
-        return {**super().inputs(), "spec_sha256": hashlib.sha256(spec).hexdigest()}
+        held = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
+        return {**super().inputs(), **held, "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
     def plan(self) -> list[SourceShard]:
         """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
@@ -67,30 +69,50 @@ class RldsSource(Source):
             else:
                 shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
             plan.append(shard)
-        return plan
+        return _with_first(plan)
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of one file. See `Source.read`."""
-        spec = _spec(self.folder, self.entry)
+        for position, items in self.read_together(shard, [self]):
+            yield position, items[0]
+
+    def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
+        """One pass over a file for several cameras. See `Source.read_together`."""
         path = storage.join(self.folder, shard.file)
         count = 0
         for record in read_records(path):
             if count == shard.take:
                 return
-            yield count, self._read_record(record, spec, shard, count)
+            try:
+                columns = parse_example(record)
+                yield count, [source._read_columns(columns, shard, count) for source in sources]
+            except BadEpisodeError as error:
+                yield count, [BadEpisode(str(error)) for _ in sources]
             count += 1
         wanted = shard.records if shard.take is None else None
         if wanted is not None and count != wanted:
             raise SourceError(f"{path} has {count} records, {_INFO_FILE} says {wanted}. Fetch the file again")
 
-    def _read_record(self, record: bytes, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode | BadEpisode:
+    def _read_columns(self, columns: Columns, shard: SourceShard, position: int) -> Episode | BadEpisode:
+        spec = _spec(self.folder, self.entry)
         try:
-            columns = parse_example(record)
+            if self._is_public_test(columns, spec, shard, position):
+                return BadEpisode("belongs to the public test set", filtered=True)
             if spec.success is not None and not _numbers(columns, spec.success, 1).any():
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
         except BadEpisodeError as error:
             return BadEpisode(str(error))
+
+    def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
+        """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""
+        if not self.entry.test_episodes or shard.split != "train":
+            return False
+        held = test_episodes(self.entry.test_episodes)
+        if shard.first is None:
+            raise BadEpisodeError("its index is unknown, so it may belong to the public test set")
+        name = storage.basename(_text(columns, spec.episode_id)).split(".")[0]
+        return shard.first + position in held.values() or name in held
 
     def _episode(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode:
         frames, (height, width) = self._frames(columns, spec)
@@ -133,6 +155,17 @@ class RldsSource(Source):
         if len(sizes) > 1:
             raise BadEpisodeError(f"frames of different sizes: {sorted(sizes)}")
         return frames, sizes.pop()
+
+
+def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
+    """Shards with the index of their first record, as far as the lengths of those before are known."""
+    first: dict[str, int | None] = {}
+    numbered = []
+    for shard in shards:
+        start = first.get(shard.split, 0)
+        numbered.append(dataclasses.replace(shard, first=start))
+        first[shard.split] = None if start is None or shard.records is None else start + shard.records
+    return numbered
 
 
 @functools.lru_cache(maxsize=8)
