@@ -1,21 +1,25 @@
 """How fast the tokenize stage is beside the bare tokenizer that it can't beat; the last line is one JSON object.
 
-In one process: the model on one batch that stays on the device, before and after the whole stage (read, decode, crop, batch,
-tokenize, publish) over episode shards. Without --shards it makes some: 80-pixel JPEGs, as ingest keeps them for 64 x 64.
-For half precision it also says which share of the ids equals those of fp32. (A script here must not be named `tokenize.py`:
-it would stand in front of Python's own module.)
+In one process: the engine on one batch that stays on the device, before and after the whole stage (read, decode, crop, batch,
+tokenize, publish) over episode shards; and beside it the plain module in eager fp32, as the published code runs it. Without
+--shards it makes some: 80-pixel JPEGs, as ingest keeps them for 64 x 64. What a precision does to the ids is measured by
+`tokenizer_precision.py`. (A script here must not be named `tokenize.py`: it would stand in front of Python's own module.)
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.episode import Episode
 from pipeline.frames import encode_jpeg
@@ -33,8 +37,15 @@ from tokenize_offline.worker import run_worker
 SIZES = {
     "tiny": CompressiveVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=16),
     "published": CompressiveVQConfig(),
+    "published-256": CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768)),
 }
 SIDE = 80
+# Dense matrix peaks in TFLOP/s by device and precision, from the makers' data sheets; fp32 without tensor cores.
+PEAKS = {
+    "H200": {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
+    "H100": {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
+    "A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0},
+}
 
 
 def make_shards(output: Path, shards: int, episodes: int, frames: int) -> None:
@@ -81,16 +92,33 @@ def first_clips(task: ShardTask, clips: ClipsConfig, side: int, count: int) -> t
     return torch.stack([found[number % len(found)] for number in range(count)])
 
 
-def bare_rate(engine: TokenizerEngine, clips: torch.Tensor, seconds: float) -> float:
-    """Clips a second of the model alone on a resident batch."""
-    engine.ids_of(clips).cpu()
+def rate(run: Callable[[torch.Tensor], torch.Tensor], clips: torch.Tensor, seconds: float) -> float:
+    """Clips a second of `run` on a resident batch."""
+    run(clips).cpu()
     done, start = 0, time.perf_counter()
     while (passed := time.perf_counter() - start) < seconds:
-        for _ in range(10 if engine.device.type == "cuda" else 1):
-            ids = engine.ids_of(clips)
+        for _ in range(10 if clips.is_cuda else 1):
+            ids = run(clips)
             done += len(clips)
         ids.cpu()
     return done / passed
+
+
+def eager_rate(model: CompressiveVQModel, clips: torch.Tensor, seconds: float) -> float:
+    """Clips a second of the plain module in eager fp32."""
+    convolutions = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return rate(torch.inference_mode()(model.tokenize), clips, seconds)
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def flops_of_clip(model: CompressiveVQModel, clip: torch.Tensor) -> int:
+    """Floating-point operations of tokenizing one clip (1, T, 3, S, S), counted."""
+    with FlopCounterMode(display=False) as counter:
+        model.tokenize(clip)
+    return counter.get_total_flops()
 
 
 def main() -> int:
@@ -110,21 +138,26 @@ def main() -> int:
     )
     clips = resolve_clips(ClipsConfig(), model.config.context_length)
     layout = token_layout(model.config, clips, options.precision, model.weights_sha256 or "random")
+    plain = copy.deepcopy(model).to(device).eval()
+    started = time.perf_counter()
     engine = TokenizerEngine(model, device, options.precision, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         if not options.shards:
             make_shards(Path(folder) / "episodes", shards=2, episodes=options.episodes, frames=48)
         tasks = find_shards(options.shards or [str(Path(folder) / "episodes")])
         resident = first_clips(tasks[0], clips, model.config.resolution, options.batch).to(device)
-        before = bare_rate(engine, resident, options.seconds)
+        engine.ids_of(resident).cpu()
+        first_batch = time.perf_counter() - started
+        before = rate(engine.ids_of, resident, options.seconds)
+        eager = eager_rate(plain, resident, options.seconds)
         start = time.perf_counter()
         report = run_worker(
             tasks, TokenizeJob(clips, layout, str(Path(folder) / "tokens")), engine, len(os.sched_getaffinity(0))
         )
         stage = report.rows / (time.perf_counter() - start)
-        after = bare_rate(engine, resident, options.seconds)
+        after = rate(engine.ids_of, resident, options.seconds)
     bare = (before + after) / 2
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "tokenize",
         "measured": round(stage, 3),
         "ceiling": round(bare, 3),
@@ -133,16 +166,22 @@ def main() -> int:
         "measured_frames_per_second": round(stage * layout.clip_length, 2),
         "ceiling_frames_per_second": round(bare * layout.clip_length, 2),
         "ceiling_before_and_after": [round(before, 3), round(after, 3)],
+        "eager_fp32": round(eager, 3),
+        "ceiling_over_eager_fp32": round(bare / eager, 3),
+        "tflops": round(bare * flops_of_clip(plain, resident[:1]) / 1e12, 3),
+        "seconds_to_first_batch": round(first_batch, 1),
+        "share_of_time_waiting": round(report.waited / report.passed, 4),
         "rows": report.rows,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "precision": options.precision,
         "batch": engine.batch,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
     }
-    if options.precision != "fp32":
-        ids = engine.ids_of(resident)
-        exact = TokenizerEngine(model, device, "fp32", options.batch).ids_of(resident)
-        result["ids_equal_to_fp32"] = round((ids == exact).float().mean().item(), 5)
+    if device.type == "cuda":
+        result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        peak = next((peaks for name, peaks in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+        # An unknown device gives none rather than a guess.
+        result["share_of_peak"] = round(result["tflops"] / peak[options.precision], 4) if peak else None
     print(json.dumps(result))
     return 0
 
