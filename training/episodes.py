@@ -17,11 +17,12 @@ from pipeline.sources.video import read_video
 from tokenize_offline.clips import is_held_out
 
 
-def open_episodes(path: str) -> Iterator[Episode]:
+def open_episodes(path: str, camera: str | None = None) -> Iterator[Episode]:
     """The episodes behind a path or URL, in order.
 
     Args:
         path: An episode as npz, a video file, an episode shard (`.tar`), or a data set's folder of episode shards.
+        camera: Name of the array of frames in an npz that holds several.
 
     Raises:
         SourceError: It isn't there, or is none of these.
@@ -29,7 +30,7 @@ def open_episodes(path: str) -> Iterator[Episode]:
     """
     kind = storage.basename(path).lower()
     if kind.endswith(npz.ENDINGS):
-        return iter([read_npz(path)])
+        return iter([read_npz(path, camera)])
     if kind.endswith(video.ENDINGS):
         return iter([read_video(path)])
     if kind.endswith(".tar"):

@@ -155,6 +155,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--input", type=str, required=True, help="An episode (.npz), a video, an episode shard (.tar) or a data set's folder."
     )
+    parser.add_argument("--camera", type=str | None, default=None, help="Array of frames, for an .npz that holds several.")
     parser.add_argument("--output", type=str, required=True, help="Folder for pictures, pages and metrics.")
     parser.add_argument("--episode", type=str | None, default=None, help="Key of one episode, or its number from 0.")
     parser.add_argument("--episodes", type=int, default=1, help="Predict so many episodes, the first ones, and average.")
@@ -169,7 +170,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
     held_out = recipe.clips.held_out if options.held_out else None
-    chosen = choose_episodes(open_episodes(options.input), options.episode, options.episodes, held_out, options.input)
+    chosen = choose_episodes(
+        open_episodes(options.input, options.camera), options.episode, options.episodes, held_out, options.input
+    )
     sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     model = WorldModel.from_pretrained(options.model_dir)
     outcome = predict_episodes(model, chosen, options.output, recipe.clips, sampling, options.start, options.steps)

@@ -173,6 +173,16 @@ def test_what_can_not_be_is_said_in_one_line(tmp_path, capsys, free_folder, argu
     assert re.search(message, err)
 
 
+def test_camera_of_an_npz_with_several_is_chosen(tmp_path, capsys, free_folder):
+    np.savez(tmp_path / "two.npz", main=pixels(10, seed=1), wrist_image=pixels(10, seed=2))
+    arguments = ("--model", free_folder, "--input", tmp_path / "two.npz", "--output", tmp_path / "out")
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert "wrist_image" in err
+    status, _, err = run(capsys, *arguments, "--camera", "wrist_image")
+    assert status == 0, err
+
+
 def test_unknown_option_names_the_nearest(tmp_path, capsys, free_folder):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["--model", str(free_folder), "--input", "x", "--output", "y", "--temprature", "1"])

@@ -20,6 +20,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--input", type=str, required=True, help="Frames to start from: an episode (.npz), a video, a shard (.tar) or a folder."
     )
+    parser.add_argument("--camera", type=str | None, default=None, help="Array of frames, for an .npz that holds several.")
     parser.add_argument("--episodes", type=int, default=16, help="Offer so many episodes as starts, the first ones.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--samples", type=int, default=1, help="Futures side by side at first; the page can change it.")
@@ -32,7 +33,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
     recipe, options = parse_recipe(parser, arguments)
     held_out = recipe.clips.held_out if options.held_out else None
-    episodes = choose_episodes(open_episodes(options.input), None, max(1, options.episodes), held_out, options.input)
+    episodes = choose_episodes(
+        open_episodes(options.input, options.camera), None, max(1, options.episodes), held_out, options.input
+    )
     model = WorldModel.from_pretrained(options.model_dir)
     sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     with PlayServer(Game(model, episodes, recipe.clips, sampling), options.host, options.port) as server:
