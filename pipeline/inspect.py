@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.command import CommandParser, run_command
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import parse_shard_name
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
@@ -89,14 +89,37 @@ def _sha256(path: str) -> str:
 def parser() -> CommandParser:
     """The command line."""
     made = CommandParser(prog="ivideogpt-inspect", description="Say what a folder of shards holds. Exit status 1 on faults.")
-    made.add_argument("folder", type=str, help="Folder or URL of episode shards or token shards, or of several such.")
+    made.add_argument(
+        "folder", type=str, nargs="?", help="Folder or URL of episode shards or token shards, or of several such."
+    )
     made.add_argument("--verify", action="store_true", help="Read every shard and compare its SHA-256 with its record's.")
+    made.add_argument(
+        "--doctor", metavar="SOURCE", type=str, help="Hold the data sets of a source against the catalog instead."
+    )
+    made.add_argument("--dataset", type=str, nargs="+", help="With --doctor: only these; by default what folders are called.")
     return made
+
+
+def _doctor(path: str, names: Sequence[str] | None) -> int:
+    """A JSON line per data set on stdout, differences from the catalog on stderr."""
+    # Imported here because it needs the `ingest` extra, which inspecting shards does without.
+    from pipeline.doctor import diagnose, entries_at
+
+    found = [diagnose(entry, path) for entry in entries_at(path, names)]
+    for diagnosis in found:
+        print(json.dumps(diagnosis.as_dict()))
+        for difference in diagnosis.differences:
+            print(f"{diagnosis.dataset}: {difference}", file=sys.stderr)
+    return 1 if any(diagnosis.differences for diagnosis in found) else 0
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The body of the command: a JSON line per folder of shards on stdout, faults on stderr."""
     options = parser().parse_args(list(arguments) if arguments is not None else None)
+    if (options.folder is None) == (options.doctor is None):
+        raise ConfigError("pass a folder of shards, or --doctor SOURCE, and not both")
+    if options.doctor is not None:
+        return _doctor(options.doctor.rstrip("/"), options.dataset)
     found = list(find_shards(options.folder.rstrip("/")))
     if not found:
         raise ShardError(f"{options.folder} holds no shards, nor does any folder up to {_DEPTH} levels below it")

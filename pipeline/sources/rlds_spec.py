@@ -200,9 +200,14 @@ def _is_text(feature: Any) -> bool:
     return type(feature) in (tfds.features.Tensor, tfds.features.Scalar) and feature.np_dtype == np.object_
 
 
+def camera_paths(features: dict[str, Any]) -> dict[str, str]:
+    """Name -> path of the features that are colour cameras."""
+    paths = [path for path, feature in features.items() if path.startswith("steps/") and _is_camera(feature)]
+    return {path.removeprefix("steps/").removeprefix("observation/"): path for path in paths}
+
+
 def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
-    cameras = {path: feature for path, feature in features.items() if path.startswith("steps/") and _is_camera(feature)}
-    names = {path.removeprefix("steps/").removeprefix("observation/"): path for path in cameras}
+    names = camera_paths(features)
     path = names.get(entry.image_key)
     if path is None:
         near = difflib.get_close_matches(entry.image_key, names, n=1)
@@ -210,7 +215,7 @@ def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
         raise ConfigError(
             f"{entry.name} has no camera {entry.image_key!r}{hint}; it has {', '.join(sorted(names)) or 'none'}. Pass --camera"
         )
-    feature = cameras[path]
+    feature = features[path]
     if isinstance(feature, tfds.features.Image):
         return Column(path)
     shape = tuple(feature.shape)

@@ -1,0 +1,59 @@
+"""The doctor says where a source differs from the catalog, and says nothing where it doesn't."""
+
+import json
+
+import pytest
+from rlds_data import F, episode, features, write_set
+
+from pipeline.catalog import dataset
+from pipeline.doctor import diagnose, entries_at
+from pipeline.errors import SourceError
+from pipeline.inspect import run as inspect
+
+
+def test_a_real_sample_agrees_with_the_catalog(shared, capsys):
+    root = str(shared / "data" / "rlds")
+    assert {entry.name for entry in entries_at(root)} == {"bridge", "fractal20220817_data"}
+    found = diagnose(dataset("fractal20220817_data"), root)
+    assert found.differences == [] and found.splits == {"train": {"files": 2, "episodes": 4}}
+    assert (found.first_episode["height"], found.first_episode["width"]) == (256, 320)
+    assert inspect(["--doctor", str(shared / "data" / "rlds" / "fractal20220817_data" / "0.1.0")]) == 0
+    assert json.loads(capsys.readouterr().out)["dataset"] == "fractal20220817_data"
+
+
+def test_every_camera_of_a_numbered_set_is_held_against_the_spec(tmp_path, capsys):
+    spec = features(extra={"image_1": F.Image(shape=(None, None, 3))})
+    write_set(tmp_path, 1, spec=spec, name="uiuc_d3field", image_1=lambda t: episode(0)["steps"][t]["observation"]["image"])
+    assert inspect(["--doctor", str(tmp_path), "--dataset", "uiuc_d3field1", "uiuc_d3field2"]) == 1
+    shown = capsys.readouterr()
+    first, second = map(json.loads, shown.out.splitlines())
+    assert first["differences"] == ["no camera 'image_2', which the catalog names; there are image, image_1"]
+    assert "has no camera 'image_2'" in second["differences"][0] and "Pass --camera" in second["differences"][0]
+    assert "uiuc_d3field2: uiuc_d3field2 has no camera" in shown.err
+
+
+def test_missing_and_empty_files_another_version_and_lost_features_are_said(tmp_path):
+    folder = write_set(tmp_path, 4, 1, name="kuka")
+    (folder / "kuka-train.tfrecord-00001-of-00004").unlink()
+    (folder / "kuka-train.tfrecord-00002-of-00004").write_bytes(b"")
+    folder = folder.rename(folder.with_name("9.0.0"))
+    text = "\n".join(diagnose(dataset("kuka"), str(folder)).differences)
+    for words in (
+        "version 9.0.0, the catalog knows 0.1.0",
+        "no feature `success`",
+        "1 files are missing: kuka-train.tfrecord-00001",
+        "1 files are empty: kuka-train.tfrecord-00002",
+    ):
+        assert words in text
+    assert len(text.splitlines()) == 4
+
+
+def test_an_episode_that_cannot_be_read_and_a_set_that_is_not_there_are_said(tmp_path):
+    write_set(tmp_path, [episode(0, image=lambda t: b"no image")], name="kuka")
+    assert any(
+        "record 0: image is neither JPEG nor PNG" in said for said in diagnose(dataset("kuka"), str(tmp_path)).differences
+    )
+    (said,) = diagnose(dataset("bridge"), str(tmp_path)).differences
+    assert "no data of bridge" in said
+    with pytest.raises(SourceError, match="pass --dataset NAME"):
+        entries_at(str(tmp_path / "kuka" / "0.1.0" / "deeper"))
