@@ -103,7 +103,10 @@ def parser() -> CommandParser:
 def _doctor(path: str, names: Sequence[str] | None) -> int:
     """A JSON line per data set on stdout, differences from the catalog on stderr."""
     # Imported here because it needs the `ingest` extra, which inspecting shards does without.
-    from pipeline.doctor import diagnose, entries_at
+    try:
+        from pipeline.doctor import diagnose, entries_at
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'ivideogpt-pipeline[ingest]'") from error
 
     found = [diagnose(entry, path) for entry in entries_at(path, names)]
     for diagnosis in found:
