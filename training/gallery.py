@@ -96,7 +96,7 @@ def write_page(path: str, prediction: Prediction, metrics: dict[str, Any], facts
         f"{back}<h1>{escape(_title(prediction.clip))}</h1><p class=soft>{escape(facts)}</p>{_CONTROLS}"
         f'<div class="cells card">{cells}</div>'
         f'<h2>How close</h2><div class="results"><div class="card">{_table(metrics)}</div>'
-        f'<div class="card">{_chart(metrics)}{_legend()}</div></div>'
+        f'<div class="card">{_chart(metrics)}{_legend(len(metrics["prediction"]["samples"]) > 1)}</div></div>'
         f'<h2>Frame by frame</h2><div class="films card">{strips}</div>'
     )
     sprites = [sprite(film.frames) for film in films]
@@ -206,8 +206,9 @@ def _chart(metrics: dict[str, Any]) -> str:
     return psnr_chart([*(curves if len(curves) > 1 else []), *lines])
 
 
-def _legend() -> str:
-    return f'<div class="legend">{"".join(f"<span><i class={kind}></i>{escape(text)}</span>" for kind, text in _LEGEND)}</div>'
+def _legend(several: bool) -> str:
+    entries = (f"<span><i class={kind}></i>{escape(text)}</span>" for kind, text in _LEGEND if several or kind != "sample")
+    return f'<div class="legend">{"".join(entries)}</div>'
 
 
 def _table(metrics: dict[str, Any]) -> str:

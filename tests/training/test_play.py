@@ -23,7 +23,7 @@ HOSTILE = "</script><script>document.title='taken'</script>"
 
 def episodes():
     return [
-        test_predict.episode(seed=0),
+        test_predict.episode(seed=0, action_meaning=f"x, y, grip {HOSTILE}"),
         test_predict.episode(key=f"train-{HOSTILE}", seed=1, count=20),
         test_predict.episode(key="without", seed=2, action_dim=0),
     ]
@@ -122,10 +122,11 @@ def test_person_starts_again_elsewhere_with_several_futures(browser, server):
     assert "is no start" in browser.run("return document.querySelector('#status').textContent")
 
 
-def test_names_of_episodes_are_text(browser, server):
+def test_words_from_inputs_are_text(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     assert browser.run("return document.querySelectorAll('#episode option')[1].textContent") == f"waves · train-{HOSTILE}"
+    assert browser.run("return document.querySelector('#meaning').textContent") == f"x, y, grip {HOSTILE}"
     assert browser.run("return document.title") == "Play with a world model"
 
 
@@ -209,12 +210,11 @@ def test_action_that_is_no_list_of_finite_numbers_is_refused(value):
 
 
 def test_sliders_span_the_actions_of_the_data():
-    source = test_predict.episode(action_meaning="x, y, grip")
+    source = test_predict.episode()
     source.action[:, 2] = 0.5
     low, high = source.action.min(axis=0), source.action.max(axis=0)
     sliders = sliders_for(DIM, [test_predict.episode(action_dim=0), source])
-    assert [slider.name for slider in sliders] == ["x", "y", "grip"]
-    assert sliders[0] == Slider("x", float(low[0]), float(high[0]))
+    assert sliders[0] == Slider("action 1", float(low[0]), float(high[0]))
     assert sliders[2].low < 0.5 < sliders[2].high
     assert sliders_for(2, [source]) == [Slider("action 1", -1.0, 1.0), Slider("action 2", -1.0, 1.0)]
 

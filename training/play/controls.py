@@ -21,7 +21,7 @@ class Slider:
     """One number of an action.
 
     Attributes:
-        name: What the data set calls it, else `action 1` and so on.
+        name: `action 1` and so on; what the numbers mean, a data set says in words.
         low: Least value.
         high: Greatest value, above `low`.
     """
@@ -42,11 +42,7 @@ def sliders_for(action_dim: int, episodes: Sequence[Episode]) -> list[Slider]:
     if not recorded:
         return [Slider(f"action {number}", *_DEFAULT_RANGE) for number in range(1, action_dim + 1)]
     every = np.concatenate(recorded)
-    meaning = next((episode.action_meaning for episode in episodes if episode.action_meaning), "")
-    names = [name.strip() for name in meaning.split(",")]
-    if len(names) != action_dim or not all(names):
-        names = [f"action {number}" for number in range(1, action_dim + 1)]
-    return [_slider(name, column) for name, column in zip(names, every.T, strict=True)]
+    return [_slider(f"action {number}", column) for number, column in enumerate(every.T, start=1)]
 
 
 def _slider(name: str, values: np.ndarray) -> Slider:

@@ -87,6 +87,9 @@ class Game:
         context, action_dim = self._model.geometry.context_length, self._model.action_dim
         return {
             "sliders": [asdict(slider) for slider in sliders_for(action_dim, self._episodes)],
+            "meaning": next(
+                (episode.action_meaning for episode in self._episodes if action_dim and episode.action_meaning), ""
+            ),
             "episodes": [
                 {
                     "name": f"{episode.dataset} · {episode.key}",

@@ -161,6 +161,7 @@ find("#count").max = game.max_futures;
 find("#count").value = game.start.futures;
 find("#temperature").value = game.start.temperature;
 find("#seed").value = game.start.seed;
+find("#meaning").textContent = game.meaning;
 find("#spring-line").hidden = sliders.length === 0;
 find("#keys").append(element("kbd", {}, "space"), " run and pause");
 [["\u2190", "\u2192", "the first slider"], ["\u2191", "\u2193", "the second (up is less)"], ["a", "d", "the third"], ["w", "s", "the fourth"]]
