@@ -1,7 +1,9 @@
 """Fixtures that all tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 
 
@@ -12,6 +14,13 @@ def shared() -> Path:
     if not (folder / "parity").is_dir():
         pytest.skip("the folder `shared` with real samples is not beside the project")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _empty_memory_store() -> Iterator[None]:
+    """What one test leaves under memory:// is gone before the next."""
+    yield
+    fsspec.filesystem("memory").store.clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
