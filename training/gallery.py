@@ -127,7 +127,8 @@ def write_overview(path: str, cards: Sequence[Card], averages: dict[str, Any], f
             f'<article class="card"><h3><a href="{escape(entry.link)}">{escape(entry.title)}</a></h3>'
             f'<div class="pair">{_cell(2 * number, "truth", False)}{_cell(2 * number + 1, "prediction", True)}</div>'
             f'<div class="numbers"><span>PSNR {psnr:.2f}</span>'
-            f"<span title='beside repeating the last context frame'>{_gain(psnr - repeated['mean_psnr'])} dB</span></div></article>"
+            f"<span title='beside repeating the last context frame'>{_gain(psnr - repeated['mean_psnr'])} dB</span>"
+            "</div></article>"
         )
     body = (
         f"<h1>{len(cards)} episodes</h1><p class=soft>{escape(facts)}</p>"
