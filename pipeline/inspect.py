@@ -117,8 +117,12 @@ def _doctor(path: str, names: Sequence[str] | None) -> int:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The body of the command: a JSON line per folder of shards on stdout, faults on stderr."""
-    options = parser().parse_args(list(arguments) if arguments is not None else None)
+    """The body of the command, see `carry_out`."""
+    return carry_out(parser().parse_args(list(arguments) if arguments is not None else None))
+
+
+def carry_out(options: Any) -> int:
+    """Do what parsed `options` ask for: a JSON line per folder of shards on stdout, faults on stderr."""
     if (options.folder is None) == (options.doctor is None):
         raise ConfigError("pass a folder of shards, or --doctor SOURCE, and not both")
     if options.doctor is not None:

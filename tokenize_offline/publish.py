@@ -13,6 +13,7 @@ from pipeline.errors import ShardError
 from pipeline.records import LeftOut, ShardRecord, fingerprint, record_path, sha256_of, write_record
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.reader import EpisodeClips
+from tokenize_offline.statistics import code_counts, codebook_statistics
 from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
 
 
@@ -118,12 +119,8 @@ def _token_rows(
 
 def _record(job: TokenizeJob, task: ShardTask, held_out: bool, rows: TokenRows, size: int, sha256: str) -> ShardRecord:
     inputs = job.inputs(task, held_out)
-    codes = np.unique(rows.ids)
-    statistics: dict[str, Any] = {
-        "episodes": len(set(rows.episode)),
-        "context_codes_used": int((codes < job.layout.num_vq_embeddings).sum()),
-        "future_codes_used": int(((codes >= job.layout.num_vq_embeddings) & (codes < job.layout.start_of_context)).sum()),
-    }
+    counts = code_counts(rows.ids, job.layout)
+    statistics: dict[str, Any] = {"episodes": len(set(rows.episode)), **codebook_statistics(counts, job.layout)}
     return ShardRecord(
         shard=job.shard(task, held_out),
         fingerprint=fingerprint(inputs),

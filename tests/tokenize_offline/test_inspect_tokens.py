@@ -1,0 +1,62 @@
+"""Inspecting token shards: codebooks over all ids of a data set, and rows decoded to a picture by the right tokenizer only."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_episodes import TINY, tiny_tokenizer, write_shards
+
+from tokenize_offline.__main__ import main as tokenize
+from tokenize_offline.inspect import main
+from tokenize_offline.statistics import code_counts, codebook_statistics
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    tiny_tokenizer(folder / "tok")
+    write_shards(folder / "eps", shards=2, episodes=2)
+    paths = ["--shards", str(folder / "eps"), "--tokenizer", str(folder / "tok"), "--output", str(folder / "out")]
+    assert tokenize([*paths, "--clips.length", "4", "--clips.held_out", "0"]) == 0
+    return folder
+
+
+def test_perplexity_is_the_number_of_codes_when_they_are_used_evenly_and_special_ids_do_not_count():
+    geometry = TINY.geometry
+    ids = np.array([[0, 1, 2, 3, geometry.start_of_context, 40, 40, geometry.start_of_future]], np.uint16)
+    statistics = codebook_statistics(code_counts(ids, geometry), geometry)
+    assert statistics == {
+        "context_codes_used": 4,
+        "context_perplexity": 4.0,
+        "future_codes_used": 1,
+        "future_perplexity": 1.0,
+    }
+    assert codebook_statistics(np.zeros(geometry.vocabulary), geometry)["future_perplexity"] == 0.0
+
+
+def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys):
+    assert main([str(made / "out"), "--codebooks"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0]["splits"]["train"]["shards"] == 2
+    parts = [json.loads(path.read_text())["statistics"] for path in sorted((made / "out" / "made_up").glob("*.json"))]
+    for name in ("context_codes_used", "future_codes_used"):
+        together = lines[1]["codebooks"][name]
+        assert max(part[name] for part in parts) <= together <= sum(part[name] for part in parts)
+
+
+def test_rows_are_drawn_a_line_a_row(made, tmp_path):
+    picture = tmp_path / "rows.png"
+    shard = str(made / "out" / "made_up" / "train-000000.arrow")
+    assert main([shard, "--rows", "[0,3]", "--tokenizer", str(made / "tok"), "--picture", str(picture)]) == 0
+    assert Image.open(picture).size == (4 * 34, 2 * 34)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seed", "said"), [("[99]", 0, "has rows 0 to 7"), ("[0]", 1, "was made by the tokenizer with weights")]
+)
+def test_wrong_rows_and_wrong_tokenizers_are_refused(made, tmp_path, capsys, rows, seed, said):
+    tiny_tokenizer(tmp_path / "tok", seed)
+    shard = str(made / "out" / "made_up" / "train-000000.arrow")
+    assert main([shard, "--rows", rows, "--tokenizer", str(tmp_path / "tok")]) == 1
+    assert said in capsys.readouterr().err

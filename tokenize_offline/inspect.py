@@ -1,0 +1,101 @@
+"""`ivideogpt-inspect` with what needs more than records: codebooks of token shards, and rows decoded back to pictures.
+
+It adds to `pipeline.inspect`, which knows nothing of tokens; torch is imported only to decode.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from pipeline import inspect, storage
+from pipeline.command import CommandParser, run_command
+from pipeline.errors import ConfigError
+from tokenize_offline.statistics import code_counts, codebook_statistics
+from tokenize_offline.token_shards import fixed_size_column, open_token_shard, require_same_layout
+
+_MARGIN = 2
+
+
+def parser() -> CommandParser:
+    """The command line: that of `pipeline.inspect`, and what decodes."""
+    made = inspect.parser()
+    made.add_argument("--codebooks", action="store_true", help="Count the codes of all token shards; reads all ids.")
+    made.add_argument("--rows", type=list[int] | None, default=None, help="Rows to decode of one token shard, `[0,5,9]`.")
+    made.add_argument("--tokenizer", type=str | None, default=None, help="Folder of the tokenizer that made the shard.")
+    made.add_argument("--picture", type=str, default="rows.png", help="File that decoded rows are drawn into, a line a row.")
+    return made
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The body of the command: what `pipeline.inspect` prints, and a JSON line per data set for its codebooks.
+
+    Raises:
+        ProjectError: Of all kinds; the message says what to do.
+    """
+    options = parser().parse_args(list(arguments) if arguments is not None else None)
+    if options.rows is not None:
+        if options.tokenizer is None or not str(options.folder).endswith(".arrow"):
+            raise ConfigError("--rows needs one token shard (.arrow) in place of the folder, and --tokenizer")
+        draw_rows(options.folder, options.rows, options.tokenizer, options.picture)
+        return 0
+    status = inspect.carry_out(options)
+    if options.codebooks and options.folder is not None:
+        for folder, shards in inspect.find_shards(options.folder.rstrip("/")):
+            arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
+            if arrows:
+                print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows)}))
+    return status
+
+
+def codebooks_of(shards: Sequence[str]) -> dict[str, float]:
+    """Codes used and perplexities over all ids of local token shards of one layout."""
+    first, table = open_token_shard(storage.local_path(shards[0]))
+    counts = np.zeros(first.layout.vocabulary, np.int64)
+    for shard in shards:
+        info, table = open_token_shard(storage.local_path(shard))
+        require_same_layout(first, shards[0], info, shard)
+        for ids in fixed_size_column(table, "ids", info.layout.sequence_length):
+            counts += code_counts(ids, info.layout)
+    return codebook_statistics(counts, first.layout)
+
+
+def draw_rows(shard: str, rows: Sequence[int], tokenizer: str, picture: str) -> None:
+    """Decode rows of a local token shard and draw their frames, a line a row, the context first.
+
+    Raises:
+        ConfigError: There is no such row, or the tokenizer is another one than that which made the shard.
+    """
+    info, table = open_token_shard(storage.local_path(shard))
+    if not rows or not all(0 <= row < table.num_rows for row in rows):
+        raise ConfigError(f"--rows {list(rows)}: {shard} has rows 0 to {table.num_rows - 1}")
+    import torch
+
+    from tokenize_offline.tokenizer import CompressiveVQModel
+
+    model = CompressiveVQModel.from_pretrained(tokenizer)
+    if model.weights_sha256 != info.layout.tokenizer_sha256:
+        raise ConfigError(
+            f"{shard} was made by the tokenizer with weights {info.layout.tokenizer_sha256[:12]}.., {tokenizer} has "
+            f"{str(model.weights_sha256)[:12]}..: name the one that made it"
+        )
+    model.set_context_length(info.layout.context_length)
+    ids = np.concatenate(list(fixed_size_column(table, "ids", info.layout.sequence_length)))[list(rows)]
+    frames = model.detokenize(torch.from_numpy(ids.astype(np.int64))).clamp(0, 1)
+    pixels = (frames * 255).round().byte().permute(0, 3, 1, 4, 2)
+    # (rows, S, T, S, 3): a margin after every frame and every line.
+    lines = np.pad(pixels.numpy(), ((0, 0), (0, _MARGIN), (0, 0), (0, _MARGIN), (0, 0)), constant_values=255)
+    sheet = lines.reshape(lines.shape[0] * lines.shape[1], -1, 3)
+    with storage.staged(picture) as staging:
+        Image.fromarray(sheet).save(staging, "PNG")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `ivideogpt-inspect`."""
+    return run_command(run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
