@@ -1,4 +1,4 @@
-"""`ivideogpt-inspect` with what needs more than records: codebooks of token shards, and rows decoded back to pictures.
+"""`ivideogpt-inspect` with what needs more than records: plans, codebooks of token shards, rows decoded back to pictures.
 
 It adds to `pipeline.inspect`, which knows nothing of tokens; torch is imported only to decode.
 """
@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline import inspect, storage
-from pipeline.command import CommandParser, run_command
+from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
+from pipeline.recipe import Recipe
+from tokenize_offline.planner import plan
 from tokenize_offline.statistics import code_counts, codebook_statistics
 from tokenize_offline.token_shards import fixed_size_column, open_token_shard, require_same_layout
 
@@ -23,6 +25,8 @@ def parser() -> CommandParser:
     """The command line: that of `pipeline.inspect`, and what decodes."""
     made = inspect.parser()
     made.add_argument("--codebooks", action="store_true", help="Count the codes of all token shards; reads all ids.")
+    made.add_argument("--plan", type=str | None, default=None, help="Recipe: say what tokenizing and training will take.")
+    made.add_argument("--rate", type=float | None, default=None, help="With --plan: clips a second of one GPU.")
     made.add_argument("--rows", type=list[int] | None, default=None, help="Rows to decode of one token shard, `[0,5,9]`.")
     made.add_argument("--tokenizer", type=str | None, default=None, help="Folder of the tokenizer that made the shard.")
     made.add_argument("--picture", type=str, default="rows.png", help="File that decoded rows are drawn into, a line a row.")
@@ -41,6 +45,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError("--rows needs one token shard (.arrow) in place of the folder, and --tokenizer")
         draw_rows(options.folder, options.rows, options.tokenizer, options.picture)
         return 0
+    if options.plan is not None:
+        for line in plan(str(options.folder).rstrip("/"), read_recipe(options.plan), options.rate):
+            print(json.dumps(line))
+        return 0
     status = inspect.carry_out(options)
     if options.codebooks and options.folder is not None:
         for folder, shards in inspect.find_shards(options.folder.rstrip("/")):
@@ -48,6 +56,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
             if arrows:
                 print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows)}))
     return status
+
+
+def read_recipe(path: str) -> Recipe:
+    """The recipe in a YAML file, what it leaves out filled in."""
+    recipe, _ = parse_recipe(recipe_parser("ivideogpt-inspect --plan", "A recipe."), ["--config", path])
+    return recipe
 
 
 def codebooks_of(shards: Sequence[str]) -> dict[str, float]:

@@ -1,0 +1,82 @@
+"""A plan says what tokenizing then makes, and how often training will see it."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from synthetic_episodes import TINY, tiny_model, write_shards
+
+from pipeline.errors import ConfigError
+from pipeline.index import read_records, write_index
+from pipeline.recipe import ClipsConfig, DataConfig, Recipe, TokenizerConfig, TrainingConfig
+from tokenize_offline.clips import resolve_clips
+from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.inspect import main
+from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
+from tokenize_offline.planner import id_geometry, plan, shares
+from tokenize_offline.worker import run_worker
+
+SHAPE = {name: getattr(TINY, name) for name in dataclasses.asdict(TINY)}
+
+
+def recipe(**data):
+    return Recipe(
+        data=DataConfig(resolution=32, **data),
+        clips=ClipsConfig(length=5, per_episode=3, views=2, held_out=0.2),
+        tokenizer=TokenizerConfig(**SHAPE, segment_length=3),
+        training=TrainingConfig(steps=100, global_batch=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("episodes")
+    for dataset, shards in (("one", 2), ("two", 1)):
+        write_shards(folder, shards, 5, dataset)
+        records = [
+            dataclasses.replace(record, statistics={"filtered": 0, "actions": {}})
+            for record in read_records(str(folder / dataset))
+        ]
+        write_index(str(folder / dataset), dataset, records, [])
+    return folder
+
+
+def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
+    made = recipe()
+    planned = plan(str(episodes), made, clips_per_second=10.0)
+    clips = resolve_clips(made.clips, 2)
+    layout = token_layout(TINY, clips, "fp32", "ab" * 32)
+    assert id_geometry(made).ids_of_clip(5) == layout.sequence_length
+    engine = TokenizerEngine(tiny_model(), torch.device("cpu"), "fp32", 8)
+    job = TokenizeJob(clips, layout, str(tmp_path))
+    report = run_worker(find_shards([str(episodes)]), job, engine, readers=1)
+    assert sum(line["rows"] for line in planned) == report.rows and report.held_out_rows
+    assert sum(line["clips"] for line in planned) * 2 == report.rows - report.held_out_rows
+    shards = list(tmp_path.rglob("*.arrow"))
+    on_disk = sum(path.stat().st_size for path in shards)
+    assert 0 <= on_disk - sum(line["bytes"] for line in planned) < 4096 * len(shards)
+    for line in planned:
+        assert line["gpu_hours"] == round(line["rows"] / 36000, 4)
+        assert line["ids_per_epoch"] == line["clips"] * layout.sequence_length
+
+
+def test_epochs_follow_the_mixture(episodes):
+    for weights, expected in (({}, None), ({"one": 3.0, "two": 1.0}, {"one": 0.75, "two": 0.25}), ({"two": 1.0}, None)):
+        lines = {line["dataset"]: line for line in plan(str(episodes), recipe(weights=weights), None)}
+        assert sum(line["share_of_samples"] for line in lines.values()) == pytest.approx(1, abs=1e-5)
+        for name, line in lines.items():
+            assert line["epochs"] == pytest.approx(800 * line["share_of_samples"] / line["clips"], abs=2e-3)
+            assert expected is None or line["share_of_samples"] == expected[name]
+    assert lines["one"]["epochs"] == 0
+    assert lines["one"]["gpu_hours"] is None
+    with pytest.raises(ConfigError, match="none of the data sets"):
+        shares(recipe(weights={"three": 1.0}), {"one": 1})
+
+
+def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("clips: {length: 5}\n")
+    assert main([str(episodes), "--plan", str(tmp_path / "recipe.yaml")]) == 0
+    assert [json.loads(line)["dataset"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+    assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 1
+    assert "holds no data sets" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""What tokenizing and training will take, from the indexes of ingested data sets and a recipe alone; nothing is decoded.
+
+Rows are counted as the tokenize stage would make them, held-out episodes told apart by the same hash. Bytes leave out the few
+hundred that a file's schema takes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import storage
+from pipeline.catalog import mixture
+from pipeline.errors import ConfigError
+from pipeline.index import INDEX_FILE, read_index
+from pipeline.recipe import Recipe
+from tokenize_offline.clips import is_held_out, resolve_clips
+from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.plan import TRAINING_SPLIT
+
+# episode (dictionary index), start, stride, view.
+_BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
+
+
+@dataclass(frozen=True)
+class PlannedDataset:
+    """What one data set will give.
+
+    Attributes:
+        positions: Clip positions for training: what an epoch visits, each in one view.
+        rows: Rows that are tokenized, all views, held-out and evaluation ones included.
+        bytes: Of its token shards, about.
+    """
+
+    positions: int
+    rows: int
+    bytes: int
+
+
+def id_geometry(recipe: Recipe) -> IdGeometry:
+    """Layout of the ids that a tokenizer of the recipe's shape makes."""
+    shape = recipe.tokenizer
+    grid = shape.resolution >> (len(shape.block_out_channels) - 1)
+    return IdGeometry(
+        context_length=recipe.clips.context_length or shape.context_length,
+        context_grid=grid,
+        future_grid=grid // shape.patch_size,
+        num_vq_embeddings=shape.num_vq_embeddings,
+        num_dyn_embeddings=shape.num_dyn_embeddings,
+    )
+
+
+def plan_dataset(folder: str, recipe: Recipe) -> PlannedDataset:
+    """Count the clips of one data set.
+
+    Args:
+        folder: Of the data set, with its index.
+        recipe: Its sections `clips` and `tokenizer`.
+
+    Raises:
+        ShardError: There is no index.
+        ConfigError: The recipe's clips don't go together.
+    """
+    clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
+    assert clips.length is not None
+    index = read_index(folder, ["key", "split", "action_dim"]).to_pydict()
+    dataset = storage.basename(folder)
+    positions = rows = row_bytes = 0
+    for key, split, action_dim in zip(index["key"], index["split"], index["action_dim"], strict=True):
+        training = split == TRAINING_SPLIT and not is_held_out(dataset, key, clips.held_out)
+        made = clips.per_episode * (clips.views if training else 1)
+        positions += clips.per_episode if training else 0
+        rows += made
+        ids = id_geometry(recipe).ids_of_clip(clips.length)
+        row_bytes += made * (2 * ids + 4 * clips.length * (action_dim or 0) + _BYTES_BESIDE_IDS)
+    return PlannedDataset(positions, rows, row_bytes)
+
+
+def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
+    """Data set -> share of the training samples, by the recipe's mixture or weights, else by clip positions.
+
+    Raises:
+        ConfigError: No data set of the mixture is there.
+    """
+    weights = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights or None
+    chosen = {name: positions[name] if weights is None else weights.get(name, 0) for name in positions}
+    total = sum(chosen.values())
+    if not total:
+        raise ConfigError(f"the recipe's mixture names none of the data sets that are there: {', '.join(sorted(positions))}")
+    return {name: weight / total for name, weight in chosen.items()}
+
+
+def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[dict[str, Any]]:
+    """A mapping per data set in `folder`, an output folder of ingest, ready for JSON.
+
+    Args:
+        folder: Path or URL.
+        recipe: The whole of it.
+        clips_per_second: Of one GPU, such as `scripts/benchmarks/tokenize_stage.py` measures; None leaves GPU-hours out.
+
+    Raises:
+        ConfigError: There are no data sets with an index, or see `shares`.
+    """
+    names = [name for name in storage.list_folders(folder) if storage.exists(storage.join(folder, name, INDEX_FILE))]
+    if not names:
+        raise ConfigError(f"{folder} holds no data sets with an {INDEX_FILE}; name an output folder of ivideogpt-ingest")
+    planned = {name: plan_dataset(storage.join(folder, name), recipe) for name in names}
+    length = resolve_clips(recipe.clips, recipe.tokenizer.context_length).length
+    assert length is not None
+    ids = id_geometry(recipe).ids_of_clip(length)
+    share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
+    samples = recipe.training.steps * recipe.training.global_batch
+    return [
+        {
+            "dataset": name,
+            "clips": dataset.positions,
+            "rows": dataset.rows,
+            "bytes": dataset.bytes,
+            "gpu_hours": round(dataset.rows / clips_per_second / 3600, 4) if clips_per_second else None,
+            "ids_per_epoch": dataset.positions * ids,
+            "share_of_samples": round(share[name], 6),
+            "epochs": round(samples * share[name] / dataset.positions, 3) if dataset.positions else None,
+        }
+        for name, dataset in planned.items()
+    ]
