@@ -6,11 +6,13 @@ import subprocess
 import sys
 import urllib.request
 
+import pytest
 import test_predict
 import tiny_models
 
 
-def test_command_says_where_the_page_is_and_ends_on_interrupt(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_command_says_where_the_page_is_and_ends_when_told_to(tmp_path, number):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
     shard = test_predict.write_shard(tmp_path / "train-000000.tar", [test_predict.episode()])
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(shard), "--port", "0"]
@@ -22,7 +24,7 @@ def test_command_says_where_the_page_is_and_ends_on_interrupt(tmp_path):
         call = urllib.request.Request(f"{url}start", b"{}", {"Content-Type": "application/json"})
         with urllib.request.urlopen(call, timeout=60) as answer:
             assert len(json.load(answer)["frames"]) == 2
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, messages = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "Traceback" not in messages

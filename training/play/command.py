@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Sequence
 
 from pipeline.command import add_section_folder, parse_recipe, recipe_parser, run_command
@@ -41,6 +42,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     with PlayServer(Game(model, episodes, recipe.clips, sampling), options.host, options.port) as server:
         log.info("open %s in a browser; Ctrl-C ends it", server.url)
         print(json.dumps({"url": server.url}), flush=True)
+        # A shell that starts programs in the background has them ignore the interrupt; a supervisor sends SIGTERM.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
