@@ -3,6 +3,8 @@
 import re
 
 _SHARD = re.compile(r"^(?P<split>[A-Za-z0-9_]+)-(?P<index>\d{6})\.(?P<ending>tar|arrow)$")
+# The split that is augmented and loses its held-out episodes; all others are for evaluation and stay as they are.
+TRAINING_SPLIT = "train"
 HELD_OUT_SUFFIX = "_heldout"
 
 

@@ -11,15 +11,13 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
-from pipeline.naming import HELD_OUT_SUFFIX, held_out_split, parse_shard_name, shard_name
+from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from pipeline.recipe import ClipsConfig, Precision
 from pipeline.records import find_done, fingerprint, read_record, record_path
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
-# The split that is augmented and loses its held-out episodes; all others are for evaluation and stay as they are.
-TRAINING_SPLIT = "train"
 # Records are small files, on an object store some 30 ms away each.
 _THREADS = 16
 

@@ -12,10 +12,10 @@ from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
 from pipeline.index import INDEX_FILE, read_index
+from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.geometry import IdGeometry
-from tokenize_offline.plan import TRAINING_SPLIT
 
 # episode (dictionary index), start, stride, view.
 _BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
