@@ -166,7 +166,8 @@ class TokenizerTrainer:
             batch_sampler=sampler,
             num_workers=self._workers,
             pin_memory=accelerator.device.type == "cuda",
-            multiprocessing_context="forkserver" if self._workers else None,
+            # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
+            multiprocessing_context="spawn" if self._workers else None,
         )
         for clips in loader:
             yield clips.to(accelerator.device, non_blocking=True)
