@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.recipe import ClipsConfig
 from pipeline.records import canonical_json
@@ -72,6 +73,11 @@ class EpisodeShape:
     width: int
     rate: float | None
     base_step: float
+
+    @classmethod
+    def of(cls, episode: Episode) -> "EpisodeShape":
+        """The shape of an opened episode."""
+        return cls(**{field.name: getattr(episode, field.name) for field in dataclasses.fields(cls)})
 
 
 class Draws:

@@ -58,15 +58,7 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
     if not episode.num_frames:
         raise BadEpisodeError("no frames")
     held_out = is_held_out(episode.dataset, episode.key, held_out_share)
-    shape = EpisodeShape(
-        dataset=episode.dataset,
-        key=episode.key,
-        num_frames=episode.num_frames,
-        height=episode.height,
-        width=episode.width,
-        rate=episode.rate,
-        base_step=episode.base_step,
-    )
+    shape = EpisodeShape.of(episode)
     plans = plan_clips(shape, clips, 1 if held_out else views)
     pixels, pixels_of = _pixels(episode, plans, side)
     frames = np.array([plan.frames for plan in plans])

@@ -135,15 +135,7 @@ def stride_for(episode: Episode, clips: ClipsConfig) -> float:
     Raises:
         ConfigError: The stride is a time and the episode's rate is not known.
     """
-    shape = EpisodeShape(
-        dataset=episode.dataset,
-        key=episode.key,
-        num_frames=episode.num_frames,
-        height=episode.height,
-        width=episode.width,
-        rate=episode.rate,
-        base_step=episode.base_step,
-    )
+    shape = EpisodeShape.of(episode)
     return stride_of(clips, shape)
 
 
