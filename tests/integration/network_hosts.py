@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -61,7 +61,7 @@ class Host:
         assert self._holder.stdout.readline().strip() == _READY
         self._network = _network(self.pid)
         # Keeps the namespace, so that its number can't become another's before all processes in it are known to be dead.
-        self._kept: IO[bytes] | None = Path(f"/proc/{self.pid}/ns/net").open("rb")
+        self._kept: int | None = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
         self._started: list[subprocess.Popen[str]] = []
 
     @property
@@ -112,7 +112,7 @@ class Host:
             for pid in running:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self._kept.close()
+        os.close(self._kept)
         self._kept = None
 
 
