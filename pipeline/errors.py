@@ -4,6 +4,8 @@ Every command turns a `ProjectError` into one line on stderr and an exit status;
 traceback.
 """
 
+from typing import ClassVar
+
 
 class ProjectError(Exception):
     """Base of all errors whose message is meant for the user."""
@@ -29,4 +31,22 @@ class BadEpisodeError(Exception):
     """One episode can't be used; it is left out and listed with this reason, and the work goes on.
 
     Not a `ProjectError`: it never reaches the user as a failure of the command.
+
+    Attributes:
+        kind: `missing`: its file isn't there; `damaged`: its bytes aren't what they once were, so another copy may be sound;
+            `unusable`: it is whole, but nothing that can be taken.
     """
+
+    kind: ClassVar[str] = "unusable"
+
+
+class DamagedEpisodeError(BadEpisodeError):
+    """The bytes of an episode, or of what its file keeps it in, aren't what they once were."""
+
+    kind = "damaged"
+
+
+class MissingEpisodeError(BadEpisodeError):
+    """The file of an episode that there should be isn't there."""
+
+    kind = "missing"

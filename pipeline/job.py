@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline import index, storage
 from pipeline.errors import ConflictError, SourceError
+from pipeline.ledger import write_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
@@ -122,6 +123,7 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
         if unit.shard not in failures and find_done(job.folder, unit.shard, unit.inputs) is None:
             failures[unit.shard] = "its worker left neither a record nor a reason: see the runner's own log"
     records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures))
+    write_ledger(job.folder, job.dataset, records)
     return Outcome(records, len(work) - len(failures), failures, seconds)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import ConflictError, ShardError
+from pipeline.errors import BadEpisodeError, ConflictError, ShardError
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,15 @@ class LeftOut:
         source_file: Name of the source file, relative to the source folder.
         source_record: Position in that file, from 0.
         reason: What is wrong with it.
+        kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
+        key: That it would have had; empty where nobody says.
     """
 
     source_file: str
     source_record: int
     reason: str
+    kind: str = BadEpisodeError.kind
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pipeline import records, storage
 from pipeline.episode import Episode
 from pipeline.errors import ProjectError
 from pipeline.index import ENTRY_COLUMNS
+from pipeline.naming import episode_key
 from pipeline.plan import Unit
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.shards import EpisodeShardWriter
@@ -82,7 +83,8 @@ class _ShardMaker:
         elif item.filtered:
             self._filtered += 1
         else:
-            self._left_out.append(LeftOut(file.file, position, item.reason[:_LONGEST_REASON]))
+            key = episode_key(file.split, file.number, position)
+            self._left_out.append(LeftOut(file.file, position, item.reason[:_LONGEST_REASON], item.kind, key))
 
     def record(self) -> ShardRecord:
         return ShardRecord(

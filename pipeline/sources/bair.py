@@ -55,7 +55,7 @@ class BairSource(Source):
             try:
                 item = self._episode(parse_example(record), shard, position)
             except BadEpisodeError as error:
-                item = BadEpisode(str(error))
+                item = BadEpisode.of(error)
             yield position, item
 
     def _episode(self, columns: Columns, shard: SourceShard, position: int) -> Episode:

@@ -52,11 +52,18 @@ class BadEpisode:
 
     Attributes:
         reason: What is wrong with it.
+        kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
         filtered: It is sound, but the catalog doesn't want it; not counted as left out.
     """
 
     reason: str
+    kind: str = BadEpisodeError.kind
     filtered: bool = False
+
+    @classmethod
+    def of(cls, error: BadEpisodeError) -> Self:
+        """What stands in the place of the episode that raised `error`."""
+        return cls(str(error), error.kind)
 
 
 class Source(abc.ABC):

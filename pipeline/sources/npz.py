@@ -71,7 +71,7 @@ class NpzSource(Source):
         except OSError as error:
             raise SourceError(f"{path} can't be opened: {error}") from error
         except BadEpisodeError as error:
-            yield 0, BadEpisode(str(error))
+            yield 0, BadEpisode.of(error)
 
 
 def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard) -> Episode:

@@ -87,7 +87,7 @@ class RldsSource(Source):
                 columns = parse_example(record)
                 yield count, [source._read_columns(columns, shard, count) for source in sources]
             except BadEpisodeError as error:
-                yield count, [BadEpisode(str(error)) for _ in sources]
+                yield count, [BadEpisode.of(error) for _ in sources]
             count += 1
         wanted = shard.records if shard.take is None else None
         if wanted is not None and count != wanted:
@@ -102,7 +102,7 @@ class RldsSource(Source):
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
         except BadEpisodeError as error:
-            return BadEpisode(str(error))
+            return BadEpisode.of(error)
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
         """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""

@@ -49,7 +49,7 @@ class RobonetSource(Source):
             with hdf5.opened(storage.join(self.folder, shard.file)) as file:
                 episode = self._episode(file, shard)
         except BadEpisodeError as error:
-            yield 0, BadEpisode(str(error))
+            yield 0, BadEpisode.of(error)
         else:
             yield 0, episode
 

@@ -40,7 +40,7 @@ class Vp2Source(Source):
                 with hdf5.opened(storage.join(self.folder, shard.file)) as file:
                     item = self._episode(file, demo, shard, position)
             except BadEpisodeError as error:
-                item = BadEpisode(str(error))
+                item = BadEpisode.of(error)
             yield position, item
 
     def _splits(self, name: str) -> dict[str, list[str]]:

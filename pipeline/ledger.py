@@ -1,0 +1,76 @@
+"""The ledger of a data set: a Parquet file with a row per episode that was left out, where it lies and why.
+
+Made of the shards' records alone, as the index is, and written anew by every run: equal records give equal bytes, and a run
+that was killed and went on leaves the same file as one that was not. A sound data set has a ledger without rows, so that a
+missing file never passes for a clean one.
+"""
+
+import io
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.errors import ShardError
+from pipeline.naming import parse_shard_name
+from pipeline.records import ShardRecord
+
+LEDGER_FILE = "left_out.parquet"
+
+_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("source_file", pa.string()),
+        ("source_record", pa.int64()),
+        ("key", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def write_ledger(folder: str, dataset: str, records: Iterable[ShardRecord]) -> None:
+    """Publish `left_out.parquet` in a data set's folder.
+
+    Args:
+        folder: Of the data set.
+        dataset: Its name.
+        records: Of all its shards, in order.
+
+    Raises:
+        ShardError: A record names a shard that can't be one.
+    """
+    rows = []
+    for record in records:
+        parsed = parse_shard_name(record.shard)
+        if parsed is None:
+            raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
+        for item in record.left_out:
+            rows.append({"dataset": dataset, "split": parsed[0], "shard": record.shard, **vars(item)})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
+    storage.write_bytes(storage.join(folder, LEDGER_FILE), buffer.getvalue())
+
+
+def read_ledger(folder: str) -> pa.Table:
+    """The episodes that were left out of a data set, in the order of its shards.
+
+    Columns: `dataset`, `split`, `shard` (that would have held the episode), `source_file` and `source_record` (its place in
+    the source, from 0), `key` (that it would have had), `kind` (`missing`, `damaged` or `unusable`, see
+    `pipeline.errors.BadEpisodeError`) and `reason` in words.
+
+    Args:
+        folder: Of the data set, where its index lies too.
+
+    Raises:
+        ShardError: There is none, or it can't be read.
+    """
+    path = storage.join(folder, LEDGER_FILE)
+    try:
+        with storage.open_read(path) as file:
+            return pq.read_table(file, columns=_SCHEMA.names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again, which writes it anew") from error

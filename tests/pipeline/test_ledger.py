@@ -1,0 +1,90 @@
+"""The ledger lists what was left out, each once, with its place and reason; equal records give equal bytes."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlds_data import NAME, episode, write_set
+
+from pipeline import storage
+from pipeline.catalog import DatasetEntry
+from pipeline.errors import ShardError
+from pipeline.frames import FrameForm
+from pipeline.job import ingest
+from pipeline.ledger import LEDGER_FILE, read_ledger, write_ledger
+from pipeline.naming import shard_name
+from pipeline.plan import make_plan
+from pipeline.records import LeftOut, ShardRecord
+from pipeline.sources.rlds import RldsSource
+
+ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
+# What JSON and Parquet hold; names of files and reasons come from hostile data.
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+_LEFT_OUT = st.builds(
+    LeftOut, _TEXT, st.integers(0, 1 << 40), _TEXT, st.sampled_from(["missing", "damaged", "unusable"]), _TEXT
+)
+
+
+def record(number: int, left_out: list[LeftOut]) -> ShardRecord:
+    return ShardRecord(shard_name("train", number, "tar"), "", {}, 1, 5, 10, "", left_out)
+
+
+@given(st.lists(st.lists(_LEFT_OUT, max_size=4), max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_every_left_out_episode_has_its_row_and_equal_records_equal_bytes(left_out):
+    records = [record(number, items) for number, items in enumerate(left_out)]
+    written = set()
+    for _ in range(2):
+        write_ledger("memory://ledger/set", "set", records)
+        written.add(storage.read_bytes(f"memory://ledger/set/{LEDGER_FILE}"))
+    assert len(written) == 1
+    rows = read_ledger("memory://ledger/set").to_pylist()
+    wanted = [(r.shard, item) for r in records for item in r.left_out]
+    columns = ("source_file", "source_record", "reason", "kind", "key")
+    assert [(row["shard"], LeftOut(*(row[name] for name in columns))) for row in rows] == wanted
+    assert all((row["dataset"], row["split"]) == ("set", "train") for row in rows)
+
+
+def test_a_job_leaves_a_ledger_that_names_shard_place_key_and_reason(tmp_path):
+    broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else episode(1)["steps"][t]["observation"]["image"])
+    folder = write_set(tmp_path, episodes=[episode(0), broken, episode(2)], per_shard=2)
+    source = RldsSource(str(folder), ENTRY, FrameForm("source"))
+    output = str(tmp_path / "out")
+    in_process = ["--direct_running_mode=in_memory"]
+    ingest(make_plan(source, None, None, 1), source, NAME, output, in_process, overwrite=False)
+    (row,) = read_ledger(output).to_pylist()
+    assert row.pop("reason").startswith("JPEG header is damaged")
+    assert row == {
+        "dataset": NAME,
+        "split": "train",
+        "shard": "train-000000.tar",
+        "source_file": f"{NAME}-train.tfrecord-00000-of-00002",
+        "source_record": 1,
+        "key": "train-00000-000001",
+        "kind": "damaged",
+    }
+    before = (tmp_path / "out" / LEDGER_FILE).read_bytes()
+    (tmp_path / "out" / LEDGER_FILE).write_bytes(b"")
+    ingest(make_plan(source, None, None, 1), source, NAME, output, in_process, overwrite=False)
+    assert (tmp_path / "out" / LEDGER_FILE).read_bytes() == before
+
+
+def test_a_sound_data_set_has_an_empty_ledger_with_all_columns():
+    write_ledger("memory://ledger/sound", "sound", [record(0, [])])
+    table = read_ledger("memory://ledger/sound")
+    assert table.num_rows == 0 and {"source_file", "source_record", "reason"} <= set(table.column_names)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 no table PAR1"])
+def test_a_ledger_that_is_missing_or_damaged_is_an_error_that_says_what_to_do(tmp_path, content):
+    if content is not None:
+        (tmp_path / LEDGER_FILE).write_bytes(content)
+    with pytest.raises(ShardError, match=rf"{LEDGER_FILE} can't be read.*run ivideogpt-ingest again"):
+        read_ledger(str(tmp_path))
+
+
+def test_a_parquet_file_of_something_else_is_no_ledger(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / LEDGER_FILE)
+    with pytest.raises(ShardError, match="can't be read"):
+        read_ledger(str(tmp_path))
