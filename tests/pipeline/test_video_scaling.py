@@ -1,0 +1,92 @@
+"""Frames that FFmpeg shrinks on their way out of a video look like those shrunk afterwards; those not wanted cost nothing."""
+
+import io
+import itertools
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import VideoReformatter
+from rlds_data import picture
+from video_data import write_video
+
+from pipeline.errors import BadEpisodeError
+from pipeline.frames import shrink, shrunk_size
+from pipeline.sources import video
+from pipeline.sources.video import decoded
+
+SIDE = 40
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))
+
+
+def moving(path, colours: str = "yuv420p", size: tuple[int, int] = (180, 240)) -> None:
+    """A lossless video of a picture full of colour."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *size, colours
+        for t in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(t, *size), format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("colours", ["yuv420p", "yuv444p", "yuv422p10le"])
+@pytest.mark.parametrize("size", [(180, 240), (241, 161)])
+def test_shrunk_while_decoding_a_frame_is_what_shrinking_it_afterwards_gives(tmp_path, colours, size):
+    moving(tmp_path / "a.mkv", colours, size)
+    data = (tmp_path / "a.mkv").read_bytes()
+    whole = list(decoded(io.BytesIO(data)))
+    small = list(decoded(io.BytesIO(data), short_side=SIDE))
+    assert [time for time, _ in small] == [time for time, _ in whole] == [0, 0.1, 0.2]
+    for t, ((_, pixels), (_, shrunk)) in enumerate(zip(whole, small, strict=True)):
+        assert pixels.shape == (*size, 3) and shrunk.shape == (*shrunk_size(*size, SIDE), 3)
+        assert psnr(pixels, picture(t, *size)) > 30
+        assert psnr(shrunk, shrink(pixels, shrunk.shape[:2])) > 38
+
+
+def test_a_small_picture_keeps_its_size_and_its_pixels(tmp_path):
+    moving(tmp_path / "a.mkv", size=(32, 48))
+    data = (tmp_path / "a.mkv").read_bytes()
+    for (_, plain), (_, bounded) in zip(decoded(io.BytesIO(data)), decoded(io.BytesIO(data), short_side=SIDE), strict=True):
+        assert np.array_equal(plain, bounded)
+
+
+def test_every_codec_is_shrunk_to_the_picture_it_shows(shared):
+    folder = shared / "data" / "video" / "codecs"
+    for path in sorted(path for path in folder.iterdir() if path.name != "testsrc2_mpeg4.mp4"):
+        with path.open("rb") as one, path.open("rb") as other:
+            frames = zip(decoded(one), decoded(other, short_side=80), strict=True)
+            for (_, pixels), (_, shrunk) in itertools.islice(frames, 2):
+                assert shrunk.shape[:2] == shrunk_size(*pixels.shape[:2], 80), path.name
+                assert psnr(shrunk, shrink(pixels, shrunk.shape[:2])) > 30, path.name
+
+
+def test_frames_that_sampling_passes_over_never_become_pixels(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", count=24, rate=12)
+    converted = []
+
+    class Counting:
+        def __init__(self):
+            self.scaler = VideoReformatter()
+
+        def reformat(self, frame, *rest, **named):
+            converted.append(frame.time)
+            return self.scaler.reformat(frame, *rest, **named)
+
+    monkeypatch.setattr(video, "VideoReformatter", Counting)
+    with (tmp_path / "a.mp4").open("rb") as file:
+        times = [time for time, _ in decoded(file, rate=3)]
+    assert times == converted == pytest.approx([n / 3 for n in range(6)], abs=1 / 12)
+
+
+def test_an_episode_with_too_many_bytes_of_frames_ends_before_memory_does(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.mp4", count=24, rate=12)
+    monkeypatch.setattr(video, "MAX_EPISODE_BYTES", 3000)
+    with pytest.raises(BadEpisodeError, match="smaller --episode_frames"), (tmp_path / "a.mp4").open("rb") as file:
+        next(
+            video._episodes(
+                file, video.DatasetEntry("v", "", "video"), video.FrameForm(), video.SourceShard("train", 0, "a.mp4"), 24
+            )
+        )
