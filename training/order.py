@@ -5,14 +5,18 @@ shuffled by (seed, block), and the n-th visit of a data set walks a keyed permut
 epoch. The permutation is a Feistel network over the next power of two with cycle walking, so memory and time don't grow
 with the data. The price: shuffling costs a few hash rounds per sample instead of one look-up, about 1 µs.
 
+Weights may change at given sample numbers. A change begins blocks of its own and goes on with every data set's epoch where
+the samples before it left off, so what was drawn before it stays as it is. Memory grows with the number of changes alone.
+
 Resuming needs the sample number and nothing else, and neither processes, workers nor batch sizes change the order.
 """
 
+import bisect
 import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -49,6 +53,25 @@ class SizedStore(Protocol):
         """Data set name -> size."""
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """A stretch of samples with the same weights.
+
+    Attributes:
+        start: Number of its first sample.
+        active: (D,) positions in `SampleOrder.datasets` of the data sets that have a weight.
+        weights: Data set name -> weight.
+        cumulated: D + 1 cumulated weights as whole numbers, so that quotas are exact.
+        visits: For every data set of the order, the samples drawn before the segment.
+    """
+
+    start: int
+    active: np.ndarray
+    weights: Mapping[str, Fraction]
+    cumulated: Sequence[int]
+    visits: np.ndarray
+
+
 class SampleOrder:
     """The order of samples over a mixture of data sets. `order[n]` is (data set, clip) of sample number n.
 
@@ -59,6 +82,11 @@ class SampleOrder:
         store: A `TokenStore`, or a mapping of data set name to size.
         weights: Data set name -> weight above 0; None weighs data sets by their clip positions.
         seed: Of all shuffling.
+        changes: Sample number -> weights from that sample on, in place of those before. Data sets may come and go.
+
+    Attributes:
+        datasets: All data sets that ever have a weight, in the store's order.
+        weights: Data set name -> weight as an exact number, after the last change.
 
     Raises:
         ConfigError: A weight names a data set that isn't there, a data set has no weight, or one has no clips.
@@ -67,19 +95,19 @@ class SampleOrder:
     def __init__(
         self,
         store: SizedStore | Mapping[str, DatasetSize],
-        weights: Mapping[str, float] | None = None,
+        weights: Mapping[str, float | Fraction] | None = None,
         seed: int = 0,
+        changes: Mapping[int, Mapping[str, float | Fraction]] | None = None,
     ) -> None:
         sizes = store if isinstance(store, Mapping) else store.sizes
-        _check_mixture(sizes, weights)
-        self.datasets = tuple(name for name in sizes if weights is None or name in weights)
+        mixtures: dict[int, Mapping[str, float | Fraction] | None] = {0: weights, **dict(sorted((changes or {}).items()))}
+        if min(mixtures) < 0:
+            raise IndexError(f"sample numbers start at 0, so weights can't change at {min(mixtures)}")
+        for mixture in mixtures.values():
+            _check_mixture(sizes, mixture)
+        resolved = {start: _exact_weights(sizes, mixture) for start, mixture in mixtures.items()}
+        self.datasets = tuple(name for name in sizes if any(name in mixture for mixture in resolved.values()))
         self.seed = seed
-        self.weights = {
-            name: Fraction(str(sizes[name].positions if weights is None else weights[name])) for name in self.datasets
-        }
-        # As whole numbers, so that quotas are exact; a weight counts as the decimal number that was written.
-        denominator = math.lcm(*(weight.denominator for weight in self.weights.values()))
-        self._cumulated = [0, *itertools.accumulate(int(weight * denominator) for weight in self.weights.values())]
         self._positions = np.array([sizes[name].positions for name in self.datasets], np.uint64)
         self._views = np.array([sizes[name].views for name in self.datasets], np.uint64)
         self._keys = np.array([_key(seed, name) for name in self.datasets], np.uint64)
@@ -87,6 +115,14 @@ class SampleOrder:
         self._low_bits = bits // np.uint64(2)
         self._high_bits = bits - self._low_bits
         self._block = functools.lru_cache(maxsize=_CACHED_BLOCKS)(self._shuffled_block)
+        self._segments: list[_Segment] = []
+        self._starts: list[int] = []
+        for start, mixture in resolved.items():
+            visits = self._drawn(start) if self._segments else np.zeros(len(self.datasets), np.int64)
+            active = np.array([i for i, name in enumerate(self.datasets) if name in mixture])
+            self._segments.append(_Segment(start, active, mixture, _cumulated(list(mixture.values())), visits))
+            self._starts.append(start)
+        self.weights = self._segments[-1].weights
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the cache of blocks, so that an order can be sent to worker processes."""
@@ -110,43 +146,47 @@ class SampleOrder:
         """
         if start < 0:
             raise IndexError(f"sample numbers start at 0, not {start}")
-        blocks = range(start // BLOCK, (start + max(count, 1) - 1) // BLOCK + 1)
-        parts = [self._block(block) for block in blocks]
-        window = slice(start - blocks[0] * BLOCK, start - blocks[0] * BLOCK + count)
-        return np.concatenate([part[0] for part in parts])[window], np.concatenate([part[1] for part in parts])[window]
+        end, parts = start + count, [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        while start < end:
+            segment, block, offset = self._place(start)
+            next_change = self._starts[segment + 1] if segment + 1 < len(self._starts) else end
+            taken = min(BLOCK - offset, end - start, next_change - start)
+            dataset, rows = self._block(segment, block)
+            parts.append((dataset[offset : offset + taken], rows[offset : offset + taken]))
+            start += taken
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def drawn(self, number: int) -> dict[str, int]:
         """How many of the first `number` samples fall on each data set."""
-        counts = self._quotas(number // BLOCK * BLOCK)
-        dataset, _ = self._block(number // BLOCK)
-        rest = np.bincount(dataset[: number % BLOCK], minlength=len(self.datasets))
-        return {name: counts[i] + int(rest[i]) for i, name in enumerate(self.datasets)}
+        return dict(zip(self.datasets, self._drawn(number).tolist(), strict=True))
 
-    def _quotas(self, number: int) -> list[int]:
-        """Samples of every data set among the first `number`, where `number` is a block's start.
+    def _drawn(self, number: int) -> np.ndarray:
+        """`drawn` as an array, by the segments made so far."""
+        # A change's own first sample isn't drawn yet, so the segment of the sample before counts.
+        segment, block, offset = self._place(number - 1) if number else (0, 0, -1)
+        dataset, _ = self._block(segment, block)
+        rest = np.bincount(dataset[: offset + 1], minlength=len(self.datasets))
+        return self._visits(self._segments[segment], block) + rest
 
-        Halves of the list of data sets share what falls on it, the first by its exact share rounded to nearest, down to
-        single data sets. No part of such a split ever shrinks as `number` grows, so differences of quotas are counts; and a
-        quota is never further from its exact share than half the depth, ceil(log2(data sets)) / 2, however long the run.
-        """
-        cumulated = self._cumulated
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """(segment, block within it, slot within that) of a sample."""
+        segment = bisect.bisect_right(self._starts, number) - 1
+        return segment, *divmod(number - self._starts[segment], BLOCK)
 
-        def share(number: int, first: int, last: int) -> list[int]:
-            if last - first == 1:
-                return [number]
-            middle = (first + last) // 2
-            part, whole = cumulated[middle] - cumulated[first], cumulated[last] - cumulated[first]
-            taken = (2 * number * part + whole) // (2 * whole)
-            return share(taken, first, middle) + share(number - taken, middle, last)
+    def _visits(self, segment: _Segment, block: int) -> np.ndarray:
+        """Samples drawn from every data set before a block of a segment, counted from the run's beginning."""
+        visits = segment.visits.copy()
+        visits[segment.active] += _quotas(segment.cumulated, block * BLOCK)
+        return visits
 
-        return share(number, 0, len(self.datasets))
-
-    def _shuffled_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """(data set, row) of every slot of a block, both (BLOCK,) int64."""
-        first = np.array(self._quotas(block * BLOCK), np.int64)
-        counts = np.array(self._quotas((block + 1) * BLOCK), np.int64) - first
+    def _shuffled_block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(data set, row) of every slot of a block of a segment, both (BLOCK,) int64."""
+        segment = self._segments[number]
+        first = self._visits(segment, block)
+        counts = self._visits(segment, block + 1) - first
         slots = np.arange(BLOCK, dtype=np.uint64)
-        shuffle = np.argsort(_mix(slots + np.uint64(_key(self.seed, "block", block))), kind="stable")
+        key = _key(self.seed, "block", block) if number == 0 else _key(self.seed, "block", segment.start, block)
+        shuffle = np.argsort(_mix(slots + np.uint64(key)), kind="stable")
         dataset = np.repeat(np.arange(len(counts)), counts)[shuffle]
         # Visits of one data set go up along the block, so an epoch ends before the next one begins.
         by_dataset = np.argsort(dataset, kind="stable")
@@ -164,7 +204,42 @@ class SampleOrder:
         return (position * views + view).astype(np.int64)
 
 
-def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float] | None) -> None:
+def _exact_weights(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> dict[str, Fraction]:
+    """Weights as exact numbers, in the order of `sizes`; a weight counts as the decimal number that was written."""
+    if weights is None:
+        return {name: Fraction(size.positions) for name, size in sizes.items()}
+    return {name: Fraction(str(weights[name])) for name in sizes if name in weights}
+
+
+def _cumulated(weights: Sequence[Fraction]) -> list[int]:
+    denominator = math.lcm(*(weight.denominator for weight in weights))
+    return [0, *itertools.accumulate(int(weight * denominator) for weight in weights)]
+
+
+def _quotas(cumulated: Sequence[int], number: int) -> list[int]:
+    """Samples of every data set among the first `number` of a segment, where `number` is a block's start.
+
+    Halves of the list of data sets share what falls on it, the first by its exact share rounded to nearest, down to
+    single data sets. No part of such a split ever shrinks as `number` grows, so differences of quotas are counts; and a
+    quota is never further from its exact share than half the depth, ceil(log2(data sets)) / 2, however long the run.
+
+    Args:
+        cumulated: Cumulated weights of the data sets as whole numbers, beginning with 0.
+        number: Samples in all.
+    """
+
+    def share(number: int, first: int, last: int) -> list[int]:
+        if last - first == 1:
+            return [number]
+        middle = (first + last) // 2
+        part, whole = cumulated[middle] - cumulated[first], cumulated[last] - cumulated[first]
+        taken = (2 * number * part + whole) // (2 * whole)
+        return share(taken, first, middle) + share(number - taken, middle, last)
+
+    return share(number, 0, len(cumulated) - 1)
+
+
+def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> None:
     if not sizes:
         raise ConfigError("there is no data set to draw samples from")
     for name, size in sizes.items():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ GOLDEN = [
     ("fractal20220817_data", 220),
     ("fractal20220817_data", 1747),
 ]
+CHANGED_GOLDEN = [("kuka", 28), ("kuka", 64), ("kuka", 34)]
 SIZES = st.integers(1, 700)
 MIXTURES = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=6), st.tuples(SIZES, st.integers(1, 4), st.floats(1e-3, 100)), min_size=1, max_size=6
@@ -99,6 +101,86 @@ def test_drawn_counts_what_was_drawn(mixture, number):
     assert list(order.drawn(number).values()) == np.bincount(dataset, minlength=len(mixture)).tolist()
 
 
+CHANGES = st.dictionaries(
+    st.integers(1, 5 * BLOCK),
+    st.dictionaries(st.integers(0, 5), st.floats(1e-3, 100), min_size=1, max_size=4),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _changing_order(mixture, changes, seed=0):
+    """An order over all data sets of a mixture whose weights change; a change names data sets by their number."""
+    names = list(mixture)
+    sizes = {name: DatasetSize(positions, views) for name, (positions, views, _) in mixture.items()}
+    weights = {name: weight for name, (_, _, weight) in mixture.items()}
+    later = {start: {names[i % len(names)]: w for i, w in new.items()} for start, new in changes.items()}
+    return SampleOrder(sizes, weights, seed, later), {0: weights, **dict(sorted(later.items()))}
+
+
+@given(mixture=MIXTURES, changes=CHANGES, seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_every_clip_is_drawn_once_per_epoch_also_where_weights_change_within_it(mixture, changes, seed):
+    order, _ = _changing_order(mixture, changes, seed)
+    dataset, rows = order.samples(0, 6 * BLOCK)
+    for number, name in enumerate(order.datasets):
+        positions, views, _ = mixture[name]
+        visited = rows[dataset == number] // views
+        whole = len(visited) // positions * positions
+        assert (np.sort(visited[:whole].reshape(-1, positions), axis=1) == np.arange(positions)).all()
+        assert len(set(visited[whole:].tolist())) == len(visited) - whole
+
+
+@given(mixture=MIXTURES, changes=CHANGES)
+@settings(max_examples=40, deadline=None)
+def test_a_change_of_weights_leaves_all_samples_before_it_as_they_were(mixture, changes):
+    changed, _ = _changing_order(mixture, changes)
+    last = max(changes)
+    before, _ = _changing_order(mixture, {start: new for start, new in changes.items() if start < last})
+    assert [changed[n] for n in range(0, last, 97)] == [before[n] for n in range(0, last, 97)]
+    assert changed.drawn(last) == before.drawn(last)
+
+
+@given(mixture=MIXTURES, changes=CHANGES)
+@settings(max_examples=40, deadline=None)
+def test_between_two_changes_every_block_is_filled_by_the_weights_of_that_time(mixture, changes):
+    order, mixtures = _changing_order(mixture, changes)
+    bound = math.ceil(math.log2(max(2, len(mixture)))) / 2
+    for start, end in itertools.pairwise([*mixtures, max(mixtures) + 10**9 * BLOCK]):
+        weights = mixtures[start]
+        total = sum(map(Fraction, map(str, weights.values())))
+        blocks = (end - start) // BLOCK
+        first, last = order.drawn(start), order.drawn(start + blocks * BLOCK)
+        for name in order.datasets:
+            share = blocks * BLOCK * Fraction(str(weights.get(name, 0))) / total
+            assert abs(last[name] - first[name] - share) <= bound
+
+
+@given(mixture=MIXTURES, changes=CHANGES, start=st.integers(0, 6 * BLOCK), cuts=st.lists(st.integers(0, 3 * BLOCK), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_samples_around_changes_do_not_depend_on_how_they_are_split(mixture, changes, start, cuts):
+    order, _ = _changing_order(mixture, changes)
+    count = 3 * BLOCK
+    whole = order.samples(start, count)
+    parts = [
+        _changing_order(mixture, changes)[0].samples(start + a, b - a) for a, b in itertools.pairwise(sorted({0, count, *cuts}))
+    ]
+    for i in (0, 1):
+        assert np.array_equal(np.concatenate([part[i] for part in parts]), whole[i])
+    counted = np.bincount(order.samples(0, start + count)[0], minlength=len(order.datasets))
+    assert list(order.drawn(start + count).values()) == counted.tolist()
+
+
+def test_a_data_set_that_left_the_mixture_goes_on_with_its_epoch_when_it_comes_back():
+    sizes = {"a": DatasetSize(3000), "b": DatasetSize(50)}
+    order = SampleOrder(sizes, {"a": 1}, 0, {1000: {"b": 1}, 1500: {"a": 1}})
+    alone = SampleOrder(sizes, {"a": 1}, 0)
+    assert order.datasets == ("a", "b") and order.weights == {"a": 1}
+    assert {order[n][0] for n in range(1000, 1500)} == {"b"}
+    rows = [order.samples(0, 1000)[1], order.samples(1500, 2000)[1]]
+    assert np.array_equal(np.concatenate(rows), alone.samples(0, 3000)[1])
+
+
 def test_two_epochs_two_seeds_and_two_data_sets_are_shuffled_differently():
     size = DatasetSize(1000)
     _, rows = SampleOrder({"a": size}).samples(0, 2000)
@@ -124,11 +206,16 @@ def test_the_order_is_the_same_on_every_machine_and_in_every_version():
     sizes = {"fractal20220817_data": DatasetSize(1000, 2), "kuka": DatasetSize(77)}
     order = SampleOrder(sizes, {"fractal20220817_data": 0.6, "kuka": 0.4}, seed=7)
     assert [order[n] for n in (0, 1, 2, 5000, 10**12)] == GOLDEN
+    changed = SampleOrder(
+        sizes, {"fractal20220817_data": 0.6, "kuka": 0.4}, 7, {3000: {"fractal20220817_data": 0.1, "kuka": 0.9}}
+    )
+    assert [changed[n] for n in (0, 1, 2, 3000, 5000, 10**12)] == [*GOLDEN[:3], *CHANGED_GOLDEN]
 
 
 def test_a_billion_clips_take_no_more_memory_than_ten():
-    large = SampleOrder({"a": DatasetSize(10**9), "b": DatasetSize(2 * 10**9, 8)}, {"a": 1, "b": 2})
-    small = SampleOrder({"a": DatasetSize(10), "b": DatasetSize(10, 8)}, {"a": 1, "b": 2})
+    changes = {10**13 + 5: {"a": 2, "b": 1}}
+    large = SampleOrder({"a": DatasetSize(10**9), "b": DatasetSize(2 * 10**9, 8)}, {"a": 1, "b": 2}, 0, changes)
+    small = SampleOrder({"a": DatasetSize(10), "b": DatasetSize(10, 8)}, {"a": 1, "b": 2}, 0, changes)
     dataset, rows = large.samples(10**14, 4 * BLOCK)
     assert len(set(zip(dataset.tolist(), rows.tolist(), strict=True))) == 4 * BLOCK
     assert rows[dataset == 0].max() < 10**9 and rows[dataset == 1].max() < 16 * 10**9
