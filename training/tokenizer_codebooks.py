@@ -1,7 +1,9 @@
-"""Keeping the tokenizer's codebooks alive: how often each code is chosen, and new values for those that never are.
+"""Keeping the tokenizer's codebooks alive: how often each code is chosen, and new values for those that hardly ever are.
 
 A collapsed codebook looks fine in the loss, so its use is counted and reported. The cure is the usual one of the field: a code
-that no process has chosen for a while takes the value of a current feature, drawn at random.
+that the processes have hardly chosen for a while takes the value of a current feature. Features are drawn in proportion to
+their squared distance from the nearest code (as k-means++ seeds its centres: Arthur and Vassilvitskii, 2007), because a small
+thing in few patches, which no code serves, would hardly be met by even chance.
 """
 
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.weight_average import WeightAverage
+
+# A code with less than this part of an even share of the choices is taken from its few features.
+_RARE = 0.02
 
 
 @dataclass
@@ -55,9 +60,24 @@ class CodebookUse:
         shares = self.counts / self.counts.sum().clamp(min=1)
         return float(torch.exp(-(shares * torch.log(shares.clamp(min=1e-12))).sum()))
 
-    def unused(self) -> Tensor:
-        """Numbers of the codes never chosen, int64."""
-        return torch.nonzero(self.counts == 0).reshape(-1)
+    def rare(self) -> Tensor:
+        """Numbers of the codes with less than 2 % of an even share of the choices, int64."""
+        return torch.nonzero(self.counts <= _RARE * self.counts.mean()).reshape(-1)
+
+
+def distant_features(vectors: Tensor, distances: Tensor, count: int) -> Tensor:
+    """Features in proportion to their squared distance from the nearest code; evenly where every distance is 0.
+
+    Args:
+        vectors: (N, D) features.
+        distances: (N,) their squared distances.
+        count: How many to draw, with replacement.
+
+    Returns:
+        (count, D) float32.
+    """
+    weights = distances if bool((distances > 0).any()) else torch.ones_like(distances)
+    return vectors[torch.multinomial(weights, count, replacement=True)].float()
 
 
 class CodebookKeeper:
@@ -95,7 +115,7 @@ class CodebookKeeper:
         return named
 
     def revive(self, clips: Tensor, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> None:
-        """Put features of `clips` in place of the codes that no process has used since the last time."""
+        """Put features of `clips` in place of the codes that the processes have hardly used since the last time."""
         model = self._model
         with torch.no_grad():
             output = model(clips)
@@ -105,16 +125,16 @@ class CodebookKeeper:
         )
         for name, use, vectors in parts:
             use.counts = self._accelerator.reduce(use.counts, "sum")
-            unused = use.unused()
-            if len(unused):
-                chosen = vectors[torch.randint(len(vectors), (len(unused),), device=vectors.device)].float()
-                values, quantizer = broadcast(chosen), getattr(model, name)
-                quantizer.replace_codes(unused, values)
+            rare, quantizer = use.rare(), getattr(model, name)
+            if len(rare):
+                distances = (vectors.float() - quantizer.lookup(quantizer.nearest(vectors)).float()).square().sum(dim=1)
+                values = broadcast(distant_features(vectors, distances.detach(), len(rare)))
+                quantizer.replace_codes(rare, values)
                 # The moments and the average belong to the codes that are gone.
                 state = optimizer.state.get(quantizer.embedding.weight, {})
                 for moment in ("exp_avg", "exp_avg_sq"):
                     if moment in state:
-                        state[moment][unused] = 0
+                        state[moment][rare] = 0
                 if average is not None:
-                    average.values[f"{name}.embedding.weight"][unused] = values
+                    average.values[f"{name}.embedding.weight"][rare] = values
             use.clear()

@@ -238,9 +238,9 @@ class TokenizerTrainer:
 
     def _write_tokenizer(self) -> None:
         if self.accelerator.is_main_process:
+            precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
             with self._judged():
-                precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
-            self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
+                self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
         self.accelerator.wait_for_everyone()
 
 

@@ -93,6 +93,9 @@ def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupte
     weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert CompressiveVQModel.from_pretrained(str(tmp_path / "whole" / "tokenizer")).config.resolution == 32
+    # The averaged weights are the written ones; a checkpoint's model file holds the last ones.
+    last = load_file(tmp_path / "whole" / "checkpoints" / "step-00000006" / "model.safetensors")
+    assert not np.array_equal(weights[0]["decoder.conv_in.weight"], last["decoder.conv_in.weight"])
 
 
 def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_clips import training_frames
-from training.tokenizer_codebooks import CodebookUse
+from training.tokenizer_codebooks import CodebookUse, distant_features
 from training.tokenizer_data import StepBatches
 from training.tokenizer_loss import tokenizer_losses
 
@@ -58,7 +58,26 @@ def test_codebook_use_counts_codes_and_perplexity():
     use.add(torch.tensor([[0, 1], [2, 3]]))
     assert use.share_used() == 0.5
     assert use.perplexity() == pytest.approx(4.0)
-    assert use.unused().tolist() == [4, 5, 6, 7]
+    assert use.rare().tolist() == [4, 5, 6, 7]
+
+
+def test_a_code_chosen_far_less_than_others_is_rare():
+    use = CodebookUse.empty(4, torch.device("cpu"))
+    use.add(torch.tensor([0] * 300 + [1] * 300 + [2] * 300 + [3] * 2))
+    assert use.rare().tolist() == [3]
+
+
+def test_codes_are_revived_by_features_that_no_code_serves():
+    torch.manual_seed(0)
+    vectors = torch.cat([torch.zeros(1000, 2), torch.ones(2, 2)])
+    distances = torch.cat([torch.full((1000,), 1e-6), torch.ones(2)])
+    drawn = distant_features(vectors, distances, 50)
+    assert drawn.shape == (50, 2)
+    assert drawn.mean() > 0.9
+
+
+def test_revival_where_every_feature_has_its_code_takes_any_feature():
+    assert distant_features(torch.ones(3, 2), torch.zeros(3), 2).tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_perfect_reconstruction_costs_its_commitments_alone():
