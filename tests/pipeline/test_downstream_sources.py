@@ -1,59 +1,27 @@
 """BAIR, RoboNet and VP2 in the layouts in which they are published, sound and unsound."""
 
 import csv
-import io
 import re
 from pathlib import Path
 
-import av
 import h5py
 import numpy as np
 import pytest
+from downstream_data import bair_record, write_bair, write_robonet, write_vp2
 from rlds_data import picture
-from tensorflow_datasets.proto import tf_example_pb2
 
 from pipeline.catalog import DatasetEntry, dataset, robonet_test_files
 from pipeline.errors import SourceError
-from pipeline.frames import FrameForm, decode, encode_jpeg
+from pipeline.frames import FrameForm, decode
 from pipeline.plan import make_plan
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.locate import open_source
 from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.tfrecord import write_record
 from pipeline.sources.vp2 import Vp2Source
 
 PNG = FrameForm("png")
 ROBONET = DatasetEntry("tfds_robonet", "tfds_robonet", "image")
-
-
-def bair_record(seed: int, steps: int = 3, change=None) -> bytes:
-    features: dict = {}
-    for t in range(steps):
-        for camera, offset in (("main", 50), ("aux1", 0)):
-            features[f"{t}/image_{camera}/encoded"] = picture(seed + t + offset, 64, 64).tobytes()
-        features[f"{t}/action"] = [float(seed), float(t), 0.5, -0.5]
-        features[f"{t}/endeffector_pos"] = [float(t)] * 3
-    for name, value in (change or {}).items():
-        features.pop(name)
-        if value is not None:
-            features[name] = value
-    example = tf_example_pb2.Example()
-    for name, value in features.items():
-        if isinstance(value, bytes):
-            example.features.feature[name].bytes_list.value.append(value)
-        else:
-            example.features.feature[name].float_list.value.extend(value)
-    return example.SerializeToString()
-
-
-def write_bair(root: Path, train: list[bytes]) -> None:
-    for name, records in (("train/traj_10_to_20", train), ("train/traj_2_to_9", train[:1]), ("test/traj_0_to_255", train[:1])):
-        path = root / "softmotion30_44k" / f"{name}.tfrecords"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            for record in records:
-                write_record(file, record)
 
 
 def test_bair_frames_are_raw_pixels_of_the_second_camera_by_default(tmp_path):
@@ -90,42 +58,6 @@ def test_an_unsound_bair_record_is_left_out_and_the_next_one_kept(tmp_path, chan
     (_, bad), (_, good) = source.read(source.plan()[2])
     assert isinstance(bad, BadEpisode) and good.num_frames == 3
     assert re.search(reason, bad.reason)
-
-
-def mp4(frames: list[np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 48, 64, "yuv420p", 8_000_000
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def write_robonet(path: Path, encoding="jpg", order="RGB", frames=5, states=5, actions=4, dim=5, **about) -> None:
-    """An episode; `about` are facts that the file states of itself, arrays in `misc`, the others in `metadata`."""
-    pictures = [picture(t)[:, :, :: -1 if order == "BGR" else 1] for t in range(frames)]
-    with h5py.File(path, "w") as file:
-        env = file.create_group("env")
-        env.attrs["n_cams"], env.attrs["cam_encoding"] = 1, encoding
-        if encoding == "mp4":
-            first = env.create_dataset("cam0_video/frames", data=np.frombuffer(mp4(pictures), np.uint8))
-            first.attrs["T"] = frames
-        else:
-            for t, pixels in enumerate(pictures):
-                env.create_dataset(f"cam0_video/frame{t}", data=np.frombuffer(encode_jpeg(pixels), np.uint8))
-            first = env["cam0_video/frame0"]
-        first.attrs["shape"], first.attrs["image_format"] = (48, 64, 3), order
-        # The gripper's state: shut, then open from the third step on.
-        env["state"] = np.column_stack([np.arange(states), np.where(np.arange(states) < 2, 0.1, 0.9)])
-        file["policy/actions"] = np.arange(actions * dim, dtype=np.float64).reshape(actions, dim)
-        metadata = file.create_group("metadata")
-        for name, value in about.items():
-            if isinstance(value, np.ndarray):
-                file[f"misc/{name}"] = value
-            else:
-                metadata.attrs[name] = value
 
 
 def robonet_episode(folder: Path):
@@ -233,16 +165,6 @@ def test_unsound_robonet_files_are_bad_episodes_with_a_reason(tmp_path):
     write_robonet(tmp_path / "b.hdf5")
     (tmp_path / "a.hdf5").write_bytes((tmp_path / "b.hdf5").read_bytes()[:3000])
     assert "no sound HDF5" in robonet_episode(tmp_path).reason
-
-
-def write_vp2(path: Path, camera="camera_image") -> None:
-    with h5py.File(path, "w") as file:
-        for number in range(4):
-            demo = file.create_group(f"data/demo_{number}")
-            demo[f"obs/{camera}"] = np.stack([picture(10 * number + t) for t in range(3)])
-            demo["actions"] = np.full((3, 5), number, np.float64)
-        file["mask/train"] = np.array([b"demo_2", b"demo_0", b"demo_9"])
-        file["mask/valid"] = np.array([b"demo_1"])
 
 
 @pytest.mark.parametrize(("name", "camera"), [("vp2_robodesk", "camera_image"), ("vp2_robosuite", "agentview_shift_2_image")])
