@@ -40,6 +40,8 @@ class Form:
         successes: Of the episodes, where the source says.
         of: Whether file names end in `-of-00002`.
         short: Whether there are N - 1 actions for N frames.
+        future: Steps that an action spans.
+        swapped: Cameras with red and blue swapped.
     """
 
     action: Any = (7, f32)
@@ -50,12 +52,15 @@ class Form:
     successes: tuple[bool, ...] = ()
     of: bool = True
     short: bool = False
+    future: int = 1
+    swapped: tuple[str, ...] = ()
 
 
 WORLD = {"rotation_delta": (3, f32), "terminate_episode": (1, f32), "world_vector": (3, f32)}
 BASE = {"base_displacement_vector": (2, f32), "base_displacement_vertical_rotation": (1, f32)}
 ARM = {**WORLD, "gripper_closedness_action": (1, f32), "terminate_episode": (3, i32)}
 FUTURE = {"future/axis_angle_residual": (30, f32), "future/target_close": (10, i64), "future/xyz_residual": (30, f32)}
+BOTH = ("image", "wrist_image")
 FIELD = tuple(f"image_{n}" for n in (1, 2, 3, 4))
 
 FORMS = {
@@ -63,7 +68,7 @@ FORMS = {
     "robo_net": Form((5, f32), instruction="observation", cameras=("image2",), short=True),
     "kuka": Form({**ARM, **BASE}, instruction="observation", successes=(True, False, True)),
     "bridge": Form({**WORLD, "open_gripper": (0, flag)}, instruction="observation", cameras=("image_2", "image_3")),
-    "bc_z": Form(FUTURE, instruction="observation"),
+    "bc_z": Form(FUTURE, instruction="observation", future=10),
     "language_table": Form((2, f32), "png", "codes"),
     "stanford_mask_vit_converted_externally_to_rlds": Form((5, f32), "none", ""),
     "taco_play": Form(
@@ -75,21 +80,23 @@ FORMS = {
     "toto": Form({**WORLD, "open_gripper": (0, flag)}, "none", "observation"),
     "columbia_cairlab_pusht_real": Form({**WORLD, "gripper_closedness_action": (0, f32)}, "none", "observation"),
     "stanford_kuka_multimodal_dataset_converted_externally_to_rlds": Form((4, f32), "png", depth=True),
-    "stanford_hydra_dataset_converted_externally_to_rlds": Form(image="png"),
+    "stanford_hydra_dataset_converted_externally_to_rlds": Form(image="png", swapped=BOTH),
     "nyu_franka_play_dataset_converted_externally_to_rlds": Form((15, f64), depth=True),
     "ucsd_kitchen_dataset_converted_externally_to_rlds": Form((8, f32)),
     "ucsd_pick_and_place_dataset_converted_externally_to_rlds": Form((4, f32)),
     "utokyo_xarm_bimanual_converted_externally_to_rlds": Form((14, f32), "png"),
     "kaist_nonprehensile_converted_externally_to_rlds": Form((20, f32)),
     "uiuc_d3field": Form((3, f32), cameras=FIELD, depth=True),
-    "utaustin_mutex": Form(image="png"),
-    "berkeley_fanuc_manipulation": Form((6, f32), "png"),
+    "utaustin_mutex": Form(image="png", swapped=BOTH),
+    "berkeley_fanuc_manipulation": Form((6, f32), "png", swapped=BOTH),
     "cmu_playing_with_food": Form(image="raw"),
     "cmu_play_fusion": Form((9, f32)),
     "cmu_stretch": Form((8, f32), "png"),
     "berkeley_cable_routing": Form({**WORLD}, "none", "observation"),
     "nyu_door_opening_surprising_effectiveness": Form({**ARM}, "none", "observation"),
-    "berkeley_autolab_ur5": Form({**WORLD, "gripper_closedness_action": (0, f32)}, "none", "observation", ("image",)),
+    "berkeley_autolab_ur5": Form(
+        {**WORLD, "gripper_closedness_action": (0, f32)}, "none", "observation", swapped=("hand_image",)
+    ),
     "maniskill_dataset_converted_externally_to_rlds": Form(depth=True),
     "stanford_robocook_converted_externally_to_rlds": Form(cameras=("image_1", "image_3", "image_4"), depth=True),
     "berkeley_rpt_converted_externally_to_rlds": Form((8, f32), instruction=""),
@@ -118,7 +125,7 @@ def shown(entry: DatasetEntry, camera: str, seed: int, step: int) -> np.ndarray:
 
 def stored(entry: DatasetEntry, camera: str, seed: int, step: int) -> np.ndarray | bytes:
     """The picture as its source holds it: encoded or raw, red and blue swapped where the catalog says so."""
-    pixels = shown(entry, camera, seed, step)[:, :, :: -1 if camera in entry.bgr else 1]
+    pixels = shown(entry, camera, seed, step)[:, :, :: -1 if camera in form_of(entry).swapped else 1]
     kind = form_of(entry).image
     return pixels if kind == "raw" else encode_jpeg(pixels) if kind == "jpeg" else encode_png(pixels)
 
@@ -141,7 +148,7 @@ def expected_action(entry: DatasetEntry, seed: int) -> np.ndarray:
     rows = []
     for step in range(STEPS):
         arrays = [np.atleast_1d(numbers(name, seed, step, *shape)) for name, shape in sorted(parts)]
-        rows.append(np.concatenate([array[: len(array) // entry.future_steps] for array in arrays]))
+        rows.append(np.concatenate([array[: len(array) // form.future] for array in arrays]))
     if form.short:
         rows[-1] = np.zeros_like(rows[-1])
     return np.array(rows, np.float32)

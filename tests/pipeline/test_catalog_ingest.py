@@ -64,7 +64,7 @@ def check(entry: DatasetEntry, episode: Episode, seed: int) -> None:
     assert episode.state.shape == (STEPS, 4) and not episode.is_terminal.any()
     for t, frame in enumerate(episode.frames):
         kept = stored(entry, entry.image_key, seed, t)
-        if entry.image_key in entry.bgr:
+        if entry.image_key in form_of(entry).swapped:
             assert np.array_equal(decode(frame), decode(kept)[:, :, ::-1])
         elif isinstance(kept, bytes):
             assert frame == kept
