@@ -132,7 +132,9 @@ class TokenizerConfig:
             a clip's frames, so that every frame weighs the same, in place of once each.
         commitment_weight: Of both commitment losses.
         ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
-        revive_every: Steps between replacements of unused codes by current features; 0 turns it off.
+        revive_every: Steps between replacements of rarely used codes by current features; 0 turns it off.
+        quantize_warmup: Steps over which quantization sets in, from none to all; 0, as published, quantizes from the first
+            step on. Small things that no code serves yet would else never reach the decoder, and so never get a code.
         training_precision: In which it is trained; codebooks and losses stay in fp32.
         weights_precision: Of the written weights file; fp16 halves it. It is read back into fp32.
         seed: Of initialisation and of the order of training clips.
@@ -168,6 +170,7 @@ class TokenizerConfig:
     commitment_weight: float = 1.0
     ema_decay: float = 0.0
     revive_every: int = 200
+    quantize_warmup: int = 0
     training_precision: Literal["fp32", "bf16"] = "fp32"
     weights_precision: Literal["fp32", "fp16"] = "fp32"
     seed: int = 0
@@ -257,6 +260,8 @@ class TrainingConfig:
         log_every: Steps between lines of metrics.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
+        keep_every: Checkpoints of a multiple of this many steps are kept for good; 0 keeps none so.
+        nonfinite_limit: A step whose loss or gradient is not finite is skipped; so many in a row stop the run.
         compile: Whether the model is compiled.
         splits: Splits of the token shards that are trained on.
     """
@@ -280,6 +285,8 @@ class TrainingConfig:
     log_every: int = 10
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_every: int = 0
+    nonfinite_limit: int = 5
     compile: bool = False
     splits: tuple[str, ...] = ("train",)
 
@@ -289,6 +296,12 @@ class TrainingConfig:
         _require(self.learning_rate > 0, f"training.learning_rate must be above 0, not {self.learning_rate}")
         _require(self.checkpoint_every >= 1, f"training.checkpoint_every must be at least 1, not {self.checkpoint_every}")
         _require(self.keep_checkpoints >= 1, f"training.keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
+        _require(
+            self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0,
+            f"training.keep_every must be 0 or a multiple of training.checkpoint_every {self.checkpoint_every}, "
+            f"not {self.keep_every}",
+        )
+        _require(self.nonfinite_limit >= 1, f"training.nonfinite_limit must be at least 1, not {self.nonfinite_limit}")
         _require(self.log_every >= 1, f"training.log_every must be at least 1, not {self.log_every}")
 
 

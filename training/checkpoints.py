@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written by all ranks, complete or not there, the newest kept.
+"""Checkpoints of a run: written by all ranks, complete or not there, the newest kept and some for good.
 
 A checkpoint is a folder `step-00001000` of DeepSpeed's files. The last thing written into it is `complete.json`, which lists
 all files with their sizes; a folder without it, or with a file that is missing or short, was cut off and is never picked.
@@ -44,12 +44,16 @@ class Progress:
         world_size: Processes that did them.
         loss_totals: Running sum of losses of every rank since the last line of metrics.
         loss_steps: Steps in these sums.
+        run: Fingerprint of the run.
+        skipped: Steps in a row, up to this one, that were skipped.
     """
 
     step: int
     world_size: int
     loss_totals: list[float]
     loss_steps: int
+    run: str
+    skipped: int = 0
 
     def loss_total(self, rank: int, world_size: int) -> float:
         """The running sum that rank `rank` of `world_size` goes on from."""
@@ -76,9 +80,11 @@ def tag(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None."""
+def newest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, of at most so many steps where that is given; None where there is none."""
     for name in reversed(_tags(folder)):
+        if at_most is not None and _step(name) > at_most:
+            continue
         try:
             return read_checkpoint(folder / name)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -105,19 +111,24 @@ def _tags(folder: Path) -> list[str]:
     """Names of all checkpoint folders, by step, whole or not."""
     if not folder.is_dir():
         return []
-    matches = filter(None, (_TAG.fullmatch(entry.name) for entry in folder.iterdir()))
-    return [match[0] for match in sorted(matches, key=lambda match: int(match[1]))]
+    return sorted((entry.name for entry in folder.iterdir() if _TAG.fullmatch(entry.name)), key=_step)
 
 
-def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: Progress, keep: int) -> None:
-    """Write a checkpoint and remove all but the newest `keep`. Call it on all ranks.
+def _step(name: str) -> int:
+    """The number of steps in the name of a checkpoint's folder."""
+    return int(name.rpartition("-")[2])
+
+
+def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: Progress, keep: int, keep_every: int) -> None:
+    """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
 
     Args:
         folder: Of all checkpoints; every rank must see the same one.
         engine: DeepSpeed's.
         processes: Of the run.
         progress: Of the run.
-        keep: How many stay.
+        keep: How many of the newest stay.
+        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
     """
     name = tag(progress.step)
     if processes.is_first:
@@ -131,7 +142,7 @@ def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: P
     if processes.is_first:
         mark_complete(folder / name, progress)
         storage.write_bytes(str(folder / _LATEST), name.encode())
-        prune(folder, keep)
+        prune(folder, keep, keep_every)
 
 
 def mark_complete(folder: Path, progress: Progress) -> None:
@@ -145,10 +156,12 @@ def mark_complete(folder: Path, progress: Progress) -> None:
     storage.write_bytes(str(folder / COMPLETE_NAME), json.dumps(marker, indent=1).encode())
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` whole checkpoints, and all that was cut short."""
+def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove all whole checkpoints but the newest `keep` and every one of a multiple of `keep_every` steps, and all that was
+    cut short."""
     whole = [name for name in _tags(folder) if (folder / name / COMPLETE_NAME).exists()]
-    for name in set(_tags(folder)) - set(whole[-keep:]):
+    kept = {*whole[-keep:], *(name for name in whole if keep_every and _step(name) % keep_every == 0)}
+    for name in set(_tags(folder)) - kept:
         # The marker goes first: a removal that is cut short must not leave what looks whole.
         (folder / name / COMPLETE_NAME).unlink(missing_ok=True)
         shutil.rmtree(folder / name)

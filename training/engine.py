@@ -144,6 +144,25 @@ def close_engine(engine: Any) -> None:
     deepspeed.comm.destroy_process_group()
 
 
+def take_step(engine: Any) -> bool:
+    """Take a micro step; at the last of a step the parameters change, unless the gradient is not finite. Call it on all ranks.
+
+    Returns:
+        False where the step was skipped: parameters and optimizer are untouched on all ranks. Worth asking after a step's last
+        micro step.
+    """
+    finite = True
+    if not engine.zero_optimization_stage() and engine.is_gradient_accumulation_boundary():
+        # ZeRO checks for itself. Without it gradients are whole and the same on all ranks by now.
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        if not finite:
+            # AdamW passes over parameters without a gradient.
+            engine.module.zero_grad(set_to_none=True)
+    engine.step()
+    return finite and bool(engine.was_step_applied())
+
+
 def set_learning_rate(engine: Any, rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in engine.optimizer.param_groups:

@@ -94,8 +94,12 @@ class RunningLoss:
 
 
 def cut_metrics(folder: Path, last_step: int) -> None:
-    """Drop lines past `last_step`, and one torn by a crash, so that a resumed run goes on from its checkpoint."""
-    path = folder / METRICS_NAME
+    """Drop lines of metrics past `last_step`; see `cut_lines`."""
+    cut_lines(folder / METRICS_NAME, last_step)
+
+
+def cut_lines(path: Path, last_step: int) -> None:
+    """Drop a file's lines past `last_step`, and one torn by a crash, so that a resumed run goes on from its checkpoint."""
     if not path.exists():
         return
     kept = []
@@ -105,7 +109,7 @@ def cut_metrics(folder: Path, last_step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             log.info("%s: dropping a torn line", path)
-    staging = path.with_name(f".{METRICS_NAME}.partial")
+    staging = path.with_name(f".{path.name}.partial")
     staging.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     staging.replace(path)
 

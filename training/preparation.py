@@ -4,13 +4,12 @@ Opens the token shards, settles the mixture, builds the network and finds the ch
 this for itself from the same files, so all of them find the same.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError, ConflictError
 from pipeline.naming import held_out_split
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, TrainingConfig
 from pipeline.records import describe_difference
 from tokenize_offline.tokenizer.loading import TokenizerFiles
 from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
@@ -28,15 +27,12 @@ from training.engine import deepspeed_config
 from training.export import MODEL_NAME, RECIPE_NAME, find_tokenizer
 from training.order import SampleOrder
 from training.processes import Place
-from training.schedule import BatchPlan, plan_batches
+from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity
+from training.run_record import Phase, RunRecord, read_record, write_record
+from training.schedule import BatchPlan, learning_rate, plan_batches
 from training.token_store import TokenStore
 from training.world_model import WorldModelNetwork, build_network
 
-RUN_NAME = "run.json"
-LOCK_NAME = ".lock"
-CHECKPOINTS_NAME = "checkpoints"
-# Settings that may change when a run is resumed: they decide neither the samples nor the shape of a checkpoint.
-_FREE = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "workers", "micro_batch", "compile", "deepspeed")
 log = logging.getLogger(__name__)
 
 
@@ -49,12 +45,14 @@ class RunOptions:
         output: Run folder; local, or mounted on all nodes.
         resume: `auto` goes on from the newest whole checkpoint in `output`; `never` wants a new run folder.
         tokenizer: What made the shards, for the exported model; None exports the transformer alone.
+        at_most: Go on from no checkpoint of more steps than this; None takes the newest.
     """
 
     tokens: Sequence[str]
     output: str
     resume: Literal["auto", "never"] = "never"
     tokenizer: str | None = None
+    at_most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class Run:
         network: With fresh weights.
         engine_config: DeepSpeed's.
         identity: What must be the same when the run is resumed.
+        record: What may change when it is resumed, by step.
         checkpoint: To go on from; None starts anew.
         tokenizer: For the exported model.
     """
@@ -84,6 +83,7 @@ class Run:
     network: WorldModelNetwork
     engine_config: dict[str, Any]
     identity: dict[str, Any]
+    record: RunRecord
     checkpoint: Checkpoint | None
     tokenizer: TokenizerFiles | None
 
@@ -107,11 +107,23 @@ class Run:
         """The recipe as YAML that `--config` reads."""
         return yaml.safe_dump(json.loads(json.dumps(self.recipe.as_dict())), sort_keys=False)
 
+    def clips(self, first: int, count: int) -> list[dict[str, Any]]:
+        """Where the clips of samples `first .. first + count - 1` come from: data set, episode, first frame, stride, view."""
+        dataset, rows = self.order.samples(first, count)
+        sources = self.store.sources(self.order.datasets, dataset, rows)
+        return [{"sample": first + number, **dataclasses.asdict(source)} for number, source in enumerate(sources)]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number `step`, counted from 0, by the number of steps that was planned then."""
+        planned = dataclasses.replace(self.recipe.training, steps=self.record.steps_at(step))
+        return learning_rate(planned, step)
+
     def write_identity(self) -> None:
-        """Make the run folder, with the recipe and what identifies the run."""
+        """Make the run folder, with the recipe, what identifies the run, and what has changed in it so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
         storage.write_bytes(str(self.folder / RECIPE_NAME), self.recipe_text.encode())
-        storage.write_bytes(str(self.folder / RUN_NAME), json.dumps(self.identity, indent=1).encode())
+        write_record(self.folder, self.record)
+        write_identity(self.folder, self.identity)
 
 
 def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
@@ -129,8 +141,13 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     plan = plan_batches(training, place.world_size, place.rank)
     engine_config = deepspeed_config(training, plan)
     store = TokenStore.open(options.tokens, training.splits)
-    weights = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights or None
-    order = SampleOrder(store, weights, training.seed)
+    folder = storage.local_path(options.output)
+    known = read_identity(folder)
+    if known is not None and options.resume == "never":
+        raise ConflictError(f"{folder} holds a run already: pass --resume auto to go on with it, or choose another --output")
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS_NAME, options.at_most) if known else None
+    record = _settle_record(recipe, store, folder, checkpoint)
+    order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
     if unused := sorted(set(store.datasets) - set(order.datasets)):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
@@ -140,9 +157,11 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
         )
     network = build_network(recipe.model, store.layout, store.action_dim if recipe.model.actions else 0, training.seed)
-    identity = _identity(recipe, store, order)
-    folder = storage.local_path(options.output)
-    checkpoint = _find_checkpoint(folder, identity, options.resume)
+    identity = identify(recipe, store)
+    if known is not None:
+        require_same_run(folder, known, identity, checkpoint)
+    if place.rank == 0:
+        _tell_changes(record, read_record(folder), training)
     engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
     return Run(
         recipe=recipe,
@@ -154,6 +173,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         network=network,
         engine_config=engine_config,
         identity=identity,
+        record=record,
         checkpoint=checkpoint,
         tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
     )
@@ -173,24 +193,40 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
             )
 
 
-@contextlib.contextmanager
-def sole_writer(run: Run) -> Iterator[None]:
-    """Hold the run folder while this context lasts. For rank 0, before the process group is formed.
+def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None) -> RunRecord:
+    """The record of the run as it will go on from a checkpoint, or begin."""
+    weights: Mapping[str, float] = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights
+    exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
+    by_clips = {name: str(store.positions(name)) for name in store.datasets}
+    wanted = Phase(checkpoint.progress.step if checkpoint else 0, exact or by_clips, recipe.training.steps)
+    known = read_record(folder)
+    if known is None:
+        return RunRecord((wanted,))
+    record = known.continued(wanted)
+    drawn = {name for phase in record.phases[:-1] for name in phase.weights}
+    if gone := sorted(drawn - set(store.datasets) - wanted.weights.keys()):
+        raise ConflictError(f"{folder} drew clips of {', '.join(gone)}, which --tokens no longer has: give their folders too")
+    return record
 
-    Workers can outlive a launcher that was killed; without this they and the next run would write the same files.
 
-    Raises:
-        ConflictError: Another run holds it.
-    """
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / LOCK_NAME).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(
-                f"another run is at work in {run.folder}: wait for it, or end its processes (workers can outlive a launcher)"
-            ) from error
-        yield
+def _tell_changes(record: RunRecord, known: RunRecord | None, training: TrainingConfig) -> None:
+    """Log what of a run changes with this start."""
+    if known is None or record == known:
+        return
+    old, new = known.phases[-1], record.phases[-1]
+    if old.shares() != new.shares():
+        shares = ", ".join(f"{name} {float(share):.4g}" for name, share in new.shares().items())
+        log.warning("from step %d on the mixture is: %s", new.first_step + 1, shares)
+    if old.steps != new.steps:
+        rates = [learning_rate(dataclasses.replace(training, steps=phase.steps), new.first_step) for phase in (old, new)]
+        log.warning(
+            "from step %d on training.steps is %d in place of %d: the learning rate there is %.4g in place of %.4g",
+            new.first_step + 1,
+            new.steps,
+            old.steps,
+            rates[1],
+            rates[0],
+        )
 
 
 def _open_held_out(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:
@@ -202,36 +238,3 @@ def _open_held_out(tokens: Sequence[str], splits: Sequence[str], store: TokenSto
         raise ConflictError(f"training and held-out token shards can't be used together: {difference}. Tokenize one again.")
     shared = [name for name in store.datasets if name in held_out.datasets]
     return held_out.restrict(shared) if shared else None
-
-
-def _identity(recipe: Recipe, store: TokenStore, order: SampleOrder) -> dict[str, Any]:
-    training = {key: value for key, value in dataclasses.asdict(recipe.training).items() if key not in _FREE}
-    datasets = {
-        name: {**dataclasses.asdict(store.sizes[name]), "weight": str(order.weights[name])} for name in sorted(order.datasets)
-    }
-    identity = {
-        "model": dataclasses.asdict(recipe.model),
-        "training": training,
-        "layout": dataclasses.asdict(store.layout),
-        "datasets": datasets,
-    }
-    # As JSON gives it back, so that it compares equal to what a run folder holds.
-    return dict(json.loads(json.dumps(identity)))
-
-
-def _find_checkpoint(folder: Path, identity: dict[str, Any], resume: str) -> Checkpoint | None:
-    path = folder / RUN_NAME
-    if not path.exists():
-        return None
-    if resume == "never":
-        raise ConflictError(f"{folder} holds a run already: pass --resume auto to go on with it, or choose another --output")
-    try:
-        known = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ConflictError(f"{path} is damaged ({error}): choose another --output") from error
-    if known != identity:
-        raise ConflictError(
-            f"{folder} holds a run of another recipe or other token shards; they differ in "
-            f"{describe_difference(known, identity)}. Choose another --output."
-        )
-    return newest_checkpoint(folder / CHECKPOINTS_NAME)

@@ -19,14 +19,16 @@ from pipeline import storage
 from pipeline.recipe import Recipe
 from training.batches import Batch, BatchLoader, BatchReader
 from training.checkpoints import load_checkpoint, save_checkpoint
-from training.engine import close_engine, full_weights, set_learning_rate, start_engine
+from training.engine import close_engine, full_weights, set_learning_rate, start_engine, take_step
 from training.export import export_model
 from training.held_out import HeldOutLoss
-from training.metrics import cut_metrics, label_entropy
-from training.preparation import Run, RunOptions, prepare, sole_writer
+from training.metrics import cut_lines, cut_metrics, label_entropy
+from training.nonfinite import SKIPPED_NAME, SkippedSteps, poisoned
+from training.preparation import Run, RunOptions, prepare
 from training.processes import Processes, find_place
 from training.reporting import Reporter
-from training.schedule import dropout_seed, learning_rate
+from training.run_folder import sole_writer
+from training.schedule import dropout_seed
 from training.stopping import StopRequest
 
 SUMMARY_NAME = "metrics.json"
@@ -50,7 +52,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     if run.first_step >= recipe.training.steps and run.model.is_dir() and summary.exists():
         log.info("%s is trained to step %d already", run.folder, run.first_step)
         return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
-    lock = sole_writer(run) if place.rank == 0 else contextlib.nullcontext()
+    lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, StopRequest() as stop, Processes(place) as processes:
         trainer = Trainer(run, processes, stop)
         result = trainer.train()
@@ -75,11 +77,13 @@ class Trainer:
         if processes.is_first:
             run.write_identity()
             cut_metrics(run.folder, run.first_step)
+            cut_lines(run.folder / SKIPPED_NAME, run.first_step)
         columns = (bool(run.network.action_dim), run.network.has_reward)
         self._reader = BatchReader(run.store, run.order, *columns, pinned=processes.device.type == "cuda")
         steps = range(run.first_step, self._training.steps)
         self._loader = BatchLoader(self._reader, run.plan, steps, self._training.workers)
         self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
+        self._skipped = SkippedSteps(run, processes)
         self._engine = start_engine(run.network, self._training, run.engine_config, processes)
         if run.checkpoint is not None:
             load_checkpoint(run.checkpoint, self._engine, processes)
@@ -94,7 +98,7 @@ class Trainer:
                 done += 1
                 last = done == training.steps
                 if last or done % training.log_every == 0:
-                    reporter.write_line(done, learning_rate(training, done - 1), self._engine.get_global_grad_norm())
+                    reporter.write_line(done, self._run.learning_rate(done - 1), self._engine.get_global_grad_norm())
                 stopping = self._processes.any(self._stop.made)
                 due = last or done % training.checkpoint_every == 0
                 if due or stopping:
@@ -105,8 +109,9 @@ class Trainer:
                             self._run.checkpoints,
                             self._engine,
                             self._processes,
-                            reporter.progress(done),
+                            reporter.progress(done, self._skipped.in_row),
                             training.keep_checkpoints,
+                            training.keep_every,
                         )
                 if stopping:
                     log.info("stopped after step %d; --resume auto goes on from there", done)
@@ -121,16 +126,19 @@ class Trainer:
         """One optimizer step."""
         engine, plan = self._engine, self._run.plan
         waited = self._loader.waited
-        set_learning_rate(engine, learning_rate(self._training, step))
-        losses = []
+        set_learning_rate(engine, self._run.learning_rate(step))
+        label_losses, losses = [], []
+        applied = True
         for micro_step in range(plan.accumulation):
             batch = next(batches).to(self._processes.device)
             torch.manual_seed(dropout_seed(self._training.seed, step, micro_step, plan.rank))
             output = engine(*batch)
-            engine.backward(output.loss)
-            engine.step()
-            losses.append(output.label_loss)
-        reporter.add_step(losses, self._loader.waited - waited)
+            engine.backward(poisoned(output.loss))
+            applied = take_step(engine)
+            label_losses.append(output.label_loss)
+            losses.append(output.loss.detach())
+        reporter.add_step(label_losses, applied, self._loader.waited - waited)
+        self._skipped.count(step, applied, losses)
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""
@@ -148,7 +156,15 @@ class Trainer:
             "processes": run.plan.world_size,
             "device": str(self._processes.device.type),
         }
-        provenance = {**summary, "layout": asdict(run.store.layout), "datasets": run.identity["datasets"]}
+        datasets = {
+            name: {**size, "weight": str(run.order.weights.get(name, 0))} for name, size in run.identity["datasets"].items()
+        }
+        provenance = {
+            **summary,
+            "layout": asdict(run.store.layout),
+            "datasets": datasets,
+            "record": run.record.as_json(),
+        }
         export_model(run.model, run.network, weights, run.tokenizer, run.recipe_text, provenance)
         summary |= {"output": str(run.folder), "model": str(run.model), "finished": done == self._training.steps}
         storage.write_bytes(str(run.folder / SUMMARY_NAME), json.dumps(summary, indent=1).encode())

@@ -4,6 +4,7 @@ Only time spent in steps counts for the rates: evaluating and saving stop the cl
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,6 +17,7 @@ from training.checkpoints import Progress
 from training.metrics import MetricsWriter, RunningLoss, flops_per_id, peak_flops
 from training.preparation import Run
 from training.processes import Processes
+from training.run_folder import run_fingerprint
 
 
 class Reporter:
@@ -53,14 +55,16 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def add_step(self, losses: list[torch.Tensor], waited: float) -> None:
+    def add_step(self, losses: list[torch.Tensor], applied: bool, waited: float) -> None:
         """Count a step.
 
         Args:
             losses: Mean loss per label id of each micro step, on the device.
+            applied: Whether the step changed the parameters; the loss of one that was skipped is no part of the mean.
             waited: Seconds of the step that went by waiting for batches.
         """
-        self._loss.add(losses)
+        if applied:
+            self._loss.add(losses)
         self._timed_steps += 1
         self._waited += waited
         self._line.update(1)
@@ -74,7 +78,8 @@ class Reporter:
             gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
         """
         run, world_size = self._run, self._processes.place.world_size
-        loss = self._processes.sum(self._loss.total) / world_size / self._loss.steps
+        total = self._processes.sum(self._loss.total) / world_size
+        loss = total / self._loss.steps if self._loss.steps else None
         # The loss above has waited for the device, so the clock is read when the work is done.
         seconds = self._seconds + time.perf_counter() - self._began
         layout = run.store.layout
@@ -85,7 +90,7 @@ class Reporter:
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
-            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
+            "gradient_norm": None if gradient_norm is None or not math.isfinite(gradient_norm) else float(gradient_norm),
             "ids_per_second": ids_per_second,
             "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
             "mfu": ids_per_second * flops_per_id(run.recipe.model, layout) / peak if peak else 0.0,
@@ -96,7 +101,9 @@ class Reporter:
         self.results.update((name, values[name]) for name in ("loss", "ids_per_second", "data_wait"))
         if self._writer is not None:
             self._writer.write(done, values)
-            self._line.set_postfix_str(f"loss {loss:.3f}, {ids_per_second:.3g} ids/s", refresh=False)
+            self._line.set_postfix_str(
+                f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:.3g} ids/s", refresh=False
+            )
         self._loss.reset()
         self._timed_steps, self._seconds, self._waited = 0, 0.0, 0.0
         self._began = time.perf_counter()
@@ -107,11 +114,18 @@ class Reporter:
         if self._writer is not None:
             self._writer.write(done, {"held_out_loss": loss})
 
-    def progress(self, done: int) -> Progress:
-        """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks."""
+    def progress(self, done: int, skipped: int) -> Progress:
+        """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.
+
+        Args:
+            done: Steps done.
+            skipped: Steps in a row, up to the last, that were skipped.
+        """
         if self._writer is not None:
             self._writer.flush()
-        return Progress(done, self._processes.place.world_size, self._processes.gather(self._loss.total), self._loss.steps)
+        totals = self._processes.gather(self._loss.total)
+        fingerprint = run_fingerprint(self._run.identity)
+        return Progress(done, self._processes.place.world_size, totals, self._loss.steps, fingerprint, skipped)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

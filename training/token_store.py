@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
@@ -51,11 +52,31 @@ class Clips:
 
 
 @dataclass(frozen=True)
+class ClipSource:
+    """Where a clip was cut.
+
+    Attributes:
+        dataset: Name of the data set.
+        episode: Key of the episode.
+        start: First frame.
+        stride: Frames from one of the clip's frames to the next.
+        view: 0 for the plain view, above for augmented ones.
+    """
+
+    dataset: str
+    episode: str
+    start: int
+    stride: float
+    view: int
+
+
+@dataclass(frozen=True)
 class _Shard:
     """An opened shard: its metadata and its columns as arrays over the mapped file, one array per record batch."""
 
     path: str
     info: TokenShardInfo
+    table: pa.Table
     ids: list[np.ndarray]
     action: list[np.ndarray]
     reward: list[np.ndarray]
@@ -74,6 +95,7 @@ class _Dataset:
         self._action = [array for shard in shards for array in shard.action]
         self._reward = [array for shard in shards for array in shard.reward]
         self._starts = np.cumsum([0, *(len(array) for array in self._ids)])
+        self._tables = [shard.table for shard in shards]
 
     @property
     def size(self) -> DatasetSize:
@@ -95,6 +117,15 @@ class _Dataset:
         if into.reward is not None:
             for target, part, row in places:
                 into.reward[target] = self._reward[part][row]
+
+    def source(self, row: int) -> ClipSource:
+        """Where the clip of a row was cut."""
+        for table in self._tables:
+            if row < table.num_rows:
+                values = {name: table.column(name)[row].as_py() for name in ("episode", "start", "stride", "view")}
+                return ClipSource(self.info.dataset, **values)
+            row -= table.num_rows
+        raise IndexError(f"data set {self.info.dataset} has {self._starts[-1]} rows")
 
 
 class TokenStore:
@@ -227,6 +258,10 @@ class TokenStore:
                 )
         return clips
 
+    def sources(self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray) -> list[ClipSource]:
+        """Where the clips of rows were cut; arguments as for `read`."""
+        return [self._by_name[names[i]].source(row) for i, row in zip(dataset.tolist(), rows.tolist(), strict=True)]
+
 
 def _folders(dirs: str | Path | Sequence[str | Path]) -> list[str]:
     return [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
@@ -291,6 +326,7 @@ def _open(path: str, cache: Path) -> _Shard:
     return _Shard(
         path,
         info,
+        table,
         list(fixed_size_column(table, "ids", layout.sequence_length)),
         list(fixed_size_column(table, "action", layout.clip_length * info.action_dim)) if info.action_dim else [],
         list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],

@@ -13,7 +13,7 @@ def _write(folder, step, marked=True):
     (path / "model.pt").write_bytes(bytes(step))
     (path / "deep" / "optimizer.pt").write_bytes(bytes(2 * step))
     if marked:
-        mark_complete(path, Progress(step, 2, [0.5, 1.5], 3))
+        mark_complete(path, Progress(step, 2, [0.5, 1.5], 3, "f" * 16))
     return path
 
 
@@ -22,7 +22,7 @@ def test_the_newest_whole_checkpoint_is_found_with_what_it_knows(tmp_path):
         _write(tmp_path, step)
     found = newest_checkpoint(tmp_path)
     assert found.folder.name == "step-123456789"
-    assert found.progress == Progress(123456789, 2, [0.5, 1.5], 3)
+    assert found.progress == Progress(123456789, 2, [0.5, 1.5], 3, "f" * 16)
 
 
 def test_there_is_none_in_an_empty_or_absent_folder(tmp_path):
@@ -60,6 +60,20 @@ def test_the_newest_k_whole_ones_stay_and_remains_of_others_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", tag(3), tag(4)]
 
 
+def test_every_mth_stays_for_good_beside_the_newest(tmp_path):
+    for step in (10, 20, 25, 30, 40, 50, 53):
+        _write(tmp_path, step)
+    prune(tmp_path, 2, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [tag(step) for step in (20, 40, 50, 53)]
+
+
+def test_the_newest_of_no_more_than_so_many_steps_is_found(tmp_path):
+    for step in (10, 20, 30):
+        _write(tmp_path, step)
+    assert [newest_checkpoint(tmp_path, most).progress.step for most in (30, 29, 20)] == [30, 20, 20]
+    assert newest_checkpoint(tmp_path, 9) is None
+
+
 def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     for step in (1, 2):
         _write(tmp_path, step)
@@ -75,6 +89,6 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, m
 
 
 def test_a_running_loss_goes_on_with_the_same_ranks_and_is_shared_out_among_others():
-    progress = Progress(10, 2, [1.0, 3.0], 4)
+    progress = Progress(10, 2, [1.0, 3.0], 4, "f" * 16)
     assert [progress.loss_total(rank, 2) for rank in range(2)] == [1.0, 3.0]
     assert [progress.loss_total(rank, 3) for rank in range(3)] == [2.0, 2.0, 2.0]

@@ -9,8 +9,9 @@ from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
 from pipeline.recipe import ClipsConfig, DataConfig, ModelConfig, Recipe, TrainingConfig
-from training.preparation import RUN_NAME, RunOptions, prepare, sole_writer
+from training.preparation import RunOptions, prepare
 from training.processes import find_place
+from training.run_folder import RUN_NAME, sole_writer
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
@@ -120,9 +121,9 @@ def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
 def test_a_folder_in_which_another_run_is_at_work(tmp_path):
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
-    with sole_writer(run), pytest.raises(ConflictError, match="another run is at work"), sole_writer(run):
+    with sole_writer(run.folder), pytest.raises(ConflictError, match="another run is at work"), sole_writer(run.folder):
         pass
-    with sole_writer(run):
+    with sole_writer(run.folder):
         pass
 
 

@@ -135,6 +135,7 @@ def test_metrics_count_samples_and_epochs_of_every_data_set(tokens, tmp_path):
     provenance = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert provenance["layout"]["tokenizer_sha256"] == LAYOUT.tokenizer_sha256
     assert provenance["datasets"]["beta"] == {"positions": 25, "views": 2, "weight": "2/5"}
+    assert provenance["record"] == [{"first_step": 0, "weights": {"alpha": "3/5", "beta": "2/5"}, "steps": 5}]
 
 
 def test_only_the_newest_checkpoints_stay(tokens, tmp_path):
