@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch.distributed as dist
@@ -9,9 +10,11 @@ from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
 from pipeline.recipe import ClipsConfig, DataConfig, ModelConfig, Recipe, TrainingConfig
+from training.checkpoints import Progress, mark_complete, tag
 from training.preparation import RunOptions, prepare
 from training.processes import find_place
-from training.run_folder import RUN_NAME, sole_writer
+from training.run_folder import RUN_NAME, run_fingerprint, sole_writer
+from training.schedule import learning_rate
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
@@ -116,6 +119,92 @@ def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
     _prepare(tmp_path).write_identity()
     free = dataclasses.replace(TRAINING, steps=9, micro_batch=2, workers=3, log_every=2, checkpoint_every=5)
     assert _prepare(tmp_path, Recipe(model=MODEL, training=free), resume="auto").plan.accumulation == 2
+
+
+def _trained_to(run, step):
+    """Give a run's folder a checkpoint."""
+    run.write_identity()
+    folder = run.checkpoints / tag(step)
+    folder.mkdir(parents=True)
+    mark_complete(folder, Progress(step, 1, [0.0], 0, run_fingerprint(run.identity)))
+
+
+def _weighed(weights, **training):
+    return Recipe(data=DataConfig(weights=weights), model=MODEL, training=dataclasses.replace(TRAINING, **training))
+
+
+def test_weights_that_change_at_a_resume_hold_from_the_checkpoints_step_on(tmp_path, caplog):
+    for name in ("alpha", "beta", "gamma"):
+        write_shard(tmp_path / "tokens", name, positions=40)
+    before = _prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5}))
+    _trained_to(before, 100)
+    run = _prepare(tmp_path, _weighed({"alpha": 0.5, "gamma": 1.5}), resume="auto")
+    assert "from step 101 on the mixture is: alpha 0.25, gamma 0.75" in caplog.text
+    assert [before.order[n] for n in range(400)] == [run.order[n] for n in range(400)]
+    later = [run.order[n][0] for n in range(400, 400 + 2048)]
+    assert [later.count(name) for name in ("alpha", "beta", "gamma")] == [512, 0, 1536]
+    run.write_identity()
+    again = _prepare(tmp_path, _weighed({"alpha": 1, "gamma": 3}), resume="auto")
+    assert [again.order[n] for n in range(900)] == [run.order[n] for n in range(900)]
+    assert (tmp_path / "run" / "record.json").read_bytes() == json.dumps(again.record.as_json(), indent=1).encode()
+
+
+def test_a_run_keeps_the_data_sets_that_it_drew_from(tmp_path):
+    for name in ("alpha", "beta"):
+        write_shard(tmp_path / "tokens", name)
+    _trained_to(_prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5})), 10)
+    shutil.rmtree(tmp_path / "tokens" / "beta")
+    with pytest.raises(ConflictError, match="drew clips of beta, which --tokens no longer has"):
+        _prepare(tmp_path, _weighed({"alpha": 1}), resume="auto")
+
+
+def test_a_number_of_steps_that_changes_at_a_resume_says_what_it_does_to_the_learning_rate(tmp_path, caplog):
+    write_shard(tmp_path / "tokens")
+    recipe = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, steps=100, warmup_steps=0, learning_rate=1.0))
+    _trained_to(_prepare(tmp_path, recipe), 50)
+    longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=200))
+    run = _prepare(tmp_path, longer, resume="auto")
+    assert (
+        "from step 51 on training.steps is 200 in place of 100: the learning rate there is 0.8536 in place of 0.5"
+        in caplog.text
+    )
+    # The rates of steps that may be repeated are those of the time.
+    assert run.learning_rate(49) == learning_rate(recipe.training, 49)
+    assert run.learning_rate(50) == learning_rate(longer.training, 50)
+
+
+def test_a_checkpoint_of_another_recipe(tmp_path):
+    write_shard(tmp_path / "tokens")
+    run = _prepare(tmp_path)
+    run.write_identity()
+    other = dataclasses.replace(TRAINING, learning_rate=0.5)
+    _trained_to(_prepare(tmp_path, Recipe(model=MODEL, training=other), output=str(tmp_path / "other")), 10)
+    shutil.move(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(ConflictError, match=r"step-00000010 was written by a run of another recipe"):
+        _prepare(tmp_path, resume="auto")
+
+
+def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
+    write_shard(tmp_path / "tokens")
+    run = _prepare(tmp_path)
+    _trained_to(run, 10)
+    (tmp_path / "run" / RUN_NAME).unlink()
+    _refused(ConflictError, "has checkpoints but no run.json", tmp_path, resume="auto")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"keep_every": 1500, "checkpoint_every": 1000},
+            "keep_every must be 0 or a multiple of training.checkpoint_every 1000",
+        ),
+        ({"nonfinite_limit": 0}, "nonfinite_limit must be at least 1"),
+    ],
+)
+def test_settings_that_can_not_be(setting, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainingConfig(**setting)
 
 
 def test_a_folder_in_which_another_run_is_at_work(tmp_path):
