@@ -101,6 +101,11 @@ class CodebookKeeper:
         self.uses["context"].add(output.context_ids)
         self.uses["future"].add(output.future_ids)
 
+    def harden(self, strength: float) -> None:
+        """Let training move vectors so far to their codes, 0 to 1; more counts as 1."""
+        for quantizer in (self._model.quantize, self._model.dynamics_quantize):
+            quantizer.strength = min(1.0, strength)
+
     def gather(self) -> None:
         """Bring all processes' counts to the first one, which is the one whose counts a checkpoint holds."""
         for use in self.uses.values():

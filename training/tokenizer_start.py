@@ -1,4 +1,7 @@
-"""What tokenizer training starts from: a new network of the recipe's shape, or a trained one at another context length."""
+"""What tokenizer training starts from: a new network of the recipe's shape, or a trained one.
+
+The trained one may come to another context length, or get larger codebooks; all else of its shape stays.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -10,7 +13,8 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 
-_CONTEXT_ROWS = "kv_pos_emb"
+_CONTEXT_ROWS, _CODES = "kv_pos_emb", "quantize.embedding.weight"
+_CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
 
 
 def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
@@ -21,7 +25,7 @@ def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
 
 
 def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Iterable[str]) -> TokenizerConfig:
-    """The recipe with the shape of a trained tokenizer in place of its own, but for the context length.
+    """The recipe with the shape of a trained tokenizer in place of its own, but for context length and larger codebooks.
 
     Args:
         config: The recipe's section.
@@ -35,6 +39,8 @@ def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Ite
     shape = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained) if field.name in names}
     for name in sorted(set(given) & shape.keys()):
         wanted = getattr(config, name)
+        if name in _CODEBOOKS and wanted > shape[name]:
+            shape[name] = wanted
         if _listed(wanted) != _listed(shape[name]):
             raise ConfigError(
                 f"tokenizer.{name} is {wanted}, but the tokenizer of --init_from has {shape[name]}: "
@@ -51,20 +57,24 @@ def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) 
     """The network that training starts from, in training mode.
 
     With fewer context frames than the trained one had, the last of its positions are kept, as published. With more, every
-    added earlier frame begins with the positions of the earliest frame that was learned.
+    added earlier frame begins with the positions of the earliest frame that was learned. Codes added to a codebook begin at
+    random, until `tokenizer.revive_every` gives them features.
 
     Args:
         config: Its shape and context length.
-        trained: From `from_pretrained`, of the same shape; None starts with random weights.
+        trained: From `from_pretrained`, of the same shape but for these; None starts with random weights.
     """
     model = CompressiveVQModel(model_config(config))
     if trained is None:
         return model
     own = model.state_dict()
-    state = {
-        name: _with_context(tensor, len(own[name]), trained.config.context_length) if name.endswith(_CONTEXT_ROWS) else tensor
-        for name, tensor in trained.state_dict().items()
-    }
+    state = {}
+    for name, tensor in trained.state_dict().items():
+        if name.endswith(_CONTEXT_ROWS):
+            tensor = _with_context(tensor, len(own[name]), trained.config.context_length)
+        elif name.endswith(_CODES):
+            tensor = torch.cat([tensor, own[name][len(tensor) :]])
+        state[name] = tensor
     model.load_state_dict(state)
     return model
 

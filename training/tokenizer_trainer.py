@@ -178,6 +178,7 @@ class TokenizerTrainer:
         warmup = min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
+        self._codebooks.harden((self.step + 1) / max(self.config.quantize_warmup, 1))
         output = self.model(clips)
         terms = tokenizer_losses(clips, output, self.config, self._lpips if self.config.lpips_weight else None)
         adversary = self._adversary if self._adversary is not None and self._adversary.active(self.step) else None

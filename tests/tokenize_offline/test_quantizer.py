@@ -53,6 +53,16 @@ def test_commitment_pulls_both_sides_with_equal_weight(quantizer):
     assert torch.allclose(quantizer.embedding.weight.grad, expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_vectors_move_to_their_codes_by_the_strength_of_quantization(quantizer, strength):
+    vectors = torch.randn(20, 6)
+    quantizer.strength = strength
+    quantized = quantizer(vectors)
+    codes = quantizer.lookup(quantized.ids)
+    torch.testing.assert_close(quantized.vectors, vectors + strength * (codes - vectors))
+    torch.testing.assert_close(quantized.commitment, (1 + strength) * F.mse_loss(vectors, codes))
+
+
 def test_replaced_codes_win_their_vectors(quantizer):
     vectors = torch.randn(3, 6) * 10
     quantizer.replace_codes(torch.tensor([7, 2, 49]), vectors)

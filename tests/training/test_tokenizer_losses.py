@@ -116,9 +116,19 @@ def test_a_trained_tokenizer_goes_on_at_another_context_length(context_length: i
     assert model.eval().tokenize(frames).shape[1] == model.geometry.prefix_length - 1 + model.geometry.future_ids
 
 
+def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():
+    trained = CompressiveVQModel(SHAPE)
+    recipe = take_shape(TokenizerConfig(num_dyn_embeddings=40), SHAPE, ["num_dyn_embeddings"])
+    model = starting_model(recipe, trained)
+    codes = model.dynamics_quantize.embedding.weight
+    assert len(codes) == 40
+    assert torch.equal(codes[: SHAPE.num_dyn_embeddings], trained.dynamics_quantize.embedding.weight)
+    assert len(model.quantize.embedding.weight) == SHAPE.num_vq_embeddings
+
+
 def test_a_recipe_of_another_shape_than_the_tokenizer_it_starts_from_is_refused():
-    with pytest.raises(ConfigError, match=r"tokenizer.num_vq_embeddings is 99, but the tokenizer of --init_from has 16"):
-        take_shape(TokenizerConfig(num_vq_embeddings=99), SHAPE, ["num_vq_embeddings"])
+    with pytest.raises(ConfigError, match=r"tokenizer.num_vq_embeddings is 9, but the tokenizer of --init_from has 16"):
+        take_shape(TokenizerConfig(num_vq_embeddings=9), SHAPE, ["num_vq_embeddings"])
     assert take_shape(RECIPE, SHAPE, ["block_out_channels"]).resolution == 32
 
 

@@ -29,10 +29,15 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module):
-    """A codebook of `codes` vectors of width `width`."""
+    """A codebook of `codes` vectors of width `width`.
+
+    Attributes:
+        strength: How far training moves a vector to its code, 0 to 1. Below 1 the decoder still sees what the codes can't say.
+    """
 
     def __init__(self, codes: int, width: int) -> None:
         super().__init__()
+        self.strength = 1.0
         self.embedding = nn.Embedding(codes, width)
         # Uniform in +-1/codes: the usual start of VQ codebooks (van den Oord et al., arXiv 1711.00937, reference code).
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
@@ -55,13 +60,13 @@ class Quantizer(nn.Module):
         """Quantise `vectors` (N, D) for training.
 
         The commitment loss is mse(z, sg(e)) + beta mse(e, sg(z)) with sg the stopped gradient and beta = 1.0, as the
-        published tokenizers were trained.
+        published tokenizers were trained; the first term, which holds the vectors back, counts by `strength`.
         """
         vectors = vectors.float()
         ids = self.nearest(vectors)
         codes = self.lookup(ids).float()
-        commitment = F.mse_loss(vectors, codes.detach()) + F.mse_loss(codes, vectors.detach())
-        return Quantized(vectors + (codes - vectors).detach(), ids, commitment)
+        commitment = self.strength * F.mse_loss(vectors, codes.detach()) + F.mse_loss(codes, vectors.detach())
+        return Quantized(vectors + self.strength * (codes - vectors).detach(), ids, commitment)
 
     @torch.no_grad()
     def replace_codes(self, indices: Tensor, vectors: Tensor) -> None:

@@ -42,6 +42,11 @@ class ScriptedPusher:
         self._noise = np.zeros(2)
         self._choose_target()
 
+    def aim(self, target: tuple[float, float], decisions: int) -> None:
+        """Push toward `target`, in the simulator's units, for so many decisions or until the block is there."""
+        self._target = np.array(target)
+        self._decisions_left = decisions
+
     def _choose_target(self) -> None:
         to_goal = self._generator.random() < 0.3
         goal = np.array([256.0, 256.0])
@@ -76,12 +81,17 @@ class ScriptedPusher:
         return np.clip(wanted + self._noise, 20, WORLD_SIZE - 20)
 
 
-def simulate_episode(seed: int, steps: int) -> SimulatedEpisode:
+def simulate_episode(
+    seed: int, steps: int, target: tuple[float, float] | None = None, target_from: int = 0
+) -> SimulatedEpisode:
     """Run the pusher in a new world.
 
     Args:
         seed: Of the world and of the pusher; equal seeds give equal episodes.
         steps: Length N of the episode.
+        target: Where the pusher takes the block from step `target_from` on, in the simulator's units; None leaves the choice
+            to it. Episodes of one seed are alike up to the frame of that step.
+        target_from: See `target`.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -91,13 +101,15 @@ def simulate_episode(seed: int, steps: int) -> SimulatedEpisode:
     image, _ = env.reset(seed=seed)
     pusher = ScriptedPusher(np.random.default_rng([seed, 1]))
     images, actions, states, rewards = [], [], [], []
-    for _ in range(steps):
+    for step in range(steps):
+        if target is not None and step == target_from:
+            pusher.aim(target, steps)
         agent, block = np.array(env.agent.position), np.array(env.block.position)
-        target = pusher.act(agent, block)
+        command = pusher.act(agent, block)
         images.append(image)
         states.append([*agent, *block, env.block.angle % (2 * np.pi)])
-        actions.append(target / (WORLD_SIZE / 2) - 1)
-        image, reward, *_ = env.step(target)
+        actions.append(command / (WORLD_SIZE / 2) - 1)
+        image, reward, *_ = env.step(command)
         rewards.append(reward)
     env.close()
     return SimulatedEpisode(

@@ -1,0 +1,121 @@
+"""Different actions, different futures: one start, several plans, each played by the simulator and predicted by the model.
+
+    python -m training.demo.futures --model demo_run/run/model --output futures
+
+A model that ignores actions predicts the same for every plan. One that uses them comes nearer to the future of its own plan
+than to those of the others, which is what the numbers here measure.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import storage
+from pipeline.command import run_command
+from pipeline.errors import ConfigError
+from pipeline.progress import progress_line
+from tokenize_offline.augment import to_square
+from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
+from training.pictures import Strip, write_contact_sheet, write_gif
+from training.session import WorldModel
+from training.video_metrics import psnr_per_frame
+
+_MIDDLE, _NEAR, _FAR = WORLD_SIZE / 2, 0.12 * WORLD_SIZE, 0.88 * WORLD_SIZE
+# Where each plan pushes the block, in the simulator's units; y points down.
+PLANS = {"left": (_NEAR, _MIDDLE), "right": (_FAR, _MIDDLE), "up": (_MIDDLE, _NEAR), "down": (_MIDDLE, _FAR)}
+# The pusher acts freely first, so that the start is like those that the model was trained on.
+_FREE_STEPS = 14
+_FIRST_SEED = 70_000
+
+
+def predict_plans(model: WorldModel, episodes: Sequence[SimulatedEpisode], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict every plan's future from the frames that all have in common, greedily.
+
+    Args:
+        model: With actions of two numbers.
+        episodes: One a plan, the same up to and including frame `_FREE_STEPS`.
+        steps: Frames to predict.
+
+    Returns:
+        Truth and prediction, (plans, t + steps, 3, S, S) in [0, 1], both beginning with the t true context frames.
+    """
+    side, context = model.tokenizer.config.resolution, model.geometry.context_length
+    first = _FREE_STEPS + 1 - context
+    truth = torch.stack([to_square(episode.image[first : first + context + steps], side) for episode in episodes])
+    session = model.start(truth[:, :context], temperature=0.0)
+    actions = np.stack([episode.action[_FREE_STEPS : _FREE_STEPS + steps] for episode in episodes])
+    predicted = [session.step(actions[:, step]).frame.cpu() for step in range(steps)]
+    return truth, torch.cat([truth[:, :context], torch.stack(predicted, dim=1)], dim=1)
+
+
+def closeness(truth: torch.Tensor, predicted: torch.Tensor) -> np.ndarray:
+    """(plans, plans): mean PSNR in dB over frames, of row i's prediction against column j's truth.
+
+    Args:
+        truth: (plans, steps, 3, S, S) in [0, 1].
+        predicted: Likewise.
+    """
+    return np.array([[psnr_per_frame(made, true).mean().item() for true in truth] for made in predicted])
+
+
+def _play_scene(model: WorldModel, seed: int, steps: int, output: str) -> dict[str, Any]:
+    context = model.geometry.context_length
+    episodes = [simulate_episode(seed, _FREE_STEPS + steps + 1, target, _FREE_STEPS) for target in PLANS.values()]
+    truth, predicted = predict_plans(model, episodes, steps)
+    strips = []
+    for number, plan in enumerate(PLANS):
+        strips.append(Strip(f"{plan}: truth", truth[number], context + steps))
+        strips.append(Strip(f"{plan}: predicted", predicted[number], context))
+    name = f"scene-{seed}"
+    write_contact_sheet(storage.join(output, f"{name}.png"), strips, context)
+    write_gif(storage.join(output, f"{name}.gif"), strips, context)
+    psnr = closeness(truth[:, context:], predicted[:, context:])
+    repeated = truth[:, context - 1 : context].expand(-1, steps, -1, -1, -1)
+    return {
+        "seed": seed,
+        "psnr": psnr.round(3).tolist(),
+        "repeat_psnr": float(np.diag(closeness(truth[:, context:], repeated)).mean()),
+        "own_psnr": float(np.diag(psnr).mean()),
+        "others_psnr": float(psnr[~np.eye(len(PLANS), dtype=bool)].mean()),
+        "own_is_nearest": float((psnr.argmax(axis=1) == np.arange(len(PLANS))).mean()),
+    }
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="Model folder of a PushT run.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder for pictures and futures.json.")
+    parser.add_argument("--scenes", type=int, default=8, help="Starts, each played with every plan.")
+    parser.add_argument("--steps", type=int, default=11, help="Frames to predict.")
+    parser.add_argument("--seed", type=int, default=_FIRST_SEED, help="Of the first scene; nothing is trained on it.")
+    options = parser.parse_args(arguments)
+    if min(options.scenes, options.steps) < 1:
+        raise ConfigError("--scenes and --steps must be at least 1")
+    model = WorldModel.from_pretrained(options.model)
+    if model.action_dim != 2:
+        raise ConfigError(f"{options.model} takes {model.action_dim} numbers as an action, PushT has 2: give a model of PushT")
+    scenes = []
+    with progress_line(options.scenes, "scene", "futures") as progress:
+        for seed in range(options.seed, options.seed + options.scenes):
+            scenes.append(_play_scene(model, seed, options.steps, str(options.output)))
+            progress.update()
+    names = ("own_psnr", "others_psnr", "repeat_psnr", "own_is_nearest")
+    summary = {name: round(float(np.mean([scene[name] for scene in scenes])), 3) for name in names}
+    storage.write_bytes(str(options.output / "futures.json"), json.dumps(summary | {"scenes": scenes}, indent=1).encode())
+    print(json.dumps(summary))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play and predict the plans; prints how near each prediction comes to its own and to the other plans' futures."""
+    return run_command(_main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
