@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import BadEpisodeError, ConflictError, ShardError
+from pipeline.errors import BadEpisodeError, ConflictError, DamagedEpisodeError, MissingEpisodeError, ShardError
+from pipeline.json_files import read_json
+
+_REPAIRABLE = (DamagedEpisodeError.kind, MissingEpisodeError.kind)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def read_record(path: str) -> ShardRecord:
         ShardError: The file is no record.
     """
     try:
-        raw = json.loads(storage.read_bytes(path))
+        raw = read_json(path)
         raw["left_out"] = [LeftOut(**item) for item in raw["left_out"]]
         return ShardRecord(**raw)
     except (ValueError, TypeError, KeyError) as error:
@@ -106,6 +109,9 @@ def read_record(path: str) -> ShardRecord:
 
 def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool = False) -> ShardRecord | None:
     """The record of a shard that is already there and was made from the same `inputs`, or None where work is to be done.
+
+    A shard that lost episodes to a damaged or missing file is made again once that file differs, or with `overwrite`, since a
+    repair in the middle of a file shows nowhere else.
 
     Raises:
         ConflictError: A record is there but was made from other inputs, and `overwrite` is false. The message names both
@@ -116,15 +122,22 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
         return None
     record = read_record(path)
     wanted = fingerprint(inputs)
-    if record.fingerprint == wanted:
+    hurt = {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
+    if record.fingerprint == wanted and not (hurt and overwrite):
         return record
-    if overwrite:
+    if overwrite or (hurt and _without(record.inputs, hurt) == _without(inputs, hurt)):
         return None
     differences = describe_difference(record.inputs, inputs)
     raise ConflictError(
         f"{path} was made with fingerprint {record.fingerprint}, this run has {wanted}; they differ in {differences}. "
         "Choose another output folder, or pass --overwrite to make it anew."
     )
+
+
+def _without(inputs: dict[str, Any], files: set[str]) -> dict[str, Any]:
+    """`inputs` as they would be if nothing were known of these source files but their names."""
+    sources = [{"file": s["file"]} if s["file"] in files else s for s in inputs.get("sources", [])]
+    return {**inputs, "sources": sources}
 
 
 def describe_difference(old: Any, new: Any, prefix: str = "") -> str:

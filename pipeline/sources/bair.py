@@ -9,13 +9,13 @@ from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.naming import episode_key
-from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
-from pipeline.sources.example import Columns, feature_values, parse_example
-from pipeline.sources.tfrecord import count_records, read_records
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.example import Columns, feature_values, read_examples
+from pipeline.sources.tfrecord import count_records
 
 FOLDER = "softmotion30_44k"
 _SPLITS = ("test", "train")
-_FILE = re.compile(r"^traj_(?P<first>\d{1,9})_to_\d{1,9}\.tfrecords$")
+_FILE = re.compile(r"^traj_(?P<first>\d{1,9})_to_(?P<last>\d{1,9})\.tfrecords$")
 _SHAPE = (64, 64, 3)
 # The catalog's name of a camera -> the set's own.
 _CAMERAS = {"aux1_image": "image_aux1", "main_image": "image_main"}
@@ -42,18 +42,18 @@ class BairSource(Source):
         for file in self.file_sizes():
             split, _, name = file.partition("/")
             if match := _FILE.match(name):
-                records = count_records(storage.join(self.folder, file))
+                records: int | None = int(match["last"]) - int(match["first"]) + 1
+                if records is not None and not 0 < records <= MAX_RECORDS:
+                    records = count_records(storage.join(self.folder, file))
                 shards.append(SourceShard(split, int(match["first"]), file, records))
         return sorted(shards, key=lambda shard: (shard.split, shard.number))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a file. See `Source.read`."""
-        for position, record in enumerate(read_records(storage.join(self.folder, shard.file))):
-            if position == shard.take:
-                return
+        for position, columns, _ in read_examples(storage.join(self.folder, shard.file), shard):
             item: Episode | BadEpisode
             try:
-                item = self._episode(parse_example(record), shard, position)
+                item = columns if isinstance(columns, BadEpisode) else self._episode(columns, shard, position)
             except BadEpisodeError as error:
                 item = BadEpisode.of(error)
             yield position, item

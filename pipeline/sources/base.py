@@ -19,6 +19,7 @@ from pipeline.frames import FrameForm
 
 MAX_FRAMES = 100_000
 MAX_EPISODE_BYTES = 2 << 30
+MAX_RECORDS = 100_000  # that may be stated of one file, each of which is listed where the file is lost
 
 
 @dataclass(frozen=True)

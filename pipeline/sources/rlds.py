@@ -8,7 +8,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import json
+import logging
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,19 @@ from pipeline.catalog import DatasetEntry, test_episodes
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
+from pipeline.json_files import read_json
 from pipeline.naming import episode_key
-from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
-from pipeline.sources.example import Columns, feature_values, parse_example
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
-from pipeline.sources.tfrecord import count_records, read_records
+from pipeline.sources.tfrecord import count_records
 
+_log = logging.getLogger(__name__)
 SPEC_FILE = "features.json"
 _INFO_FILE = "dataset_info.json"
 _FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
 _MAX_TEXT = 10_000
+_MAX_FILES = 100_000
 _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
 
 
@@ -57,10 +60,14 @@ class RldsSource(Source):
             if shards.get(place, name) != name:
                 raise SourceError(f"{self.folder} has both {shards[place]} and {name}: remove the one that doesn't belong")
             shards[place] = name
+            if int(match["of"] or 0) > _MAX_FILES:
+                raise SourceError(f"{self.folder} has {name}, one of {match['of']} files; the limit is {_MAX_FILES}. Remove it")
             for number in range(int(match["of"] or 0)):
                 shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
         stated = _stated(self.folder)
         files = collections.Counter(split for split, _ in shards)
+        for split in sorted(stated.keys() - files.keys()):
+            _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
         plan = []
         for (split, number), file in sorted(shards.items()):
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
@@ -78,20 +85,13 @@ class RldsSource(Source):
 
     def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
         """One pass over a file for several cameras. See `Source.read_together`."""
-        path = storage.join(self.folder, shard.file)
-        count = 0
-        for record in read_records(path):
-            if count == shard.take:
-                return
-            try:
-                columns = parse_example(record)
-                yield count, [source._read_columns(columns, shard, count) for source in sources]
-            except BadEpisodeError as error:
-                yield count, [BadEpisode.of(error) for _ in sources]
-            count += 1
-        wanted = shard.records if shard.take is None else None
-        if wanted is not None and count != wanted:
-            raise SourceError(f"{path} has {count} records, {_INFO_FILE} says {wanted}. Fetch the file again")
+        for position, columns, numbered in read_examples(storage.join(self.folder, shard.file), shard):
+            if isinstance(columns, BadEpisode):
+                yield position, [columns for _ in sources]
+                continue
+            # Behind a stretch that may have held several records, no index within the split is sure.
+            known = shard if numbered else dataclasses.replace(shard, first=None)
+            yield position, [source._read_columns(columns, known, position) for source in sources]
 
     def _read_columns(self, columns: Columns, shard: SourceShard, position: int) -> Episode | BadEpisode:
         spec = _spec(self.folder, self.entry)
@@ -182,8 +182,10 @@ def _stated(folder: str) -> dict[str, tuple[list[int], float]]:
         return {}
     stated = {}
     try:
-        for split in json.loads(storage.read_bytes(path)).get("splits", []):
+        for split in read_json(path).get("splits", []):
             lengths = [int(length) for length in split.get("shardLengths", [])]
+            if any(not 0 <= length <= MAX_RECORDS for length in lengths):
+                raise ValueError(f"a file of {split['name']} should have {max(lengths)} records, the limit is {MAX_RECORDS}")
             stated[str(split["name"])] = (lengths, int(split.get("numBytes", 0)) / max(1, sum(lengths)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error

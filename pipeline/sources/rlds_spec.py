@@ -5,7 +5,6 @@ X-Embodiment sets give it. Only these columns are ever taken out of a record: em
 """
 
 import difflib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConfigError, SourceError
+from pipeline.json_files import parse_json
 
 _INSTRUCTION_NAMES = ("language_instruction", "natural_language_instruction", "instruction")
 _EPISODE_ID_NAMES = ("episode_id", "file_path")
@@ -90,7 +90,7 @@ def read_features(text: bytes, where: str) -> dict[str, Any]:
         SourceError: It is no spec of episodes made of steps.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         foreign = [name for name in _class_names(content) if not name.startswith(_FEATURE_MODULES)]
         if foreign:
             raise SourceError(f"{where} asks for the class {foreign[0]!r}; only tensorflow-datasets' own features are read")

@@ -7,7 +7,6 @@ number them in its own way. A video keeps its number in its episode's key, so th
 import csv
 import difflib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipeline import storage
 from pipeline.catalog import DatasetEntry, something_classes
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import FrameForm
+from pipeline.json_files import read_json
 from pipeline.records import fingerprint
 from pipeline.sources.base import SourceShard
 from pipeline.sources.video import MAX_TEXT, VideoSource
@@ -133,6 +133,6 @@ def _is_id(text: str) -> bool:
 
 def _read_json(path: str) -> Any:
     try:
-        return json.loads(storage.read_bytes(path))
+        return read_json(path)
     except ValueError as error:
         raise SourceError(f"{path} is no JSON: {error}. Fetch it again") from error
