@@ -171,13 +171,13 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels[top::down, left::right][:THUMBNAIL_SIDE, :THUMBNAIL_SIDE])
 
 
-def thumbnail_of(data: bytes) -> np.ndarray:
-    """The thumbnail of a JPEG or PNG; a JPEG is decoded at the smallest DCT scale that will do.
+def decode_small(data: bytes, side: int) -> np.ndarray:
+    """The pixels of a JPEG at the smallest DCT scale with both sides no smaller than `side`; a PNG comes out as it is.
 
     Raises:
         BadEpisodeError: See `decode`.
     """
-    return thumbnail(_decode(data, _header(data), (THUMBNAIL_SIDE, THUMBNAIL_SIDE)))
+    return _decode(data, _header(data), (side, side))
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:

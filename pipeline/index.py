@@ -1,6 +1,7 @@
 """The index of a data set: a Parquet file with a row per episode, and a summary; both made of the shards' records alone.
 
-With a row's offset and size one episode is read without the rest. Equal records give equal bytes.
+With a row's offset and size one episode is read without the rest. Columns of quality are null in rows of shards that were made
+before they were measured. Equal records give equal bytes.
 """
 
 import collections
@@ -17,6 +18,7 @@ from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import ShardError
 from pipeline.naming import parse_shard_name
+from pipeline.quality import COLUMNS as QUALITY_COLUMNS
 from pipeline.records import ShardRecord, read_record
 from pipeline.shards import read_sample
 
@@ -41,10 +43,18 @@ _SCHEMA = pa.schema(
         ("episode_id", pa.string()),
         ("source_file", pa.string()),
         ("source_record", pa.int64()),
+        # See `pipeline.quality.Quality`.
+        ("measured_frames", pa.int32()),
+        ("static_share", pa.float32()),
+        ("repeated_share", pa.float32()),
+        ("uniform_share", pa.float32()),
+        ("swap_score", pa.float32()),
+        ("content_hash", pa.string()),
+        ("perceptual_hash", pa.string()),
     ]
 )
-# What a record's entry holds of each episode; shard and split are the record's own.
-ENTRY_COLUMNS = tuple(name for name in _SCHEMA.names if name not in ("split", "shard"))
+# What a record's entry holds of each episode beside its quality; shard and split are the record's own.
+ENTRY_COLUMNS = tuple(name for name in _SCHEMA.names if name not in ("split", "shard", *QUALITY_COLUMNS))
 
 
 def read_records(folder: str) -> Iterator[ShardRecord]:

@@ -6,6 +6,7 @@ alone: a record where it went well, a `.failed` file with the reason where it co
 
 import collections
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from typing import Any, NamedTuple
 
 from pipeline import records, storage
 from pipeline.episode import Episode
-from pipeline.errors import ProjectError
+from pipeline.errors import BadEpisodeError, ProjectError
 from pipeline.index import ENTRY_COLUMNS
 from pipeline.naming import episode_key
 from pipeline.plan import Unit
+from pipeline.quality import Quality, measure
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.shards import EpisodeShardWriter
 from pipeline.sources.base import BadEpisode, Source, SourceShard
@@ -75,8 +77,14 @@ class _ShardMaker:
         self._left_out: list[LeftOut] = []
         self._filtered = 0
         self._actions: collections.Counter[str] = collections.Counter()
+        self._qualities: list[Quality] = []
 
     def add(self, file: SourceShard, position: int, item: Episode | BadEpisode) -> None:
+        if isinstance(item, Episode):
+            try:
+                self._qualities.append(measure(item.frames))
+            except BadEpisodeError as error:
+                item = BadEpisode.of(error)
         if isinstance(item, Episode):
             self._writer.add(item)
             self._actions[item.action_meaning] += 1
@@ -96,7 +104,10 @@ class _ShardMaker:
             bytes=self._writer.size,
             sha256=self._writer.sha256,
             left_out=self._left_out,
-            entries=[{name: entry[name] for name in ENTRY_COLUMNS} for entry in self._writer.entries],
+            entries=[
+                {**{name: entry[name] for name in ENTRY_COLUMNS}, **dataclasses.asdict(quality)}
+                for entry, quality in zip(self._writer.entries, self._qualities, strict=True)
+            ],
             statistics={"filtered": self._filtered, "actions": dict(sorted(self._actions.items()))},
         )
 
