@@ -1,0 +1,92 @@
+"""Killed at any moment, however often, an ingest leaves nothing half-written under a final name; its next run completes it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from ingest_runs import ALONE, SHARDS, WarmCommand, arguments, check_visible, hashes, ingest, summary, write_source
+
+KILLS = 50
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_source(tmp_path_factory.mktemp("rlds"))
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory) -> dict[str, str]:
+    output = tmp_path_factory.mktemp("whole")
+    assert summary(ingest(source, output))["made"] == SHARDS + 1
+    return hashes(output)
+
+
+def test_fifty_kills_at_random_moments_change_no_byte_of_the_outcome(source, whole, tmp_path):
+    warm, moments = WarmCommand(), random.Random(0)
+
+    def started(output):
+        return warm.start(arguments(source, output, *ALONE))
+
+    started(tmp_path / "first").join()
+    began = time.monotonic()
+    started(tmp_path / "second").join()
+    lasts = time.monotonic() - began
+    assert hashes(tmp_path / "second") == whole
+    kills, output, progress = 0, tmp_path / "0", set()
+    while kills < KILLS:
+        process = started(output)
+        process.join(moments.uniform(0, lasts))
+        process.kill()
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            kills += 1
+        else:
+            assert process.exitcode == 0
+        there = check_visible(output, whole)
+        progress.add(there)
+        if there == SHARDS + 1 or process.exitcode == 0:
+            last = started(output)
+            last.join()
+            assert last.exitcode == 0 and hashes(output) == whole
+            output = tmp_path / str(kills)
+    last = started(output)
+    last.join()
+    assert last.exitcode == 0 and hashes(output) == whole
+    # The moments were spread over the work, and not all before it or after it.
+    assert len(progress) > 3
+
+
+def kill_all(source, output, after: float) -> bool:
+    """Start the command with its worker processes, kill all of them at once after a while; whether it was still running."""
+    command = [sys.executable, "-m", "pipeline", *arguments(source, output)]
+    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        running.wait(after)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        return True
+    return False
+
+
+@pytest.mark.soak
+def test_fifty_kills_of_the_command_with_its_worker_processes_change_no_byte_either(source, whole, tmp_path):
+    moments = random.Random(1)
+    began = time.monotonic()
+    assert not kill_all(source, tmp_path / "first", 600)
+    lasts = time.monotonic() - began
+    kills = 0
+    for attempt in range(4 * KILLS):
+        output = tmp_path / f"after {kills // 5 * 5}"
+        kills += kill_all(source, output, moments.uniform(0.2 * lasts, lasts))
+        check_visible(output, whole)
+        if kills % 5 == 0 and output.exists():
+            assert ingest(source, output).returncode == 0, attempt
+            assert hashes(output) == whole
+        if kills == KILLS:
+            return
+    pytest.fail(f"only {kills} of {4 * KILLS} runs could be killed before they were done")
