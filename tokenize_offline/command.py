@@ -114,9 +114,14 @@ def _run(
         fleet.report(dataclasses.asdict(report))
         if not fleet.is_first:
             return 0
-        reports = fleet.reports(progress.send)
-    total = sum((WorkerReport(**part) for part in reports), WorkerReport())
-    print(json.dumps(_summary(fleet, job, total, done_before, time.monotonic() - started)))
+        reports, orphans = fleet.reports(tasks, progress.send)
+        total = sum((WorkerReport(**part) for part in reports), WorkerReport())
+        lost = fleet.size - len(reports)
+        if orphans:
+            left = unfinished(job, orphans)
+            log.warning("%d processes are gone without a word: making the %d shards that they left", lost, len(left))
+            total += run_worker(left, job, engine, fleet.cores, progress)
+    print(json.dumps(_summary(fleet, job, total, done_before, lost, time.monotonic() - started)))
     if total.left_out:
         log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
     if total.failures:
@@ -124,7 +129,9 @@ def _run(
     return 0
 
 
-def _summary(fleet: Fleet, job: TokenizeJob, total: WorkerReport, done_before: int, seconds: float) -> dict[str, Any]:
+def _summary(
+    fleet: Fleet, job: TokenizeJob, total: WorkerReport, done_before: int, lost: int, seconds: float
+) -> dict[str, Any]:
     return {
         "output": job.output,
         "shards": total.shards,
@@ -137,6 +144,7 @@ def _summary(fleet: Fleet, job: TokenizeJob, total: WorkerReport, done_before: i
         "rows_per_second": round(total.rows / seconds, 3) if total.shards else None,
         "share_of_time_waiting": round(total.waited / total.passed, 4) if total.passed else None,
         "processes": fleet.size,
+        "processes_lost": lost,
         "device": str(fleet.device),
         "precision": job.layout.precision,
         "clips_per_batch": min(total.batches),

@@ -5,6 +5,8 @@ and there is no collective operation to hang in. Started alone, a process is a f
 
 torchrun keeps one store through its restarts, with all that earlier processes left in it. So the first process gives every
 generation a name of its own, and tells it to those that ask; all keys of a generation carry that name.
+
+A process that falls silent (`pulse`) is not waited for: the first one makes what nobody else accounts for.
 """
 
 import contextlib
@@ -14,14 +16,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from pipeline.errors import ProjectError
 from tokenize_offline.launch import slurm_variables
+from tokenize_offline.pulse import Listener, beating
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
@@ -37,6 +41,7 @@ class Fleet:
         local_size: Processes on this machine.
         device: Where this process's model runs.
         store: Key-value store that all processes share.
+        claims: Numbers of the tasks that this process claimed.
     """
 
     rank: int
@@ -44,11 +49,16 @@ class Fleet:
     local_size: int
     device: torch.device
     store: dist.Store
+    claims: list[int] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
     def join(cls) -> Iterator[Self]:
-        """Be part of the fleet for the length of a block."""
+        """Be part of the fleet for the length of a block.
+
+        Raises:
+            ProjectError: The process that keeps the store is gone.
+        """
         os.environ.update(slurm_variables(os.environ))
         size = int(os.environ.get("WORLD_SIZE", "1"))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
@@ -56,9 +66,15 @@ class Fleet:
         if size == 1:
             yield cls(0, 1, 1, device, dist.HashStore())
             return
-        store, rank, size = next(rendezvous("env://"))
-        with _generation(store, rank, size) as own:
-            yield cls(rank, size, local_size, device, own)
+        try:
+            store, rank, size = next(rendezvous("env://"))
+            with _generation(store, rank, size) as own, beating(own, rank):
+                yield cls(rank, size, local_size, device, own)
+        except dist.DistError as error:
+            raise ProjectError(
+                f"process {os.environ.get('RANK')} lost the fleet's store ({str(error).splitlines()[0]}): the process that "
+                "keeps it is gone. Run the same command again to go on"
+            ) from error
 
     @property
     def is_first(self) -> bool:
@@ -76,11 +92,15 @@ class Fleet:
 
     def hear(self) -> Any:
         """The plan that the first process gave; waits for it."""
+        # Not by a `get` that waits: it would keep this process's beats from the store.
+        while not self.store.check(["plan"]):
+            time.sleep(_POLL_SECONDS)
         return json.loads(self.store.get("plan"))
 
     def claim(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Tasks that no other process has; each is claimed when it is asked for."""
         while (number := self.store.add("claimed", 1) - 1) < len(tasks):
+            self.claims.append(number)
             yield tasks[number]
 
     def count(self, what: str, units: int) -> int:
@@ -89,19 +109,32 @@ class Fleet:
 
     def report(self, result: Any) -> None:
         """Leave this process's result, any value that JSON holds, for the first one. Nothing of the fleet is used after it."""
-        self.store.set(f"result {self.rank}", json.dumps(result))
-        self.store.add("finished", 1)
+        self.store.set(f"result {self.rank}", json.dumps({"result": result, "claims": self.claims}))
 
-    def reports(self, while_waiting: Callable[[], None]) -> list[Any]:
-        """The results of all processes, by rank; waits until they are there. For the first process, after its own `report`.
+    def reports(self, tasks: Sequence[Task], while_waiting: Callable[[], None]) -> tuple[list[Any], list[Task]]:
+        """Wait for all processes that are still there. For the first process, after its own `report`.
 
-        A process that died without a result is the launcher's to notice: torchrun and accelerate end the others then, as
-        does `srun --kill-on-bad-exit`.
+        Args:
+            tasks: Those that were given to `claim`.
+            while_waiting: Called again and again.
+
+        Returns:
+            The results by rank, and the tasks that processes claimed which are gone without one; they may be done or not.
         """
-        while self.store.add("finished", 0) < self.size:
+        listener, listened = Listener(), time.monotonic()
+        silent: set[int] = set()
+        while missing := {rank for rank in range(self.size) if not self.store.check([f"result {rank}"])}:
+            if time.monotonic() - listened > listener.interval:
+                listened = time.monotonic()
+                silent = listener.silent({rank: self.store.add(f"beats of {rank}", 0) for rank in missing})
+            if missing <= silent:
+                break
             while_waiting()
             time.sleep(_POLL_SECONDS)
-        return [json.loads(self.store.get(f"result {rank}")) for rank in range(self.size)]
+        reports = [json.loads(self.store.get(f"result {rank}")) for rank in range(self.size) if rank not in missing]
+        accounted = {number for report in reports for number in report["claims"]}
+        orphans = [task for number, task in enumerate(tasks) if number not in accounted]
+        return [report["result"] for report in reports], orphans
 
 
 def _device(local_rank: int) -> torch.device:

@@ -1,0 +1,70 @@
+"""Who fell silent is told apart from who is slow, and a process that can't reach the store ends itself."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenize_offline import pulse
+from tokenize_offline.fleet import Fleet
+from tokenize_offline.pulse import Listener, beating
+
+
+@given(st.lists(st.sets(st.integers(0, 3)), max_size=60))
+def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
+    listener, beats = Listener(), dict.fromkeys(range(4), 0)
+    silent = listener.silent(beats)
+    for number, beating_now in enumerate(rounds, 1):
+        beats = {rank: count + (rank in beating_now) for rank, count in beats.items()}
+        silent = listener.silent(beats)
+        last = rounds[max(0, number - pulse._PATIENCE) : number]
+        assert silent == {rank for rank in range(4) if len(last) == pulse._PATIENCE and not any(rank in one for one in last)}
+
+
+def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
+    monkeypatch.setattr(pulse, "_PATIENCE", 2)
+    monkeypatch.setattr(Listener, "interval", 0.1)
+    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.05)
+    store = dist.HashStore()
+    first, lost, slow = (Fleet(rank, 3, 3, torch.device("cpu"), store) for rank in range(3))
+    claims = [fleet.claim("abcde") for fleet in (lost, first, lost, slow, slow)]
+    taken = [next(claim) for claim in claims]
+    assert taken == list("abcde")
+
+    def finish_late():
+        with beating(store, 2):
+            time.sleep(1.5)
+            slow.report("slow")
+
+    thread = threading.Thread(target=finish_late)
+    thread.start()
+    first.report("first")
+    results, orphans = first.reports("abcde", lambda: None)
+    thread.join()
+    assert results == ["first", "slow"] and orphans == ["a", "c"]
+
+
+@pytest.mark.parametrize(("answers", "code"), [(True, 0), (False, 1)])
+def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
+    program = f"""
+        import time
+        from tokenize_offline import pulse
+        pulse._BEAT_SECONDS, pulse._PATIENCE = 0.05, 3
+        class Store:
+            def add(self, key, number):
+                time.sleep(0 if {answers} else 60)
+        with pulse.beating(Store(), 1):
+            time.sleep(1.5)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert ("run the same command again" in done.stderr) == (not answers)
