@@ -84,6 +84,17 @@ class TokenizerEngine:
         """Ids (B, L) of one batch (B, T, 3, S, S) that is on the device already: the bare model, in the engine's precision."""
         return self._tokenize(frames.to(self._type))
 
+    @torch.inference_mode()
+    def squared_error(self, clip: Tensor, ids: Tensor) -> Tensor:
+        """Mean squared error (T), on the device, of the frames that a clip's ids (L) decode to; decoded alone, in fp32.
+
+        Args:
+            clip: (T, 3, S, S) in [0, 1].
+            ids: Its own, int64.
+        """
+        decoded = self.model.detokenize(ids[None].to(self.device))[0].clamp(0, 1)
+        return (decoded - clip.to(self.device)).square().mean(dim=(1, 2, 3))
+
 
 def _rounded(model: CompressiveVQModel, dtype: torch.dtype) -> CompressiveVQModel:
     """A copy whose encoders are in half precision; decoders and codebooks are shared and stay as they are."""

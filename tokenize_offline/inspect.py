@@ -14,8 +14,9 @@ from pipeline import inspect, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
+from pipeline.records import read_record, record_path
 from tokenize_offline.planner import plan
-from tokenize_offline.statistics import code_counts, codebook_statistics
+from tokenize_offline.statistics import code_counts, codebook_statistics, merged_reconstruction
 from tokenize_offline.token_shards import fixed_size_column, open_token_shard, require_same_layout
 
 _MARGIN = 2
@@ -24,7 +25,11 @@ _MARGIN = 2
 def parser() -> CommandParser:
     """The command line: that of `pipeline.inspect`, and what decodes."""
     made = inspect.parser()
-    made.add_argument("--codebooks", action="store_true", help="Count the codes of all token shards; reads all ids.")
+    made.add_argument(
+        "--codebooks",
+        action="store_true",
+        help="Codes used, perplexity, and PSNR of the sample that was decoded while tokenizing; reads all ids.",
+    )
     made.add_argument("--plan", type=str | None, default=None, help="Recipe: say what tokenizing and training will take.")
     made.add_argument("--rate", type=float | None, default=None, help="With --plan: clips a second of one GPU.")
     made.add_argument("--rows", type=list[int] | None, default=None, help="Rows to decode of one token shard, `[0,5,9]`.")
@@ -34,7 +39,7 @@ def parser() -> CommandParser:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The body of the command: what `pipeline.inspect` prints, and a JSON line per data set for its codebooks.
+    """The body of the command: what `pipeline.inspect` prints, and a JSON line per data set for its codebooks and samples.
 
     Raises:
         ProjectError: Of all kinds; the message says what to do.
@@ -54,7 +59,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         for folder, shards in inspect.find_shards(options.folder.rstrip("/")):
             arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
             if arrows:
-                print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows)}))
+                reconstruction = merged_reconstruction([read_record(record_path(arrow)).statistics for arrow in arrows])
+                print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}))
     return status
 
 

@@ -4,6 +4,7 @@ The plain shard's record comes last and completes the unit; a process that dies 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipeline.errors import ShardError
 from pipeline.records import LeftOut, ShardRecord, fingerprint, record_path, sha256_of, write_record
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.reader import EpisodeClips
-from tokenize_offline.statistics import code_counts, codebook_statistics
+from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics
 from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
 
 
@@ -23,6 +24,7 @@ def publish(
     episodes: list[tuple[int, EpisodeClips]],
     ids: np.ndarray,
     left_out: list[LeftOut],
+    errors: Mapping[bool, np.ndarray],
 ) -> list[ShardRecord]:
     """Publish the token shards of one episode shard: the held-out one where there is any, then the plain one.
 
@@ -32,6 +34,7 @@ def publish(
         episodes: Each with the place of its first clip in `ids`.
         ids: (clips, L).
         left_out: Episodes left out.
+        errors: Whether held out -> (clips, T) squared errors of the frames that a sample of the clips decodes to.
 
     Returns:
         The records, in order of publication.
@@ -65,7 +68,7 @@ def publish(
         with storage.staged(path) as staging:
             write_token_shard(staging, info, rows)
             size, sha256 = staging.stat().st_size, sha256_of(staging)
-        record = _record(job, task, held_out, rows, size, sha256)
+        record = _record(job, task, held_out, rows, size, sha256, errors[held_out])
         if not held_out:
             statistics = {**record.statistics, "held_out_rows": held_out_rows}
             record = dataclasses.replace(record, left_out=left_out, statistics=statistics)
@@ -117,10 +120,16 @@ def _token_rows(
     )
 
 
-def _record(job: TokenizeJob, task: ShardTask, held_out: bool, rows: TokenRows, size: int, sha256: str) -> ShardRecord:
+def _record(
+    job: TokenizeJob, task: ShardTask, held_out: bool, rows: TokenRows, size: int, sha256: str, errors: np.ndarray
+) -> ShardRecord:
     inputs = job.inputs(task, held_out)
     counts = code_counts(rows.ids, job.layout)
-    statistics: dict[str, Any] = {"episodes": len(set(rows.episode)), **codebook_statistics(counts, job.layout)}
+    statistics: dict[str, Any] = {
+        "episodes": len(set(rows.episode)),
+        **codebook_statistics(counts, job.layout),
+        **reconstruction_statistics(errors, job.layout.context_length),
+    }
     return ShardRecord(
         shard=job.shard(task, held_out),
         fingerprint=fingerprint(inputs),

@@ -1,9 +1,12 @@
-"""How token shards use the codebooks: codes that occur, and the perplexity of their frequencies.
+"""How token shards use the codebooks, and what a sample of their rows decodes to.
 
 Counts of several shards add up, perplexities don't; so a data set's are computed from its ids, which are mapped and counted at
-about a hundred million a second, and a record keeps its own shard's.
+about a hundred million a second, and a record keeps its own shard's. Errors of decoded samples are
+measured while tokenizing alone, where the pixels are.
 """
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ import numpy as np
 from tokenize_offline.geometry import IdGeometry
 
 _ROWS_AT_ONCE = 4096
+# Squared error of a reconstruction that counts as perfect: 100 dB, since records hold no infinity.
+_LEAST_ERROR = 1e-10
 
 
 def code_counts(ids: np.ndarray, geometry: IdGeometry) -> np.ndarray:
@@ -36,3 +41,38 @@ def codebook_statistics(counts: np.ndarray, geometry: IdGeometry) -> dict[str, A
         statistics[f"{name}_codes_used"] = len(used)
         statistics[f"{name}_perplexity"] = round(perplexity, 3)
     return statistics
+
+
+def reconstruction_statistics(errors: np.ndarray, context_length: int) -> dict[str, Any]:
+    """PSNR in dB of context and of future frames of a sample, from the mean squared error over all its pixels.
+
+    Args:
+        errors: (clips, T) mean squared error of every frame, pixels in [0, 1].
+        context_length: Context frames t.
+
+    Returns:
+        Empty without clips. Hundredths of a dB, which no order of summation changes.
+    """
+    if not len(errors):
+        return {}
+    return {
+        "sampled_clips": len(errors),
+        "context_psnr": _psnr(float(errors[:, :context_length].mean())),
+        "future_psnr": _psnr(float(errors[:, context_length:].mean())),
+    }
+
+
+def merged_reconstruction(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The `reconstruction_statistics` of several shards, from their records' statistics; those without count nothing."""
+    sampled = [part for part in parts if part.get("sampled_clips")]
+    clips = sum(part["sampled_clips"] for part in sampled)
+    if not clips:
+        return {}
+    merged: dict[str, Any] = {"sampled_clips": clips}
+    for name in ("context_psnr", "future_psnr"):
+        merged[name] = _psnr(sum(part["sampled_clips"] * 10 ** (-part[name] / 10) for part in sampled) / clips)
+    return merged
+
+
+def _psnr(squared_error: float) -> float:
+    return round(-10 * math.log10(max(squared_error, _LEAST_ERROR)), 2)

@@ -15,6 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ShardError
@@ -27,6 +30,7 @@ from tokenize_offline.prefetch import Prefetcher
 from tokenize_offline.publish import publish
 from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.reader_pool import ReaderPool
+from tokenize_offline.sample import Sample
 
 _AHEAD_PER_READER = 4
 _AHEAD_BYTES = 2 << 30
@@ -85,6 +89,8 @@ class _ShardInProgress:
     # Each episode with the place of its first clip among all different clips of the shard.
     episodes: list[tuple[int, EpisodeClips]] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    # By whether the episodes are held out.
+    samples: dict[bool, Sample] = field(default_factory=lambda: {False: Sample(), True: Sample()})
     end: EndOfShard | None = None
 
     @property
@@ -141,7 +147,7 @@ def run_worker(
         ReaderPool(job.clips, job.layout.resolution, readers) as pool,
         Prefetcher(episodes_of(tasks), functools.partial(_read, pool, job), readers, depth) as ahead,
     ):
-        report = _work(ahead, _Publisher(job, writer), Batches(engine), on_progress)
+        report = _work(ahead, _Publisher(job, engine, writer), Batches(engine), on_progress)
         return report + WorkerReport(batches=[engine.batch])
 
 
@@ -176,6 +182,7 @@ def _work(
         shard = shards[-1]
         rows = 0
         if isinstance(event, EpisodeClips):
+            shard.samples[event.held_out].offer(event, shard.ids.asked)
             shard.episodes.append((shard.ids.asked, dataclasses.replace(event, pixels=[])))
             batches.add(event.pixels, shard.ids)
             rows = len(event.plans)
@@ -200,8 +207,9 @@ def _work(
 class _Publisher:
     """Publishes finished shards in a thread, one at a time, and adds up what became of them."""
 
-    def __init__(self, job: TokenizeJob, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, job: TokenizeJob, engine: TokenizerEngine, writer: ThreadPoolExecutor) -> None:
         self._job = job
+        self._engine = engine
         self._writer = writer
         self._report = WorkerReport()
         self._publishing: Future[list[ShardRecord]] | None = None
@@ -212,15 +220,21 @@ class _Publisher:
         if shard.end.failure is not None:
             self._report += WorkerReport(failures=[str(shard.end.failure)])
             return
-        self._publishing = self._writer.submit(
-            publish, self._job, shard.end.task, shard.episodes, shard.ids.array(), shard.left_out
-        )
+        ids = shard.ids.array()
+        errors = {held_out: _squared_errors(self._engine, sample, ids) for held_out, sample in shard.samples.items()}
+        self._publishing = self._writer.submit(publish, self._job, shard.end.task, shard.episodes, ids, shard.left_out, errors)
 
     def finish(self) -> WorkerReport:
         """Wait for the last shard; returns the report on all."""
         self._report += _settle(self._publishing)
         self._publishing = None
         return self._report
+
+
+def _squared_errors(engine: TokenizerEngine, sample: Sample, ids: np.ndarray) -> np.ndarray:
+    """(clips of the sample, T) mean squared errors of the frames that their ids decode to."""
+    errors = [engine.squared_error(clip.pixels, torch.from_numpy(ids[clip.place].astype(np.int64))) for clip in sample.drawn()]
+    return torch.stack(errors).cpu().numpy() if errors else np.empty((0, 0))
 
 
 def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:

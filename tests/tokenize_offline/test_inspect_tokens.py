@@ -43,6 +43,10 @@ def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys
     for name in ("context_codes_used", "future_codes_used"):
         together = lines[1]["codebooks"][name]
         assert max(part[name] for part in parts) <= together <= sum(part[name] for part in parts)
+    reconstruction = lines[1]["reconstruction"]
+    assert reconstruction["sampled_clips"] == sum(part["sampled_clips"] for part in parts) == 2
+    for name in ("context_psnr", "future_psnr"):
+        assert min(part[name] for part in parts) <= reconstruction[name] <= max(part[name] for part in parts)
 
 
 def test_rows_are_drawn_a_line_a_row(made, tmp_path):
