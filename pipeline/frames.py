@@ -15,16 +15,14 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError
+from pipeline.image_scan import looks_whole
 from pipeline.recipe import DataConfig, FrameEncoding
 
 # Points of a thumbnail along each side.
 THUMBNAIL_SIDE = 16
 MAX_PIXELS = 50_000_000
 MAX_ENCODED_BYTES = 64 << 20
-# How far from its end an image's end marker is looked for: some writers pad.
-_TAIL = 64
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _CROP_MARGIN = 1.25
 _TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
 
@@ -87,16 +85,6 @@ def dimensions(data: bytes) -> tuple[int, int]:
         BadEpisodeError: The header is damaged, or states more pixels than any frame should have.
     """
     return _header(data).size
-
-
-def _check_end(data: bytes, header: _Header) -> None:
-    """Raise `BadEpisodeError` for an image that is cut short: its end marker isn't there, and not all of it decodes.
-
-    Damage in the middle of a file is not found without decoding, and so not here.
-    """
-    end = _JPEG_END if header.kind == "jpeg" else _PNG_END
-    if data.find(end, max(0, len(data) - _TAIL)) < 0:
-        _decode(data, header, None)
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -217,7 +205,7 @@ class FrameForm:
             return cls("source")
         return cls(data.frames, math.ceil(_CROP_MARGIN * data.resolution), data.jpeg_quality)
 
-    def keep(self, data: bytes, swap: bool = False) -> tuple[bytes, tuple[int, int]]:
+    def keep(self, data: bytes, swap: bool = False, checksummed: bool = True) -> tuple[bytes, tuple[int, int]]:
         """An encoded image in this form.
 
         `source` returns the bytes as they are; so does `jpeg` for a JPEG that is small enough, since a second
@@ -226,6 +214,8 @@ class FrameForm:
         Args:
             data: JPEG or PNG.
             swap: Whether red and blue are swapped in it. Repair needs new bytes: PNG under `source`, so that nothing is lost.
+            checksummed: Whether `data` agreed with a checksum of the file it comes from. A JPEG that did not is decoded even
+                where its bytes stay as they are.
 
         Returns:
             The bytes, and (height, width).
@@ -237,7 +227,8 @@ class FrameForm:
         size = header.size if self.short_side is None else shrunk_size(*header.size, self.short_side)
         as_is = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
         if as_is and not swap:
-            _check_end(data, header)
+            if not looks_whole(data) or not (checksummed or header.kind == "png"):
+                _decode(data, header, None)
             return data, header.size
         return self.keep_pixels(_decode_at(data, header, size), swap)
 

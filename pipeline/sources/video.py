@@ -23,10 +23,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
 from pipeline.frames import MAX_PIXELS, FrameForm, shrunk_size
 from pipeline.naming import episode_key
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard
+from pipeline.sources.containers import bytes_missing
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
 EPISODE_FRAMES = 1000
@@ -35,6 +36,8 @@ MAX_TEXT = 10_000
 # A video may end this share of its stated duration early before it counts as cut short.
 _TOLERATED_LOSS = 0.1
 _RATE_ROUNDING = 0.002
+# FFmpeg's other formats include playlists, which would have it open whatever files and addresses they name.
+_CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,asf,flv,ogg,mxf,ivf,nut,dv,rm"
 # Without the first two flags the scaler works on half the colour columns and rounds coarsely: 23 dB instead of 40 on test
 # charts. The third makes all processors agree to the bit.
 _SCALING = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -102,7 +105,7 @@ class VideoSource(Source):
                     yield record, episode
                     record += 1
         except FileNotFoundError:
-            yield record, BadEpisode("the video is missing, though the source's labels name it")
+            yield record, BadEpisode.of(MissingEpisodeError("the video is missing, though the source's labels name it"))
         except OSError as error:
             raise SourceError(f"{path} can't be opened: {error}") from error
         except BadEpisodeError as error:
@@ -250,29 +253,40 @@ def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None =
 def _timed_frames(file: IO[bytes]) -> Iterator[tuple[float, av.VideoFrame]]:
     """All frames of the video as they are decoded, with their times in seconds, which increase."""
     last: float | None = None
+    missing = 0
     try:
-        with av.open(file, mode="r", metadata_errors="replace") as container:
+        missing = bytes_missing(file)
+        file.seek(0)
+        with av.open(file, mode="r", metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
             if not container.streams.video:
                 raise BadEpisodeError("the file holds no video")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
+            # A later picture may be larger than the header says.
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 raise BadEpisodeError(f"frames of more than {MAX_PIXELS} pixels")
             for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise DamagedEpisodeError(f"the frame at {frame.time} s is damaged")
                 if frame.time is None or (last is not None and frame.time <= last):
                     continue
                 last = frame.time
                 yield frame.time, frame
             lost = _seconds_lost(container, stream, last)
     except av.error.FFmpegError as error:
-        raise BadEpisodeError(f"the video can't be decoded: {error.strerror}") from error
+        if not missing:
+            raise DamagedEpisodeError(f"the video can't be decoded: {error.strerror}") from error
     except OSError as error:
         # Probing seeks back from the end; what is shorter than a format's last block is no such file.
-        if error.errno == errno.EINVAL:
-            raise BadEpisodeError("the file is too short to be a video") from error
-        raise
+        if error.errno != errno.EINVAL:
+            raise
+        if not missing:
+            raise DamagedEpisodeError("the file is too short to be a video") from error
+    if missing:
+        raise DamagedEpisodeError(f"the file is cut short: by its own sizes, {missing} bytes are missing")
     if lost is not None:
-        raise BadEpisodeError(f"the file is cut short: its last {lost:.1f} seconds are missing")
+        raise DamagedEpisodeError(f"the file is cut short: its last {lost:.1f} seconds are missing")
 
 
 def _seconds_lost(container: av.container.InputContainer, stream: av.VideoStream, last: float | None) -> float | None:

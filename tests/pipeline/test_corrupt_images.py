@@ -1,0 +1,160 @@
+"""Damaged images leave their episode out, whatever the damage, and in whichever form frames are kept."""
+
+import io
+import random
+
+import h5py
+import numpy as np
+import pytest
+from downstream_data import write_robonet
+from PIL import Image
+from rlds_data import NAME, episode, picture, write_set
+
+from pipeline import index
+from pipeline.catalog import DatasetEntry
+from pipeline.errors import BadEpisodeError
+from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
+from pipeline.image_scan import looks_whole
+from pipeline.plan import make_plan
+from pipeline.sources.base import BadEpisode
+from pipeline.sources.rlds import RldsSource
+from pipeline.sources.robonet import RobonetSource
+from pipeline.unit import run_unit
+
+ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
+FORMS = [FrameForm("source"), FrameForm("jpeg", 40), FrameForm("png", 40)]
+NOISE = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+WHOLE = encode_jpeg(NOISE)
+WHOLE_PNG = encode_png(NOISE)
+
+
+def saved(kind: str, mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(1, 120, 160)).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def overwritten(data: bytes, place: int, block: bytes) -> bytes:
+    return data[:place] + block + data[place + len(block) :]
+
+
+MIDDLE = len(WHOLE) // 2
+BROKEN = {
+    "empty": b"",
+    "text": b"no image at all",
+    "html": b"<!DOCTYPE html><html></html>",
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "gif": saved("GIF"),
+    "webp": saved("WEBP"),
+    "header only": WHOLE[:3],
+    "cut in the header": WHOLE[:100],
+    "cut in half": WHOLE[:MIDDLE],
+    "cut before the end": WHOLE[:-2],
+    "foreign block": overwritten(WHOLE, MIDDLE, random.Random(0).randbytes(4096)),
+    "block of zeros": overwritten(WHOLE, MIDDLE, bytes(4096)),
+    "another's tail": WHOLE[:MIDDLE] + saved("JPEG", quality=30)[300:],
+    "png cut in half": WHOLE_PNG[: len(WHOLE_PNG) // 2],
+    "png flipped bit": overwritten(WHOLE_PNG, len(WHOLE_PNG) // 2, bytes([WHOLE_PNG[len(WHOLE_PNG) // 2] ^ 4])),
+    "png header flipped": overwritten(WHOLE_PNG, 17, b"\x01"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_image_is_found_in_every_form(name, form):
+    with pytest.raises(BadEpisodeError):
+        form.keep(BROKEN[name])
+
+
+def test_what_only_decoding_tells_is_found_where_nothing_guards_the_bytes():
+    ended = WHOLE[:MIDDLE] + b"\xff\xd9"
+    assert FrameForm("source").keep(ended)[0] == ended
+    for form, checksummed in ((FrameForm("source"), False), (FrameForm("jpeg", 40), True)):
+        with pytest.raises(BadEpisodeError, match="damaged"):
+            form.keep(ended, checksummed=checksummed)
+
+
+SOUND = {
+    "jpeg": WHOLE,
+    "padded": WHOLE + bytes(7),
+    "progressive": saved("JPEG", progressive=True),
+    "optimised": saved("JPEG", optimize=True),
+    "restarts": saved("JPEG", restart_marker_blocks=2),
+    "grey": saved("JPEG", mode="L"),
+    "cmyk": saved("JPEG", mode="CMYK"),
+    "comment and profile": saved("JPEG", comment=b"\xff\xda\xff\xd9" * 9, icc_profile=b"\xff\xd9" * 99),
+    "thumbnail": saved("JPEG", exif=b"Exif\0\0" + saved("JPEG", quality=10)),
+    "one colour": encode_jpeg(np.zeros((240, 320, 3), np.uint8)),
+    "one colour, optimised": (lambda b: (Image.new("RGB", (640, 480)).save(b, "JPEG", optimize=True), b.getvalue())[1])(
+        io.BytesIO()
+    ),
+    "png": WHOLE_PNG,
+    "palette": saved("PNG", mode="P"),
+    "interlaced or not": saved("PNG", mode="RGBA"),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_sound_image_is_never_taken_for_damaged(name):
+    data = SOUND[name]
+    assert FrameForm("source").keep(data) == (data, decode(data).shape[:2])
+
+
+def test_frames_as_they_come_are_looked_through_without_decoding(monkeypatch):
+    monkeypatch.setattr("pipeline.frames._decode", None)
+    for data in (WHOLE, WHOLE_PNG, SOUND["comment and profile"], SOUND["restarts"]):
+        assert looks_whole(data) and FrameForm("source").keep(data)[0] == data
+
+
+def test_real_frames_look_whole(shared):
+    source = RldsSource(str(shared / "data/rlds/bridge/0.1.0"), DatasetEntry("bridge", "bridge", "image"), FORMS[0])
+    frames = [frame for shard in source.plan() for _, item in source.read(shard) for frame in item.frames]
+    assert len(frames) > 50 and all(map(looks_whole, frames))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
+def test_each_damaged_image_costs_its_episode_and_says_where_it_lies(tmp_path, form):
+    names = ["pointer", "cut in half", "foreign block", "png flipped bit"]
+    good = WHOLE, WHOLE, WHOLE
+    made = [
+        episode(n, frames=3, image=lambda t, n=n: ([*good[:2], BROKEN[names[n // 2]]] if n % 2 else good)[t]) for n in range(8)
+    ]
+    folder = write_set(tmp_path, episodes=made, per_shard=8)
+    source = RldsSource(str(folder), ENTRY, form)
+    unit = make_plan(source, ["train"], None, 1)[0]
+    run_unit(unit, source, str(tmp_path / "out"))
+    (record,) = index.read_records(str(tmp_path / "out"))
+    assert [entry["source_record"] for entry in record.entries] == [0, 2, 4, 6]
+    assert [(item.source_record, item.kind) for item in record.left_out] == [(n, "damaged") for n in (1, 3, 5, 7)]
+    assert all(item.source_file.startswith(NAME) and item.reason for item in record.left_out)
+
+
+def test_jpegs_that_no_checksum_guards_are_decoded_even_where_they_stay_as_they_are(tmp_path):
+    path = tmp_path / "a.hdf5"
+    write_robonet(path)
+    source = RobonetSource(str(tmp_path), DatasetEntry("tfds_robonet", "tfds_robonet", "image"), FrameForm("source"))
+    ((_, sound),) = source.read(source.plan()[0])
+    assert sound.num_frames == 5
+    with h5py.File(path, "a") as file:
+        data = file["env/cam0_video/frame3"]
+        flipped = decodes_with_a_warning(data[()].tobytes())
+        attributes = dict(data.attrs)
+        del file["env/cam0_video/frame3"]
+        file["env/cam0_video/frame3"] = np.frombuffer(flipped, np.uint8)
+        file["env/cam0_video/frame3"].attrs.update(attributes)
+    assert looks_whole(flipped)
+    ((_, bad),) = source.read(source.plan()[0])
+    assert isinstance(bad, BadEpisode) and bad.kind == "damaged" and "image is damaged" in bad.reason
+
+
+def decodes_with_a_warning(data: bytes) -> bytes:
+    """The image with one bit flipped such that nothing but decoding tells."""
+    for place in range(len(data) // 2, len(data) - 2):
+        for bit in range(8):
+            flipped = overwritten(data, place, bytes([data[place] ^ 1 << bit]))
+            try:
+                decode(flipped)
+            except BadEpisodeError:
+                if looks_whole(flipped):
+                    return flipped
+    raise AssertionError("no such bit")
