@@ -45,10 +45,10 @@ _SCHEMA = pa.schema(
         ("source_record", pa.int64()),
         # See `pipeline.quality.Quality`.
         ("measured_frames", pa.int32()),
-        ("static_share", pa.float32()),
-        ("repeated_share", pa.float32()),
-        ("uniform_share", pa.float32()),
-        ("swap_score", pa.float32()),
+        ("static_share", pa.float64()),
+        ("repeated_share", pa.float64()),
+        ("uniform_share", pa.float64()),
+        ("swap_score", pa.float64()),
         ("content_hash", pa.string()),
         ("perceptual_hash", pa.string()),
     ]

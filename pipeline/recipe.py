@@ -101,6 +101,42 @@ class ClipsConfig:
 
 
 @dataclass
+class QualityConfig:
+    """Which episodes give no clips, by what was measured of their pictures (`pipeline.quality`); by default all do.
+
+    Attributes:
+        max_static: Greatest share of neighbouring frames between which nothing moves.
+        max_uniform: Greatest share of frames that are black or of one colour.
+        max_repeated: Greatest share of frames that are another frame once more, byte for byte.
+        max_swap_score: Greatest suspicion that red and blue are swapped, -1 to 1; 0.5 leaves out what is nearly all blue.
+        duplicates: `keep`; leave out episodes that are `exact` copies of another one; or those that are `near` to one too.
+        near_bits: In how many of their 568 bits the perceptual hashes of near duplicates may differ.
+    """
+
+    max_static: float | None = None
+    max_uniform: float | None = None
+    max_repeated: float | None = None
+    max_swap_score: float | None = None
+    duplicates: Literal["keep", "exact", "near"] = "keep"
+    near_bits: int = 24
+
+    def __post_init__(self) -> None:
+        for name in ("max_static", "max_uniform", "max_repeated"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, f"quality.{name} is a share, 0 to 1, not {value}")
+        score = self.max_swap_score
+        _require(score is None or -1 <= score <= 1, f"quality.max_swap_score must be -1 to 1, not {score}")
+        _require(0 <= self.near_bits <= 200, f"quality.near_bits must be 0 to 200 of 568 bits, not {self.near_bits}")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be left out."""
+        return self.duplicates != "keep" or any(
+            limit is not None for limit in (self.max_static, self.max_uniform, self.max_repeated, self.max_swap_score)
+        )
+
+
+@dataclass
 class TokenizerConfig:
     """The tokenizer: its shape when it is trained from scratch, its training, and how it runs over shards.
 
@@ -311,6 +347,7 @@ class Recipe:
 
     data: DataConfig = field(default_factory=DataConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

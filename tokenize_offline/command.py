@@ -1,5 +1,6 @@
 """The body of `ivideogpt-tokenize`: episode shards and a tokenizer in, token shards out; alone or as a fleet."""
 
+import collections
 import dataclasses
 import json
 import logging
@@ -17,7 +18,8 @@ from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
 from tokenize_offline.fleet_progress import FleetProgress
 from tokenize_offline.launch import own_share
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout, unfinished
+from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, folders_of, token_layout, unfinished, without
+from tokenize_offline.selection import select
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker import WorkerReport, run_worker
 
@@ -63,17 +65,36 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
                 # The first process found that there is nothing to run, and says why.
                 return 0
             model, job = open_job(recipe, options, resolution)
-            return _run(fleet, recipe, model, job, [ShardTask(**task) for task in heard], 0)
+            tasks = [ShardTask(**{**task, "excluded": tuple(task["excluded"])}) for task in heard]
+            return _run(fleet, recipe, model, job, tasks, 0)
         try:
             model, job = open_job(recipe, options, resolution)
-            found = find_shards(options.shards, options.splits)
-            found = own_share(found, options.worker_index, options.worker_count, os.environ)
+            found = own_share(
+                find_tasks(job, options.shards, options.splits), options.worker_index, options.worker_count, os.environ
+            )
             tasks = unfinished(job, found)
         except BaseException:
             fleet.tell(None)
             raise
         fleet.tell([dataclasses.asdict(task) for task in tasks])
         return _run(fleet, recipe, model, job, tasks, len(found) - len(tasks))
+
+
+def find_tasks(job: TokenizeJob, shards: Sequence[str], splits: Sequence[str] | None) -> list[ShardTask]:
+    """All episode shards, each with the episodes that the recipe's quality limits leave out.
+
+    Raises:
+        ConfigError: See `find_shards`.
+        ShardError: See `find_shards` and `select`.
+    """
+    found = find_shards(shards, splits)
+    if not job.quality.active:
+        return found
+    # Duplicates are sought in whole data sets, so that runs over single splits leave out the same.
+    excluded = select(folders_of(find_shards(shards)), job.quality, job.clips.held_out)
+    reasons = collections.Counter(episode.reason for episode in excluded)
+    log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), dict(sorted(reasons.items())))
+    return without(found, excluded)
 
 
 def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[CompressiveVQModel, TokenizeJob]:
@@ -96,16 +117,18 @@ def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[Comp
         )
     assert model.weights_sha256 is not None
     clips = resolve_clips(recipe.clips, model.config.context_length)
-    layout = token_layout(model.config, clips, recipe.tokenizer.precision, model.weights_sha256)
+    layout = token_layout(model.config, clips, recipe.tokenizer.precision, model.weights_sha256, recipe.quality)
     model.set_context_length(layout.context_length)
-    return model, TokenizeJob(clips, layout, options.output, options.overwrite)
+    return model, TokenizeJob(clips, layout, options.output, options.overwrite, recipe.quality)
 
 
 def _run(
     fleet: Fleet, recipe: Recipe, model: CompressiveVQModel, job: TokenizeJob, tasks: list[ShardTask], done_before: int
 ) -> int:
     engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, recipe.tokenizer.clips_per_batch)
-    planned = sum(task.samples * job.clips.per_episode * job.views(task, held_out=False) for task in tasks)
+    planned = sum(
+        (task.samples - len(task.excluded)) * job.clips.per_episode * job.views(task, held_out=False) for task in tasks
+    )
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
         progress = FleetProgress(fleet, line, len(tasks))

@@ -3,18 +3,20 @@
 The plan is made once, by one process, before any model runs, so that a conflict stops the command before work is spent.
 """
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
-from pipeline.recipe import ClipsConfig, Precision
+from pipeline.recipe import ClipsConfig, Precision, QualityConfig
 from pipeline.records import find_done, fingerprint, read_record, record_path
 from tokenize_offline.clips import resolve_clips
+from tokenize_offline.selection import Excluded
 from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
@@ -34,6 +36,7 @@ class ShardTask:
         bytes: Its size.
         sha256: Of the file.
         samples: Its episodes.
+        excluded: Keys of those that the recipe's quality limits leave out, in order; see `selection`.
     """
 
     dataset: str
@@ -43,6 +46,7 @@ class ShardTask:
     bytes: int
     sha256: str
     samples: int
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class TokenizeJob:
         layout: Of all token shards.
         output: Folder or URL under which `{dataset}/{split}-{shard}.arrow` are published.
         overwrite: Whether shards that were made in another way are made anew.
+        quality: Which episodes the tasks leave out.
     """
 
     clips: ClipsConfig
     layout: TokenLayout
     output: str
     overwrite: bool = False
+    quality: QualityConfig = field(default_factory=QualityConfig)
 
     def folder(self, task: ShardTask) -> str:
         """Where the token shards of a data set lie."""
@@ -93,7 +99,15 @@ class TokenizeJob:
             "episode_shard_sha256": task.sha256,
             "layout": dataclasses.asdict(self.layout),
             "clips": _as_json(self.clips),
+            **self._excluded(task),
         }
+
+    def _excluded(self, task: ShardTask) -> dict[str, Any]:
+        # Without limits nothing is said, and shards that were made before there were any stay what they are.
+        if not self.quality.active:
+            return {}
+        keys = {"excluded": len(task.excluded), "excluded_keys": fingerprint({"keys": list(task.excluded)})}
+        return {"quality": {**dataclasses.asdict(self.quality), **keys}}
 
     def is_done(self, task: ShardTask) -> bool:
         """Whether a task's token shards are there.
@@ -110,7 +124,13 @@ class TokenizeJob:
         return plain is not None and (held_out is not None or not plain.statistics["held_out_rows"])
 
 
-def token_layout(config: CompressiveVQConfig, clips: ClipsConfig, precision: Precision, tokenizer_sha256: str) -> TokenLayout:
+def token_layout(
+    config: CompressiveVQConfig,
+    clips: ClipsConfig,
+    precision: Precision,
+    tokenizer_sha256: str,
+    quality: QualityConfig | None = None,
+) -> TokenLayout:
     """What is frozen into ids made by this tokenizer and recipe.
 
     Args:
@@ -118,10 +138,12 @@ def token_layout(config: CompressiveVQConfig, clips: ClipsConfig, precision: Pre
         clips: The recipe's section; what it leaves open is filled in from the tokenizer.
         precision: In which the tokenizer runs.
         tokenizer_sha256: Of its weights file.
+        quality: The recipe's section; where it leaves anything out, shards of other limits are not opened together with these.
 
     Raises:
         ConfigError: Recipe and tokenizer don't go together, see `resolve_clips`.
     """
+    limits = {"quality": dataclasses.asdict(quality)} if quality is not None and quality.active else {}
     resolved = resolve_clips(clips, config.context_length)
     assert resolved.length is not None and resolved.context_length is not None
     geometry = dataclasses.asdict(config.geometry) | {"context_length": resolved.context_length}
@@ -132,7 +154,7 @@ def token_layout(config: CompressiveVQConfig, clips: ClipsConfig, precision: Pre
         goal=resolved.goal,
         precision=precision,
         tokenizer_sha256=tokenizer_sha256,
-        clips_fingerprint=fingerprint(_as_json(resolved)),
+        clips_fingerprint=fingerprint({**_as_json(resolved), **limits}),
     )
 
 
@@ -168,6 +190,20 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
             raise ConfigError(f"--splits {split}: no shard has that split; there are {', '.join(known)}")
     chosen = [task for task in tasks if splits is None or task.split in splits]
     return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
+
+
+def folders_of(tasks: Sequence[ShardTask]) -> list[str]:
+    """Folders of the data sets that tasks belong to, in order."""
+    return sorted({task.source.rpartition("/")[0] for task in tasks})
+
+
+def without(tasks: Sequence[ShardTask], excluded: Iterable[Excluded]) -> list[ShardTask]:
+    """The tasks, each with those of the `excluded` episodes that lie in its shard."""
+    keys: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+    for episode in excluded:
+        keys[episode.dataset, episode.shard].append(episode.key)
+    found = (sorted(keys[task.dataset, storage.basename(task.source)]) for task in tasks)
+    return [dataclasses.replace(task, excluded=tuple(names)) for task, names in zip(tasks, found, strict=True)]
 
 
 def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:

@@ -1,11 +1,13 @@
 """What tokenizing and training will take, from the indexes of ingested data sets and a recipe alone; nothing is decoded.
 
-Rows are counted as the tokenize stage would make them, held-out episodes told apart by the same hash. Bytes leave out the few
+Rows are counted as the tokenize stage would make them: episodes beyond the recipe's quality limits are left out, held-out ones
+told apart by the same hash. Bytes leave out the few
 hundred that a file's schema takes.
 """
 
+import collections
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
@@ -16,6 +18,7 @@ from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.selection import select
 
 # episode (dictionary index), start, stride, view.
 _BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
@@ -29,11 +32,13 @@ class PlannedDataset:
         positions: Clip positions for training: what an epoch visits, each in one view.
         rows: Rows that are tokenized, all views, held-out and evaluation ones included.
         bytes: Of its token shards, about.
+        excluded: Reason -> episodes that the recipe's quality limits leave out.
     """
 
     positions: int
     rows: int
     bytes: int
+    excluded: dict[str, int] = field(default_factory=dict)
 
 
 def id_geometry(recipe: Recipe) -> IdGeometry:
@@ -49,12 +54,13 @@ def id_geometry(recipe: Recipe) -> IdGeometry:
     )
 
 
-def plan_dataset(folder: str, recipe: Recipe) -> PlannedDataset:
+def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> PlannedDataset:
     """Count the clips of one data set.
 
     Args:
         folder: Of the data set, with its index.
         recipe: Its sections `clips` and `tokenizer`.
+        excluded: Key -> reason of the episodes that give no clips.
 
     Raises:
         ShardError: There is no index.
@@ -66,13 +72,15 @@ def plan_dataset(folder: str, recipe: Recipe) -> PlannedDataset:
     dataset = storage.basename(folder)
     positions = rows = row_bytes = 0
     for key, split, action_dim in zip(index["key"], index["split"], index["action_dim"], strict=True):
+        if key in excluded:
+            continue
         training = split == TRAINING_SPLIT and not is_held_out(dataset, key, clips.held_out)
         made = clips.per_episode * (clips.views if training else 1)
         positions += clips.per_episode if training else 0
         rows += made
         ids = id_geometry(recipe).ids_of_clip(clips.length)
         row_bytes += made * (2 * ids + 4 * clips.length * (action_dim or 0) + _BYTES_BESIDE_IDS)
-    return PlannedDataset(positions, rows, row_bytes)
+    return PlannedDataset(positions, rows, row_bytes, dict(sorted(collections.Counter(excluded.values()).items())))
 
 
 def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
@@ -103,7 +111,11 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
     names = [name for name in storage.list_folders(folder) if storage.exists(storage.join(folder, name, INDEX_FILE))]
     if not names:
         raise ConfigError(f"{folder} holds no data sets with an {INDEX_FILE}; name an output folder of ivideogpt-ingest")
-    planned = {name: plan_dataset(storage.join(folder, name), recipe) for name in names}
+    folders = {name: storage.join(folder, name) for name in names}
+    excluded: dict[str, dict[str, str]] = {name: {} for name in names}
+    for episode in select(list(folders.values()), recipe.quality, recipe.clips.held_out):
+        excluded[episode.dataset][episode.key] = episode.reason
+    planned = {name: plan_dataset(folders[name], recipe, excluded[name]) for name in names}
     length = resolve_clips(recipe.clips, recipe.tokenizer.context_length).length
     assert length is not None
     ids = id_geometry(recipe).ids_of_clip(length)
@@ -115,6 +127,7 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
             "clips": dataset.positions,
             "rows": dataset.rows,
             "bytes": dataset.bytes,
+            "excluded": dataset.excluded,
             "gpu_hours": round(dataset.rows / clips_per_second / 3600, 4) if clips_per_second else None,
             "ids_per_epoch": dataset.positions * ids,
             "share_of_samples": round(share[name], 6),

@@ -254,10 +254,12 @@ def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
 def episodes_of(tasks: Iterable[ShardTask]) -> Iterator[EpisodeWork | EndOfShard]:
     """The episodes of shards, each shard followed by an `EndOfShard`; a shard that disagrees with its record ends early."""
     for task in tasks:
+        excluded = frozenset(task.excluded)
         try:
             with tempfile.TemporaryDirectory(prefix="ivideogpt-shard-") as folder:
                 for episode in open_shard(_checked(task, Path(folder))):
-                    yield EpisodeWork(task, episode)
+                    if episode.key not in excluded:
+                        yield EpisodeWork(task, episode)
         except (ShardError, OSError) as error:
             failure = error if isinstance(error, ShardError) else ShardError(f"{task.source} can't be read: {error}")
             yield EndOfShard(task, failure)

@@ -1,0 +1,206 @@
+"""Quality limits leave out what they name and nothing else, the same whatever the order, and leave a trace in what is made."""
+
+import dataclasses
+import json
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_episodes import TINY, make_episode, tiny_tokenizer, write_shard, write_shards
+
+from pipeline.errors import ConfigError, ConflictError, ShardError
+from pipeline.index import read_records, write_index
+from pipeline.quality import measure
+from pipeline.recipe import ClipsConfig, QualityConfig, Recipe, TokenizerConfig
+from pipeline.records import write_record
+from tokenize_offline.clips import is_held_out
+from tokenize_offline.command import tokenize
+from tokenize_offline.plan import find_shards, token_layout
+from tokenize_offline.planner import plan
+from tokenize_offline.selection import Measured, exclude, first_of_their_kind, select
+from tokenize_offline.token_shards import open_token_shard
+
+
+def with_quality(output, episodes, dataset="made_up", split="train", number=0):
+    """A shard as ingest leaves it, with its episodes' quality in its record, and the index anew."""
+    write_shard(output, number, episodes, dataset, split)
+    folder = str(output / dataset)
+    records = {record.shard: record for record in read_records(folder)}
+    record = records[f"{split}-{number:06d}.tar"]
+    of_each = {episode.key: dataclasses.asdict(measure(episode.frames)) for episode in episodes}
+    records[record.shard] = dataclasses.replace(
+        record,
+        entries=[{**entry, **of_each[entry["key"]]} for entry in record.entries],
+        statistics={"filtered": 0, "actions": {}},
+    )
+    write_record(folder, records[record.shard])
+    write_index(folder, dataset, records.values(), [])
+
+
+def frozen(index, frames=8):
+    """An episode that shows one picture throughout."""
+    episode = make_episode(index, frames)
+    return dataclasses.replace(episode, frames=[episode.frames[0]] * frames)
+
+
+def copied(index, of, **how):
+    """Another episode with the pictures of episode `of`."""
+    return dataclasses.replace(make_episode(index, 9, **how), frames=make_episode(of, 9).frames)
+
+
+def measured(key, rank=2, frames=10, dataset="one", **quality):
+    default = {"static_share": 0.1, "uniform_share": 0.0, "repeated_share": 0.0, "swap_score": -0.5}
+    hashes = {"content_hash": key, "perceptual_hash": f"{zlib.crc32(key.encode()) << 300:0142x}"}
+    return Measured(dataset, "train-000000.tar", key, rank, frames, {**default, **hashes, **quality})
+
+
+def test_each_limit_leaves_out_what_is_beyond_it():
+    fine = measured("fine")
+    cases = {
+        "static": (measured("a", static_share=0.8), QualityConfig(max_static=0.5)),
+        "uniform": (measured("b", uniform_share=0.3), QualityConfig(max_uniform=0.2)),
+        "repeated": (measured("c", repeated_share=1.0), QualityConfig(max_repeated=0.9)),
+        "swapped": (measured("d", swap_score=0.9), QualityConfig(max_swap_score=0.5)),
+        "duplicate": (measured("z", content_hash="fine"), QualityConfig(duplicates="exact")),
+    }
+    for reason, (bad, limits) in cases.items():
+        at_limit = measured("limit", static_share=0.5, uniform_share=0.2, repeated_share=0.9, swap_score=0.5)
+        assert [(e.key, e.reason) for e in exclude([bad, fine, at_limit], limits)] == [(bad.key, reason)]
+        assert exclude([bad, fine, at_limit], QualityConfig(duplicates="keep")) == []
+    assert [e.reason for e in exclude([measured("one frame", static_share=None)], QualityConfig(max_static=0.9))] == ["static"]
+
+
+@given(st.permutations(range(9)))
+def test_the_duplicate_that_stays_is_one_that_is_evaluated_whatever_the_order(order):
+    episodes = [
+        measured(f"{dataset}-{rank}", rank, dataset=dataset, content_hash="same", perceptual_hash="0" * 142)
+        for dataset in ("one", "two", "three")
+        for rank in (0, 1, 2)
+    ]
+    for duplicates in ("exact", "near"):
+        found = exclude([episodes[place] for place in order], QualityConfig(duplicates=duplicates))
+        assert {e.key for e in episodes} - {e.key for e in found} == {"one-0"}
+        assert len(found) == 8
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 80), st.integers(2, 6))
+def test_near_duplicates_are_those_close_to_an_earlier_one_that_stays(seed, bits, count, width):
+    generator = np.random.default_rng(seed)
+    hashes = generator.integers(0, 256, (count, width), dtype=np.uint8)
+    first = first_of_their_kind(hashes, bits)
+    kept = []
+    for one in hashes:
+        near = any(int(np.unpackbits(one ^ other).sum()) <= bits for other in kept)
+        kept += [] if near else [one]
+    assert int(first.sum()) == len(kept)
+    assert np.array_equal(hashes[first], np.array(kept, np.uint8).reshape(-1, width))
+
+
+def test_blocks_of_near_duplicates_meet():
+    generator = np.random.default_rng(0)
+    distinct = generator.integers(0, 256, (1500, 71), dtype=np.uint8)
+    again = distinct[generator.permutation(1500)].copy()
+    again[:, 3] ^= 1
+    first = first_of_their_kind(np.concatenate([distinct, again]), 24)
+    assert first[:1500].all() and not first[1500:].any()
+
+
+@pytest.fixture
+def episodes(tmp_path):
+    """Two data sets: one with a frozen episode and copies within itself, one whose training split repeats its evaluation."""
+    with_quality(tmp_path / "eps", [make_episode(0, 9), frozen(1), copied(2, of=0), make_episode(3, 12)], "one")
+    with_quality(tmp_path / "eps", [make_episode(5, 9, "two", "val")], "two", "val")
+    with_quality(tmp_path / "eps", [copied(6, of=5, dataset="two"), make_episode(7, 9, "two")], "two")
+    return tmp_path / "eps"
+
+
+def folders(output):
+    return [str(output / name) for name in ("one", "two")]
+
+
+def test_limits_are_held_against_the_indexes_of_all_data_sets(episodes):
+    limits = QualityConfig(max_static=0.9, duplicates="exact")
+    found = {(e.dataset, e.shard, e.key): e.reason for e in select(folders(episodes), limits, 0.0)}
+    assert found == {
+        ("one", "train-000000.tar", "train-00000-000001"): "static",
+        ("one", "train-000000.tar", "train-00000-000002"): "duplicate",
+        ("two", "train-000000.tar", "train-00000-000006"): "duplicate",
+    }
+    assert select(folders(episodes), QualityConfig(), 0.0) == []
+
+
+def test_a_held_out_episode_keeps_its_copies_from_training(tmp_path):
+    keys = [make_episode(index, 2).key for index in range(200)]
+    last = max(index for index, key in enumerate(keys) if is_held_out("made_up", key, 0.05))
+    with_quality(tmp_path, [copied(last - 1, of=0), copied(last, of=0), make_episode(last + 1, 9)])
+    (found,) = select([str(tmp_path / "made_up")], QualityConfig(duplicates="exact"), 0.05)
+    assert found.key == keys[last - 1] and not is_held_out("made_up", found.key, 0.05)
+
+
+def test_shards_from_before_quality_was_measured_work_without_limits_and_say_so_with_them(tmp_path):
+    write_shards(tmp_path, 1, 2, "old")
+    records = [dataclasses.replace(r, statistics={"filtered": 0, "actions": {}}) for r in read_records(str(tmp_path / "old"))]
+    write_index(str(tmp_path / "old"), "old", records, [])
+    assert select([str(tmp_path / "old")], QualityConfig(), 0.0) == []
+    with pytest.raises(ShardError, match=r"no quality of 2 of its 2 episodes, the first in train-000000\.tar.*--overwrite"):
+        select([str(tmp_path / "old")], QualityConfig(max_static=0.9), 0.0)
+
+
+def test_limits_that_cannot_be_are_refused():
+    for wrong in ({"max_static": 1.5}, {"max_uniform": -0.1}, {"max_swap_score": 2}, {"near_bits": 300}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            QualityConfig(**wrong)
+
+
+def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit_made(episodes, tmp_path, capsys):
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    recipe = ["--clips.length=5", "--clips.per_episode=2", "--clips.held_out=0", "--tokenizer", str(tokenizer)]
+    where = ["--shards", str(episodes), "--output", str(tmp_path / "tokens")]
+    limits = ["--quality.max_static=0.9", "--quality.duplicates=near"]
+    assert tokenize([*recipe, *where, *limits]) == 0
+    made = json.loads(capsys.readouterr().out)
+    shape = {name: getattr(TINY, name) for name in dataclasses.asdict(TINY)}
+    whole = Recipe(
+        clips=ClipsConfig(length=5, per_episode=2, held_out=0.0),
+        quality=QualityConfig(max_static=0.9, duplicates="near"),
+        tokenizer=TokenizerConfig(**shape, segment_length=3),
+    )
+    planned = plan(str(episodes), whole, None)
+    assert {line["dataset"]: line["excluded"] for line in planned} == {
+        "one": {"duplicate": 1, "static": 1},
+        "two": {"duplicate": 1},
+    }
+    assert sum(line["rows"] for line in planned) == made["rows"] == 8
+    _, table = open_token_shard(tmp_path / "tokens" / "one" / "train-000000.arrow")
+    assert set(table["episode"].to_pylist()) == {"train-00000-000000", "train-00000-000003"}
+    assert tokenize([*recipe, *where, *limits]) == 0
+    assert json.loads(capsys.readouterr().out)["shards_done_before"] == 3
+    with pytest.raises(ConflictError, match=r"quality\.max_static|layout\.clips_fingerprint"):
+        tokenize([*recipe, *where, "--quality.max_static=0.5", "--quality.duplicates=near"])
+    with pytest.raises(ConflictError, match="quality"):
+        tokenize([*recipe, *where])
+
+
+def test_a_copy_that_comes_in_with_another_data_set_is_noticed(episodes, tmp_path):
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    recipe = ["--clips.length=5", "--clips.held_out=0", "--tokenizer", str(tokenizer), "--quality.duplicates=exact"]
+    output = ["--output", str(tmp_path / "tokens"), "--shards"]
+    shutil.copytree(episodes / "two", tmp_path / "also" / "twin")
+    assert tokenize([*recipe, *output, str(episodes / "two")]) == 0
+    with pytest.raises(ConflictError, match=r"quality\.excluded"):
+        shutil.move(tmp_path / "also" / "twin", tmp_path / "also" / "a_twin")
+        tokenize([*recipe, *output, str(episodes / "two"), str(tmp_path / "also")])
+
+
+def test_token_shards_of_different_limits_are_different_layouts(episodes):
+    clips = ClipsConfig(length=5)
+    plain, limited, other = (
+        token_layout(TINY, clips, "fp32", "ab" * 32, limits)
+        for limits in (QualityConfig(), QualityConfig(max_static=0.9), QualityConfig(max_static=0.8))
+    )
+    assert plain == token_layout(TINY, clips, "fp32", "ab" * 32)
+    assert len({layout.clips_fingerprint for layout in (plain, limited, other)}) == 3
+    assert len(find_shards([str(episodes)])) == 3
