@@ -43,13 +43,11 @@ def run_parts(parts: Sequence[Part]) -> None:
     """
     if len(parts) > 1:
         try:
-            made = _make_shards(parts)
-        except (ProjectError, OSError) as error:
-            _log.warning("%s is made camera by camera: %s", parts[0].unit.shard, error)
-        else:
-            for part, record in zip(parts, made, strict=True):
+            for part, record in zip(parts, _make_shards(parts), strict=True):
                 records.write_record(part.folder, record)
             return
+        except (ProjectError, OSError) as error:
+            _log.warning("%s is made camera by camera: %s", parts[0].unit.shard, error)
     for part in parts:
         run_unit(*part)
 
@@ -61,11 +59,14 @@ def run_unit(unit: Unit, source: Source, folder: str) -> None:
     """
     try:
         (record,) = _make_shards([Part(unit, source, folder)])
-    except (ProjectError, OSError) as error:
-        reason = json.dumps(f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error))
-        storage.write_bytes(_failure_path(folder, unit.shard), reason.encode())
-    else:
         records.write_record(folder, record)
+    except (ProjectError, OSError) as error:
+        reason = str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
+        try:
+            storage.write_bytes(_failure_path(folder, unit.shard), json.dumps(reason).encode())
+        except OSError:
+            # Where nothing can be written the driver will meet the same trouble, and can say so.
+            _log.error("%s: %s", unit.shard, reason)
 
 
 class _ShardMaker:
