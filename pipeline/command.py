@@ -17,6 +17,9 @@ import jsonargparse
 from pipeline.errors import ConfigError, ProjectError
 from pipeline.recipe import Recipe
 
+# A recipe may lie on an object store.
+jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)
+
 _UNKNOWN = (
     re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"),
     re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
@@ -103,10 +106,15 @@ def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's body; a `ProjectError` becomes one line on stderr and exit status 1."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for library in ("aiobotocore", "botocore"):  # They tell of every login.
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         return main(arguments)
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}. Let this user have it, and run the command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

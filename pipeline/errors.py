@@ -23,6 +23,10 @@ class ShardError(ProjectError):
     """A shard, its record or an index is missing, damaged or disagrees with its record."""
 
 
+class StorageError(ProjectError, OSError):
+    """An object store can't be reached, or refuses; a missing file is Python's own `FileNotFoundError`."""
+
+
 class ConflictError(ProjectError):
     """Something is there already and was made in another way; the message names both ways."""
 

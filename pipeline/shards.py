@@ -8,7 +8,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 from pipeline import storage
 from pipeline.episode import Episode
@@ -18,6 +18,13 @@ from pipeline.records import ShardRecord, read_record, record_path
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * _BLOCK
 MAX_MEMBER_BYTES = 4 << 30
+
+
+class Readable(Protocol):
+    """What a shard is read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; fewer only at the end."""
 
 
 class EpisodeShardWriter:
@@ -107,15 +114,22 @@ def open_shard(path: str | Path) -> Iterator[Episode]:
         raise ShardError(f"{path} holds {count} episodes, its record says {record.samples}; ingest it again with --overwrite")
 
 
+def count_samples(file: Readable, where: str) -> int:
+    """How many samples an opened shard holds, up to its end marker; nothing is decoded.
+
+    Raises:
+        ShardError: The shard is cut short or damaged.
+    """
+    return sum(1 for _ in _samples(file, where))
+
+
 def read_sample(path: str, offset: int, size: int) -> Episode:
     """One episode of a shard, given where its sample lies, without reading the rest.
 
     Raises:
         ShardError: There is no whole sample.
     """
-    with storage.open_read(path) as file:
-        file.seek(offset)
-        data = file.read(size)
+    data = storage.read_range(path, offset, offset + size)
     if len(data) != size:
         raise ShardError(f"{path} ends before byte {offset + size}, where its index has a sample; ingest it again")
     members: dict[str, bytes] = {}
@@ -139,7 +153,7 @@ def _checked_record(path: str) -> ShardRecord | None:
     return record
 
 
-def _samples(file: IO[bytes], where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(file: Readable, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Consecutive members of one key, together."""
     current: str | None = None
     members: dict[str, bytes] = {}
@@ -154,7 +168,7 @@ def _samples(file: IO[bytes], where: str) -> Iterator[tuple[str, dict[str, bytes
         yield current, members
 
 
-def _members(file: IO[bytes], where: str) -> Iterator[tuple[str, bytes]]:
+def _members(file: Readable, where: str) -> Iterator[tuple[str, bytes]]:
     while True:
         header = file.read(_BLOCK)
         if header == _END:

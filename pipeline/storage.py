@@ -1,22 +1,33 @@
 """Paths and URLs: open, list, and publish a file so that it is either whole under its name or not there at all.
 
 Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename within the folder; on an
-object store it is a single PUT of a file staged on local disk. The price of staging is local disk space for one file.
+object store it is a single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The
+price of staging is local disk space for one file. Nothing is remembered about a store from one call to the next, since other
+machines write to it meanwhile; the price is a request a call.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-import fsspec
 from fsspec.core import url_to_fs
 
+from pipeline.errors import StorageError
+
 _PARTIAL = ".partial"
+# Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
+_BLOCK = 8 << 20
+_LONGEST_MESSAGE = 500
+# What a local disk says that takes no more, or not from this user.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Whose exceptions come out of fsspec as they are.
+_STORE_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 
 
 def _umask() -> int:
@@ -48,16 +59,50 @@ def basename(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
+def _filesystem(path: str) -> tuple[Any, str]:
+    """The file system of a path, which remembers no listings, and the path within it."""
+    try:
+        return url_to_fs(path, use_listings_cache=False)
+    except ImportError as error:
+        raise StorageError(f"{path} can't be opened: {error}. pip install 'ivideogpt-pipeline[stores]'") from error
+    except ValueError as error:
+        raise StorageError(f"{path} can't be opened: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what a store raises into `StorageError`; a missing file stays `FileNotFoundError`, a local disk's errors its own."""
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except Exception as error:
+        if is_local(path) or not (isinstance(error, OSError) or _of_store(error)):
+            raise
+        raise _store_error(path, error) from error
+
+
+def _of_store(error: Exception) -> bool:
+    return type(error).__module__.split(".")[0] in _STORE_LIBRARIES
+
+
+def _store_error(path: str, error: Exception) -> StorageError:
+    what = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
+    return StorageError(f"{path}: {what}. Check the URL, the credentials and the endpoint, and run the command again")
+
+
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
-    fs, inner = url_to_fs(path)
-    return bool(fs.exists(inner))
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bool(fs.exists(inner))
 
 
 def size(path: str) -> int:
     """Bytes of a file."""
-    fs, inner = url_to_fs(path)
-    return int(fs.size(inner))
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return int(fs.size(inner))
 
 
 def list_files(folder: str) -> list[str]:
@@ -65,12 +110,7 @@ def list_files(folder: str) -> list[str]:
 
     Files being staged are left out.
     """
-    fs, inner = url_to_fs(folder)
-    if not fs.isdir(inner):
-        return []
-    entries = fs.ls(inner, detail=True)
-    names = (basename(entry["name"]) for entry in entries if entry["type"] == "file")
-    return sorted(name for name in names if not name.endswith(_PARTIAL))
+    return list(file_sizes(folder))
 
 
 def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
@@ -80,36 +120,94 @@ def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
         folder: A local path or URL.
         nested: Files in folders below it too, named by their path relative to `folder`.
     """
-    fs, inner = url_to_fs(folder)
-    if not fs.isdir(inner):
+    return {name: int(entry["size"]) for name, entry in _files(folder, nested).items()}
+
+
+def content_tags(folder: str) -> dict[str, str]:
+    """Name -> what a store says of the content of the files in `folder` and below it: equal content, equal tag.
+
+    The reverse does not hold: S3's entity tag depends on how a file was uploaded too. A local disk says nothing.
+    """
+    if is_local(folder):
         return {}
-    if nested:
-        start = len(inner.rstrip("/")) + 1
-        found = {name[start:]: int(entry["size"]) for name, entry in fs.find(inner, detail=True).items()}
-        return {name: found[name] for name in sorted(found) if not name.endswith(_PARTIAL)}
-    entries = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
-    return {name: int(entries[name]["size"]) for name in sorted(entries) if not name.endswith(_PARTIAL)}
+    tags = {}
+    for name, entry in _files(folder, nested=True).items():
+        kind = next((kind for kind in ("md5Hash", "ETag") if entry.get(kind)), None)
+        if kind is not None:
+            tags[name] = f"{kind}:{str(entry[kind]).strip(chr(34))}"
+    return tags
+
+
+def _files(folder: str, nested: bool) -> dict[str, dict[str, Any]]:
+    """Relative name -> what the file system says of the file, in the order of names."""
+    fs, inner = _filesystem(folder)
+    with _explained(folder):
+        if not fs.isdir(inner):
+            return {}
+        if nested:
+            start = len(inner.rstrip("/")) + 1
+            found = {name[start:]: entry for name, entry in fs.find(inner, detail=True).items()}
+        else:
+            found = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
+    # Stores may hold an empty object that stands for a folder; its name ends with a slash.
+    kept = {name: entry for name, entry in found.items() if name and not entry["name"].endswith("/")}
+    return {name: kept[name] for name in sorted(kept) if not name.endswith(_PARTIAL)}
 
 
 def list_folders(folder: str) -> list[str]:
     """The names (not paths) of the folders directly in `folder`, sorted; empty where the folder isn't there."""
-    fs, inner = url_to_fs(folder)
-    if not fs.isdir(inner):
-        return []
-    return sorted(basename(entry["name"]) for entry in fs.ls(inner, detail=True) if entry["type"] == "directory")
+    fs, inner = _filesystem(folder)
+    with _explained(folder):
+        if not fs.isdir(inner):
+            return []
+        names = {entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True) if entry["type"] == "directory"}
+    return sorted(basename(name) for name in names - {inner.rstrip("/")})
 
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[IO[bytes]]:
     """Open a file for reading, seekable, in binary."""
-    with fsspec.open(path, "rb") as file:
-        yield file
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        file = fs.open(inner, "rb", block_size=_BLOCK, cache_type="readahead")
+    with file:
+        try:
+            yield file
+        except Exception as error:
+            # A store may fail in the middle of a file; errors of whoever reads are their own.
+            if not _of_store(error):
+                raise
+            raise _store_error(path, error) from error
 
 
 def read_bytes(path: str) -> bytes:
     """The whole of a (small) file."""
-    with open_read(path) as file:
-        return bytes(file.read())
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bytes(fs.cat_file(inner))
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """The bytes `start` to `end` of a file that has so many, without those around them."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bytes(fs.cat_file(inner, start=start, end=end)) if end > start else b""
+
+
+@contextlib.contextmanager
+def _refusal_explained(path: str, folder: Path) -> Iterator[None]:
+    """Turn what a local disk says that can't take `path`, staged in `folder`, into `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        # Whoever writes may be reading other files meanwhile, whose errors name them.
+        own = error.filename is None or folder.is_relative_to(error.filename) or Path(error.filename).parent == folder
+        if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
+            raise
+        raise StorageError(
+            f"{path} can't be written in {folder}: {error.strerror}. Make room there, or let this user write there, "
+            "and run the same command again: what is done stays"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -120,24 +218,29 @@ def staged(path: str) -> Iterator[Path]:
     staged is removed by the next one that publishes it.
     """
     if not is_local(path):
-        fs, inner = url_to_fs(path)
+        fs, inner = _filesystem(path)
         with tempfile.TemporaryDirectory(prefix="ivideogpt-stage-") as folder:
             staging = Path(folder) / basename(path)
-            yield staging
-            fs.put_file(str(staging), inner)
+            with _refusal_explained(path, Path(folder)):
+                yield staging
+            with _explained(path):
+                fs.put_file(str(staging), inner)
         return
     final = local_path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
     staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
     try:
-        yield staging
-        with staging.open("rb") as file:
-            os.fsync(file.fileno())
-        # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
-        staging.chmod(0o666 & ~_UMASK)
-        staging.replace(final)
+        with _refusal_explained(path, final.parent):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            yield staging
+            with staging.open("rb") as file:
+                os.fsync(file.fileno())
+            # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
+            staging.chmod(0o666 & ~_UMASK)
+            staging.replace(final)
     finally:
-        staging.unlink(missing_ok=True)
+        # What can't be removed either, the next one that publishes `path` removes.
+        with contextlib.suppress(OSError):
+            staging.unlink()
     for leftover in final.parent.glob(f".{final.name}.*{_PARTIAL}"):
         leftover.unlink(missing_ok=True)
 
@@ -150,18 +253,18 @@ def write_bytes(path: str, data: bytes) -> None:
 
 def remove(path: str) -> None:
     """Remove a file; no error where it isn't there."""
-    fs, inner = url_to_fs(path)
-    if fs.exists(inner):
-        fs.rm_file(inner)
+    fs, inner = _filesystem(path)
+    with _explained(path), contextlib.suppress(FileNotFoundError):
+        if fs.exists(inner):
+            fs.rm_file(inner)
 
 
 def local_copy(path: str, folder: Path) -> Path:
     """A local file with the content of `path`: itself where local, else a whole copy kept in `folder`."""
     if is_local(path):
         return local_path(path)
-    fs, inner = url_to_fs(path)
     target = folder / basename(path)
-    if not target.exists() or target.stat().st_size != fs.size(inner):
-        with staged(str(target)) as staging, fsspec.open(path, "rb") as source, staging.open("wb") as copy:
+    if not target.exists() or target.stat().st_size != size(path):
+        with staged(str(target)) as staging, open_read(path) as source, staging.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 20)
     return target

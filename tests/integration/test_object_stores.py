@@ -1,0 +1,197 @@
+"""Sources, outputs and recipes on object stores, over HTTP: the same bytes as on a local disk, and nothing half-written."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from downstream_data import write_vp2
+from fsspec.core import url_to_fs
+from object_stores import environment, gcs_server, s3_server, upload
+from rlds_data import NAME, VERSION, write_set
+from video_data import write_video
+
+from pipeline import index, open_shard, storage
+from pipeline.catalog import DatasetEntry, dataset
+from pipeline.errors import StorageError
+from pipeline.frames import FrameForm
+from pipeline.inspect import run as inspect
+from pipeline.job import ingest
+from pipeline.plan import make_plan
+from pipeline.sources.locate import open_source
+
+FORM = FrameForm("jpeg", 40)
+IN_PROCESS = ["--direct_running_mode=in_memory"]
+SERVERS = {"s3": s3_server, "gs": gcs_server}
+
+
+@pytest.fixture(scope="module", params=list(SERVERS))
+def bucket(request):
+    """URL of an empty bucket."""
+    with SERVERS[request.param]() as variables, environment(variables):
+        url_to_fs(f"{request.param}://bucket")[0].mkdir("bucket")
+        yield f"{request.param}://bucket"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """URL of an empty bucket that speaks S3."""
+    with s3_server() as variables, environment(variables):
+        url_to_fs("s3://bucket")[0].mkdir("bucket")
+        yield "s3://bucket"
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    return {name: storage.read_bytes(storage.join(folder, name)) for name in storage.list_files(folder)}
+
+
+def rlds(folder: Path) -> str:
+    """A root of data sets; the catalog's entry says where in it."""
+    write_set(folder, episodes=5, per_shard=2, frames=12)
+    return ""
+
+
+def videos(folder: Path) -> str:
+    (folder / "clips" / "more").mkdir(parents=True)
+    write_video(folder / "clips" / "b.mp4")
+    write_video(folder / "clips" / "more" / "a.mkv")
+    (folder / "clips" / "metadata.csv").write_text("file,text\nb.mp4,wave\n")
+    return "clips"
+
+
+def vp2(folder: Path) -> str:
+    write_vp2(folder / "vp2.hdf5")
+    return ""
+
+
+def npz(folder: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    np.savez(folder / "train_eps_00000000.npz", image=pixels, action=np.ones((4, 2), np.float32))
+    return ""
+
+
+@pytest.mark.parametrize("kind", [rlds, videos, vp2, npz])
+def test_every_kind_of_source_gives_the_same_files_from_and_to_a_bucket_as_from_and_to_a_disk(bucket, tmp_path, kind):
+    source = tmp_path / "source"
+    source.mkdir()
+    inner = kind(source)
+    url = f"{bucket}/{kind.__name__}/source"
+    upload(source, url)
+    entry = DatasetEntry(NAME, NAME, "image", version=VERSION if kind is rlds else "", control_hz=10.0)
+    made = {}
+    for root, output in ((str(source), str(tmp_path / "out")), (url, f"{bucket}/{kind.__name__}/out")):
+        opened = open_source(entry, storage.join(root, inner), FORM)
+        units = make_plan(opened, None, None, 1 << 20)
+        outcome = ingest(units, opened, NAME, output, IN_PROCESS, overwrite=False)
+        assert outcome.failures == {} and sum(record.samples for record in outcome.records) > 0
+        assert ingest(units, opened, NAME, output, IN_PROCESS, overwrite=False).made == 0
+        made[output] = contents(output)
+    local, remote = made.values()
+    assert local == remote and any(name.endswith(".tar") for name in local)
+    episodes = list(open_shard(storage.join(output, units[0].shard)))
+    assert index.read_episode(output, episodes[-1].key).frames == episodes[-1].frames
+    assert inspect([output, "--verify"]) == 0
+
+
+def test_what_other_machines_write_is_seen_at_once_and_an_object_that_stands_for_a_folder_is_no_file(bucket):
+    folder = f"{bucket}/seen"
+    assert storage.list_files(folder) == [] and not storage.exists(folder)
+    other, inner = url_to_fs(folder, skip_instance_cache=True)
+    for name in ("one.tar", "two.tar", "below/three.tar"):
+        other.pipe_file(f"{inner}/{name}", b"x" * 10)
+        assert storage.exists(storage.join(folder, name))
+    other.pipe_file(f"{inner}/", b"")
+    other.pipe_file(f"{inner}/below/", b"")
+    assert storage.file_sizes(folder) == {"one.tar": 10, "two.tar": 10}
+    assert storage.file_sizes(folder, nested=True) == {"below/three.tar": 10, "one.tar": 10, "two.tar": 10}
+    assert storage.list_folders(folder) == ["below"]
+    tags = storage.content_tags(folder)
+    assert tags["one.tar"] == tags["two.tar"] == tags["below/three.tar"]
+    other.pipe_file(f"{inner}/one.tar", b"y" * 10)
+    assert storage.content_tags(folder)["one.tar"] != tags["one.tar"]
+    assert storage.read_range(storage.join(folder, "one.tar"), 8, 10) == b"yy"
+    storage.remove(storage.join(folder, "one.tar"))
+    storage.remove(storage.join(folder, "one.tar"))
+    assert storage.list_files(folder) == ["two.tar"]
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(folder, "one.tar"))
+
+
+PUBLISH = """
+import sys
+from pipeline import storage
+with storage.staged(sys.argv[1]) as staging:
+    staging.write_bytes(b"a" * (int(sys.argv[2]) << 20))
+    print("staged", flush=True)
+"""
+
+
+@pytest.mark.parametrize("mebibytes", [40, 120], ids=["one PUT", "multipart upload"])
+def test_a_writer_killed_while_it_uploads_leaves_the_name_empty_or_whole(s3, tmp_path, mebibytes):
+    path = f"{s3}/killed/{mebibytes}.tar"
+    chance = random.Random(mebibytes)
+    seen = set()
+    for _ in range(2):
+        command = [sys.executable, "-c", PUBLISH, path, str(mebibytes)]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+        assert writer.stdout.read(6) == b"staged"
+        time.sleep(chance.uniform(0, 0.005 * mebibytes))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        seen.add(storage.size(path) if storage.exists(path) else None)
+        assert seen <= {None, mebibytes << 20}
+        storage.remove(path)
+    assert None in seen, "no writer was killed in time for this to say anything"
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert storage.size(path) == mebibytes << 20
+
+
+def command_line(source: str, output: str, *more: str) -> list[str]:
+    described = ["--dataset", NAME, "--camera", "image", "--rate", "10", "--data.shard_mib", "1"]
+    return [sys.executable, "-m", "pipeline", *described, "--source", source, "--output", output, *more]
+
+
+def test_the_command_takes_recipe_and_source_from_a_bucket_and_goes_on_after_it_was_killed(s3, tmp_path):
+    # The first shard's record is the sign that work is under way.
+    folder = write_set(tmp_path / "oxe", episodes=12, per_shard=1, frames=30, height=192, width=256)
+    (tmp_path / "recipe.yaml").write_text("data:\n  frames: source\n")
+    upload(tmp_path, f"{s3}/command")
+    source = open_source(dataset(NAME, "image", 10.0), str(folder), FrameForm("source"))
+    ingest(make_plan(source, None, None, 1 << 20), source, NAME, str(tmp_path / "out"), IN_PROCESS, overwrite=False)
+    output = f"{s3}/command/out/{NAME}"
+    command = command_line(f"{s3}/command/oxe/{NAME}/{VERSION}", f"{s3}/command/out", "--config", f"{s3}/command/recipe.yaml")
+    command += ["--", *IN_PROCESS]
+    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while first.poll() is None and not [name for name in storage.list_files(output) if name.endswith(".json")]:
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    summary = json.loads(second.stdout)
+    assert 0 < summary["made"] < summary["shards"]
+    assert contents(output) == contents(str(tmp_path / "out"))
+
+
+def test_a_store_that_refuses_or_does_not_answer_is_an_error_that_says_so(s3, monkeypatch):
+    url_to_fs(f"{s3}/there")[0].pipe_file("bucket/there", b"x")
+    dead = url_to_fs("s3://bucket", endpoint_url="http://127.0.0.1:1", config_kwargs={"retries": {"max_attempts": 0}})[0]
+    dead.retries = 1
+    monkeypatch.setattr(storage, "url_to_fs", lambda path, **_: (dead, path.removeprefix("s3://")))
+    for call in (storage.exists, storage.read_bytes, storage.file_sizes, storage.size, storage.remove):
+        with pytest.raises(StorageError, match=r"s3://bucket/there: .*Check the URL, the credentials and the endpoint"):
+            call(f"{s3}/there")
+    with pytest.raises(StorageError, match="s3://bucket/there"), storage.staged(f"{s3}/there") as staging:
+        staging.write_bytes(b"y")
+    monkeypatch.undo()
+    assert storage.read_bytes(f"{s3}/there") == b"x"
+    with pytest.raises(StorageError, match="s4://bucket can't be opened"):
+        storage.exists("s4://bucket")
