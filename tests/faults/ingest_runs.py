@@ -1,13 +1,14 @@
 """Running the ingest command as real processes, warm or cold, and looking at what they left behind."""
 
-import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from pipeline.frames import encode_jpeg
 SHARDS = 12
 # In one process, which is where bytes must not differ from those of several.
 ALONE = ("--", "--direct_running_mode=in_memory", "--direct_num_workers=1")
+
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
+DAC_OVERRIDE, DAC_READ_SEARCH = 1, 2
 
 
 def write_source(root: Path) -> Path:
@@ -34,23 +38,17 @@ def arguments(source: Path, output: Path, *more: str) -> list[str]:
     return [*described, "--data.shard_mib", "1", "--data.frames", "source", *more]
 
 
-def ingest(source: Path, output: Path, *more: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess:
-    """Run the command to its end; `before` may make it run as someone else, or with less."""
-    whole = [*before, sys.executable, "-m", "pipeline", *arguments(source, output, *more, *ALONE)]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
-
-
 def hashes(folder: Path) -> dict[str, str]:
     """Name -> SHA-256 of every file in a folder and below it, hidden ones too."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def check_visible(folder: Path, whole: dict[str, str]) -> int:
-    """That whatever has a final name is what an uninterrupted run leaves under it; how many records there are."""
-    found = {path.name: path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".partial")}
+    """That every shard and record with its final name is what an uninterrupted run leaves there; how many records there are."""
+    found = {path.name: path for split in ("train", "val") for path in folder.rglob(f"{split}-*")}
     for name, path in found.items():
         assert hashlib.sha256(path.read_bytes()).hexdigest() == whole[name], name
-    records = [name for name in found if name.endswith(".json") and name != "dataset.json"]
+    records = [name for name in found if name.endswith(".json")]
     assert all(name.replace(".json", ".tar") in found for name in records)
     return len(records)
 
@@ -66,22 +64,51 @@ def summary(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout)
 
 
-def _main(given: list[str]) -> None:
+def _main(given: list[str], prepare: Callable[[], object] | None, said: Path) -> None:
     from pipeline.__main__ import main
 
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        os.dup2(nowhere.fileno(), 2)
-        sys.exit(main(given))
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        with (said / name).open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    # The server's own may be closed, or somebody else's.
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    if prepare is not None:
+        prepare()
+    status = main(given)
+    sys.stdout.flush()
+    sys.exit(status)
 
 
-class WarmCommand:
-    """Starts the command in processes that have everything imported already: forks of a server that does no more than fork."""
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["apache_beam", "pipeline.__main__", "pipeline.sources.rlds", "pyarrow.parquet"])
 
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["apache_beam", "pipeline.__main__", "pipeline.sources.rlds", "pyarrow.parquet"])
 
-    def start(self, given: list[str]) -> BaseProcess:
-        process = self._context.Process(target=_main, args=(given,), daemon=True)
-        process.start()
-        return process
+def started(given: list[str], said: Path, prepare: Callable[[], object] | None = None) -> BaseProcess:
+    """The command in a process of its own, a fork of a server that has everything imported and does nothing but fork.
+
+    Args:
+        given: Its arguments.
+        said: A folder for what it writes to `stdout` and `stderr`.
+        prepare: What the process does to itself before it runs the command; must be picklable.
+    """
+    process = _context.Process(target=_main, args=(given, prepare, said), daemon=True)
+    process.start()
+    return process
+
+
+def ingest(source: Path, output: Path, *more: str, prepare: Callable[[], object] | None = None) -> subprocess.CompletedProcess:
+    """Run the command to its end; see `started`."""
+    with tempfile.TemporaryDirectory() as name:
+        process = started(arguments(source, output, *more, *ALONE), Path(name), prepare)
+        process.join(300)
+        stdout, stderr = (Path(name, stream).read_text() for stream in ("stdout", "stderr"))
+    return subprocess.CompletedProcess(more, process.exitcode, stdout, stderr)
+
+
+def obey_permissions() -> None:
+    """Give up root's right to pass over the permissions of files; others never have it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets) == 0:
+        sets[0] &= ~(1 << DAC_OVERRIDE | 1 << DAC_READ_SEARCH)
+        libc.capset(header, sets)

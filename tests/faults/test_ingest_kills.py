@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from ingest_runs import ALONE, SHARDS, WarmCommand, arguments, check_visible, hashes, ingest, summary, write_source
+from ingest_runs import ALONE, SHARDS, arguments, check_visible, hashes, ingest, started, summary, write_source
 
 KILLS = 50
 
@@ -26,36 +26,23 @@ def whole(source, tmp_path_factory) -> dict[str, str]:
 
 
 def test_fifty_kills_at_random_moments_change_no_byte_of_the_outcome(source, whole, tmp_path):
-    warm, moments = WarmCommand(), random.Random(0)
-
-    def started(output):
-        return warm.start(arguments(source, output, *ALONE))
-
-    started(tmp_path / "first").join()
+    moments = random.Random(0)
     began = time.monotonic()
-    started(tmp_path / "second").join()
+    assert ingest(source, tmp_path / "first").returncode == 0
     lasts = time.monotonic() - began
-    assert hashes(tmp_path / "second") == whole
     kills, output, progress = 0, tmp_path / "0", set()
     while kills < KILLS:
-        process = started(output)
+        process = started(arguments(source, output, *ALONE), tmp_path)
         process.join(moments.uniform(0, lasts))
         process.kill()
         process.join()
-        if process.exitcode == -signal.SIGKILL:
-            kills += 1
-        else:
-            assert process.exitcode == 0
+        kills += process.exitcode == -signal.SIGKILL
         there = check_visible(output, whole)
         progress.add(there)
-        if there == SHARDS + 1 or process.exitcode == 0:
-            last = started(output)
-            last.join()
-            assert last.exitcode == 0 and hashes(output) == whole
+        if there == SHARDS + 1 or kills == KILLS:
+            assert ingest(source, output).returncode == 0
+            assert hashes(output) == whole
             output = tmp_path / str(kills)
-    last = started(output)
-    last.join()
-    assert last.exitcode == 0 and hashes(output) == whole
     # The moments were spread over the work, and not all before it or after it.
     assert len(progress) > 3
 
