@@ -26,6 +26,12 @@ def build_parser() -> CommandParser:
         "Folder, URL or hub id of the tokenizer that made the shards: goes into the exported model.",
         required=False,
     )
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="STEP",
+        help="Make this step of the run in --output again, change nothing, and print the loss of each of its clips.",
+    )
     # The deepspeed launcher passes its rank as an option too; the environment says the same.
     parser.add_argument("--local_rank", type=int, default=0, help="Ignored.")
     return parser
@@ -46,8 +52,10 @@ def train(arguments: Sequence[str] | None = None) -> int:
     # Imported after the command line is checked: torch, transformers and DeepSpeed take seconds.
     from training.preparation import RunOptions
     from training.pretrain import pretrain
+    from training.replay import replay
 
-    summary = pretrain(recipe, RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir))
+    run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir)
+    summary = pretrain(recipe, run_options) if options.replay is None else replay(recipe, run_options, options.replay)
     if summary is not None:
         print(json.dumps(summary))
     return 0

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -54,7 +55,8 @@ def deepspeed_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": training.gradient_norm,
+        # Without ZeRO DeepSpeed clips without a look at the norm: see `take_step`.
+        "gradient_clipping": training.gradient_norm if training.zero_stage else 0.0,
         "zero_optimization": {"stage": training.zero_stage},
         "steps_per_print": sys.maxsize,
     }
@@ -144,8 +146,12 @@ def close_engine(engine: Any) -> None:
     deepspeed.comm.destroy_process_group()
 
 
-def take_step(engine: Any) -> bool:
+def take_step(engine: Any, gradient_norm: float) -> bool:
     """Take a micro step; at the last of a step the parameters change, unless the gradient is not finite. Call it on all ranks.
+
+    Args:
+        engine: DeepSpeed's.
+        gradient_norm: To which gradients are clipped; 0 doesn't clip.
 
     Returns:
         False where the step was skipped: parameters and optimizer are untouched on all ranks. Worth asking after a step's last
@@ -153,9 +159,9 @@ def take_step(engine: Any) -> bool:
     """
     finite = True
     if not engine.zero_optimization_stage() and engine.is_gradient_accumulation_boundary():
-        # ZeRO checks for itself. Without it gradients are whole and the same on all ranks by now.
-        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-        finite = bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+        # ZeRO clips and checks by itself. Without it gradients are whole and the same on all ranks by now.
+        parameters = list(engine.module.parameters())
+        finite = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, gradient_norm or math.inf)))
         if not finite:
             # AdamW passes over parameters without a gradient.
             engine.module.zero_grad(set_to_none=True)

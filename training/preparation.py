@@ -45,14 +45,15 @@ class RunOptions:
         output: Run folder; local, or mounted on all nodes.
         resume: `auto` goes on from the newest whole checkpoint in `output`; `never` wants a new run folder.
         tokenizer: What made the shards, for the exported model; None exports the transformer alone.
-        at_most: Go on from no checkpoint of more steps than this; None takes the newest.
+        replay: Step, counted from 1, that shall be made again: go on from the newest checkpoint before it, with the
+            mixture and the number of steps that the run had then, whatever the recipe says. None goes on with the run.
     """
 
     tokens: Sequence[str]
     output: str
     resume: Literal["auto", "never"] = "never"
     tokenizer: str | None = None
-    at_most: int | None = None
+    replay: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,11 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     known = read_identity(folder)
     if known is not None and options.resume == "never":
         raise ConflictError(f"{folder} holds a run already: pass --resume auto to go on with it, or choose another --output")
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS_NAME, options.at_most) if known else None
-    record = _settle_record(recipe, store, folder, checkpoint)
+    if known is None and options.replay is not None:
+        raise ConfigError(f"--replay {options.replay}: {folder} holds no run")
+    at_most = None if options.replay is None else options.replay - 1
+    checkpoint = newest_checkpoint(folder / CHECKPOINTS_NAME, at_most) if known else None
+    record = _settle_record(recipe, store, folder, checkpoint, repeat=options.replay is not None)
     order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
     if unused := sorted(set(store.datasets) - set(order.datasets)):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
@@ -193,8 +197,8 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
             )
 
 
-def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None) -> RunRecord:
-    """The record of the run as it will go on from a checkpoint, or begin."""
+def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunRecord:
+    """The record of the run as it will go on from a checkpoint, or begin; as it was where steps are only repeated."""
     weights: Mapping[str, float] = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights
     exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
     by_clips = {name: str(store.positions(name)) for name in store.datasets}
@@ -202,9 +206,9 @@ def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: 
     known = read_record(folder)
     if known is None:
         return RunRecord((wanted,))
-    record = known.continued(wanted)
-    drawn = {name for phase in record.phases[:-1] for name in phase.weights}
-    if gone := sorted(drawn - set(store.datasets) - wanted.weights.keys()):
+    record = known if repeat else known.continued(wanted)
+    drawn = {name for phase in record.phases for name in phase.weights}
+    if gone := sorted(drawn - set(store.datasets) - (set() if repeat else wanted.weights.keys())):
         raise ConflictError(f"{folder} drew clips of {', '.join(gone)}, which --tokens no longer has: give their folders too")
     return record
 

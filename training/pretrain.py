@@ -1,8 +1,7 @@
 """Pre-training of the transformer: the loop over steps, and what happens between two of them.
 
-Every step's samples, learning rate and dropout follow from its number, so the loop has no state but the engine's and a running
-loss. Logging, evaluation and saving happen between steps; all ranks agree on each of them from the step number, and on
-stopping by asking each other.
+The loop has no state but the engine's, a running loss and the number of steps just skipped. Logging, evaluation and saving
+happen between steps; all ranks agree on each of them from the step number, and on stopping by asking each other.
 """
 
 import contextlib
@@ -13,22 +12,20 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from pipeline import storage
 from pipeline.recipe import Recipe
-from training.batches import Batch, BatchLoader, BatchReader
-from training.checkpoints import load_checkpoint, save_checkpoint
-from training.engine import close_engine, full_weights, set_learning_rate, start_engine, take_step
+from training.batches import Batch
+from training.checkpoints import save_checkpoint
+from training.engine import close_engine, full_weights
 from training.export import export_model
 from training.held_out import HeldOutLoss
 from training.metrics import cut_lines, cut_metrics, label_entropy
-from training.nonfinite import SKIPPED_NAME, SkippedSteps, poisoned
+from training.nonfinite import SKIPPED_NAME, SkippedSteps
 from training.preparation import Run, RunOptions, prepare
 from training.processes import Processes, find_place
 from training.reporting import Reporter
 from training.run_folder import sole_writer
-from training.schedule import dropout_seed
+from training.stepping import Stepper
 from training.stopping import StopRequest
 
 SUMMARY_NAME = "metrics.json"
@@ -78,36 +75,31 @@ class Trainer:
             run.write_identity()
             cut_metrics(run.folder, run.first_step)
             cut_lines(run.folder / SKIPPED_NAME, run.first_step)
-        columns = (bool(run.network.action_dim), run.network.has_reward)
-        self._reader = BatchReader(run.store, run.order, *columns, pinned=processes.device.type == "cuda")
-        steps = range(run.first_step, self._training.steps)
-        self._loader = BatchLoader(self._reader, run.plan, steps, self._training.workers)
+        self._stepper = Stepper(run, processes, self._training.steps)
+        if run.checkpoint is not None:
+            log.info("going on from step %d", run.first_step)
         self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
         self._skipped = SkippedSteps(run, processes)
-        self._engine = start_engine(run.network, self._training, run.engine_config, processes)
-        if run.checkpoint is not None:
-            load_checkpoint(run.checkpoint, self._engine, processes)
-            log.info("going on from step %d", run.first_step)
 
     def train(self) -> dict[str, Any] | None:
         """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
         training, done = self._training, self._run.first_step
-        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self._loader)) as batches:
+        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self._stepper.loader)) as batches:
             while done < training.steps:
                 self._step(done, batches, reporter)
                 done += 1
                 last = done == training.steps
                 if last or done % training.log_every == 0:
-                    reporter.write_line(done, self._run.learning_rate(done - 1), self._engine.get_global_grad_norm())
+                    reporter.write_line(done, self._run.learning_rate(done - 1), self._stepper.engine.get_global_grad_norm())
                 stopping = self._processes.any(self._stop.made)
                 due = last or done % training.checkpoint_every == 0
                 if due or stopping:
                     with reporter.paused():
                         if due and self._held_out is not None:
-                            reporter.write_held_out(done, self._held_out.measure(self._engine, self._processes))
+                            reporter.write_held_out(done, self._held_out.measure(self._stepper.engine, self._processes))
                         save_checkpoint(
                             self._run.checkpoints,
-                            self._engine,
+                            self._stepper.engine,
                             self._processes,
                             reporter.progress(done, self._skipped.in_row),
                             training.keep_checkpoints,
@@ -120,30 +112,18 @@ class Trainer:
 
     def close(self) -> None:
         """Leave the process group."""
-        close_engine(self._engine)
+        close_engine(self._stepper.engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
-        """One optimizer step."""
-        engine, plan = self._engine, self._run.plan
-        waited = self._loader.waited
-        set_learning_rate(engine, self._run.learning_rate(step))
-        label_losses, losses = [], []
-        applied = True
-        for micro_step in range(plan.accumulation):
-            batch = next(batches).to(self._processes.device)
-            torch.manual_seed(dropout_seed(self._training.seed, step, micro_step, plan.rank))
-            output = engine(*batch)
-            engine.backward(poisoned(output.loss))
-            applied = take_step(engine)
-            label_losses.append(output.label_loss)
-            losses.append(output.loss.detach())
-        reporter.add_step(label_losses, applied, self._loader.waited - waited)
-        self._skipped.count(step, applied, losses)
+        """One optimizer step and the count of it."""
+        made = self._stepper.make(step, batches)
+        reporter.add_step(made.label_losses, made.applied, made.waited)
+        self._skipped.count(step, made.applied, made.losses)
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""
         run = self._run
-        weights = full_weights(self._engine, run.network)
+        weights = full_weights(self._stepper.engine, run.network)
         if weights is None:
             self._processes.barrier()
             return None
@@ -151,7 +131,7 @@ class Trainer:
         summary = {
             "steps": done,
             **results,
-            "label_entropy": label_entropy(self._reader.read(0, clips).ids.numpy(), run.store.layout),
+            "label_entropy": label_entropy(self._stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
             "samples": run.order.drawn(done * run.plan.global_batch),
             "processes": run.plan.world_size,
             "device": str(self._processes.device.type),

@@ -1,6 +1,7 @@
 """Small token shards with made-up ids, written as stage 2 writes them; for tests of training alone."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,9 @@ def write_shard(
     action_dim: int = 0,
     has_reward: bool = False,
     seed: int = 0,
+    bad_rows: Sequence[int] = (),
 ) -> Path:
-    """One token shard with its record; returns the shard's path."""
+    """One token shard with its record; returns the shard's path. The actions of `bad_rows` are not finite."""
     count = positions * views
     name = f"{split}-{number:06d}"
     info = TokenShardInfo(
@@ -56,6 +58,7 @@ def write_shard(
     )
     random = np.random.default_rng(seed)
     action = random.normal(size=(count, layout.clip_length, action_dim)).astype(np.float32)
+    action[list(bad_rows)] = np.nan
     rows = TokenRows(
         ids=clip_ids(layout, count, seed + 1000 * number),
         episode=[f"{split}-00000-{i // views:06d}" for i in range(count)],

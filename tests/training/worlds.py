@@ -1,0 +1,76 @@
+"""Runs of several processes without a launcher: forked from one server that has torch and DeepSpeed imported already.
+
+A launcher's processes spend most of a small test on imports; here a run of two processes takes a second. What launchers do
+(ranks, signals, restarts) is tested with launchers.
+"""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_PRELOADED = ["training.pretrain", "deepspeed", "deepspeed.checkpoint.ds_to_universal", "transformers.models.llama"]
+_SECONDS = 300
+_PATIENCE = 30
+
+
+def run_world(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call a module's function in so many processes, each with its place in the environment; results by rank.
+
+    Raises:
+        AssertionError: It raised in one of them; the message holds all tracebacks.
+    """
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    port = _free_port()
+    pipes, started = [], []
+    for rank in range(processes):
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(sender, rank, processes, port, function, arguments), daemon=True)
+        process.start()
+        sender.close()
+        pipes.append(receiver)
+        started.append(process)
+    answers = [_answer(pipe) for pipe in pipes]
+    for process in started:
+        process.join(_PATIENCE if all(done for done, _ in answers) else 0)
+        process.kill()
+        process.join()
+    assert all(done for done, _ in answers), "\n".join(str(text) for done, text in answers if not done)
+    return [result for _, result in answers]
+
+
+def _answer(pipe: Any) -> tuple[bool, Any]:
+    if not pipe.poll(_SECONDS):
+        return False, "no answer"
+    try:
+        return pipe.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return False, "the process died"
+
+
+def _work(sender: Any, rank: int, processes: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    try:
+        sender.send((True, function(*arguments)))
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
