@@ -11,7 +11,6 @@ import csv
 import errno
 import io
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +24,7 @@ from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
 from pipeline.frames import MAX_PIXELS, FrameForm, shrunk_size
+from pipeline.json_files import parse_json
 from pipeline.naming import episode_key
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard
 from pipeline.sources.containers import bytes_missing
@@ -148,7 +148,7 @@ def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]
             return
         for number, line in enumerate(text, start=1):
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 yield number, row if isinstance(row, dict) else {}
     except (ValueError, csv.Error) as error:
         raise SourceError(f"{path} can't be read as UTF-8 text of its kind: {error}. Correct it, or remove it") from error
@@ -261,12 +261,16 @@ def _timed_frames(file: IO[bytes]) -> Iterator[tuple[float, av.VideoFrame]]:
             if not container.streams.video:
                 raise BadEpisodeError("the file holds no video")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise DamagedEpisodeError("the file doesn't say how its video is encoded")
             stream.codec_context.thread_count = 1
             # A later picture may be larger than the header says.
             stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 raise BadEpisodeError(f"frames of more than {MAX_PIXELS} pixels")
             for frame in container.decode(stream):
+                if frame.is_corrupt and missing:
+                    break
                 if frame.is_corrupt:
                     raise DamagedEpisodeError(f"the frame at {frame.time} s is damaged")
                 if frame.time is None or (last is not None and frame.time <= last):
