@@ -83,15 +83,18 @@ class Episode:
             "action_dim": 0 if self.action is None else int(self.action.shape[1]),
         }
 
-    def to_sample(self) -> dict[str, bytes]:
-        """The members of the WebDataset sample: ending -> bytes, in the order in which they are written."""
+    def to_sample(self) -> dict[str, list[bytes]]:
+        """The members of the WebDataset sample: ending -> pieces, in the order in which they are written.
+
+        Frames stay pieces of their own: joined, those of a long episode would be in memory twice.
+        """
         members = {
-            "json": json.dumps(self.facts(), sort_keys=True, ensure_ascii=False, allow_nan=False).encode(),
-            "frames.mp": msgpack.packb(self.frames, use_bin_type=True),
+            "json": [json.dumps(self.facts(), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()],
+            "frames.mp": _pack_frames(self.frames),
         }
         arrays = {name: value for name in STEP_ARRAYS if (value := getattr(self, name)) is not None}
         if arrays:
-            members["steps.npz"] = _pack_arrays(arrays)
+            members["steps.npz"] = [_pack_arrays(arrays)]
         return members
 
     @classmethod
@@ -119,6 +122,16 @@ class Episode:
             raise ShardError(
                 f"{where}: sample is damaged ({error!r}); delete the shard and its record, and ingest again"
             ) from error
+
+
+def _pack_frames(frames: list[bytes]) -> list[bytes]:
+    """The pieces of a msgpack array of binaries (msgpack's specification, `bin format family`), as `msgpack.packb` packs it."""
+    pieces = [msgpack.Packer().pack_array_header(len(frames))]
+    for frame in frames:
+        size = len(frame)
+        marker, width = (0xC4, 1) if size < 1 << 8 else (0xC5, 2) if size < 1 << 16 else (0xC6, 4)
+        pieces += [bytes([marker]) + size.to_bytes(width), frame]
+    return pieces
 
 
 def _pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:

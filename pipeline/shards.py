@@ -75,10 +75,12 @@ class EpisodeShardWriter:
             raise ValueError(f"{episode.key!r} can't be a key: it holds a dot or a slash, or is there already")
         self._keys.add(episode.key)
         start = self._position
-        for ending, data in episode.to_sample().items():
-            self._write(_header(f"{episode.key}.{ending}", len(data)))
-            self._write(data)
-            self._write(b"\0" * (-len(data) % _BLOCK))
+        for ending, pieces in episode.to_sample().items():
+            size = sum(map(len, pieces))
+            self._write(_header(f"{episode.key}.{ending}", size))
+            for piece in pieces:
+                self._write(piece)
+            self._write(b"\0" * (-size % _BLOCK))
         self.entries.append({**episode.facts(), "offset": start, "size": self._position - start})
         self.frames += episode.num_frames
 

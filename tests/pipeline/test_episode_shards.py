@@ -1,10 +1,11 @@
 """An episode shard gives back what was written, equal episodes give equal bytes, and nothing is missing unnoticed."""
 
+import dataclasses
 import hashlib
 import io
 import tarfile
-from dataclasses import fields
 
+import msgpack
 import numpy as np
 import pytest
 import webdataset
@@ -55,7 +56,7 @@ def write(path, several):
 
 
 def same(a: Episode, b: Episode) -> bool:
-    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episode))
+    return all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(Episode))
 
 
 @given(several=st.lists(episodes(), max_size=5, unique_by=lambda e: e.key))
@@ -134,7 +135,8 @@ def test_a_sample_that_lost_its_actions_is_an_error(tmp_path):
     path = tmp_path / "shard.tar"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for ending, data in list(plain_episode(0).to_sample().items())[:2]:
+        for ending, pieces in list(plain_episode(0).to_sample().items())[:2]:
+            data = b"".join(pieces)
             info = tarfile.TarInfo(f"train-00000-000000.{ending}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -178,3 +180,11 @@ def test_shards_open_by_url():
     assert [e.key for e in open_shard(path)] == [plain_episode(0).key]
     with pytest.raises(ShardError, match="not there"):
         list(open_shard("memory://shards/train-000009.tar"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 70_000])
+def test_frames_in_pieces_are_what_msgpack_packs_whole(count):
+    sizes = (0, 1, 255, 256, 65535, 65536) if count < 100 else (1,)
+    frames = [bytes(sizes[n % len(sizes)]) for n in range(count)]
+    packed = b"".join(dataclasses.replace(plain_episode(0), frames=frames).to_sample()["frames.mp"])
+    assert packed == msgpack.packb(frames, use_bin_type=True)
