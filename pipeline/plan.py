@@ -166,7 +166,7 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int]) -> dict[
     """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
     size = sizes.get(file.file)
     known: dict[str, Any] = {"file": file.file, "size": size, "take": file.take}
-    if source.entry.test_episodes:
+    if source.entry.test_episodes or source.divides_files:
         known["first"] = file.first
     if file.text:
         known["text"] = file.text

@@ -33,7 +33,8 @@ class SourceShard:
         records: Episodes in it, bad ones included; None where nobody says.
         take: Only so many records from its beginning are wanted; None takes all.
         stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
-        first: Index of its first record within the split, as the source publishes it; None where nobody says.
+        first: Index of its first record within the split, as the source publishes it (within the file's part of the split,
+            where the source divides its files); None where nobody says.
         text: Caption that the source keeps apart from the file; empty where there is none.
     """
 
@@ -77,6 +78,7 @@ class Source(abc.ABC):
     """
 
     kind: ClassVar[str]
+    divides_files: ClassVar[bool] = False  # whether several `SourceShard`s lie in one file, told apart by `first`
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
         self.folder = folder

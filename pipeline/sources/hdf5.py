@@ -5,6 +5,7 @@ would let whoever made it have any file of the worker's read.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +13,12 @@ import h5py
 import numpy as np
 
 from pipeline import storage
-from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.sources.base import MAX_EPISODE_BYTES
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES
 
 ENDINGS = (".hdf5", ".h5")
 # What h5py raises for damage: anything, depending on where in the file it lies.
-DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def opened(path: str) -> Iterator[h5py.File]:
         try:
             yield stack.enter_context(h5py.File(file, "r"))
         except DAMAGE as error:
-            raise BadEpisodeError(f"no sound HDF5 file of this kind: {error}") from error
+            raise DamagedEpisodeError(f"no sound HDF5 file of this kind: {error}") from error
 
 
 def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
@@ -70,6 +71,23 @@ def array(group: h5py.Group, path: str) -> np.ndarray:
     if found.size is None or found.size * found.dtype.itemsize > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
     return np.asarray(found[()])
+
+
+def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:
+    """The data set at `path` below a group, `rows` of its rows at a time, so that memory stays small whatever its length.
+
+    Raises:
+        BadEpisodeError: There is none, or it or a piece of it is larger than any episode.
+    """
+    found = find(group, path)
+    if not isinstance(found, h5py.Dataset) or not found.shape:
+        raise BadEpisodeError(f"the file has no data set {path}")
+    # What is compressed together comes out together.
+    together = max(math.prod(found.shape[1:]) * rows, math.prod(found.chunks or ())) * found.dtype.itemsize
+    if len(found) > MAX_FRAMES or together > MAX_EPISODE_BYTES:
+        raise BadEpisodeError(f"{path} has the shape {found.shape} in pieces of {found.chunks}: larger than any episode")
+    for start in range(0, len(found), rows):
+        yield np.asarray(found[start : start + rows])
 
 
 def numbers(group: h5py.Group, path: str) -> np.ndarray:

@@ -1,6 +1,10 @@
-"""VP2's simulated robots: robomimic HDF5 files of many episodes, their splits lists of episode names in the file itself."""
+"""VP2's simulated robots: robomimic HDF5 files of many episodes, their splits lists of episode names in the file itself.
+
+A file holds a thousand episodes and more, so each is divided into stretches of neighbouring ones, which are read independently.
+"""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -15,26 +19,34 @@ from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, p
 # What the catalog calls `image` is RoboDesk's or robosuite's own camera.
 _CAMERAS = ("camera_image", "agentview_shift_2_image")
 _SPLITS = ("train", "valid")
+_STRETCH = 32  # episodes
+_BLOCK = 64  # frames in memory as pixels
 
 
 class Vp2Source(Source):
-    """A folder of robomimic files; each is read once for every split. `--camera` may name any `obs/..` of (T, H, W, 3)."""
+    """A folder of robomimic files. `--camera` may name any `obs/..` of (T, H, W, 3)."""
 
     kind = "vp2"
+    divides_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
-        """Every file once a split. See `Source.plan`."""
-        names = [name for name in storage.list_files(self.folder) if name.endswith(hdf5.ENDINGS)]
+        """Stretches of every file's episodes, split by split, each beginning at its `first`. See `Source.plan`."""
+        sizes = {name: size for name, size in self.file_sizes().items() if name.endswith(hdf5.ENDINGS)}
         shards = []
-        for number, name in enumerate(names):
-            for split, demos in self._splits(name).items():
-                shards.append(SourceShard(split, number, name, len(demos)))
-        return sorted(shards, key=lambda shard: (shard.split, shard.number))
+        for number, (name, size) in enumerate(sizes.items()):
+            splits = self._splits(name)
+            share = size / max(1, sum(map(len, splits.values())))
+            for split, demos in splits.items():
+                for first in range(0, max(1, len(demos)), _STRETCH):
+                    count = min(_STRETCH, len(demos) - first)
+                    shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
+        return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episodes of one split in a file. See `Source.read`."""
-        demos = self._splits(shard.file)[shard.split]
-        for position, demo in enumerate(demos[: shard.take]):
+        """The episodes of a stretch. See `Source.read`."""
+        first = shard.first or 0
+        stretch = self._splits(shard.file)[shard.split][first : first + (shard.records or 0)]
+        for position, demo in enumerate(stretch[: shard.take], start=first):
             item: Episode | BadEpisode
             try:
                 with hdf5.opened(storage.join(self.folder, shard.file)) as file:
@@ -58,8 +70,10 @@ class Vp2Source(Source):
 
     def _episode(self, file: h5py.File, demo: str, shard: SourceShard, position: int) -> Episode:
         place = f"data/{demo}"
-        pixels, camera = self._pixels(file, place)
-        kept = [self.form.keep_pixels(frame, swap=self.entry.image_key in self.entry.bgr) for frame in pixels]
+        camera = self._camera(file, place)
+        swap = self.entry.image_key in self.entry.bgr
+        blocks = hdf5.blocks(file, f"{place}/obs/{camera}", _BLOCK)
+        kept = [self.form.keep_pixels(pixels, swap) for block in blocks for pixels in block]
         frames = [data for data, _ in kept]
         check_size(frames)
         action = pad_actions(hdf5.numbers(file, f"{place}/actions"), len(frames))
@@ -81,14 +95,15 @@ class Vp2Source(Source):
             action=action,
         )
 
-    def _pixels(self, file: h5py.File, place: str) -> tuple[np.ndarray, str]:
-        """The frames, (T, H, W, 3) uint8, and the name of their camera."""
+    def _camera(self, file: h5py.File, place: str) -> str:
+        """The name of the camera, which holds frames (T, H, W, 3) uint8."""
         for camera in (self.entry.image_key, *(_CAMERAS if self.entry.image_key == "image" else ())):
-            if hdf5.find(file, f"{place}/obs/{camera}") is not None:
-                pixels = hdf5.array(file, f"{place}/obs/{camera}")
-                if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-                    raise BadEpisodeError(f"{camera} has the shape {pixels.shape} and the type {pixels.dtype}, not frames")
-                return pixels, camera
+            found = hdf5.find(file, f"{place}/obs/{camera}")
+            if found is not None:
+                shape, dtype = getattr(found, "shape", ()), getattr(found, "dtype", None)
+                if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+                    raise BadEpisodeError(f"{camera} has the shape {shape} and the type {dtype}, not frames")
+                return camera
         there = hdf5.find(file, f"{place}/obs")
         names = ", ".join(sorted(there)) if isinstance(there, h5py.Group) else "nothing"
         raise BadEpisodeError(f"{place}/obs has no camera {self.entry.image_key!r}; it has {names}")

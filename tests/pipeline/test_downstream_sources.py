@@ -11,9 +11,12 @@ from downstream_data import bair_record, write_bair, write_robonet, write_vp2
 from rlds_data import picture
 
 from pipeline.catalog import DatasetEntry, dataset, robonet_test_files
+from pipeline.episode import Episode
 from pipeline.errors import SourceError
 from pipeline.frames import FrameForm, decode
 from pipeline.plan import make_plan
+from pipeline.records import fingerprint
+from pipeline.sources import hdf5, vp2
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.locate import open_source
@@ -180,6 +183,37 @@ def test_vp2_files_are_split_by_their_masks(tmp_path, name, camera):
     assert position == 2 and "data/demo_9/obs has no camera 'image'; it has nothing" in bad.reason
     (unit,) = make_plan(source, ["train"], 1, 1 << 30)
     assert len(list(source.read(unit.sources[0]))) == 1
+
+
+def test_the_episodes_of_a_vp2_file_are_shared_out_between_units_and_are_the_same_however_many_these_are(tmp_path, monkeypatch):
+    write_vp2(tmp_path / "push.hdf5")
+
+    def read(stretch: int, shard_bytes: int) -> tuple[list[int], list[Episode]]:
+        monkeypatch.setattr(vp2, "_STRETCH", stretch)
+        source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
+        units = [unit for unit in make_plan(source, None, None, shard_bytes) if unit.split == "train"]
+        assert len({fingerprint(unit.inputs) for unit in units}) == len(units)
+        found = [item for unit in units for shard in unit.sources for _, item in source.read(shard)]
+        return [len(unit.sources) for unit in units], [item for item in found if isinstance(item, Episode)]
+
+    whole, apart, regrouped = read(32, 1 << 30), read(1, 1), read(1, 1 << 30)
+    assert (whole[0], apart[0], regrouped[0]) == ([1], [1, 1, 1], [3])
+    for one, two, three in zip(whole[1], apart[1], regrouped[1], strict=True):
+        assert one.key == two.key == three.key and one.frames == two.frames == three.frames
+    source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
+    (first, second) = make_plan(source, ["train"], 2, 1)
+    assert [len(list(source.read(unit.sources[0]))) for unit in (first, second)] == [1, 1]
+
+
+def test_the_frames_of_a_vp2_episode_are_read_block_by_block(tmp_path, monkeypatch):
+    write_vp2(tmp_path / "push.hdf5")
+    source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
+    usual = [item.frames for _, item in source.read(source.plan()[1])]
+    monkeypatch.setattr(vp2, "_BLOCK", 2)
+    assert [item.frames for _, item in source.read(source.plan()[1])] == usual
+    monkeypatch.setattr(hdf5, "MAX_EPISODE_BYTES", 48 * 64 * 3)
+    (_, bad), *_ = source.read(source.plan()[1])
+    assert "larger than any episode" in bad.reason
 
 
 def test_a_vp2_file_without_masks_and_hdf5_of_another_kind_are_errors_by_name(tmp_path):
