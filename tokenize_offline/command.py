@@ -13,6 +13,7 @@ from pipeline.command import CommandParser, add_section_folder, given_value, par
 from pipeline.errors import ConfigError, ShardError
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
+from tokenize_offline.batch_limit import BatchLimit
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
@@ -125,7 +126,9 @@ def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[Comp
 def _run(
     fleet: Fleet, recipe: Recipe, model: CompressiveVQModel, job: TokenizeJob, tasks: list[ShardTask], done_before: int
 ) -> int:
-    engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, recipe.tokenizer.clips_per_batch)
+    limit = BatchLimit(job.output, fleet.device, job.layout)
+    batch = limit.apply(recipe.tokenizer.clips_per_batch)
+    engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, batch, limit.keep)
     planned = sum(
         (task.samples - len(task.excluded)) * job.clips.per_episode * job.views(task, held_out=False) for task in tasks
     )

@@ -1,7 +1,7 @@
 """The frozen tokenizer as an engine: lists of clips in, ids out, in one static shape and one precision.
 
 Every batch has the same shape, the last one padded, so that kernels never change between batches and the ids of a clip
-don't depend on how full its batch is. Running out of memory halves the batch for good.
+don't depend on how full its batch is. Running out of memory halves the batch for good (`batch_limit` keeps it for later runs).
 
 Convolutions run channels-last; on a GPU the encoders are compiled, which fuses normalisation and activation. On the CPU
 compiling took three minutes and gained nothing. In half precision only the encoders' weights are rounded: distances to codes
@@ -10,6 +10,7 @@ and decoding stay fp32.
 
 import copy
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -33,13 +34,30 @@ class TokenizerEngine:
         batch: Clips that go through at once.
     """
 
-    def __init__(self, model: CompressiveVQModel, device: torch.device, precision: Precision, batch: int) -> None:
+    def __init__(
+        self,
+        model: CompressiveVQModel,
+        device: torch.device,
+        precision: Precision,
+        batch: int,
+        on_halved: Callable[[int], None] = lambda batch: None,
+    ) -> None:
+        """Move the model to the device.
+
+        Args:
+            model: In evaluation mode from now on.
+            device: Where it runs.
+            precision: Of its encoders.
+            batch: Clips at once, to begin with.
+            on_halved: Called with the new number of clips when memory ran out.
+        """
         self.model = model.to(device).eval()
         for weight in self.model.parameters():
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self.device = device
         self.batch = batch
+        self._on_halved = on_halved
         self._type = _HALF.get(precision, torch.float32)
         encoding = self.model if self._type == torch.float32 else _rounded(self.model, self._type)
         self._tokenize = torch.compile(encoding.tokenize, dynamic=False) if device.type == "cuda" else encoding.tokenize
@@ -60,6 +78,7 @@ class TokenizerEngine:
                 if self.device.type != "cpu":
                     torch.accelerator.empty_cache()
                 log.warning("out of memory on %s: from now on %d clips at once", self.device, self.batch)
+                self._on_halved(self.batch)
                 continue
             ids.append(made)
             done += len(part)

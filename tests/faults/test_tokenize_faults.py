@@ -131,14 +131,21 @@ def test_a_full_disk_is_one_line_and_room_is_all_it_takes(undisturbed, small_dis
     finish_and_compare(undisturbed, small_disk)
 
 
-def test_memory_that_runs_out_halves_the_batch_for_the_rest_of_the_run(undisturbed, tmp_path):
+def test_memory_that_runs_out_halves_the_batch_and_later_runs_know(undisturbed, tmp_path):
     def little_memory():
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
-    done = run(undisturbed, tmp_path, more=("--tokenizer.clips_per_batch", "800"), preexec_fn=little_memory)
+    many = ("--tokenizer.clips_per_batch", "800")
+    done = run(undisturbed, tmp_path, more=many, preexec_fn=little_memory)
     halved = done.stderr.count("out of memory on cpu")
     assert halved >= 1
     assert summary_of(done)["clips_per_batch"] == 800 >> halved
+    (limit,) = tmp_path.glob("clips-per-batch-*.json")
+    # Another process, which is not told that memory is short.
+    records(tmp_path)[0].unlink()
+    again = summary_of(run(undisturbed, tmp_path, more=many))
+    assert (again["shards"], again["clips_per_batch"]) == (1, 800 >> halved)
+    limit.unlink()
     assert files(tmp_path) == files(undisturbed / "out")
 
 
