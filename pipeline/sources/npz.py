@@ -4,8 +4,14 @@ Every file holds exactly one episode, so what is wrong with its content makes a 
 at all stops its unit of work.
 """
 
+import errno
+import io
+import lzma
+import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,12 +21,27 @@ import numpy as np
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.naming import episode_key
 from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, pad_actions
 
 ENDINGS = (".npz",)
+# What zipfile and numpy raise for damage, depending on where it lies.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    ArithmeticError,
+)
+_HEADER_BYTES = 1 << 16
+_MAX_ACTION_NUMBERS = 1 << 27
 _PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
 
 
@@ -80,9 +101,16 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
             shapes = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
             camera = _camera(shapes, entry.image_key)
             pixels = _array(archive, camera)
+            if math.prod(shapes.get("action", ((), None))[0]) > _MAX_ACTION_NUMBERS:
+                raise BadEpisodeError(f"array 'action' has the shape {shapes['action'][0]}: larger than any episode's")
             action = _array(archive, "action") if "action" in shapes else None
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError) as error:
-        raise BadEpisodeError(f"no sound npz file: {error}") from error
+    except OSError as error:
+        # To a place before the file's beginning, or out of a damaged bzip2 stream; all others are storage's.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise DamagedEpisodeError(f"no sound npz file: {error}") from error
+    except _DAMAGE as error:
+        raise DamagedEpisodeError(f"no sound npz file: {error}") from error
     pixels = _as_uint8(pixels)
     kept = [form.keep_pixels(frame, swap=camera in entry.bgr) for frame in pixels]
     height, width = kept[0][1]
@@ -106,11 +134,12 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that an array states, from the first bytes of its member."""
+    """Shape and type that an array states, from the first bytes of its member: numpy would take all that it states to have."""
     with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(member)
+        start = io.BytesIO(member.read(_HEADER_BYTES))
+    version = np.lib.format.read_magic(start)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(start)
     return shape, dtype
 
 
@@ -120,8 +149,8 @@ def _camera(shapes: dict[str, tuple[tuple[int, ...], np.dtype]], wanted: str) ->
     camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
     if camera is None:
         raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(shapes)}")
-    shape, dtype = shapes[camera]
-    if not 0 < shape[0] <= MAX_FRAMES or int(np.prod(shape, dtype=object)) * dtype.itemsize > 8 * MAX_EPISODE_BYTES:
+    shape, _ = shapes[camera]
+    if not 0 < shape[0] <= MAX_FRAMES or 0 in shape or math.prod(shape) > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"array {camera!r} has the shape {shape}: empty, or larger than any episode")
     return camera
 

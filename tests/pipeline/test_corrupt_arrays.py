@@ -1,0 +1,136 @@
+"""npz and HDF5 files that are cut short, damaged or hostile cost themselves, and never more memory than an episode may take."""
+
+import io
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+from downstream_data import write_robonet, write_vp2
+from rlds_data import picture
+
+from pipeline import index
+from pipeline.catalog import DatasetEntry
+from pipeline.errors import SourceError
+from pipeline.frames import FrameForm
+from pipeline.plan import make_plan
+from pipeline.sources.base import BadEpisode
+from pipeline.sources.npz import NpzSource
+from pipeline.sources.robonet import RobonetSource
+from pipeline.sources.vp2 import Vp2Source
+from pipeline.unit import run_unit
+
+ENTRY = DatasetEntry("arrays", "arrays", "image")
+FORM = FrameForm("jpeg", 24)
+SHARES = (0.0, 0.01, 0.1, 0.3, 0.5, 0.8, 0.99)
+
+
+def npz_bytes(save=np.savez, **arrays) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **{"image": np.stack([picture(t) for t in range(4)]), "action": np.ones((4, 2)), **arrays})
+    return buffer.getvalue()
+
+
+def only(source) -> BadEpisode:
+    ((position, item),) = source.read(source.plan()[0])
+    assert position == 0 and isinstance(item, BadEpisode), item
+    return item
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
+@pytest.mark.parametrize("share", SHARES)
+def test_every_cut_of_an_npz_is_found(tmp_path, save, share):
+    whole = npz_bytes(save)
+    (tmp_path / "a.npz").write_bytes(whole[: int(len(whole) * share)])
+    assert only(NpzSource(str(tmp_path), ENTRY, FORM)).kind == "damaged"
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
+def test_a_changed_pixel_of_an_npz_is_found_by_its_checksum(tmp_path, save):
+    whole = bytearray(npz_bytes(save))
+    whole[len(whole) // 2] ^= 1
+    (tmp_path / "a.npz").write_bytes(whole)
+    assert "no sound npz" in only(NpzSource(str(tmp_path), ENTRY, FORM)).reason
+
+
+def hostile_member(name: str, start: bytes, zeros: int) -> bytes:
+    """An archive with a member of many zeros, which take next to no space."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w") as member:
+        member.write(start)
+        for _ in range(zeros >> 20):
+            member.write(bytes(1 << 20))
+    return buffer.getvalue()
+
+
+def stated(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (hostile_member("image.npy", stated((50_000, 1000, 1000, 3)), 64 << 20), "larger than any episode"),
+        (hostile_member("image.npy", stated((5, 0, 8, 3)), 0), "empty, or larger"),
+        (hostile_member("image.npy", stated((4, 8, 8, 3), "|O"), 0), "no array"),
+        (hostile_member("image.npy", b"\x93NUMPY\x02\x00" + (1 << 31).to_bytes(4, "little"), 64 << 20), "no sound npz"),
+        (hostile_member("../../image.npy", stated((4, 8, 8, 3)), 0), "no array|no sound npz"),
+        (b"PK\x05\x06" + bytes(18), "no array"),
+    ],
+    ids=["bomb", "no rows", "objects", "header bomb", "path", "no members"],
+)
+def test_a_hostile_npz_takes_no_more_than_its_header(tmp_path, content, reason):
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.lib.format, "read_array", None)
+        bad = only(NpzSource(str(tmp_path), ENTRY, FORM))
+    assert any(word in bad.reason for word in reason.split("|"))
+
+
+def test_actions_larger_than_any_episode_are_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", stated((1, 8, 8, 3)) + bytes(192))
+        archive.writestr("action.npy", stated((1 << 20, 1 << 20), "<f8"))
+    assert "larger than any episode's" in only(NpzSource(str(tmp_path), ENTRY, FORM)).reason
+
+
+@pytest.mark.parametrize("encoding", ["jpg", "mp4"])
+@pytest.mark.parametrize("share", SHARES[1:])
+def test_every_cut_of_a_robonet_file_is_found(tmp_path, encoding, share):
+    path = tmp_path / "a.hdf5"
+    write_robonet(path, encoding=encoding)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    assert "no sound HDF5" in only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
+
+
+def test_a_cut_vp2_file_is_an_error_by_name_because_its_splits_are_lost(tmp_path):
+    path = tmp_path / "a.hdf5"
+    write_vp2(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(SourceError, match=r"a\.hdf5 can't be read.*Fetch it again"):
+        Vp2Source(str(tmp_path), ENTRY, FORM).plan()
+
+
+def test_a_damaged_file_costs_itself_alone(tmp_path):
+    (tmp_path / "set").mkdir()
+    whole = npz_bytes()
+    for n, data in enumerate([whole, b"", whole[:5000], b"version https://git-lfs.github.com/spec/v1\n", whole]):
+        (tmp_path / "set" / f"train_eps_{n:08d}.npz").write_bytes(data)
+    source = NpzSource(str(tmp_path / "set"), ENTRY, FORM)
+    (unit,) = make_plan(source, None, None, 1 << 30)
+    run_unit(unit, source, str(tmp_path / "out"))
+    (record,) = index.read_records(str(tmp_path / "out"))
+    assert [entry["key"] for entry in record.entries] == ["train-00000-000000", "train-00004-000000"]
+    assert [(item.key, item.kind) for item in record.left_out] == [(f"train-0000{n}-000000", "damaged") for n in (1, 2, 3)]
+
+
+def test_numbers_and_texts_that_cannot_be_are_reasons(tmp_path):
+    path = tmp_path / "a.hdf5"
+    for name, value in (("n_cams", np.inf), ("n_cams", "many"), ("n_cams", np.zeros(3))):
+        path.unlink(missing_ok=True)
+        write_robonet(path)
+        with h5py.File(path, "a") as file:
+            file["env"].attrs[name] = value
+        assert only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
