@@ -36,6 +36,12 @@ class CommandParser(jsonargparse.ArgumentParser):
         print(f"{self.prog}: see `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
 
+    def _check_value_key(self, action: Any, value: Any, key: str, *rest: Any, **named: Any) -> Any:
+        # jsonargparse takes a lone value for an option of several from the command line, and from YAML it should too.
+        if action.nargs == "+" and not isinstance(value, (list, type(None))):
+            value = [value]
+        return super()._check_value_key(action, value, key, *rest, **named)
+
     def _suggestion(self, message: str) -> str:
         for pattern in _UNKNOWN:
             match = pattern.search(message)

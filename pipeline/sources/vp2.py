@@ -100,7 +100,8 @@ class Vp2Source(Source):
         for camera in (self.entry.image_key, *(_CAMERAS if self.entry.image_key == "image" else ())):
             found = hdf5.find(file, f"{place}/obs/{camera}")
             if found is not None:
-                shape, dtype = getattr(found, "shape", ()), getattr(found, "dtype", None)
+                shape: tuple[int, ...] = getattr(found, "shape", ())
+                dtype = getattr(found, "dtype", None)
                 if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
                     raise BadEpisodeError(f"{camera} has the shape {shape} and the type {dtype}, not frames")
                 return camera

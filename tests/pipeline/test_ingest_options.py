@@ -1,0 +1,25 @@
+"""Options of the ingest command in a YAML file mean what they mean on the command line."""
+
+import pytest
+
+from pipeline.__main__ import parser
+from pipeline.command import parse_recipe
+
+
+def options(tmp_path, text: str, *given: str):
+    (tmp_path / "recipe.yaml").write_text(f"source: somewhere\noutput: elsewhere\n{text}\n")
+    return parse_recipe(parser(), ["--config", str(tmp_path / "recipe.yaml"), *given])[1]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("bridge", ["bridge"]), ("[bridge]", ["bridge"]), ("[a, b]", ["a", "b"])])
+def test_a_lone_value_may_stand_for_a_list_of_one(tmp_path, text, expected):
+    assert options(tmp_path, f"dataset: {text}").dataset == expected
+    assert options(tmp_path, f"dataset: x\nsplits: {text}").splits == expected
+    assert options(tmp_path, f"dataset: {text}", "--dataset", "c", "d").dataset == ["c", "d"]
+
+
+@pytest.mark.parametrize("text", ["3", "[bridge, 3]", "{name: bridge}"])
+def test_a_value_of_another_kind_is_named_with_its_key(tmp_path, capsys, text):
+    with pytest.raises(SystemExit):
+        options(tmp_path, f"dataset: {text}")
+    assert '"dataset"' in capsys.readouterr().err
