@@ -14,9 +14,10 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
-from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, MAX_RECORDS
 
 ENDINGS = (".hdf5", ".h5")
+_MAX_TEXT_BYTES = 10_000
 # What h5py raises for damage: anything, depending on where in the file it lies.
 DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 
@@ -68,9 +69,22 @@ def array(group: h5py.Group, path: str) -> np.ndarray:
     found = find(group, path)
     if not isinstance(found, h5py.Dataset):
         raise BadEpisodeError(f"the file has no data set {path}")
-    if found.size is None or found.size * found.dtype.itemsize > MAX_EPISODE_BYTES:
+    # What is compressed together comes out together.
+    if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
-    return np.asarray(found[()])
+    return _texts(found, path) if found.dtype.hasobject else np.asarray(found[()])
+
+
+def _texts(found: h5py.Dataset, path: str) -> np.ndarray:
+    """A list of texts of any length, one by one: all of them may point to the same long one."""
+    if found.ndim != 1 or h5py.check_string_dtype(found.dtype) is None or len(found) > MAX_RECORDS:
+        raise BadEpisodeError(f"{path} has the shape {found.shape} and the type {found.dtype}, not a list of texts")
+    texts: list[bytes] = []
+    for number in range(len(found)):
+        texts.append(found[number])
+        if len(texts[-1]) > _MAX_TEXT_BYTES:
+            raise BadEpisodeError(f"{path} holds a text of {len(texts[-1])} bytes, the limit is {_MAX_TEXT_BYTES}")
+    return np.array(texts, object)
 
 
 def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:

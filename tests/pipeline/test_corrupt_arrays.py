@@ -11,9 +11,10 @@ from rlds_data import picture
 
 from pipeline import index
 from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
+from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.plan import make_plan
+from pipeline.sources import hdf5
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.robonet import RobonetSource
@@ -134,3 +135,17 @@ def test_numbers_and_texts_that_cannot_be_are_reasons(tmp_path):
         with h5py.File(path, "a") as file:
             file["env"].attrs[name] = value
         assert only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
+
+
+def test_texts_and_chunks_are_bounded_before_they_are_read(tmp_path):
+    path = tmp_path / "a.hdf5"
+    with h5py.File(path, "w") as file:
+        file["names"] = np.array([b"demo_0", b"demo_1"], h5py.string_dtype())
+        file["long"] = np.array([b"x" * 20_000] * 3, h5py.string_dtype())
+        file["ragged"] = np.array([np.zeros(3), np.zeros(5)], h5py.vlen_dtype(float))
+        file.create_dataset("chunk", (2, 2), "u1", maxshape=(None, None), chunks=(1 << 16, (1 << 16) - 1), compression="gzip")
+    for name, reason in (("long", "20000 bytes"), ("ragged", "not a list of texts"), ("chunk", "larger than any episode")):
+        with pytest.raises(BadEpisodeError, match=reason), hdf5.opened(str(path)) as file:
+            hdf5.array(file, name)
+    with hdf5.opened(str(path)) as file:
+        assert list(hdf5.array(file, "names")) == [b"demo_0", b"demo_1"]
