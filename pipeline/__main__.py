@@ -1,5 +1,6 @@
 """`ivideogpt-ingest`: one data set becomes episode shards."""
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ from pipeline import catalog, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
-from pipeline.job import Job, Outcome, check_outcome, ingest_together
+from pipeline.job import Engine, Job, Outcome, check_outcome, ingest_together
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
+from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES
 from pipeline.sources.locate import open_source
 from pipeline.sources.video import EPISODE_FRAMES
@@ -40,6 +42,8 @@ def parser() -> CommandParser:
     made.add_argument("--rate", type=float, help="Steps per second, in place of the catalog's.")
     made.add_argument("--classes", type=str, nargs="+", help="Of Something-Something-v2, in place of the 95; `all` takes all.")
     made.add_argument("--episode_frames", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes.")
+    made.add_argument("--dask", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786.")
+    made.add_argument("--spark", type=str, help="Master of a Spark cluster that does the work, e.g. spark://host:7077.")
     made.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
     return made
 
@@ -55,6 +59,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--max_episodes must be at least 1, not {options.max_episodes}")
     if not 1 <= options.episode_frames <= MAX_FRAMES:
         raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
+    engine = _engine(options, beam_options)
     jobs = [_job(name, recipe, options) for name in dict.fromkeys(options.dataset)]
     folders = {job.source.folder for job in jobs}
     if len(folders) > 1 or (len(jobs) > 1 and options.camera):
@@ -62,12 +67,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"--dataset {' '.join(options.dataset)}: several can be read at once only where they are the catalog's cameras of "
             f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
         )
-    outcomes = ingest_together(jobs, beam_options, options.overwrite)
+    outcomes = ingest_together(jobs, beam_options, options.overwrite, engine)
     for job, outcome in zip(jobs, outcomes, strict=True):
         print(json.dumps(_summary(job.dataset, job.folder, outcome)))
     for outcome in outcomes:
         check_outcome(outcome, options.max_bad_fraction)
     return 0
+
+
+def _engine(options: Any, beam_options: Sequence[str]) -> Engine | None:
+    """What does the work in place of Beam; None where nothing does."""
+    chosen = [(module, address) for module, address in ((dask, options.dask), (spark, options.spark)) if address]
+    if len(chosen) + bool(beam_options) > 1:
+        raise ConfigError("--dask, --spark and options for Beam after -- exclude each other: keep one of them")
+    return functools.partial(chosen[0][0].run, address=chosen[0][1]) if chosen else None
 
 
 def _job(name: str, recipe: Recipe, options: Any) -> Job:

@@ -1,21 +1,18 @@
-"""The ingest job: units of work through Beam, then the index of what they made.
+"""The ingest job: units of work through an engine, then the index of what they made.
 
-Beam sees one small element per episode shard and nothing comes back through it: units publish what they made, and the driver
-reads that. So every runner will do, and a job that was killed goes on where it stopped.
+Nothing comes back through the engine: units publish what they made, and the driver reads that. So every engine will do, and a
+job that was killed goes on where it stopped.
 """
 
 import collections
 import contextlib
+import functools
 import logging
-import os
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline import index, storage
@@ -25,10 +22,13 @@ from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, describe_difference, find_done, read_record, record_path
+from pipeline.runners import beam
+from pipeline.runners.task import Task
 from pipeline.sources.base import Source
-from pipeline.unit import Part, run_parts, take_failures
+from pipeline.unit import Part, take_failures
 
 _log = logging.getLogger(__name__)
+Engine = Callable[[Sequence[Task]], None]
 _LISTED = 20
 _THREADS = 16  # that look at records, which may lie on an object store
 _LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is published
@@ -80,13 +80,16 @@ def ingest(
     return ingest_together([Job(units, source, dataset, folder)], beam_options, overwrite)[0]
 
 
-def ingest_together(jobs: Sequence[Job], beam_options: Sequence[str], overwrite: bool) -> list[Outcome]:
+def ingest_together(
+    jobs: Sequence[Job], beam_options: Sequence[str], overwrite: bool, engine: Engine | None = None
+) -> list[Outcome]:
     """Make all shards of data sets that aren't there yet, and the index of all that are.
 
     Args:
         jobs: The data sets. Units of several that have their source files in common are made in one pass over these.
         beam_options: For Beam; by default a worker process for every core of this machine.
         overwrite: Make shards anew that were made in another way.
+        engine: Has tasks done in place of Beam.
 
     Raises:
         ConflictError: Shards are there that were made in another way, or that this plan doesn't have.
@@ -95,10 +98,10 @@ def ingest_together(jobs: Sequence[Job], beam_options: Sequence[str], overwrite:
     parts = [Part(unit, job.source, job.folder) for job, units in zip(jobs, work, strict=True) for unit in units]
     started = time.monotonic()
     if parts:
-        # A cluster's log is for its user to see; that of local workers only where they fail.
-        aside = contextlib.nullcontext() if _chooses_runner(beam_options) else _beam_chatter_aside()
-        with aside, _progress(parts, " ".join(job.dataset for job in jobs)):
-            run_with_beam(parts, beam_options)
+        # Large ones first, so that the last to end are small.
+        tasks = sorted(together(parts), key=lambda task: -task[0].unit.source_bytes)
+        with _progress(parts, " ".join(job.dataset for job in jobs)):
+            (engine or functools.partial(beam.run, options=beam_options))(tasks)
     seconds = time.monotonic() - started
     return [_finish(job, units, seconds) for job, units in zip(jobs, work, strict=True)]
 
@@ -118,10 +121,15 @@ def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
 
 def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
     """Write the index of a data set and say what became of the units that were to be done."""
-    failures = take_failures(job.folder)
-    for unit in work:
-        if unit.shard not in failures and find_done(job.folder, unit.shard, unit.inputs) is None:
-            failures[unit.shard] = "its worker left neither a record nor a reason: see the runner's own log"
+    reasons = take_failures(job.folder)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda unit: find_done(job.folder, unit.shard, unit.inputs), work))
+    # Of two attempts at a unit one may have failed.
+    failures = {
+        unit.shard: reasons.get(unit.shard, "its worker left neither a record nor a reason: see the runner's own log")
+        for unit, record in zip(work, found, strict=True)
+        if record is None
+    }
     records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures))
     write_ledger(job.folder, job.dataset, records)
     return Outcome(records, len(work) - len(failures), failures, seconds)
@@ -170,67 +178,12 @@ def _common(inputs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inputs.items() if key not in ("sources", "split")}
 
 
-def run_with_beam(parts: Sequence[Part], options: Sequence[str]) -> None:
-    """Run units through Beam, large ones first, and wait for their end."""
-    import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    tasks = sorted(together(parts), key=lambda task: -task[0].unit.source_bytes)
-    with beam.Pipeline(options=PipelineOptions([*_local_runner(options, len(tasks)), *options])) as pipeline:
-        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_parts)
-
-
 def together(parts: Sequence[Part]) -> list[list[Part]]:
     """The parts that have all their source files in common, together."""
     tasks: dict[Any, list[Part]] = {}
     for part in parts:
         tasks.setdefault((part.source.folder, part.unit.shard, part.unit.sources), []).append(part)
     return list(tasks.values())
-
-
-def _local_runner(options: Sequence[str], units: int) -> list[str]:
-    """Beam's runner for one machine with a worker process a core, where the user's options don't choose otherwise.
-
-    FnApiRunner is the engine under DirectRunner; that one would first try to download another runner and, where it could,
-    run everything in one process. A single worker needs no process of its own, which saves its start.
-    """
-    if _chooses_runner(options):
-        return []
-    if any(option.startswith("--direct_") for option in options):
-        return ["--runner=FnApiRunner"]
-    workers = min(units, len(os.sched_getaffinity(0)))
-    mode = "in_memory" if workers == 1 else "multi_processing"
-    return ["--runner=FnApiRunner", f"--direct_running_mode={mode}", f"--direct_num_workers={workers}"]
-
-
-def _chooses_runner(options: Sequence[str]) -> bool:
-    return any(option.split("=")[0] == "--runner" for option in options)
-
-
-@contextlib.contextmanager
-def _beam_chatter_aside() -> Iterator[None]:
-    """Send what Beam and its local worker processes write to stderr to a file, and name that file where something fails.
-
-    Workers inherit the file descriptor and log before they could be told not to, so the descriptor itself is redirected;
-    `sys.stderr`, and with it the progress line, goes where it went.
-    """
-    descriptor, name = tempfile.mkstemp(prefix="ivideogpt-beam-", suffix=".log")
-    sys.stderr.flush()
-    own = sys.stderr
-    kept = os.dup(2)
-    try:
-        with os.fdopen(os.dup(2), "w") as sys.stderr:
-            os.dup2(descriptor, 2)
-            yield
-    except Exception as error:
-        raise SourceError(f"Beam could not run the job: {error!r:.500}. Its log is {name}") from error
-    else:
-        Path(name).unlink()
-    finally:
-        os.dup2(kept, 2)
-        sys.stderr = own
-        os.close(kept)
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -61,12 +61,16 @@ def run_unit(unit: Unit, source: Source, folder: str) -> None:
         (record,) = _make_shards([Part(unit, source, folder)])
         records.write_record(folder, record)
     except (ProjectError, OSError) as error:
-        reason = str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}"
-        try:
-            storage.write_bytes(_failure_path(folder, unit.shard), json.dumps(reason).encode())
-        except OSError:
-            # Where nothing can be written the driver will meet the same trouble, and can say so.
-            _log.error("%s: %s", unit.shard, reason)
+        leave_failure(folder, unit.shard, str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}")
+
+
+def leave_failure(folder: str, shard: str, reason: str) -> None:
+    """Leave word in the output folder why a shard could not be made; see `take_failures`."""
+    try:
+        storage.write_bytes(_failure_path(folder, shard), json.dumps(reason).encode())
+    except OSError:
+        # Where nothing can be written the driver will meet the same trouble, and can say so.
+        _log.error("%s: %s", shard, reason)
 
 
 class _ShardMaker:
