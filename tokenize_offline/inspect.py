@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.recipe import Recipe
 from pipeline.records import read_record, record_path
 from tokenize_offline.planner import plan
+from tokenize_offline.rates import clips_per_second
 from tokenize_offline.statistics import code_counts, codebook_statistics, merged_reconstruction
 from tokenize_offline.token_shards import fixed_size_column, open_token_shard, require_same_layout
 
@@ -31,7 +32,12 @@ def parser() -> CommandParser:
         help="Codes used, perplexity, and PSNR of the sample that was decoded while tokenizing; reads all ids.",
     )
     made.add_argument("--plan", type=str | None, default=None, help="Recipe: say what tokenizing and training will take.")
-    made.add_argument("--rate", type=float | None, default=None, help="With --plan: clips a second of one GPU.")
+    made.add_argument(
+        "--rate",
+        type=str | None,
+        default=None,
+        help="With --plan: clips a second of one GPU, or a file with what tokenizing or its benchmark printed.",
+    )
     made.add_argument("--rows", type=list[int] | None, default=None, help="Rows to decode of one token shard, `[0,5,9]`.")
     made.add_argument("--tokenizer", type=str | None, default=None, help="Folder of the tokenizer that made the shard.")
     made.add_argument("--picture", type=str, default="rows.png", help="File that decoded rows are drawn into, a line a row.")
@@ -51,7 +57,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         draw_rows(options.folder, options.rows, options.tokenizer, options.picture)
         return 0
     if options.plan is not None:
-        for line in plan(str(options.folder).rstrip("/"), read_recipe(options.plan), options.rate):
+        rate = None if options.rate is None else clips_per_second(options.rate)
+        for line in plan(str(options.folder).rstrip("/"), read_recipe(options.plan), rate):
             print(json.dumps(line))
         return 0
     status = inspect.carry_out(options)
@@ -59,7 +66,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         for folder, shards in inspect.find_shards(options.folder.rstrip("/")):
             arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
             if arrows:
-                reconstruction = merged_reconstruction([read_record(record_path(arrow)).statistics for arrow in arrows])
+                recorded = [path for path in map(record_path, arrows) if storage.exists(path)]
+                reconstruction = merged_reconstruction([read_record(path).statistics for path in recorded])
                 print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}))
     return status
 

@@ -78,5 +78,9 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("clips: {length: 5}\n")
     assert main([str(episodes), "--plan", str(tmp_path / "recipe.yaml")]) == 0
     assert [json.loads(line)["dataset"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
+    (tmp_path / "run.json").write_text('{"rows_per_second": 8.0, "processes": 4}')
+    assert main([str(episodes), "--plan", str(tmp_path / "recipe.yaml"), "--rate", str(tmp_path / "run.json")]) == 0
+    for line in map(json.loads, capsys.readouterr().out.splitlines()):
+        assert line["gpu_hours"] == round(line["rows"] / 2 / 3600, 4)
     assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 1
     assert "holds no data sets" in capsys.readouterr().err
