@@ -32,6 +32,22 @@ def build_parser() -> CommandParser:
         metavar="STEP",
         help="Make this step of the run in --output again, change nothing, and print the loss of each of its clips.",
     )
+    parser.add_argument(
+        "--verify_resume",
+        nargs="?",
+        type=int,
+        const=50,
+        metavar="STEPS",
+        help="Kill a short run of this recipe, let it go on with the same and with another number of processes, compare both "
+        "with an undisturbed run, and print the verdict. --output is a new folder. Default: 50 steps before and after.",
+    )
+    parser.add_argument(
+        "--processes",
+        nargs=2,
+        type=int,
+        metavar=("FIRST", "OTHER"),
+        help="Numbers of processes for --verify_resume. Default: all GPUs of this machine and half of them, or 2 and 1.",
+    )
     # The deepspeed launcher passes its rank as an option too; the environment says the same.
     parser.add_argument("--local_rank", type=int, default=0, help="Ignored.")
     return parser
@@ -53,8 +69,13 @@ def train(arguments: Sequence[str] | None = None) -> int:
     from training.preparation import RunOptions
     from training.pretrain import pretrain
     from training.replay import replay
+    from training.verify_resume import verify_resume
 
     run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir)
+    if options.verify_resume is not None:
+        verdict = verify_resume(recipe, run_options, options.verify_resume, options.processes)
+        print(json.dumps(verdict))
+        return 0 if verdict["passed"] else 1
     summary = pretrain(recipe, run_options) if options.replay is None else replay(recipe, run_options, options.replay)
     if summary is not None:
         print(json.dumps(summary))
