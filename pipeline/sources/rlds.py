@@ -52,6 +52,7 @@ class RldsSource(Source):
         """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
         _spec(self.folder, self.entry)
         shards: dict[tuple[str, int], str] = {}
+        promised: set[tuple[str, str]] = set()
         for name in storage.list_files(self.folder):
             match = _FILE.match(name)
             if match is None:
@@ -62,8 +63,10 @@ class RldsSource(Source):
             shards[place] = name
             if int(match["of"] or 0) > _MAX_FILES:
                 raise SourceError(f"{self.folder} has {name}, one of {match['of']} files; the limit is {_MAX_FILES}. Remove it")
-            for number in range(int(match["of"] or 0)):
-                shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
+            if match["of"] and (match["stem"], match["of"]) not in promised:
+                promised.add((match["stem"], match["of"]))
+                for number in range(int(match["of"])):
+                    shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
         stated = _stated(self.folder)
         files = collections.Counter(split for split, _ in shards)
         for split in sorted(stated.keys() - files.keys()):
