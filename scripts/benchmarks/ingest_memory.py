@@ -1,8 +1,8 @@
 """How much memory one worker takes for an episode of 20,000 frames, from RLDS and from a video, against one of 100 frames.
 
-A worker holds one episode at a time, its frames encoded; what it takes beyond its modules is a small multiple of what the source
-holds of that episode. Prints one JSON line: peak resident MiB of a process that does one unit, and that multiple, which is the
-`ratio`. `ceiling` is the peak without any work, and for the multiple 1: the record itself.
+A worker holds one episode at a time, its frames encoded; what it takes beyond its modules is a small multiple of what the
+source holds of that episode. Prints one JSON line: peak resident MiB of a process that does one unit, and that multiple, which
+is the `ratio`. `ceiling` is the peak without any work, and for the multiple 1: the record itself.
 """
 
 import argparse
@@ -122,7 +122,9 @@ def main() -> None:
             results[f"video_{count}"] = measured("video", "jpeg", Path(name) / "videos", count, count)
             results[f"video_in_thousands_{count}"] = measured("video", "jpeg", Path(name) / "videos", count, 1000)
     longest = results[f"rlds_source_{options.frames}"]
-    print(json.dumps({**results, "measured": longest["peak_mib"], "ceiling": longest["idle_mib"], "ratio": longest["times_held"]}))
+    print(
+        json.dumps({**results, "measured": longest["peak_mib"], "ceiling": longest["idle_mib"], "ratio": longest["times_held"]})
+    )
 
 
 if __name__ == "__main__":
