@@ -13,7 +13,9 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import storage
+from pipeline.errors import ConflictError
 from pipeline.recipe import Recipe
+from pipeline.records import fingerprint
 from training.batches import Batch
 from training.checkpoints import save_checkpoint
 from training.engine import close_engine, full_weights
@@ -41,7 +43,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         A summary of the run on rank 0, None on other ranks.
 
     Raises:
-        ProjectError: Something is wrong with the input; raised before any process group is formed.
+        ProjectError: Something is wrong with the input; raised before any process group is formed, unless only the processes
+            together can tell. Or training can't go on.
     """
     place = find_place(os.environ)
     run = prepare(recipe, options, place)
@@ -51,10 +54,21 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, StopRequest() as stop, Processes(place) as processes:
+        _require_agreement(run, processes)
         trainer = Trainer(run, processes, stop)
         result = trainer.train()
         trainer.close()
         return result
+
+
+def _require_agreement(run: Run, processes: Processes) -> None:
+    """Refuse processes that see other shards or another run folder than rank 0, which only they together can tell."""
+    seen = fingerprint({"identity": run.identity, "record": run.record.as_json(), "first_step": run.first_step})
+    if ranks := processes.unlike_first(seen):
+        raise ConflictError(
+            f"ranks {', '.join(map(str, ranks))} see other token shards, another recipe or another run folder than rank 0: "
+            "--config, --tokens and --output must be the same on all nodes"
+        )
 
 
 class Trainer:
@@ -64,6 +78,9 @@ class Trainer:
         run: What to train on what.
         processes: All of them.
         stop: Says when to stop early.
+
+    Attributes:
+        stepper: Makes its steps.
     """
 
     def __init__(self, run: Run, processes: Processes, stop: StopRequest) -> None:
@@ -75,7 +92,7 @@ class Trainer:
             run.write_identity()
             cut_metrics(run.folder, run.first_step)
             cut_lines(run.folder / SKIPPED_NAME, run.first_step)
-        self._stepper = Stepper(run, processes, self._training.steps)
+        self.stepper = Stepper(run, processes, self._training.steps)
         if run.checkpoint is not None:
             log.info("going on from step %d", run.first_step)
         self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
@@ -84,22 +101,22 @@ class Trainer:
     def train(self) -> dict[str, Any] | None:
         """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
         training, done = self._training, self._run.first_step
-        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self._stepper.loader)) as batches:
+        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self.stepper.loader)) as batches:
             while done < training.steps:
                 self._step(done, batches, reporter)
                 done += 1
                 last = done == training.steps
                 if last or done % training.log_every == 0:
-                    reporter.write_line(done, self._run.learning_rate(done - 1), self._stepper.engine.get_global_grad_norm())
+                    reporter.write_line(done, self._run.learning_rate(done - 1), self.stepper.engine.get_global_grad_norm())
                 stopping = self._processes.any(self._stop.made)
                 due = last or done % training.checkpoint_every == 0
                 if due or stopping:
                     with reporter.paused():
                         if due and self._held_out is not None:
-                            reporter.write_held_out(done, self._held_out.measure(self._stepper.engine, self._processes))
+                            reporter.write_held_out(done, self._held_out.measure(self.stepper.engine, self._processes))
                         save_checkpoint(
                             self._run.checkpoints,
-                            self._stepper.engine,
+                            self.stepper.engine,
                             self._processes,
                             reporter.progress(done, self._skipped.in_row),
                             training.keep_checkpoints,
@@ -112,18 +129,18 @@ class Trainer:
 
     def close(self) -> None:
         """Leave the process group."""
-        close_engine(self._stepper.engine)
+        close_engine(self.stepper.engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
         """One optimizer step and the count of it."""
-        made = self._stepper.make(step, batches)
+        made = self.stepper.make(step, batches)
         reporter.add_step(made.label_losses, made.applied, made.waited)
         self._skipped.count(step, made.applied, made.losses)
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""
         run = self._run
-        weights = full_weights(self._stepper.engine, run.network)
+        weights = full_weights(self.stepper.engine, run.network)
         if weights is None:
             self._processes.barrier()
             return None
@@ -131,7 +148,7 @@ class Trainer:
         summary = {
             "steps": done,
             **results,
-            "label_entropy": label_entropy(self._stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
+            "label_entropy": label_entropy(self.stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
             "samples": run.order.drawn(done * run.plan.global_batch),
             "processes": run.plan.world_size,
             "device": str(self._processes.device.type),

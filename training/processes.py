@@ -140,6 +140,16 @@ class Processes:
         """The sum of a host value over all processes, equal everywhere."""
         return sum(self.gather(value))
 
+    def unlike_first(self, digest: str) -> list[int]:
+        """The ranks that hold another digest than rank 0; all get the same answer.
+
+        Args:
+            digest: 16 hex digits.
+        """
+        halves = torch.tensor([int(digest[:8], 16), int(digest[8:16], 16)])
+        parts = self.gather_tensor(halves)
+        return [rank for rank, part in enumerate(parts) if not torch.equal(part, parts[0])]
+
     def gather(self, value: float) -> list[float]:
         """A host value of every process, by rank."""
         if self.place.world_size == 1:

@@ -53,15 +53,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a clip was cut.
-
-    Attributes:
-        dataset: Name of the data set.
-        episode: Key of the episode.
-        start: First frame.
-        stride: Frames from one of the clip's frames to the next.
-        view: 0 for the plain view, above for augmented ones.
-    """
+    """Where a clip was cut: data set, key of the episode, first frame, frames from one to the next, view (0 is plain)."""
 
     dataset: str
     episode: str

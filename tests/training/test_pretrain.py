@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
 from training import TokenStore
+from training.checkpoints import tag
 from training.held_out import spread_positions
 from training.preparation import RunOptions
 from training.pretrain import Trainer, pretrain
+from training.run_comparison import differing_tensors
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +92,24 @@ def test_a_run_that_was_asked_to_stop_and_resumed_equals_an_uninterrupted_one_bi
     assert (second["steps"], second["finished"]) == (6, True)
     assert [step for step, *_ in _losses(tmp_path / "whole")] == [4, 6, 6]
     assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
+    last = [tmp_path / name / "checkpoints" / tag(6) for name in ("parts", "whole")]
+    assert differing_tensors(*last) == []
     parts, whole = _weights(tmp_path / "parts"), _weights(tmp_path / "whole")
     assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_offloading_to_the_host_trains_to_the_same_losses_and_resumes(tokens, tmp_path, zero_stage):
+    recipe = _recipe(zero_stage=zero_stage, steps=4, log_every=1, schedule="constant")
+    pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "plain")))
+    offload = str(CONFIGS / "deepspeed" / f"zero{zero_stage}-offload.json")
+    for steps in (2, 4):
+        shorter = _recipe(zero_stage=zero_stage, steps=steps, log_every=1, schedule="constant", deepspeed=offload)
+        pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "offloaded"), resume="auto"))
+    plain, offloaded = (
+        [loss for _, loss, *_ in _losses(tmp_path / name) if loss is not None] for name in ("plain", "offloaded")
+    )
+    assert offloaded == pytest.approx(plain, abs=1e-5)
 
 
 def test_a_finished_run_is_left_as_it_is(tokens, tmp_path):

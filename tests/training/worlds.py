@@ -4,6 +4,7 @@ A launcher's processes spend most of a small test on imports; here a run of two 
 (ranks, signals, restarts) is tested with launchers.
 """
 
+import dataclasses
 import multiprocessing
 import os
 import socket
@@ -74,3 +75,28 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def pretrain_showing_groups(recipe: Any, options: Any) -> list[dict[str, Any]]:
+    """Pre-train; returns the hyper-parameters of each parameter group as they were before the first step."""
+    from training.preparation import prepare
+    from training.pretrain import Trainer
+    from training.processes import Processes, find_place
+    from training.stopping import StopRequest
+
+    place = find_place(os.environ)
+    run = prepare(recipe, options, place)
+    with StopRequest() as stop, Processes(place) as processes:
+        trainer = Trainer(run, processes, stop)
+        known = ("lr", "betas", "eps", "weight_decay")
+        groups = [{name: group[name] for name in known} for group in trainer.stepper.engine.optimizer.param_groups]
+        trainer.train()
+        trainer.close()
+    return groups
+
+
+def pretrain_apart(recipe: Any, options: Any) -> Any:
+    """Pre-train with a run folder of its own for every rank, as on nodes that don't share a disk."""
+    from training.pretrain import pretrain
+
+    return pretrain(recipe, dataclasses.replace(options, output=f"{options.output}-{os.environ['RANK']}"))
