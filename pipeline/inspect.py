@@ -4,24 +4,25 @@ Episode shards and token shards keep records of one form, so one command looks a
 """
 
 import collections
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline import storage
 from pipeline.command import CommandParser, run_command
 from pipeline.errors import ConfigError, ShardError
+from pipeline.index import INDEX_FILE, read_index
+from pipeline.ledger import LEDGER_FILE, read_ledger
 from pipeline.naming import parse_shard_name
+from pipeline.overview import Inspected, Overview, overview
+from pipeline.page import write_page
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
+from pipeline.verify import faults_of, index_fault
 
 _ENDINGS = ("tar", "arrow")
-_BLOCK = 1 << 20
 _DEPTH = 3
-_THREADS = 4
 
 
 def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[str]]]:
@@ -54,45 +55,16 @@ def summarize(records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
     return {split: dict(counts) for split, counts in sorted(splits.items())}
 
 
-def fault_of(folder: str, shard: str, verify: bool) -> str | None:
-    """What is wrong with a shard, or None.
-
-    Args:
-        folder: Where it lies.
-        shard: Its file name.
-        verify: Read all of it and compare its SHA-256; otherwise its size alone.
-    """
-    path = storage.join(folder, shard)
-    if not storage.exists(record_path(path)):
-        return f"{path} has no record: it was not finished, so run the command that makes it again"
-    if not storage.exists(path):
-        return f"{path} is gone, though its record is there"
-    try:
-        record = read_record(record_path(path))
-    except ShardError as error:
-        return str(error)
-    if storage.size(path) != record.bytes:
-        return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}"
-    if verify and (actual := _sha256(path)) != record.sha256:
-        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}"
-    return None
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with storage.open_read(path) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def parser() -> CommandParser:
     """The command line."""
     made = CommandParser(prog="ivideogpt-inspect", description="Say what a folder of shards holds. Exit status 1 on faults.")
     made.add_argument(
         "folder", type=str, nargs="?", help="Folder or URL of episode shards or token shards, or of several such."
     )
-    made.add_argument("--verify", action="store_true", help="Read every shard and compare its SHA-256 with its record's.")
+    made.add_argument(
+        "--verify", action="store_true", help="Read every shard, compare its SHA-256 with its record's and count its samples."
+    )
+    made.add_argument("--html", metavar="FILE", type=str, help="Write a page that shows the data sets; it opens by itself.")
     made.add_argument(
         "--doctor", metavar="SOURCE", type=str, help="Hold the data sets of a source against the catalog instead."
     )
@@ -130,31 +102,39 @@ def carry_out(options: Any) -> int:
     found = list(find_shards(options.folder.rstrip("/")))
     if not found:
         raise ShardError(f"{options.folder} holds no shards, nor does any folder up to {_DEPTH} levels below it")
-    faults: list[str] = []
+    inspected = []
     for folder, shards in found:
-        in_folder = _faults(folder, shards, options.verify)
-        sound = [shard for shard in shards if shard not in in_folder]
-        records = [read_record(record_path(storage.join(folder, shard))) for shard in sound]
-        print(json.dumps(_report(folder, records, in_folder)))
-        faults += in_folder.values()
+        inspected.append(_inspect(folder, shards, options.verify))
+        print(json.dumps(inspected[-1].as_dict()))
+    if options.html is not None:
+        write_page(options.html, options.folder.rstrip("/"), inspected, verified=options.verify)
+    faults = [fault for one in inspected for fault in one.faults]
     for fault in faults:
         print(fault, file=sys.stderr)
     return 1 if faults else 0
 
 
-def _faults(folder: str, shards: Sequence[str], verify: bool) -> dict[str, str]:
-    line = progress_line(len(shards), "shard", f"inspect {storage.basename(folder)}", shown=verify)
-    with line, ThreadPoolExecutor(_THREADS) as pool:
-        faults = {}
-        for shard, fault in zip(shards, pool.map(lambda shard: fault_of(folder, shard, verify), shards), strict=True):
+def _inspect(folder: str, shards: Sequence[str], every_byte: bool) -> Inspected:
+    faults = {}
+    with progress_line(len(shards), "shard", f"inspect {storage.basename(folder)}", shown=every_byte) as line:
+        for shard, fault in faults_of(folder, shards, every_byte):
             if fault is not None:
                 faults[shard] = fault
             line.update()
-    return faults
+    records = [read_record(record_path(storage.join(folder, shard))) for shard in shards if shard not in faults]
+    found = list(faults.values())
+    episodes = any(shard.endswith(".tar") for shard in shards)
+    if episodes and every_byte and not faults and (fault := index_fault(folder, records)) is not None:
+        found.append(fault)
+    return Inspected(folder, summarize(records), found, _overview(folder) if episodes else None)
 
 
-def _report(folder: str, records: Sequence[ShardRecord], faults: dict[str, str]) -> dict[str, Any]:
-    return {"folder": folder, "splits": summarize(records), "faults": len(faults)}
+def _overview(folder: str) -> Overview | None:
+    """The facts of a data set; None before its first ingest has ended, which leaves the index."""
+    if not storage.exists(storage.join(folder, INDEX_FILE)):
+        return None
+    ledger = read_ledger(folder) if storage.exists(storage.join(folder, LEDGER_FILE)) else None
+    return overview(read_index(folder), ledger)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,127 @@
+"""Pictures of a data set for a page: a few episodes playing side by side, and their moments as film strips.
+
+Episodes are taken evenly from the whole index, read one at a time through it, and only frames that are shown are decoded.
+A picture is encoded again, with less quality and then smaller, until it fits its budget: a page of many data sets must open.
+"""
+
+import base64
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline import storage
+from pipeline.errors import BadEpisodeError, ShardError
+from pipeline.frames import decode
+from pipeline.shards import read_sample
+
+# Moments of an episode that are decoded, and how many of them a strip shows.
+MOMENTS = 24
+STRIP_MOMENTS = 8
+_TILE = 96
+_GAP = 3
+_MOMENT_MS = 110
+# Width over height of a tile; more of a picture is cropped.
+_NARROWEST, _WIDEST = 0.75, 16 / 9
+# No picture is worth reading a sample of more than that.
+_MAX_SAMPLE_BYTES = 256 << 20
+_QUALITIES = (74, 50, 26)
+_SHRINKS = (1, 2, 4)
+
+
+class Film(NamedTuple):
+    """One episode in small.
+
+    Attributes:
+        key: Of the episode.
+        caption: Its instruction, maybe empty.
+        tiles: (24, h, w, 3) uint8, evenly spaced over the episode.
+    """
+
+    key: str
+    caption: str
+    tiles: np.ndarray
+
+
+def films(folder: str, index: pa.Table, wanted: int) -> Iterator[Film]:
+    """At most `wanted` episodes of a data set, evenly spread over its index; those that can't be read are passed over.
+
+    Args:
+        folder: Of the data set.
+        index: Its index.
+        wanted: Episodes.
+    """
+    rows = index.select(["key", "shard", "offset", "size", "language", "height", "width"])
+    if not rows.num_rows:
+        return
+    places = np.unique(np.linspace(0, rows.num_rows - 1, wanted).round().astype(int))
+    chosen = rows.take(places.tolist()).to_pylist()
+    aspect = float(np.clip(np.median([row["width"] / max(1, row["height"]) for row in chosen]), _NARROWEST, _WIDEST))
+    for row in chosen:
+        if row["size"] > _MAX_SAMPLE_BYTES:
+            continue
+        try:
+            episode = read_sample(storage.join(folder, storage.basename(row["shard"])), row["offset"], row["size"])
+            moments = np.linspace(0, episode.num_frames - 1, MOMENTS).round().astype(int).tolist()
+            shown = {moment: _tile(decode(episode.frames[moment]), (_TILE, round(_TILE * aspect))) for moment in set(moments)}
+        except (ShardError, BadEpisodeError, OSError, IndexError):
+            # The page says elsewhere what is wrong with a shard; here there is just one picture less.
+            continue
+        yield Film(row["key"], row["language"], np.stack([shown[moment] for moment in moments]))
+
+
+def _tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle of a picture (H, W, 3), scaled to fill `size` (height, width)."""
+    height, width = pixels.shape[:2]
+    aspect = size[1] / size[0]
+    inner = (min(width, height * aspect), min(height, width / aspect))
+    left, top = (width - inner[0]) / 2, (height - inner[1]) / 2
+    box = (left, top, left + inner[0], top + inner[1])
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box))
+
+
+def strip(film: Film, budget: int) -> str:
+    """Eight moments of a film side by side, as the data URI of a picture of about `budget` bytes at most."""
+    tiles = film.tiles[np.linspace(0, MOMENTS - 1, STRIP_MOMENTS).round().astype(int)]
+    return _uri([_mosaic(tiles, STRIP_MOMENTS)], budget)
+
+
+def animation(shown: Sequence[Film], columns: int, budget: int) -> tuple[str, str]:
+    """Films that play side by side: data URIs of the moving picture, and of a still for readers who prefer one.
+
+    Args:
+        shown: At least one; all of one size.
+        columns: Films in a row.
+        budget: Bytes that the moving picture may take, about.
+    """
+    frames = [_mosaic(np.stack([film.tiles[moment] for film in shown]), columns) for moment in range(MOMENTS)]
+    return _uri(frames, budget), _uri(frames[MOMENTS // 2 :][:1], budget)
+
+
+def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles (N, h, w, 3) in rows of `columns`, with clear gaps; (H, W, 4)."""
+    count, height, width = tiles.shape[:3]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.zeros((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 4), np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = number // columns * (height + _GAP), number % columns * (width + _GAP)
+        sheet[top : top + height, left : left + width, :3] = tile
+        sheet[top : top + height, left : left + width, 3] = 255
+    return sheet
+
+
+def _uri(frames: Sequence[np.ndarray], budget: int) -> str:
+    images = [Image.fromarray(frame) for frame in frames]
+    for shrink, quality in itertools.product(_SHRINKS, _QUALITIES):
+        small = [image.reduce(shrink) for image in images]
+        buffer = io.BytesIO()
+        how = {"save_all": True, "append_images": small[1:], "duration": _MOMENT_MS, "loop": 0} if len(small) > 1 else {}
+        small[0].save(buffer, "WEBP", quality=quality, method=4, **how)
+        if buffer.tell() <= budget:
+            break
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

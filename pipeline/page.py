@@ -1,0 +1,261 @@
+"""A folder of data sets as one web page that opens by itself: films, distributions, and what was left out and why.
+
+Everything is in the file, pictures as data URIs; there is no script, and the page's own policy allows none. Texts that come
+from inputs are escaped. All pictures together have a budget, which the data sets share.
+"""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.charts import bars, histogram, shares
+from pipeline.films import Film, animation, films, strip
+from pipeline.index import read_index
+from pipeline.overview import Inspected, Overview
+from pipeline.web import asset
+
+# Bytes of pictures on a page, and of one data set at most.
+_PAGE_BUDGET = 24 << 20
+_CARD_BUDGET = 900 << 10
+_PLAYING, _STRIPS = 12, 4
+# Parts of a card's budget.
+_ANIMATION_PART = 0.6
+_BASE64 = 4 / 3
+_LISTED_REASONS, _LISTED_PLACES, _LISTED_FAULTS = 30, 3, 50
+_LONGEST = 300
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_QUALITY = {
+    "static_share": ("share of neighbouring frames without motion", (0.0, 1.0)),
+    "uniform_share": ("share of black or one-coloured frames", (0.0, 1.0)),
+    "repeated_share": ("share of repeated frames", (0.0, 1.0)),
+    "swap_score": ("colours: -1 warm, +1 cold (red and blue swapped?)", (-1.0, 1.0)),
+}
+
+
+_CLEAN = {"uniform_share": "black or one-coloured frames", "repeated_share": "repeated frames"}
+
+
+def write_page(path: str, title: str, inspected: Sequence[Inspected], verified: bool) -> None:
+    """Write the page.
+
+    Args:
+        path: File or URL to publish.
+        title: The folder that was inspected.
+        inspected: What was found in each folder of shards below it.
+        verified: Whether every byte was read, rather than sizes compared.
+    """
+    shown = [one for one in inspected if one.overview is not None]
+    budget = int(min(_CARD_BUDGET, _PAGE_BUDGET / max(1, len(shown))) / _BASE64)
+    name = storage.basename(title.rstrip("/")) or title
+    body = [_head(name, title, inspected, verified)]
+    if shown:
+        body.append(_table(shown))
+        body += [_card(number, one, one.overview, budget) for number, one in enumerate(shown) if one.overview is not None]
+    body.append(_others([one for one in inspected if one.overview is None]))
+    page = (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{escape(name)}: data sets</title>\n<style>{asset('page.css')}</style>\n</head>\n<body>\n"
+        f"{''.join(body)}\n</body>\n</html>\n"
+    )
+    storage.write_bytes(path, page.encode("utf-8", "replace"))
+
+
+def _head(name: str, title: str, inspected: Sequence[Inspected], verified: bool) -> str:
+    overviews = [one.overview for one in inspected if one.overview is not None]
+    faults = [fault for one in inspected for fault in one.faults]
+    left_out = sum(len(places) for facts in overviews for places in facts.left_out.values())
+    hours = [facts.hours for facts in overviews if facts.hours is not None]
+    numbers = [
+        (f"{len(overviews):,}", "data sets"),
+        (_count(sum(facts.episodes for facts in overviews)), "episodes"),
+        (_count(sum(facts.frames for facts in overviews)), "frames"),
+        (_hours(sum(hours)) if hours else "unknown", "of video"),
+        (_bytes(sum(facts.bytes for facts in overviews)), "in episode shards"),
+        (_count(left_out), "episodes left out"),
+    ]
+    tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in numbers)
+    how = "every byte and every sample checked" if verified else "sizes checked; --verify reads every byte"
+    state = f"{len(faults):,} fault{'s' * (len(faults) > 1)}" if faults else "no faults"
+    badge = f'<span class="badge {"bad" if faults else "good"}">{state}</span> <span class="soft">{how}</span>'
+    listed = "".join(f"<li>{escape(fault[:_LONGEST])}</li>" for fault in faults[:_LISTED_FAULTS])
+    more = f"<li>and {len(faults) - _LISTED_FAULTS:,} more</li>" if len(faults) > _LISTED_FAULTS else ""
+    return (
+        f'<header><h1>{escape(name)}</h1><p class="soft path">{escape(title)}</p><p>{badge}</p></header>'
+        f'<section class="tiles">{tiles}</section>{f"<ul class=faults>{listed}{more}</ul>" if faults else ""}'
+    )
+
+
+def _table(shown: Sequence[Inspected]) -> str:
+    rows, frames, links = [], {}, {}
+    for number, one in enumerate(shown):
+        facts = one.overview
+        assert facts is not None
+        name = storage.basename(one.folder)
+        frames[name], links[name] = facts.frames, f"#set{number}"
+        left_out = sum(map(len, facts.left_out.values()))
+        cells = [
+            f"{facts.episodes:,}",
+            _count(facts.frames),
+            _hours(facts.hours) if facts.hours is not None else "",
+            _bytes(facts.bytes),
+            f"{left_out:,}" if left_out else "",
+            f"{facts.copies:,}" if facts.copies else "",
+        ]
+        cells_html = "".join(f"<td class=number>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><td><a href="#set{number}">{escape(name)}</a></td>{cells_html}</tr>')
+    heads = ("episodes", "frames", "video", "size", "left out", "copies")
+    head = "<th>data set</th>" + "".join(f"<th class=number>{text}</th>" for text in heads)
+    bar = shares(frames, "frames of each data set", links) if len(shown) > 1 and any(frames.values()) else ""
+    return f'{bar}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _card(number: int, one: Inspected, facts: Overview, budget: int) -> str:
+    name = storage.basename(one.folder)
+    playing = list(films(one.folder, read_index(one.folder), _PLAYING))
+    splits = " · ".join(f"{escape(split)} {count:,}" for split, count in facts.splits.items())
+    return (
+        f'<article id="set{number}"><h2>{escape(name)}</h2><p class="soft">{splits}</p>'
+        f'<div class="top">{_playing(playing, budget)}<div>{_facts(facts)}{_language(facts)}</div></div>'
+        f"{_strips(playing, budget)}<h3>Distributions</h3>{_charts(facts)}{_left_out(facts)}</article>"
+    )
+
+
+def _playing(playing: Sequence[Film], budget: int) -> str:
+    if not playing:
+        return '<p class="soft nothing">No episode could be read.</p>'
+    columns = 2 if len(playing) <= 4 else 3 if len(playing) <= 9 else 4
+    moving, still = animation(playing, columns, int(budget * _ANIMATION_PART))
+    return (
+        f'<picture class="playing"><source media="(prefers-reduced-motion: reduce)" srcset="{still}">'
+        f'<img src="{moving}" alt="{len(playing)} episodes playing side by side"></picture>'
+    )
+
+
+def _strips(playing: Sequence[Film], budget: int) -> str:
+    if not playing:
+        return ""
+    chosen = [playing[place] for place in np.linspace(0, len(playing) - 1, min(_STRIPS, len(playing))).astype(int)]
+    each = int(budget * (1 - _ANIMATION_PART) / len(chosen))
+    rows = "".join(
+        f'<figure class="strip"><img src="{strip(film, each)}" alt="moments of {escape(film.key)}">'
+        f"<figcaption><span>{escape(film.caption[:_LONGEST]) or '<i>no instruction</i>'}</span>"
+        f"<code>{escape(film.key)}</code></figcaption></figure>"
+        for film in chosen
+    )
+    return f"<h3>Contact sheet</h3><div class=strips>{rows}</div>"
+
+
+def _facts(facts: Overview) -> str:
+    language = facts.language
+    said = f"{language['share']:.0%} of episodes, {language['distinct']:,} different"
+    rows = [
+        ("episodes", f"{facts.episodes:,}"),
+        ("frames", f"{facts.frames:,}"),
+        ("video", _hours(facts.hours) if facts.hours is not None else "rate unknown"),
+        (
+            "size",
+            f"{_bytes(facts.bytes)}, {_bytes(facts.bytes / facts.frames)} a frame" if facts.frames else _bytes(facts.bytes),
+        ),
+        ("instructions", said if language["distinct"] else "none"),
+    ]
+    if facts.episodes and (facts.lengths == facts.lengths[0]).all():
+        rows.append(("frames of each", f"{facts.lengths[0]:,}"))
+    rows += [(title, next(iter(counts))) for title, counts in _named(facts).items() if len(counts) == 1]
+    if facts.copies is not None:
+        rows.append(("exact copies", f"{facts.copies:,} episodes"))
+    return "<dl>" + "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in rows) + "</dl>"
+
+
+def _language(facts: Overview) -> str:
+    language = facts.language
+    if not language["distinct"]:
+        return ""
+    examples = "".join(f"<li>{escape(text)}</li>" for text in language["examples"])
+    scripts = ", ".join(f"{escape(script)} {count:,}" for script, count in language["scripts"].items())
+    facts_line = f"median of {language['words']:g} words; script: {scripts}"
+    return f'<ul class="sayings">{examples}</ul><p class="soft small">{facts_line}</p>'
+
+
+def _charts(facts: Overview) -> str:
+    """Charts of what varies; what doesn't is said in `_facts` or in a line."""
+    vary = len(np.unique(facts.lengths)) > 1
+    charts = [histogram(facts.lengths, "frames of an episode", "frames")] if vary else []
+    charts += [bars(counts, title) for title, counts in _named(facts).items() if len(counts) > 1]
+    clean = [name for name in ("uniform_share", "repeated_share") if name in facts.quality and not facts.quality[name].any()]
+    charts += [
+        histogram(facts.quality[name], *_labelled(name)) for name in _QUALITY if name in facts.quality and name not in clean
+    ]
+    notes = [f"No episode has {_CLEAN[name]}." for name in clean]
+    if not facts.quality:
+        notes.append("Quality was not measured when these shards were made.")
+    return f'<div class=charts>{"".join(charts)}</div><p class="soft">{" ".join(notes)}</p>'
+
+
+def _named(facts: Overview) -> dict[str, dict[str, int]]:
+    return {"height x width": facts.resolutions, "rate, Hz": facts.rates, "camera": facts.cameras}
+
+
+def _labelled(name: str) -> tuple[str, str, tuple[float, float]]:
+    title, domain = _QUALITY[name]
+    return title, "", domain
+
+
+def _left_out(facts: Overview) -> str:
+    if not facts.left_out:
+        return '<p class="soft">No episode was left out.</p>'
+    ordered = sorted(facts.left_out.items(), key=lambda item: (-len(item[1]), item[0]))
+    rows = []
+    for (kind, reason), places in ordered[:_LISTED_REASONS]:
+        listed = "; ".join(places[:_LISTED_PLACES]) + (
+            f"; and {len(places) - _LISTED_PLACES:,} more" * (len(places) > _LISTED_PLACES)
+        )
+        rows.append(
+            f'<tr><td class=number>{len(places):,}</td><td><span class="badge {escape(kind)}">{escape(kind)}</span></td>'
+            f"<td>{escape(reason[:_LONGEST])}<br><span class=soft>{escape(listed[:_LONGEST])}</span></td></tr>"
+        )
+    total = sum(len(places) for _, places in ordered)
+    more = f"<p class=soft>and {len(ordered) - _LISTED_REASONS:,} more reasons</p>" if len(ordered) > _LISTED_REASONS else ""
+    return (
+        f"<details open><summary>{total:,} episodes left out, for {len(ordered):,} different reasons</summary>"
+        f'<div class="scroll"><table class="reasons"><tbody>{"".join(rows)}</tbody></table></div>{more}</details>'
+    )
+
+
+def _others(others: Sequence[Inspected]) -> str:
+    """Folders of token shards, and of episode shards whose ingest has not ended, in a few words."""
+    rows = "".join(
+        f"<tr><td>{escape(one.folder)}</td><td>{escape(split)}</td><td class=number>{counts['shards']:,}</td>"
+        f"<td class=number>{counts['samples']:,}</td><td class=number>{_bytes(counts['bytes'])}</td></tr>"
+        for one in others
+        for split, counts in one.splits.items()
+    )
+    if not rows:
+        return ""
+    head = "<th>folder</th><th>split</th><th class=number>shards</th><th class=number>samples</th><th class=number>size</th>"
+    return (
+        "<article><h2>Other shards</h2><p class=soft>Token shards, and episode shards without an index.</p>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></article>'
+    )
+
+
+def _count(value: float) -> str:
+    for size, unit in ((1e9, " billion"), (1e6, " M"), (1e4, " k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == ' k' else size):.3g}{unit}"
+    return f"{value:,.0f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.3g} {unit}" if size < 1000 else f"{size:,.0f} {unit}"
+        size /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,119 @@
+"""Whether shards are still what their records say: the size alone, or every byte and every sample.
+
+Reading everything hashes and counts in one pass. Shards on a local disk are shared out to processes, which the hash keeps busy;
+those on an object store to threads, which wait for the network.
+"""
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import IO
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import ShardError
+from pipeline.index import INDEX_FILE, read_index
+from pipeline.records import ShardRecord, read_record, record_path
+from pipeline.shards import count_samples
+
+_THREADS = 16
+_BLOCK = 1 << 20
+
+
+class _HashedFile:
+    """A file that is read once from its beginning, and hashed on the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+    def drain(self) -> None:
+        while self.read(_BLOCK):
+            pass
+
+
+def faults_of(folder: str, shards: Sequence[str], every_byte: bool) -> Iterator[tuple[str, str | None]]:
+    """(shard, what is wrong with it or None) of the shards of a folder, in order, as they are done.
+
+    Args:
+        folder: Where they lie.
+        shards: Their file names.
+        every_byte: Read all of them; otherwise sizes alone are compared.
+    """
+    with _executor(folder, len(shards), every_byte) as pool:
+        paths = [storage.join(folder, shard) for shard in shards]
+        yield from zip(shards, pool.map(fault_of, paths, [every_byte] * len(paths)), strict=True)
+
+
+def _executor(folder: str, shards: int, every_byte: bool) -> Executor:
+    if not every_byte or not storage.is_local(folder):
+        return ThreadPoolExecutor(_THREADS)
+    processes = max(1, min(shards, len(os.sched_getaffinity(0))))
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
+
+
+def fault_of(path: str, every_byte: bool) -> str | None:
+    """What is wrong with the shard at `path`, or None; see `faults_of`."""
+    if not storage.exists(record_path(path)):
+        return f"{path} has no record: it was not finished, so run the command that makes it again"
+    if not storage.exists(path):
+        return f"{path} is gone, though its record is there"
+    try:
+        record = read_record(record_path(path))
+        if storage.size(path) != record.bytes:
+            return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}"
+        return _fault_inside(path, record) if every_byte else None
+    except (ShardError, OSError) as error:
+        return str(error)
+
+
+def _fault_inside(path: str, record: ShardRecord) -> str | None:
+    with storage.open_read(path) as opened:
+        file = _HashedFile(opened)
+        try:
+            samples = count_samples(file, path) if path.endswith(".tar") else None
+        except ShardError as error:
+            return str(error)
+        file.drain()
+    if (actual := file.digest.hexdigest()) != record.sha256:
+        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}"
+    if samples is None:
+        samples = _rows(path)
+    elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:
+        return f"{record_path(path)} contradicts itself: delete it and {path}, and make them again"
+    return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}"
+
+
+def _rows(path: str) -> int:
+    try:
+        with storage.open_read(path) as file, pa.ipc.open_file(file) as reader:
+            return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+    except pa.ArrowInvalid as error:
+        raise ShardError(f"{path} is no Arrow file ({error}): make it again") from error
+
+
+def index_fault(folder: str, records: Sequence[ShardRecord]) -> str | None:
+    """What is wrong with the index of a folder of episode shards, or None: a row for every episode of every shard."""
+    path = storage.join(folder, INDEX_FILE)
+    if not storage.exists(path):
+        return f"{path} is not there: run ivideogpt-ingest again, which writes it anew"
+    try:
+        rows = read_index(folder, ["shard", "key"])
+    except ShardError as error:
+        return str(error)
+    indexed = set(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
+    recorded = {(record.shard, entry["key"]) for record in records for entry in record.entries}
+    if indexed != recorded or rows.num_rows != len(recorded):
+        return (
+            f"{path} has {rows.num_rows} rows, {len(indexed & recorded)} of them of the {len(recorded)} episodes that the "
+            "shards' records list: run ivideogpt-ingest again, which writes it anew"
+        )
+    return None

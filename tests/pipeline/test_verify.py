@@ -1,0 +1,162 @@
+"""Inspecting finds what is missing, cut, changed or miscounted, in whatever process, and says what a data set holds."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rlds_data import NAME, episode, write_set
+
+from pipeline import index, storage
+from pipeline.catalog import DatasetEntry
+from pipeline.frames import FrameForm, encode_jpeg
+from pipeline.inspect import run as inspect
+from pipeline.ledger import write_ledger
+from pipeline.overview import language_facts, overview
+from pipeline.plan import make_plan
+from pipeline.records import ShardRecord, read_record, sha256_of, write_record
+from pipeline.sources.rlds import RldsSource
+from pipeline.unit import run_unit
+from pipeline.verify import fault_of, faults_of, index_fault
+
+ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
+
+
+def make(tmp_path, output, episodes=5):
+    """A data set as ingest leaves it."""
+    source = RldsSource(str(write_set(tmp_path, episodes=episodes, per_shard=2)), ENTRY, FrameForm("jpeg", 40))
+    for unit in make_plan(source, None, None, 1):
+        run_unit(unit, source, output)
+    records = index.write_index(output, NAME, index.read_records(output), [])
+    write_ledger(output, NAME, records)
+    return output
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "eps" / NAME
+    make(tmp_path, str(made))
+    return made
+
+
+def test_a_sound_data_set_has_no_faults_and_its_facts_are_told(folder, capsys):
+    assert inspect([str(folder.parent), "--verify"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["faults"] == 0 and told["episodes"] == 6 and told["frames"] == 36
+    assert told["frames_of_episode"] == {"least": 6, "median": 6, "most": 6}
+    assert told["resolutions"] == {"40 x 53": 6} and told["rates_hz"] == {"10": 6}
+    assert told["hours"] == pytest.approx(36 / 10 / 3600, abs=1e-4)
+    assert told["language"]["share"] == 1 and told["language"]["distinct"] == 5
+    assert told["copies"] == 1 and told["quality"]["static_share"]["most"] == 0
+
+
+def spoil_byte(path):
+    data = bytearray(path.read_bytes())
+    data[3000] ^= 1
+    path.write_bytes(data)
+
+
+def spoil_count(path):
+    record = read_record(str(path.with_suffix(".json")))
+    write_record(str(path.parent), dataclasses.replace(record, samples=record.samples + 1))
+
+
+def spoil_frames(path):
+    record = read_record(str(path.with_suffix(".json")))
+    write_record(str(path.parent), dataclasses.replace(record, frames=record.frames - 1))
+
+
+def spoil_end(path):
+    """A shard without its last sample whose record was made to agree but for the count."""
+    record = read_record(str(path.with_suffix(".json")))
+    path.write_bytes(path.read_bytes()[: record.entries[-1]["offset"]] + bytes(1024))
+    changed = dataclasses.replace(record, bytes=path.stat().st_size, sha256=sha256_of(path))
+    write_record(str(path.parent), changed)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_byte, "SHA-256|damaged"),
+        (spoil_count, "holds 2 samples, its record says 3"),
+        (spoil_frames, "contradicts itself"),
+        (spoil_end, "contradicts itself"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-512]), "bytes, its record says"),
+        (lambda path: path.unlink(), "is gone"),
+        (lambda path: path.with_suffix(".json").unlink(), "has no record"),
+        (lambda path: path.with_suffix(".json").write_text("{}"), "is not a shard record"),
+    ],
+)
+def test_every_fault_is_named_with_its_shard_and_no_other(folder, spoil, message):
+    path = folder / "train-000001.tar"
+    spoil(path)
+    found = dict(faults_of(str(folder), ["train-000000.tar", path.name, "train-000002.tar"], every_byte=True))
+    assert {name for name, fault in found.items() if fault} == {path.name}
+    assert re.search(message, found[path.name]) and "train-000001" in found[path.name]
+
+
+def test_sizes_alone_are_a_quick_look(folder):
+    spoil_byte(folder / "train-000001.tar")
+    assert fault_of(str(folder / "train-000001.tar"), every_byte=False) is None
+    assert fault_of(str(folder / "train-000001.tar"), every_byte=True) is not None
+
+
+def test_an_index_of_other_episodes_is_a_fault(folder, capsys):
+    records = list(index.read_records(str(folder)))
+    assert index_fault(str(folder), records) is None
+    index.write_index(str(folder), NAME, records[:-1], [])
+    assert "5 rows, 5 of them of the 6 episodes" in index_fault(str(folder), records)
+    assert inspect([str(folder), "--verify"]) == 1
+    assert "index.parquet has 5 rows" in capsys.readouterr().err
+    (folder / index.INDEX_FILE).write_bytes(b"no parquet")
+    assert "can't be read" in index_fault(str(folder), records)
+    (folder / index.INDEX_FILE).unlink()
+    assert "is not there" in index_fault(str(folder), records)
+
+
+def test_a_store_without_a_disk_is_verified_too(tmp_path, capsys):
+    make(tmp_path, "memory://verify/" + NAME)
+    assert inspect(["memory://verify", "--verify"]) == 0
+    path = f"memory://verify/{NAME}/train-000000.tar"
+    data = bytearray(storage.read_bytes(path))
+    data[2000] ^= 4
+    storage.write_bytes(path, bytes(data))
+    assert inspect(["memory://verify", "--verify"]) == 1
+    assert "train-000000.tar" in capsys.readouterr().err
+
+
+def test_left_out_episodes_are_counted_by_kind(tmp_path, capsys):
+    broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else encode_jpeg(np.zeros((48, 64, 3), np.uint8)))
+    make(tmp_path, str(tmp_path / "eps" / NAME), [episode(0), broken])
+    assert inspect([str(tmp_path / "eps")]) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == {"damaged": 1}
+
+
+def test_an_index_from_before_quality_was_measured_is_told_without(folder):
+    table = index.read_index(str(folder))
+    old = table.select([name for name in table.column_names if name in index.ENTRY_COLUMNS or name in ("split", "shard")])
+    facts = overview(old, None)
+    assert facts.quality == {} and facts.copies is None and facts.episodes == 6
+    assert overview(table.slice(0, 0), None).as_dict()["episodes"] == 0
+
+
+def test_instructions_are_counted_not_guessed_at():
+    facts = language_facts(["open the door", "open the door ", "", "открой дверь", "x" * 500])
+    assert facts["share"] == 0.8 and facts["distinct"] == 3
+    assert facts["scripts"] == {"Latin": 2, "Cyrillic": 1}
+    assert facts["examples"][0] == "open the door" and max(map(len, facts["examples"])) == 160
+    assert language_facts([])["share"] == 0 and language_facts(["", " "])["words"] is None
+    assert language_facts(["123 ?"])["scripts"] == {"None": 1}
+
+
+def test_token_shards_are_counted(tmp_path):
+    table = pa.table({"ids": list(range(7))})
+    with pa.OSFile(str(tmp_path / "train-000000.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+    path = tmp_path / "train-000000.arrow"
+    for samples, right in ((7, True), (8, False)):
+        size, digest = path.stat().st_size, sha256_of(path)
+        write_record(str(tmp_path), ShardRecord(path.name, "0", {}, samples, 7, size, digest))
+        assert (fault_of(str(path), every_byte=True) is None) == right
