@@ -12,7 +12,8 @@ from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_com
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
 from pipeline.job import Engine, Job, Outcome, check_outcome, ingest_together
-from pipeline.plan import make_plan
+from pipeline.lock import LOCK_FILE, SourceLock
+from pipeline.plan import make_plan, read_ends
 from pipeline.recipe import Recipe
 from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES
@@ -44,6 +45,7 @@ def parser() -> CommandParser:
     made.add_argument("--episode_frames", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes.")
     made.add_argument("--dask", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786.")
     made.add_argument("--spark", type=str, help="Master of a Spark cluster that does the work, e.g. spark://host:7077.")
+    made.add_argument("--lock", type=str, help=f"Lock file of source fingerprints; by default {LOCK_FILE} beside the shards.")
     made.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
     return made
 
@@ -60,7 +62,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not 1 <= options.episode_frames <= MAX_FRAMES:
         raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
     engine = _engine(options, beam_options)
-    jobs = [_job(name, recipe, options) for name in dict.fromkeys(options.dataset)]
+    ends: dict[str, dict[str, str]] = {}
+    planned = [_job(name, recipe, options, ends) for name in dict.fromkeys(options.dataset)]
+    jobs = [job for job, _ in planned]
     folders = {job.source.folder for job in jobs}
     if len(folders) > 1 or (len(jobs) > 1 and options.camera):
         raise ConfigError(
@@ -68,7 +72,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
         )
     outcomes = ingest_together(jobs, beam_options, options.overwrite, engine)
-    for job, outcome in zip(jobs, outcomes, strict=True):
+    for (job, lock), outcome in zip(planned, outcomes, strict=True):
+        lock.add(job.units, outcome.records, options.overwrite)
         print(json.dumps(_summary(job.dataset, job.folder, outcome)))
     for outcome in outcomes:
         check_outcome(outcome, options.max_bad_fraction)
@@ -83,14 +88,20 @@ def _engine(options: Any, beam_options: Sequence[str]) -> Engine | None:
     return functools.partial(chosen[0][0].run, address=chosen[0][1]) if chosen else None
 
 
-def _job(name: str, recipe: Recipe, options: Any) -> Job:
-    """The plan of one data set."""
+def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]]) -> tuple[Job, SourceLock]:
+    """The plan of one data set, held against its lock file. `ends` are hashes that plans of the same folder share."""
     entry = catalog.dataset(name, options.camera, options.rate)
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     source = open_source(entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames)
-    units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20)
-    return Job(units, source, entry.name, storage.join(options.output, entry.name))
+    folder = storage.join(options.output, entry.name)
+    lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
+    known = ends.setdefault(source.folder, lock.known_ends())
+    units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known)
+    known.update(read_ends(units))
+    if not options.overwrite:
+        lock.check(units)
+    return Job(units, source, entry.name, folder), lock
 
 
 def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from pipeline.sources.base import Source, SourceShard
 FORMAT_VERSION = 1
 _SAMPLED_FILES = 3
 _IDENTITY_BYTES = 1 << 16
-_THREADS = 16
+_THREADS, _REMOTE_THREADS = 16, 64  # a store answers late, but many at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,13 @@ class Unit:
     inputs: dict[str, Any]
 
 
-def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | None, shard_bytes: int) -> list[Unit]:
+def make_plan(
+    source: Source,
+    splits: Sequence[str] | None,
+    max_episodes: int | None,
+    shard_bytes: int,
+    known_ends: Mapping[str, str] | None = None,
+) -> list[Unit]:
     """All units of a data set, in the order of their shards.
 
     Args:
@@ -55,6 +61,7 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
         splits: Only these; None takes all there are.
         max_episodes: Of each split, at most so many from its beginning.
         shard_bytes: About how large a shard should become.
+        known_ends: File -> hash of its ends, of files that needn't be opened to know it.
 
     Raises:
         SourceError: The source has no files.
@@ -71,8 +78,12 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
     sizes = source.file_sizes()
     weights = [output_share(file) * _expected_size(file, sizes) for file in files]
     groups = grouped(files, weights, shard_bytes / shrinkage(_measured(source), files, sizes))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        identities = dict(zip(files, pool.map(lambda file: _identity(source, file, sizes), files), strict=True))
+    ends = dict(known_ends or {})
+    unread = sorted({file.file for file in files if file.file in sizes} - ends.keys())
+    with ThreadPoolExecutor(_THREADS if storage.is_local(source.folder) else _REMOTE_THREADS) as pool:
+        paths = [storage.join(source.folder, name) for name in unread]
+        ends.update(zip(unread, pool.map(_ends_sha256, paths, [sizes[name] for name in unread]), strict=True))
+    identities = {file: _identity(source, file, sizes, ends) for file in files}
     common = {"format": FORMAT_VERSION, **source.inputs()}
     numbers = dict.fromkeys(known, 0)
     units = []
@@ -89,6 +100,12 @@ def make_plan(source: Source, splits: Sequence[str] | None, max_episodes: int | 
         )
         numbers[split] += 1
     return units
+
+
+def read_ends(units: Sequence[Unit]) -> dict[str, str]:
+    """File -> hash of its ends, as a plan has read them."""
+    sources = [one for unit in units for one in unit.inputs["sources"]]
+    return {one["file"]: one["ends_sha256"] for one in sources if "ends_sha256" in one}
 
 
 def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[SourceShard]:
@@ -162,18 +179,20 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
     return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
 
 
-def _identity(source: Source, file: SourceShard, sizes: dict[str, int]) -> dict[str, Any]:
+def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: dict[str, str]) -> dict[str, Any]:
     """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
-    size = sizes.get(file.file)
-    known: dict[str, Any] = {"file": file.file, "size": size, "take": file.take}
+    known: dict[str, Any] = {"file": file.file, "size": sizes.get(file.file), "take": file.take}
     if source.entry.test_episodes or source.divides_files:
         known["first"] = file.first
     if file.text:
         known["text"] = file.text
-    if size is not None:
-        with storage.open_read(storage.join(source.folder, file.file)) as opened:
-            digest = hashlib.sha256(opened.read(_IDENTITY_BYTES))
-            opened.seek(max(0, size - _IDENTITY_BYTES))
-            digest.update(opened.read(_IDENTITY_BYTES))
-        known["ends_sha256"] = digest.hexdigest()[:16]
+    if file.file in sizes:
+        known["ends_sha256"] = ends[file.file]
     return known
+
+
+def _ends_sha256(path: str, size: int) -> str:
+    """First 16 hex digits of the SHA-256 of the first and the last 64 KiB of a file of `size` bytes."""
+    digest = hashlib.sha256(storage.read_range(path, 0, min(size, _IDENTITY_BYTES)))
+    digest.update(storage.read_range(path, max(0, size - _IDENTITY_BYTES), size))
+    return digest.hexdigest()[:16]

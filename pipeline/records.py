@@ -122,7 +122,7 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
         return None
     record = read_record(path)
     wanted = fingerprint(inputs)
-    hurt = {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
+    hurt = damaged_files(record)
     if record.fingerprint == wanted and not (hurt and overwrite):
         return record
     if overwrite or (hurt and _without(record.inputs, hurt) == _without(inputs, hurt)):
@@ -132,6 +132,11 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
         f"{path} was made with fingerprint {record.fingerprint}, this run has {wanted}; they differ in {differences}. "
         "Choose another output folder, or pass --overwrite to make it anew."
     )
+
+
+def damaged_files(record: ShardRecord) -> set[str]:
+    """The source files to which a shard lost episodes that a repaired or newly fetched copy may have."""
+    return {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
 
 
 def _without(inputs: dict[str, Any], files: set[str]) -> dict[str, Any]:

@@ -51,8 +51,8 @@ def run(tasks: Sequence[Task], address: str) -> None:
         for future in as_completed(list(waiting)):
             task = waiting.pop(future)
             if future.status == "error":
-                error = future.exception()
-                give_up(task, f"{type(error).__name__}: {error}"[:_LONGEST_REASON])
+                raised = future.exception()
+                give_up(task, f"{type(raised).__name__}: {raised}"[:_LONGEST_REASON])
             elif future.status != "finished":
                 raise SourceError(
                     f"the scheduler at {address} went away; start it again and run the same command, which goes on"

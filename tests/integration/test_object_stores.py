@@ -18,12 +18,13 @@ from object_stores import environment, gcs_server, s3_server, upload
 from rlds_data import NAME, VERSION, write_set
 from video_data import write_video
 
-from pipeline import index, open_shard, storage
+from pipeline import index, open_shard, plan, storage
 from pipeline.catalog import DatasetEntry, dataset
-from pipeline.errors import StorageError
+from pipeline.errors import ConflictError, StorageError
 from pipeline.frames import FrameForm
 from pipeline.inspect import run as inspect
 from pipeline.job import ingest
+from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan
 from pipeline.sources.locate import open_source
 
@@ -49,7 +50,9 @@ def s3():
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    return {name: storage.read_bytes(storage.join(folder, name)) for name in storage.list_files(folder)}
+    """All files but the lock file, which tells of tags that a disk doesn't have."""
+    names = (name for name in storage.list_files(folder) if name != LOCK_FILE)
+    return {name: storage.read_bytes(storage.join(folder, name)) for name in names}
 
 
 def rlds(folder: Path) -> str:
@@ -122,6 +125,33 @@ def test_what_other_machines_write_is_seen_at_once_and_an_object_that_stands_for
     assert storage.list_files(folder) == ["two.tar"]
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(folder, "one.tar"))
+
+
+def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_middle_is_noticed(bucket, tmp_path, monkeypatch):
+    upload(write_set(tmp_path, episodes=4, per_shard=2, frames=40, height=192, width=256), f"{bucket}/locked/{NAME}/{VERSION}")
+    source = open_source(dataset(NAME, "image", 10.0), f"{bucket}/locked/{NAME}/{VERSION}", FORM)
+    path = f"{bucket}/locked/{LOCK_FILE}"
+    read = []
+    real = plan._ends_sha256
+    monkeypatch.setattr(plan, "_ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
+    for expected in (3, 0):
+        lock = SourceLock(path, source)
+        units = make_plan(source, None, None, 1 << 20, lock.known_ends())
+        lock.check(units)
+        outcome = ingest(units, source, NAME, f"{bucket}/locked/out", IN_PROCESS, overwrite=False)
+        lock.add(units, outcome.records, overwrite=False)
+        assert len(read) == expected
+        read.clear()
+    file = storage.join(source.folder, f"{NAME}-train.tfrecord-00000-of-00002")
+    data = bytearray(storage.read_bytes(file))
+    assert len(data) > 3 << 16
+    data[len(data) // 2] ^= 1
+    fs, inner = url_to_fs(file)
+    fs.pipe_file(inner, bytes(data))
+    lock = SourceLock(path, source)
+    with pytest.raises(ConflictError, match=f"{NAME}/{VERSION} was rewritten in place.*train.tfrecord-00000-of-00002"):
+        lock.check(make_plan(source, None, None, 1 << 20, lock.known_ends()))
+    assert read == [storage.basename(file)]
 
 
 PUBLISH = """
