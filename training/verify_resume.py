@@ -81,6 +81,28 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
     return verdict
 
 
+def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
+    """Whether two runs of `last` steps are the same bit for bit, and if not, the first steps and tensors that differ."""
+    steps = differing_steps(one, other, 1)
+    tensors = differing_tensors(one / CHECKPOINTS_NAME / tag(last), other / CHECKPOINTS_NAME / tag(last))
+    if not steps and not tensors:
+        return {"bit_exact": True}
+    return {"bit_exact": False, "differing_steps": steps[:_NAMED], "differing_tensors": tensors[:_NAMED]}
+
+
+def likeness(one: Path, other: Path, first: int, last: int, tolerance: float) -> dict[str, Any]:
+    """Whether two runs saw the same samples and made the same losses in the steps from number `first` to number `last`."""
+    differences = loss_differences(one, other, first + 1)
+    samples = [[line.get("samples") for step, line in read_lines(run).items() if step > first] for run in (one, other)]
+    largest = max(differences.values(), default=None)
+    return {
+        "same_samples": samples[0] == samples[1],
+        "largest_loss_difference": largest,
+        "tolerance": tolerance,
+        "within_tolerance": len(differences) == last - first and largest is not None and largest <= tolerance,
+    }
+
+
 def _numbers_of_processes() -> tuple[int, int]:
     import torch
 
@@ -124,41 +146,24 @@ class _Verification:
 
     def run(self, first: int, other: int) -> dict[str, Any]:
         """Make all runs; returns the verdict."""
-        recipe, last = self._recipe, tag(2 * self._steps)
-        self._finish("undisturbed", recipe, first)
+        recipe, steps, reference = self._recipe, self._steps, "undisturbed"
+        self._finish(reference, recipe, first)
         self._kill("killed", recipe, first)
         self._finish("killed", recipe, first)
-        one, two = self.folder / "undisturbed", self.folder / "killed"
-        tensors = differing_tensors(one / CHECKPOINTS_NAME / last, two / CHECKPOINTS_NAME / last)
-        lines = differing_steps(one, two, 1)
-        same: dict[str, Any] = {"processes": first, "bit_exact": not tensors and not lines}
-        if not same["bit_exact"]:
-            same |= {"differing_steps": lines[:_NAMED], "differing_tensors": tensors[:_NAMED]}
-
-        reference = "undisturbed"
+        same = exactness(self.folder / reference, self.folder / "killed", 2 * steps)
         if recipe.model.attention_dropout:
             reference = "undisturbed-without-dropout"
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, attention_dropout=0.0))
             self._finish(reference, recipe, first)
         self._set_back(reference, "elastic")
         self._finish("elastic", recipe, other)
-        elastic = self._compare_losses(self.folder / reference, self.folder / "elastic", other)
-        passed = bool(same["bit_exact"] and elastic["same_samples"] and elastic["within_tolerance"])
-        return {"passed": passed, "steps": self._steps, "same_number": same, "other_number": elastic}
-
-    def _compare_losses(self, one: Path, two: Path, processes: int) -> dict[str, Any]:
-        after = self._steps + 1
-        differences = loss_differences(one, two, after)
-        samples = [{step: line.get("samples") for step, line in read_lines(run).items() if step >= after} for run in (one, two)]
-        largest = max(differences.values())
-        tolerance = TOLERANCES[self._recipe.training.precision]
+        tolerance = TOLERANCES[recipe.training.precision]
+        elastic = likeness(self.folder / reference, self.folder / "elastic", steps, 2 * steps, tolerance)
         return {
-            "processes": processes,
-            "same_samples": samples[0] == samples[1],
-            "largest_loss_difference": largest,
-            "at_step": max(differences, key=differences.__getitem__),
-            "tolerance": tolerance,
-            "within_tolerance": len(differences) == self._steps and largest <= tolerance,
+            "passed": bool(same["bit_exact"] and elastic["same_samples"] and elastic["within_tolerance"]),
+            "steps": steps,
+            "same_number": {"processes": first, **same},
+            "other_number": {"processes": other, **elastic},
         }
 
     def remove_runs(self) -> None:
