@@ -76,15 +76,18 @@ def fault_of(path: str, every_byte: bool) -> str | None:
 
 
 def _fault_inside(path: str, record: ShardRecord) -> str | None:
+    samples, damage = None, None
     with storage.open_read(path) as opened:
         file = _HashedFile(opened)
         try:
             samples = count_samples(file, path) if path.endswith(".tar") else None
         except ShardError as error:
-            return str(error)
+            damage = str(error)
         file.drain()
     if (actual := file.digest.hexdigest()) != record.sha256:
         return f"{path} has the SHA-256 {actual}, its record says {record.sha256}"
+    if damage is not None:
+        return damage
     if samples is None:
         samples = _rows(path)
     elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 from pipeline import frames, storage
 from pipeline.errors import ShardError
 from pipeline.index import read_index
-from pipeline.recipe import ClipsConfig, TokenizerConfig
+from pipeline.recipe import ClipsConfig, QualityConfig, TokenizerConfig
 from pipeline.shards import read_sample
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import Draws, EpisodeShape, draw_augmentation, is_held_out, stride_of
+from tokenize_offline.selection import select
 from training.order import DatasetSize, SampleOrder
 from training.tokenizer_clips import training_frames
 
@@ -55,7 +56,9 @@ class EpisodeTable:
     rows: dict[str, list[EpisodeRow]]
 
     @classmethod
-    def open(cls, shards: Sequence[str], split: str, held_out: float, want_held_out: bool) -> "EpisodeTable":
+    def open(
+        cls, shards: Sequence[str], split: str, held_out: float, want_held_out: bool, quality: QualityConfig | None = None
+    ) -> "EpisodeTable":
         """Open the indexes of data sets.
 
         Args:
@@ -63,17 +66,21 @@ class EpisodeTable:
             split: The split whose episodes are taken.
             held_out: Share of held-out episodes.
             want_held_out: Whether to take these, or all the others.
+            quality: Limits of the recipe; episodes beyond them are not taken. None takes all.
 
         Raises:
-            ShardError: There is no episode to train on.
+            ShardError: There is no episode to train on, or quality was not measured.
         """
         rows: dict[str, list[EpisodeRow]] = {}
-        for folder in (dataset for root in shards for dataset in dataset_folders(root)):
+        folders = [dataset for root in shards for dataset in dataset_folders(root)]
+        excluded = {(each.dataset, each.key) for each in select(folders, quality, held_out)} if quality is not None else set()
+        for folder in folders:
             dataset = storage.basename(folder)
             found = [
                 _row(folder, dataset, entry) for entry in read_index(folder, _COLUMNS).to_pylist() if entry["split"] == split
             ]
             found = [row for row in found if is_held_out(dataset, row.shape.key, held_out) == want_held_out]
+            found = [row for row in found if (dataset, row.shape.key) not in excluded]
             if found:
                 rows[dataset] = found
         if not rows and not want_held_out:

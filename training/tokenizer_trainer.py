@@ -75,9 +75,9 @@ class TokenizerTrainer:
                 f"take a multiple of {processes}"
             )
         weights = recipe.data.weights or (mixture(recipe.data.mixture) if recipe.data.mixture else None)
-        table = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=False)
+        table = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=False, quality=recipe.quality)
         self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
-        held_out = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=True)
+        held_out = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=True, quality=recipe.quality)
         plain = dataclasses.replace(recipe.clips, views=1)
         self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out.rows else None
         self._lpips = self._open_lpips()

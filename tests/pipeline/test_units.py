@@ -171,6 +171,7 @@ def test_what_is_not_found_is_said_with_what_is_there(tmp_path):
 def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
     output = tmp_path / "out"
     make(tmp_path, str(output), episodes=5, per_shard=1)
+    index.write_index(str(output), NAME, index.read_records(str(output)), [])
     assert inspect([str(tmp_path / "out"), "--verify"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["faults"] == 0 and report["splits"]["train"]["samples"] == 5

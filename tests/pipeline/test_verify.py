@@ -79,7 +79,7 @@ def spoil_end(path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_byte, "SHA-256|damaged"),
+        (spoil_byte, "has the SHA-256"),
         (spoil_count, "holds 2 samples, its record says 3"),
         (spoil_frames, "contradicts itself"),
         (spoil_end, "contradicts itself"),

@@ -22,6 +22,7 @@ from tokenize_offline.plan import find_shards, token_layout
 from tokenize_offline.planner import plan
 from tokenize_offline.selection import Measured, exclude, first_of_their_kind, select
 from tokenize_offline.token_shards import open_token_shard
+from training.tokenizer_data import EpisodeTable
 
 
 def with_quality(output, episodes, dataset="made_up", split="train", number=0):
@@ -204,3 +205,17 @@ def test_token_shards_of_different_limits_are_different_layouts(episodes):
     assert plain == token_layout(TINY, clips, "fp32", "ab" * 32)
     assert len({layout.clips_fingerprint for layout in (plain, limited, other)}) == 3
     assert len(find_shards([str(episodes)])) == 3
+
+
+def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
+    limits = QualityConfig(max_static=0.9, duplicates="exact")
+    left = {(e.dataset, e.key) for e in select(folders(episodes), limits, 0.0)}
+    whole, limited = (
+        {
+            (name, row.shape.key)
+            for name, rows in EpisodeTable.open([str(episodes)], "train", 0.0, False, quality).rows.items()
+            for row in rows
+        }
+        for quality in (None, limits)
+    )
+    assert limited == whole - left and len(left & whole) == 3
