@@ -89,8 +89,8 @@ def test_killed_in_the_middle_the_same_command_finishes_with_the_same_bytes(sour
 
 
 def test_a_truncated_file_is_listed_by_name_after_the_others_are_done_and_repair_completes(source, uninterrupted, tmp_path):
-    copy = tmp_path / "source"
-    copy.mkdir()
+    copy = tmp_path / source.parent.name / source.name
+    copy.mkdir(parents=True)
     for path in source.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     bad = copy / f"{NAME}-train.tfrecord-00003-of-0000{EPISODES}"
