@@ -241,11 +241,12 @@ def staged(path: str) -> Iterator[Path]:
         # What can't be removed either, the next one that publishes `path` removes.
         with contextlib.suppress(OSError):
             staging.unlink()
-    # A tenth of a glob's time, which would be most of it in a folder of thousands of files.
+    # In a folder of thousands of files a glob would take longer than writing a small one.
+    prefix = f".{final.name}."
     with os.scandir(final.parent) as entries:
-        leftovers = [e.path for e in entries if e.name.startswith(f".{final.name}.") and e.name.endswith(_PARTIAL)]
-    for leftover in leftovers:
-        Path(leftover).unlink(missing_ok=True)
+        leftovers = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_PARTIAL)]
+    for name in leftovers:
+        final.with_name(name).unlink(missing_ok=True)
 
 
 def write_bytes(path: str, data: bytes) -> None:
