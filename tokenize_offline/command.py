@@ -20,6 +20,7 @@ from tokenize_offline.fleet import Fleet
 from tokenize_offline.fleet_progress import FleetProgress
 from tokenize_offline.launch import own_share
 from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, folders_of, token_layout, unfinished, without
+from tokenize_offline.reader_pool import prepare_readers
 from tokenize_offline.selection import select
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker import WorkerReport, run_worker
@@ -59,6 +60,8 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
     resolution = given_value(parser, "data.resolution", arguments)
+    # While it starts, the tokenizer is opened and the plan made.
+    prepare_readers()
     with Fleet.join() as fleet:
         if not fleet.is_first:
             heard = fleet.hear()

@@ -59,6 +59,11 @@ class _ReaderDiedError(Exception):
     """The process is gone; the message says how it ended."""
 
 
+def prepare_readers() -> None:
+    """Start the server that readers are forked from, which imports torch meanwhile; call it before other slow beginnings."""
+    forkserver.ensure_running()
+
+
 class ReaderPool:
     """Reads episodes in processes. Use it as a context manager, and `read` from as many threads as it has processes."""
 
@@ -79,7 +84,7 @@ class ReaderPool:
             self._idle.put(None)
 
     def __enter__(self) -> Self:
-        forkserver.ensure_running()
+        prepare_readers()
         return self
 
     def __exit__(self, *_: object) -> None:

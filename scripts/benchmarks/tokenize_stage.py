@@ -2,8 +2,10 @@
 
 In one process: the engine on one batch that stays on the device, before and after the whole stage (read, decode, crop, batch,
 tokenize, publish) over episode shards; and beside it the plain module in eager fp32, as the published code runs it. Without
---shards it makes some: 80-pixel JPEGs, as ingest keeps them for 64 x 64. What a precision does to the ids is measured by
-`tokenizer_precision.py`. (A script here must not be named `tokenize.py`: it would stand in front of Python's own module.)
+--shards it makes some: JPEGs of 1.25 x the tokenizer's resolution, as ingest keeps them. The server that readers are forked
+from starts before the clock, as in the command, where it starts while the tokenizer is opened. What a precision does to the
+ids is measured by `tokenizer_precision.py`. (A script here must not be named `tokenize.py`: it would stand in front of
+Python's own module.)
 """
 
 import argparse
@@ -31,15 +33,15 @@ from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout
 from tokenize_offline.reader import read_clips
+from tokenize_offline.reader_pool import prepare_readers
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.worker import run_worker
 
 SIZES = {
     "tiny": CompressiveVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=16),
     "published": CompressiveVQConfig(),
-    "published-256": CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768)),
+    "published-256": CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768), max_att_resolution=32),
 }
-SIDE = 80
 # Dense matrix peaks in TFLOP/s by device and precision, from the makers' data sheets; fp32 without tensor cores.
 PEAKS = {
     "H200": {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
@@ -48,10 +50,10 @@ PEAKS = {
 }
 
 
-def make_shards(output: Path, shards: int, episodes: int, frames: int) -> None:
-    """Episode shards of smooth moving pictures with a little noise."""
+def make_shards(output: Path, shards: int, episodes: int, frames: int, side: int) -> None:
+    """Episode shards of smooth moving pictures, `side` pixels wide, with a little noise."""
     random = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:SIDE, 0:SIDE]
+    rows, columns = np.mgrid[0:side, 0:side]
     folder = output / "made_up"
     folder.mkdir(parents=True)
     for number in range(shards):
@@ -62,8 +64,8 @@ def make_shards(output: Path, shards: int, episodes: int, frames: int) -> None:
                         key=episode_key("train", 0, index),
                         dataset="made_up",
                         frames=[encode_jpeg(_picture(rows + t, columns + index, random)) for t in range(frames)],
-                        height=SIDE,
-                        width=SIDE,
+                        height=side,
+                        width=side,
                         rate=5.0,
                         base_step=5.0,
                         camera="front",
@@ -137,6 +139,7 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=16, help="Per made shard; two shards are made.")
     parser.add_argument("--seconds", type=float, default=5.0, help="How long the bare model is timed, twice.")
     options = parser.parse_args()
+    prepare_readers()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = (
@@ -149,7 +152,7 @@ def main() -> int:
     engine = TokenizerEngine(model, device, options.precision, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         if not options.shards:
-            make_shards(Path(folder) / "episodes", shards=2, episodes=options.episodes, frames=48)
+            make_shards(Path(folder) / "episodes", 2, options.episodes, 48, model.config.resolution * 5 // 4)
         tasks = find_shards(options.shards or [str(Path(folder) / "episodes")])
         resident = first_clips(tasks[0], clips, model.config.resolution, options.batch).to(device)
         engine.ids_of(resident).cpu()
