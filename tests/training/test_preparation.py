@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
@@ -232,6 +233,18 @@ def test_held_out_clips_are_opened_for_the_data_sets_of_the_mixture_alone(tmp_pa
     run = _prepare(tmp_path, recipe)
     assert run.store.datasets == ("beta",) and run.held_out.datasets == ("beta",)
     assert run.held_out.positions("beta") == 2
+
+
+def test_a_sample_is_traced_back_to_its_episode_through_several_shards(tmp_path):
+    for number in (0, 1, 2):
+        write_shard(tmp_path / "tokens", number=number, positions=4, views=2)
+    run = _prepare(tmp_path)
+    rows = [run.order[sample][1] for sample in range(24)]
+    expected = [(sample, "alpha", f"train-00000-{row % 8 // 2:06d}", row % 2) for sample, row in enumerate(rows)]
+    clips = run.clips(0, 24)
+    assert [(clip["sample"], clip["dataset"], clip["episode"], clip["view"]) for clip in clips] == expected
+    with pytest.raises(IndexError, match="has 24 rows"):
+        run.store.sources(("alpha",), np.array([0]), np.array([24]))
 
 
 def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path):
