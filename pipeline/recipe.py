@@ -253,6 +253,9 @@ class ModelConfig:
         attention_dropout: Dropout on attention weights while training.
         actions: Whether the model is conditioned on actions; their dimension comes from the token shards.
         rewards: Whether the model predicts rewards.
+        reward_weight: Of the squared error of the rewards beside the loss per label id; 1 as published.
+        action_reconstruction: Of the squared error with which every id of a future frame tells the action that led there; 0,
+            as in all published runs, has no such head.
     """
 
     layers: int = 12
@@ -263,8 +266,19 @@ class ModelConfig:
     attention_dropout: float = 0.1
     actions: bool = False
     rewards: bool = False
+    reward_weight: float = 1.0
+    action_reconstruction: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(self.reward_weight > 0, f"model.reward_weight must be above 0, not {self.reward_weight}")
+        _require(
+            self.action_reconstruction >= 0,
+            f"model.action_reconstruction must be at least 0, not {self.action_reconstruction}",
+        )
+        _require(
+            self.actions or not self.action_reconstruction,
+            "model.action_reconstruction needs model.actions: turn that on, or set it to 0",
+        )
         _require(self.width % self.heads == 0, f"model.heads {self.heads} must divide model.width {self.width}")
         _require(
             (self.width // self.heads) % 2 == 0,
@@ -281,9 +295,16 @@ class TrainingConfig:
         micro_batch: Clips in one forward pass of one process; the rest is gradient accumulation. None takes all at once.
         steps: Optimizer steps.
         learning_rate: Peak learning rate.
-        schedule: Shape of the learning rate over steps.
+        init_from: Model or transformer folder (local, a URL or a hub id) whose Llama is what training starts from; heads for
+            actions and rewards start anew. None starts from random weights.
+        lora_rank: Rank of the updates of weight matrices that are trained in place of the matrices themselves (LoRA); 8 in
+            the published code, 0 trains all weights. The exported model has them merged.
+        lora_alpha: Updates are scaled by lora_alpha / lora_rank; 32 in the published code.
+        lora_dropout: Dropout in front of the updates; 0 in the published code.
+        schedule: Shape of the learning rate over steps after warm-up; `wsd` stays at the peak, then decays linearly.
         warmup_steps: Steps of linear warm-up.
-        final_learning_rate: Share of the peak that cosine ends on.
+        decay_steps: Steps at the end of `wsd` in which it decays; None takes a tenth of all.
+        final_learning_rate: Share of the peak that cosine and `wsd` end on.
         weight_decay: On weight matrices; none on embeddings, norms and biases.
         adam_beta1: First moment decay.
         adam_beta2: Second moment decay.
@@ -294,6 +315,11 @@ class TrainingConfig:
         seed: Of initialisation, order and dropout.
         workers: Threads that read and collate batches ahead.
         log_every: Steps between lines of metrics.
+        wandb_project: Project of Weights & Biases that metrics and predictions go to as well; None does without. What else
+            it needs (WANDB_MODE=offline, WANDB_ENTITY, WANDB_NAME, the key) it reads from its own environment variables.
+        evaluate_every: Steps between evaluations on held-out clips; there is always one at the end.
+        evaluate_clips: Held-out clips of each data set that an evaluation takes, at most.
+        evaluate_predictions: Held-out clips that are predicted at each evaluation, as animations; they need the tokenizer.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
         keep_every: Checkpoints of a multiple of this many steps are kept for good; 0 keeps none so.
@@ -306,8 +332,13 @@ class TrainingConfig:
     micro_batch: int | None = None
     steps: int = 700_000
     learning_rate: float = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    init_from: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     warmup_steps: int = 5000
+    decay_steps: int | None = None
     final_learning_rate: float = 0.0
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
@@ -319,6 +350,10 @@ class TrainingConfig:
     seed: int = 0
     workers: int = 1
     log_every: int = 10
+    wandb_project: str | None = None
+    evaluate_every: int = 1000
+    evaluate_clips: int = 64
+    evaluate_predictions: int = 4
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     keep_every: int = 0
@@ -329,6 +364,17 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _require(self.global_batch >= 1, f"training.global_batch must be at least 1, not {self.global_batch}")
         _require(self.steps >= 1, f"training.steps must be at least 1, not {self.steps}")
+        _require(self.lora_rank >= 0, f"training.lora_rank must be at least 0, not {self.lora_rank}")
+        _require(
+            self.lora_rank == 0 or self.init_from is not None,
+            "training.lora_rank trains updates of a trained model: name that by training.init_from, or set it to 0",
+        )
+        _require(0 <= self.lora_dropout < 1, f"training.lora_dropout must be in [0, 1), not {self.lora_dropout}")
+        _require(self.lora_alpha > 0, f"training.lora_alpha must be above 0, not {self.lora_alpha}")
+        _require(
+            self.decay_steps is None or self.decay_steps >= 1,
+            f"training.decay_steps must be at least 1, not {self.decay_steps}",
+        )
         _require(self.learning_rate > 0, f"training.learning_rate must be above 0, not {self.learning_rate}")
         _require(self.checkpoint_every >= 1, f"training.checkpoint_every must be at least 1, not {self.checkpoint_every}")
         _require(self.keep_checkpoints >= 1, f"training.keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
@@ -339,6 +385,11 @@ class TrainingConfig:
         )
         _require(self.nonfinite_limit >= 1, f"training.nonfinite_limit must be at least 1, not {self.nonfinite_limit}")
         _require(self.log_every >= 1, f"training.log_every must be at least 1, not {self.log_every}")
+        _require(self.evaluate_every >= 1, f"training.evaluate_every must be at least 1, not {self.evaluate_every}")
+        _require(self.evaluate_clips >= 1, f"training.evaluate_clips must be at least 1, not {self.evaluate_clips}")
+        _require(
+            self.evaluate_predictions >= 0, f"training.evaluate_predictions must be at least 0, not {self.evaluate_predictions}"
+        )
 
 
 @dataclass

@@ -12,11 +12,17 @@ from pipeline.recipe import TrainingConfig
 from training.schedule import dropout_seed, learning_rate, plan_batches
 
 
-@given(steps=st.integers(2, 5000), warmup=st.integers(0, 6000), final=st.floats(0, 1), constant=st.booleans())
-def test_the_rate_rises_to_its_peak_then_never_rises_again_and_stays_above_the_final_share(steps, warmup, final, constant):
-    config = TrainingConfig(
-        steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule="constant" if constant else "cosine"
-    )
+@given(
+    steps=st.integers(2, 5000),
+    warmup=st.integers(0, 6000),
+    final=st.floats(0, 1),
+    schedule=st.sampled_from(["cosine", "constant", "wsd"]),
+    decay=st.none() | st.integers(1, 6000),
+)
+def test_the_rate_rises_to_its_peak_then_never_rises_again_and_stays_above_the_final_share(
+    steps, warmup, final, schedule, decay
+):
+    config = TrainingConfig(steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule=schedule, decay_steps=decay)
     rates = [learning_rate(config, step) for step in range(0, steps + 1, max(1, steps // 50))]
     rising = [a for a, step in zip(rates, range(0, steps + 1, max(1, steps // 50)), strict=True) if step <= warmup]
     assert all(a < b for a, b in itertools.pairwise(rising))
@@ -32,6 +38,17 @@ def test_the_published_schedule_passes_through_known_points():
     assert learning_rate(config, 55_000) == pytest.approx(0.5e-4)
     assert learning_rate(config, 30_000) == pytest.approx(1e-4 * 0.5 * (1 + math.cos(math.pi / 4)))
     assert learning_rate(config, 105_000) == pytest.approx(0, abs=1e-12)
+
+
+def test_warmup_stable_decay_stays_at_its_peak_until_the_last_steps_and_falls_evenly():
+    config = TrainingConfig(
+        steps=1000, warmup_steps=100, learning_rate=2.0, schedule="wsd", decay_steps=200, final_learning_rate=0.5
+    )
+    assert {learning_rate(config, step) for step in range(100, 801)} == {2.0}
+    assert learning_rate(config, 900) == pytest.approx(1.5)
+    assert learning_rate(config, 999) == pytest.approx(1 + 1 / 200)
+    tenth = TrainingConfig(steps=1000, warmup_steps=0, learning_rate=1.0, schedule="wsd")
+    assert (learning_rate(tenth, 900), learning_rate(tenth, 950)) == (1.0, pytest.approx(0.5))
 
 
 @given(world=st.integers(1, 12), micro=st.integers(1, 6), accumulation=st.integers(1, 5), step=st.integers(0, 10**7))
