@@ -25,7 +25,7 @@ def run(tasks: Sequence[Task], address: str) -> None:
     try:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--spark needs {error.name}: pip install 'ivideogpt-pipeline[spark]'") from error
+        raise ConfigError(f"--spark needs {error.name}: pip install pyspark==4.3.0") from error
     with SparkSession.builder.master(address).appName("ivideogpt-ingest").getOrCreate() as session:
         session.sparkContext.parallelize(tasks, len(tasks)).foreachPartition(_run_all)
 

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Ingest on several hosts by Dask. Where ssh reaches all of them and they share the project's environment and a file system:
+#
+#   HOSTS="node1 node2 node3" scripts/dask/ingest.sh --dataset kuka --source /data/oxe --output /data/episodes
+#
+# starts a scheduler here and a worker process for every core there, ingests, and stops them. HOME_ADDRESS is the address under
+# which the hosts reach this one. On Kubernetes: scripts/dask/kubernetes.yaml. On Slurm or anywhere else, start `dask scheduler` and `dask
+# worker tcp://SCHEDULER:8786 --nworkers auto --nthreads 1` by its own means and pass `--dask tcp://SCHEDULER:8786`.
+set -euo pipefail
+
+: "${HOSTS:?names of the hosts}"
+address=tcp://${HOME_ADDRESS:-$(hostname -I | cut -d' ' -f1)}:${PORT:-8786}
+export OMP_NUM_THREADS=1
+started=()
+trap 'kill "${started[@]}" 2>/dev/null || true' EXIT
+
+dask scheduler --port "${PORT:-8786}" --no-dashboard &
+started+=($!)
+for host in $HOSTS; do
+  # -tt: the worker ends with this script.
+  ssh -tt -o BatchMode=yes "$host" \
+    "OMP_NUM_THREADS=1 '$(command -v dask)' worker $address --nworkers auto --nthreads 1 --no-dashboard" \
+    </dev/null >"dask-$host.log" 2>&1 &
+  started+=($!)
+done
+ivideogpt-ingest --dask "$address" "$@"
