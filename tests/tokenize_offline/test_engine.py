@@ -58,3 +58,25 @@ def test_half_precision_changes_few_ids(shared):
     exact = TokenizerEngine(model, CPU, "fp32", 2).tokenize(frames)
     rounded = TokenizerEngine(model, CPU, "bf16", 2).tokenize(frames)
     assert 0.9 < (exact == rounded).float().mean() < 1
+
+
+def test_the_whole_model_is_one_graph_for_the_compiler(clips):
+    model = tiny_model()
+    frames = torch.stack(clips[:2])
+    # `fullgraph` raises at anything that would break the graph in two; this backend runs it as it was captured.
+    compiled = torch.compile(model.tokenize, dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        assert torch.equal(compiled(frames), model.tokenize(frames))
+
+
+@pytest.mark.soak
+def test_compiled_kernels_give_the_right_ids(shared):
+    for name in ("context1", "context2"):
+        model = CompressiveVQModel.from_pretrained(str(shared / "parity" / name))
+        with np.load(shared / "parity" / name / "expected.npz") as expected:
+            frames, tokens = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["tokens"].astype(np.int64))
+        # As on a GPU: static shapes, channels-last weights.
+        TokenizerEngine(model, CPU, "fp32", 2)
+        compiled = torch.compile(model.tokenize, dynamic=False, fullgraph=True)
+        with torch.inference_mode():
+            assert (compiled(frames) == tokens).float().mean() >= 0.999
