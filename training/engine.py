@@ -61,7 +61,13 @@ def deepspeed_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any
         "steps_per_print": sys.maxsize,
     }
     if training.precision == "bf16":
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # Gradients are summed in fp32 between processes as within them, so that the sum hardly depends on their number. A
+        # DeepSpeed file may say `"communication_data_type": "bf16"` for half of the traffic.
+        config |= {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
     extra = _read_file(training) if training.deepspeed else {}
     config = _merge(config, extra)
     if "offload_optimizer" in config["zero_optimization"]:

@@ -86,7 +86,7 @@ def _lose_a_host(tmp_path, zero_stage, last):
 
 @needs_hosts
 def test_a_run_on_two_hosts_that_loses_one_goes_on_with_the_other(tmp_path):
-    tokens, output, chosen = _lose_a_host(tmp_path, 3, 100)
+    tokens, output, chosen = _lose_a_host(tmp_path, 3, 60)
     reached = _reached(output)
     with network_hosts(1) as (host,):
         _finish(_launch([host], tokens, output, training__steps=reached + 3, **chosen), output)

@@ -30,6 +30,7 @@ def test_batch_sizes_come_from_the_recipe_and_the_number_of_processes():
 def test_bf16_accumulates_gradients_in_fp32():
     config = _config(precision="bf16", zero_stage=2)
     assert config["bf16"] == {"enabled": True} and config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
     assert "bf16" not in _config(precision="fp32")
 
 
