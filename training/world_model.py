@@ -1,4 +1,4 @@
-"""The world model's network: a Llama over the tokenizer's ids, with optional action and reward heads.
+"""The world model's network: a Llama over the tokenizer's ids, with optional heads for actions and rewards.
 
 Every position that matters (labels, action slots, reward slots) follows from the token layout, so the forward pass cuts the
 sequence with fixed slices: nothing depends on the data, and the same code runs compiled and under ZeRO 1 to 3. The price is
@@ -18,7 +18,7 @@ from pipeline.recipe import ModelConfig
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
 from training import transformer_files
-from training.loss import next_id_loss, reward_loss
+from training.loss import next_id_losses, squared_error
 
 INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
 _LLAMA = "llm."
@@ -29,41 +29,51 @@ class NetworkOutput(NamedTuple):
     """What a training step needs.
 
     Attributes:
-        loss: Scalar fp32 to call backward on: the sum of the losses below.
+        loss: Scalar fp32 to call backward on: the weighted sum of the losses below.
         label_loss: Mean cross-entropy over the labelled positions, in nats.
         reward_loss: Mean squared error of the rewards; None without a reward head.
         label_count: Labelled positions in the batch.
+        id_losses: (B, N) fp32 cross-entropy of each labelled position.
+        action_loss: Mean squared error of the reconstructed actions; None without a head for it.
     """
 
     loss: torch.Tensor
     label_loss: torch.Tensor
     reward_loss: torch.Tensor | None
     label_count: int
+    id_losses: torch.Tensor
+    action_loss: torch.Tensor | None
 
 
 class WorldModelNetwork(nn.Module):
-    """The Llama under `llm`, and beside it `action_linear` and `reward_linear` where the model has them.
+    """The Llama under `llm`, and beside it `action_linear`, `reward_linear` and `action_recon_linear` where it has them.
 
     Attributes:
         layout: Where ids stand in the sequences it reads.
         action_dim: Columns of an action; 0 for an action-free model.
         has_reward: Whether it predicts rewards.
+        reconstructs: Whether it tells the actions from its hidden states.
+        weights: Of the losses of rewards and reconstructed actions beside the loss per label id.
     """
 
-    def __init__(self, config: LlamaConfig, layout: IdGeometry, action_dim: int, has_reward: bool) -> None:
+    def __init__(
+        self, config: LlamaConfig, layout: IdGeometry, action_dim: int, has_reward: bool, reconstructs: bool = False
+    ) -> None:
         super().__init__()
         self.layout = layout
         self.action_dim = action_dim
         self.has_reward = has_reward
+        self.reconstructs = reconstructs
+        self.weights = (1.0, 1.0)
         self.llm = LlamaForCausalLM(config)
         if action_dim:
             self.action_linear = nn.Linear(action_dim, config.hidden_size)
             nn.init.zeros_(self.action_linear.weight)
             nn.init.zeros_(self.action_linear.bias)
         if has_reward:
-            self.reward_linear = nn.Linear(config.hidden_size, 1)
-            nn.init.normal_(self.reward_linear.weight, std=INITIAL_DEVIATION)
-            nn.init.zeros_(self.reward_linear.bias)
+            self.reward_linear = _fresh_head(config.hidden_size, 1)
+        if reconstructs:
+            self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
 
     @property
     def config(self) -> LlamaConfig:
@@ -86,15 +96,29 @@ class WorldModelNetwork(nn.Module):
         hidden = self.hidden_states(ids, action)
         first = self.layout.prefix_length
         targets = ids[:, first:]
-        label_loss = next_id_loss(self.llm.lm_head(hidden[:, first - 1 : -1]), targets)
-        if not self.has_reward:
-            return NetworkOutput(label_loss, label_loss.detach(), None, targets.numel())
+        id_losses = next_id_losses(self.llm.lm_head, hidden[:, first - 1 : -1], targets)
+        loss = label_loss = id_losses.mean()
+        reward_loss = self._reward_loss(hidden, reward) if self.has_reward else None
+        action_loss = self._action_loss(hidden, action) if self.reconstructs and action is not None else None
+        for weight, part in zip(self.weights, (reward_loss, action_loss), strict=True):
+            if part is not None:
+                loss = loss + weight * part
+        reward_loss, action_loss = (None if part is None else part.detach() for part in (reward_loss, action_loss))
+        return NetworkOutput(loss, label_loss.detach(), reward_loss, targets.numel(), id_losses.detach(), action_loss)
+
+    def _reward_loss(self, hidden: torch.Tensor, reward: torch.Tensor | None) -> torch.Tensor:
         predicted = self.rewards(hidden)
         lead = self.layout.context_length - 1
-        if reward is None or reward.shape[0] != len(ids) or reward.shape[1] < lead + predicted.shape[1]:
+        if reward is None or reward.shape[0] != len(hidden) or reward.shape[1] < lead + predicted.shape[1]:
             raise ValueError(f"a model with a reward head needs (B, T) rewards, not {_shape(reward)}")
-        loss = reward_loss(predicted, reward[:, lead : lead + predicted.shape[1]])
-        return NetworkOutput(label_loss + loss, label_loss.detach(), loss.detach(), targets.numel())
+        return squared_error(predicted, reward[:, lead : lead + predicted.shape[1]])
+
+    def _action_loss(self, hidden: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Every id of a future frame, its start included, tells the action that led to the frame."""
+        told = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
+        told = told.unflatten(1, (-1, self.layout.future_ids))
+        lead = self.layout.context_length - 1
+        return squared_error(told, action[:, lead : lead + told.shape[1], None])
 
     def embed(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L, width) input embeddings; with actions the i-th start-of-future-frame has that of action[:, t - 1 + i] added.
@@ -193,20 +217,26 @@ def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WorldModelNetwork(config, layout, action_dim if model.actions else 0, model.rewards)
+        network = WorldModelNetwork(
+            config, layout, action_dim if model.actions else 0, model.rewards, bool(model.action_reconstruction)
+        )
+    network.weights = (model.reward_weight, model.action_reconstruction)
+    return network
 
 
 def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
     """The optimizer's two parameter groups: weight matrices, which decay, and embeddings, norms and biases, which don't.
 
-    Works before and after ZeRO-3 has cut the parameters up, since it goes by module and name, never by shape.
+    Frozen parameters are in neither. Works before and after ZeRO-3 has cut the parameters up, since it goes by module and
+    name, never by shape.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             matrix = isinstance(module, nn.Linear) and name == "weight"
-            (decayed if matrix else plain).append(parameter)
+            if parameter.requires_grad:
+                (decayed if matrix else plain).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
@@ -232,7 +262,11 @@ def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwor
     # Compared on the meta device first: a wrong configuration must not take memory for what it states.
     with torch.device("meta"):
         network = WorldModelNetwork(
-            config, layout, shapes.get("action_linear.weight", (0,))[-1], "reward_linear.weight" in shapes
+            config,
+            layout,
+            shapes.get("action_linear.weight", (0,))[-1],
+            "reward_linear.weight" in shapes,
+            "action_recon_linear.weight" in shapes,
         )
     transformer_files.require_same_shapes(network.state_dict(), shapes, folder)
     network.load_state_dict(_own_names(transformer_files.read_weights(folder)), assign=True)
@@ -249,7 +283,12 @@ def load_pretrained_llama(network: WorldModelNetwork, folder: str | Path) -> Non
 
     Raises:
         SourceError: The folder's Llama is missing, or has other parameters or shapes; the message names them.
+        ConfigError: Its shapes agree but it computes something else with them.
     """
+    config = transformer_files.read_config(folder)
+    wanted, found = network.config.num_attention_heads, config.num_attention_heads
+    if found != wanted:
+        raise ConfigError(f"{folder} has {found} attention heads, model.heads is {wanted}: set it to {found}")
     weights = _own_names(transformer_files.read_weights(folder))
     llama = {name.removeprefix(_LLAMA): tensor for name, tensor in weights.items() if name.startswith(_LLAMA)}
     own = network.llm.state_dict()
@@ -262,6 +301,13 @@ def _own_names(entries: dict[str, Entry]) -> dict[str, Entry]:
     if any(name.startswith(_LLAMA) for name in entries):
         return entries
     return {_LLAMA + name: entry for name, entry in entries.items()}
+
+
+def _fresh_head(width: int, columns: int) -> nn.Linear:
+    head = nn.Linear(width, columns)
+    nn.init.normal_(head.weight, std=INITIAL_DEVIATION)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def _shape(tensor: torch.Tensor | None) -> str:

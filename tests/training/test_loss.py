@@ -1,32 +1,68 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from training.loss import next_id_loss, reward_loss
+from training.loss import next_id_losses, squared_error
+
+
+def _case(rows, positions, vocabulary, seed, width=5):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, positions, width, generator=generator, requires_grad=True)
+    weight = torch.randn(vocabulary, width, generator=generator, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (rows, positions), generator=generator)
+    return hidden, weight, targets
 
 
 def test_uniform_scores_cost_the_logarithm_of_the_vocabulary():
-    logits = torch.zeros(2, 5, 7)
-    assert torch.isclose(next_id_loss(logits, torch.ones(2, 5, dtype=torch.int64)), torch.tensor(7.0).log())
+    losses = next_id_losses(lambda hidden: hidden, torch.zeros(2, 5, 7), torch.ones(2, 5, dtype=torch.int64))
+    assert torch.allclose(losses, torch.full((2, 5), 7.0).log())
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 9), st.integers(0, 2**31))
-def test_loss_is_the_mean_negative_log_probability_of_the_targets(rows, positions, vocabulary, seed):
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, positions, vocabulary, generator=generator)
-    targets = torch.randint(0, vocabulary, (rows, positions), generator=generator)
-    chosen = logits.double().log_softmax(-1).gather(-1, targets[..., None])
-    assert torch.isclose(next_id_loss(logits, targets).double(), -chosen.mean(), atol=1e-5)
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 9), st.integers(1, 20), st.integers(0, 2**31))
+def test_losses_and_gradients_are_those_of_a_softmax_over_full_logits_in_double_precision(
+    rows, positions, vocabulary, chunk, seed
+):
+    hidden, weight, targets = _case(rows, positions, vocabulary, seed)
+    losses = next_id_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk)
+    ours = torch.autograd.grad(losses.mean(), (hidden, weight))
+    logits = hidden.double() @ weight.double().T
+    chosen = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    naive = torch.autograd.grad(chosen.mean(), (hidden, weight))
+    assert torch.allclose(losses.double(), chosen, atol=1e-5)
+    for got, wanted in zip(ours, naive, strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
 
 
 def test_half_precision_logits_are_summed_in_full_precision():
     logits = torch.randn(1, 4, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(4)[None]
-    loss = next_id_loss(logits, targets)
-    assert loss.dtype == torch.float32
-    assert torch.isclose(loss, next_id_loss(logits.float(), targets))
+    losses = next_id_losses(nn.Identity(), logits, targets)
+    assert losses.dtype == torch.float32
+    assert torch.allclose(losses, next_id_losses(nn.Identity(), logits.float(), targets))
 
 
-def test_reward_loss_is_the_mean_squared_error():
-    assert reward_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])) == 5.0
+@pytest.mark.parametrize("backward", [False, True])
+def test_logits_never_exist_for_more_than_a_chunk_and_are_made_again_for_the_backward_pass(backward):
+    hidden, weight, targets = _case(4, 25, 11, seed=1)
+    shapes = []
+
+    def head(states):
+        shapes.append(tuple(states.shape))
+        return nn.functional.linear(states, weight)
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.numel()) or saved, lambda saved: saved):
+        loss = next_id_losses(head, hidden, targets, chunk=30).mean()
+    assert shapes == [(30, 5), (30, 5), (30, 5), (10, 5)]
+    assert max(kept, default=0) < 30 * 11, "logits or their softmax are kept for the backward pass"
+    if backward:
+        loss.backward()
+        assert sorted(shapes) == sorted([(30, 5)] * 6 + [(10, 5)] * 2)
+
+
+def test_squared_error_is_a_mean_over_all_that_is_predicted():
+    assert squared_error(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])) == 5.0
+    assert squared_error(torch.ones(2, 3, 4, 2), torch.zeros(2, 3, 1, 2)) == 1.0
