@@ -20,6 +20,7 @@ import torch
 from pipeline import storage
 from pipeline.errors import ConfigError
 from pipeline.recipe import TrainingConfig
+from training.fine_tuning import merged, tell_engine
 from training.processes import Processes
 from training.schedule import BatchPlan
 from training.world_model import WorldModelNetwork, parameter_groups
@@ -111,6 +112,8 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
     )
     with quiet():
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+        if network.updates is not None:
+            tell_engine(network)
         if training.compile:
             engine.compile()
     return engine
@@ -182,7 +185,7 @@ def set_learning_rate(engine: Any, rate: float) -> None:
 
 
 def full_weights(engine: Any, network: WorldModelNetwork) -> dict[str, torch.Tensor] | None:
-    """All parameters in fp32 in host memory, gathered parameter by parameter; None on every rank but 0.
+    """All parameters in fp32 in host memory, gathered one by one, low-rank updates merged; None on every rank but 0.
 
     fp32 master weights where training is in bf16. Call it on all ranks.
     """
@@ -190,8 +193,10 @@ def full_weights(engine: Any, network: WorldModelNetwork) -> dict[str, torch.Ten
 
     weights = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         full = safe_get_full_fp32_param(parameter)
         if engine.global_rank == 0:
             # Without ZeRO there is no master copy beside the fp32 parameter itself.
             weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
-    return weights if engine.global_rank == 0 else None
+    return merged(network, weights) if engine.global_rank == 0 else None

@@ -9,6 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from pipeline import storage
 from pipeline.errors import SourceError
+from training.transformer_files import CONFIG
 
 TOKENIZER = "tokenizer"
 TRANSFORMER = "transformer"
@@ -39,6 +40,20 @@ def locate_model(path: str) -> Path:
             f"a model is a folder that holds {TOKENIZER}/ and {TRANSFORMER}/"
         )
     return folder
+
+
+def locate_transformer(path: str) -> Path:
+    """A local folder with the transformer of a model.
+
+    Args:
+        path: As for `locate_model`, or a local transformer folder itself.
+
+    Raises:
+        SourceError: There is no such model, or it lacks a part.
+    """
+    if storage.is_local(path) and (storage.local_path(path) / CONFIG).is_file():
+        return storage.local_path(path)
+    return locate_model(path) / TRANSFORMER
 
 
 def _fetched(url: str) -> Path:

@@ -25,6 +25,7 @@ from tokenize_offline.tokenizer.loading import TokenizerFiles
 from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, RECIPE_NAME, find_tokenizer
+from training.fine_tuning import start_from
 from training.order import SampleOrder
 from training.processes import Place
 from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity
@@ -161,7 +162,8 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
         )
     network = build_network(recipe.model, store.layout, store.action_dim if recipe.model.actions else 0, training.seed)
-    identity = identify(recipe, store)
+    initial = start_from(network, training, exports=place.rank == 0)
+    identity = identify(recipe, store, initial)
     if known is not None:
         require_same_run(folder, known, identity, checkpoint)
     if place.rank == 0:

@@ -23,6 +23,10 @@ _LOCK_NAME = ".lock"
 _FREE = (
     "steps",
     "log_every",
+    "evaluate_every",
+    "evaluate_clips",
+    "evaluate_predictions",
+    "wandb_project",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
@@ -31,17 +35,27 @@ _FREE = (
     "micro_batch",
     "compile",
     "deepspeed",
+    # Its content decides, not where it lies.
+    "init_from",
 )
 
 
-def identify(recipe: Recipe, store: TokenStore) -> dict[str, Any]:
-    """What must be the same when a run over the data sets of a store is resumed; data sets may join."""
-    identity = {
+def identify(recipe: Recipe, store: TokenStore, initial: str | None = None) -> dict[str, Any]:
+    """What must be the same when a run over the data sets of a store is resumed; data sets may join.
+
+    Args:
+        recipe: Of the run.
+        store: Its training clips.
+        initial: SHA-256 of the weights that it started from; None where these were random.
+    """
+    identity: dict[str, Any] = {
         "model": dataclasses.asdict(recipe.model),
         "training": {key: value for key, value in dataclasses.asdict(recipe.training).items() if key not in _FREE},
         "layout": dataclasses.asdict(store.layout),
         "datasets": {name: dataclasses.asdict(store.sizes[name]) for name in store.datasets},
     }
+    if initial is not None:
+        identity["initial_sha256"] = initial
     # As JSON gives it back, so that it compares equal to what a run folder holds.
     return dict(json.loads(json.dumps(identity)))
 

@@ -7,7 +7,7 @@ that all rows of a batch share one layout.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
 from training import transformer_files
 from training.loss import next_id_losses, squared_error
+
+if TYPE_CHECKING:
+    from training.fine_tuning import Updates
 
 INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
 _LLAMA = "llm."
@@ -54,6 +57,7 @@ class WorldModelNetwork(nn.Module):
         has_reward: Whether it predicts rewards.
         reconstructs: Whether it tells the actions from its hidden states.
         weights: Of the losses of rewards and reconstructed actions beside the loss per label id.
+        updates: Low-rank updates of the Llama, where there are any.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class WorldModelNetwork(nn.Module):
         self.has_reward = has_reward
         self.reconstructs = reconstructs
         self.weights = (1.0, 1.0)
+        self.updates: Updates | None = None
         self.llm = LlamaForCausalLM(config)
         if action_dim:
             self.action_linear = nn.Linear(action_dim, config.hidden_size)
@@ -74,6 +79,10 @@ class WorldModelNetwork(nn.Module):
             self.reward_linear = _fresh_head(config.hidden_size, 1)
         if reconstructs:
             self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
+
+    def blank(self) -> "WorldModelNetwork":
+        """Another network of the same shape, without updates."""
+        return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs)
 
     @property
     def config(self) -> LlamaConfig:
@@ -163,14 +172,16 @@ class WorldModelNetwork(nn.Module):
 
         Args:
             folder: Local; made if it isn't there.
-            state_dict: Full weights under this network's own names, in place of its own (a training engine holds them cut
-                up, or in another precision).
+            state_dict: Full weights under the names that this network has without updates, in place of its own (a training
+                engine holds them cut up, or in another precision).
 
         Raises:
             ValueError: `state_dict` lacks parameters of the network, or has others.
         """
+        with torch.device("meta"):
+            names = self.blank().state_dict().keys()
         state = self.state_dict() if state_dict is None else state_dict
-        if unequal := state.keys() ^ self.state_dict().keys():
+        if unequal := state.keys() ^ names:
             raise ValueError(f"the weights to save don't match the network: {sorted(unequal)[:4]}")
         prefix = "" if self.action_dim or self.has_reward else _LLAMA
         transformer_files.write(folder, self.config, {name.removeprefix(prefix): tensor for name, tensor in state.items()})
