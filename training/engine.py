@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline import storage
 from pipeline.errors import ConfigError
@@ -26,6 +28,8 @@ from training.schedule import BatchPlan
 from training.world_model import WorldModelNetwork, parameter_groups
 
 log = logging.getLogger(__name__)
+# transformers makes no mask for an implementation that it has no maker of masks for.
+_CAUSAL = "sdpa_causal"
 # What the recipe decides, so that a DeepSpeed file must not.
 _OWNED = (
     "train_batch_size",
@@ -104,6 +108,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: dict[str, Any], processes: Processes) -> Any:
     """A DeepSpeed engine over `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
     deepspeed = _import_deepspeed(processes.device)
+    attend_causally(network)
     optimizer = torch.optim.AdamW(
         parameter_groups(network.to(processes.device), training.weight_decay),
         lr=training.learning_rate,
@@ -117,6 +122,16 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
         if training.compile:
             engine.compile()
     return engine
+
+
+def attend_causally(network: WorldModelNetwork) -> None:
+    """Let attention be causal by SDPA's own flag, without a mask: a mask rules the flash kernel out.
+
+    For whole sequences only, as training has them. transformers leaves the mask away by itself, but not while it is compiled
+    with torch before 2.14.
+    """
+    AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+    network.llm.set_attn_implementation(_CAUSAL)
 
 
 def _import_deepspeed(device: torch.device) -> Any:
