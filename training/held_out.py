@@ -1,4 +1,13 @@
-"""The loss on held-out clips, on the same clips every time."""
+"""The loss on held-out clips, by data set and by how far in the future a frame lies; on the same clips every time.
+
+Clips are dealt to the ranks in rounds of one micro batch each, the last round filled up with clips that don't count. So all
+ranks run the same number of forward passes of the same shape, as ZeRO-3 and compiled code want it, and any number of
+processes measures the same clips.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -9,50 +18,90 @@ from training.token_store import TokenStore
 from training.world_model import WorldModelNetwork
 
 
-def spread_positions(store: TokenStore, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` clip positions, spread evenly over all data sets of a store, each in its plain view.
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Losses in nats per label id.
 
-    Returns:
-        (n,) position in `store.datasets`, and (n,) row in that data set.
+    Attributes:
+        loss: Mean of the data sets' losses, weighted as the mixture weighs them.
+        by_dataset: Data set -> mean loss of its clips.
+        by_frame: Future frame, counted from 1 -> mean loss of its ids, data sets weighted likewise.
     """
-    sizes = [store.sizes[name] for name in store.datasets]
-    starts = np.cumsum([0, *(size.positions for size in sizes)])
-    count = min(limit, int(starts[-1]))
-    chosen = np.arange(count) * int(starts[-1]) // max(count, 1)
-    dataset = np.searchsorted(starts, chosen, side="right") - 1
-    return dataset, (chosen - starts[dataset]) * np.array([size.views for size in sizes])[dataset]
+
+    loss: float
+    by_dataset: dict[str, float]
+    by_frame: dict[str, float]
+
+
+def spread_rows(store: TokenStore, name: str, limit: int) -> np.ndarray:
+    """(n,) rows of at most `limit` clip positions, spread evenly over a data set, each in its plain view."""
+    positions = store.positions(name)
+    count = min(limit, positions)
+    return np.arange(count) * positions // max(count, 1) * store.views(name)
+
+
+def mixture_shares(store: TokenStore, weights: Mapping[str, Fraction]) -> dict[str, float]:
+    """Data set of a store -> its share of a mixture, as far as the mixture is of them; equal where it is of none."""
+    own = {name: weights.get(name, Fraction()) for name in store.datasets}
+    total = sum(own.values())
+    return {name: float(weight / total) if total else 1 / len(own) for name, weight in own.items()}
 
 
 class HeldOutLoss:
-    """Measures the mean loss per label id over held-out clips.
-
-    Every rank takes an equal share of the clips, since under ZeRO-3 all ranks must run the same forward passes; where there
-    are fewer clips than ranks, each takes all of them.
+    """Measures the loss on held-out clips.
 
     Args:
         store: Of held-out clips.
         network: Says which columns it takes.
-        limit: Clips at most.
+        weights: Data set -> weight in the mixture that is trained on.
+        limit: Clips of a data set at most.
         micro_batch: Clips in a forward pass.
     """
 
-    def __init__(self, store: TokenStore, network: WorldModelNetwork, limit: int, micro_batch: int) -> None:
+    def __init__(
+        self, store: TokenStore, network: WorldModelNetwork, weights: Mapping[str, Fraction], limit: int, micro_batch: int
+    ) -> None:
         self._store = store
         self._columns = (bool(network.action_dim), network.has_reward)
-        self._dataset, self._rows = spread_positions(store, limit)
-        self._micro_batch = micro_batch
+        self._shares = mixture_shares(store, weights)
+        rows = [spread_rows(store, name, limit) for name in store.datasets]
+        self._rows = np.concatenate(rows)
+        self._dataset = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        self._micro_batch = min(micro_batch, len(self._rows))
 
-    def measure(self, engine: torch.nn.Module, processes: Processes) -> float:
-        """Mean loss in nats per label id, the same on every rank. Call it on all ranks."""
-        share = len(self._rows) // processes.place.world_size
-        first, count = (processes.place.rank * share, share) if share else (0, len(self._rows))
-        total = 0.0
+    def measure(self, engine: torch.nn.Module, processes: Processes) -> HeldOutScores:
+        """The losses, the same on every rank. Call it on all ranks."""
+        layout, place = self._store.layout, processes.place
+        labels = np.arange(layout.sequence_length - layout.prefix_length)
+        # The first future frame's own special id carries no label.
+        frame_of_label = torch.from_numpy((labels + 1) // layout.future_ids)
+        to_frames = torch.nn.functional.one_hot(frame_of_label).double().to(processes.device)
+        totals = torch.zeros(len(self._store.datasets), to_frames.shape[1], dtype=torch.float64, device=processes.device)
+        rounds = -(-len(self._rows) // (self._micro_batch * place.world_size))
         engine.eval()
         with torch.no_grad():
-            for start in range(first, first + count, self._micro_batch):
-                part = slice(start, min(start + self._micro_batch, first + count))
-                clips = self._store.read(self._store.datasets, self._dataset[part], self._rows[part], *self._columns)
+            for number in range(rounds):
+                first = (number * place.world_size + place.rank) * self._micro_batch
+                chosen = np.arange(first, first + self._micro_batch)
+                counts = torch.from_numpy((chosen < len(self._rows)).astype(np.float64)).to(processes.device)
+                chosen %= len(self._rows)
+                dataset = self._dataset[chosen]
+                clips = self._store.read(self._store.datasets, dataset, self._rows[chosen], *self._columns)
                 output = engine(*as_batch(clips).to(processes.device))
-                total += float(output.label_loss) * len(clips.ids)
+                by_frame = (output.id_losses.double() @ to_frames) * counts[:, None]
+                totals.index_add_(0, torch.from_numpy(dataset).to(processes.device), by_frame)
         engine.train()
-        return processes.sum(total) / processes.sum(count)
+        summed = torch.stack(processes.gather_tensor(totals.cpu())).sum(dim=0).numpy()
+        return self._scores(summed, np.bincount(frame_of_label.numpy()))
+
+    def _scores(self, totals: np.ndarray, ids_per_frame: np.ndarray) -> HeldOutScores:
+        """Means out of (data sets, future frames) sums of losses, and the (future frames,) label ids of a clip."""
+        clips = np.bincount(self._dataset, minlength=len(self._store.datasets))
+        means = totals / (clips[:, None] * ids_per_frame)
+        by_dataset = totals.sum(axis=1) / (clips * ids_per_frame.sum())
+        shares = np.array([self._shares[name] for name in self._store.datasets])
+        return HeldOutScores(
+            loss=float(shares @ by_dataset),
+            by_dataset=dict(zip(self._store.datasets, by_dataset.tolist(), strict=True)),
+            by_frame={str(number + 1): loss for number, loss in enumerate((shares @ means).tolist())},
+        )

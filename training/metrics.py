@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard, one progress line; and the arithmetic behind the numbers.
+"""The arithmetic behind a run's metrics, and the lines of `metrics.jsonl` that a resumed run goes on from.
 
 Losses are averaged over the steps since the line before, in fp64 on the device, so that logging every tenth step costs one
 synchronisation in ten. The running sums go into checkpoints: an interrupted run's lines equal an uninterrupted run's.
@@ -6,10 +6,8 @@ synchronisation in ten. The running sums go into checkpoints: an interrupted run
 
 import json
 import logging
-import os
-from collections.abc import Mapping
+import resource
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +40,19 @@ def peak_flops(device: torch.device) -> float:
         return 0.0
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in _PEAKS.items() if part in name), 0.0)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` of a GPU begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that tensors took on a GPU at most since `reset_peak_memory`; on a CPU, that this process took so far."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def flops_per_id(model: ModelConfig, layout: TokenLayout) -> float:
@@ -112,40 +123,3 @@ def cut_lines(path: Path, last_step: int) -> None:
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     staging.replace(path)
-
-
-class MetricsWriter:
-    """Writes lines of metrics to `metrics.jsonl` and TensorBoard. Rank 0 holds one.
-
-    Args:
-        folder: Run folder.
-        first_step: Step at which the run begins or goes on; what TensorBoard holds past it is hidden.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        # Importing TensorBoard takes a second, which the other ranks and the package's importers can do without.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._lines = (folder / METRICS_NAME).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups in TensorBoard."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            group = {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
-            for tag, number in group.items():
-                if number is not None:
-                    self._board.add_scalar(tag, number, step)
-
-    def flush(self) -> None:
-        """Bring everything to disk, as is due before a checkpoint."""
-        os.fsync(self._lines.fileno())
-        self._board.flush()
-
-    def close(self) -> None:
-        """Bring everything to disk, for good."""
-        self.flush()
-        self._lines.close()
-        self._board.close()

@@ -32,6 +32,7 @@ from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, requi
 from training.run_record import Phase, RunRecord, read_record, write_record
 from training.schedule import BatchPlan, learning_rate, plan_batches
 from training.token_store import TokenStore
+from training.tracking import require_wandb
 from training.world_model import WorldModelNetwork, build_network
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     training = recipe.training
     if not storage.is_local(options.output):
         raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: checkpoints are written by all ranks")
+    require_wandb(training.wandb_project)
     plan = plan_batches(training, place.world_size, place.rank)
     engine_config = deepspeed_config(training, plan)
     store = TokenStore.open(options.tokens, training.splits)

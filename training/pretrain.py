@@ -21,6 +21,7 @@ from training.checkpoints import save_checkpoint
 from training.engine import close_engine, full_weights
 from training.export import export_model
 from training.held_out import HeldOutLoss
+from training.held_out_predictions import HeldOutPredictions
 from training.metrics import cut_lines, cut_metrics, label_entropy
 from training.nonfinite import SKIPPED_NAME, SkippedSteps
 from training.preparation import Run, RunOptions, prepare
@@ -31,7 +32,6 @@ from training.stepping import Stepper
 from training.stopping import StopRequest
 
 SUMMARY_NAME = "metrics.json"
-_HELD_OUT_CLIPS = 256
 _ENTROPY_CLIPS = 2048
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Trainer:
         self.stepper = Stepper(run, processes, self._training.steps)
         if run.checkpoint is not None:
             log.info("going on from step %d", run.first_step)
-        self._held_out = HeldOutLoss(run.held_out, run.network, _HELD_OUT_CLIPS, run.plan.micro_batch) if run.held_out else None
+        self._held_out, self._predictions = self._evaluations()
         self._skipped = SkippedSteps(run, processes)
 
     def train(self) -> dict[str, Any] | None:
@@ -108,12 +108,12 @@ class Trainer:
                 last = done == training.steps
                 if last or done % training.log_every == 0:
                     reporter.write_line(done, self._run.learning_rate(done - 1), self.stepper.engine.get_global_grad_norm())
-                stopping = self._processes.any(self._stop.made)
-                due = last or done % training.checkpoint_every == 0
-                if due or stopping:
+                if last or done % training.evaluate_every == 0:
                     with reporter.paused():
-                        if due and self._held_out is not None:
-                            reporter.write_held_out(done, self._held_out.measure(self.stepper.engine, self._processes))
+                        self._evaluate(done, reporter)
+                stopping = self._processes.any(self._stop.made)
+                if last or stopping or done % training.checkpoint_every == 0:
+                    with reporter.paused():
                         save_checkpoint(
                             self._run.checkpoints,
                             self.stepper.engine,
@@ -136,6 +136,23 @@ class Trainer:
         made = self.stepper.make(step, batches)
         reporter.add_step(made.label_losses, made.applied, made.waited)
         self._skipped.count(step, made.applied, made.losses)
+
+    def _evaluations(self) -> tuple[HeldOutLoss | None, HeldOutPredictions | None]:
+        """What is done with held-out clips, where there are any."""
+        run, training = self._run, self._training
+        if run.held_out is None:
+            return None, None
+        loss = HeldOutLoss(run.held_out, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
+        if run.tokenizer is None or not training.evaluate_predictions:
+            return loss, None
+        return loss, HeldOutPredictions(run, self._processes, training.evaluate_predictions)
+
+    def _evaluate(self, done: int, reporter: Reporter) -> None:
+        """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""
+        if self._held_out is not None:
+            reporter.write_held_out(done, self._held_out.measure(self.stepper.engine, self._processes))
+        if self._predictions is not None:
+            reporter.show(done, self._predictions.write(self.stepper.engine, done))
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""

@@ -6,7 +6,8 @@ Only time spent in steps counts for the rates: evaluating and saving stop the cl
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,10 +15,16 @@ import torch
 
 from pipeline.progress import progress_line
 from training.checkpoints import Progress
-from training.metrics import MetricsWriter, RunningLoss, flops_per_id, peak_flops
+from training.held_out import HeldOutScores
+from training.metrics import RunningLoss, flops_per_id, peak_flops, peak_memory, reset_peak_memory
 from training.preparation import Run
 from training.processes import Processes
 from training.run_folder import run_fingerprint
+from training.tracking import MetricsWriter, WandbRun
+
+# What a summary holds: of the last line, and of the last evaluation.
+_SUMMARIZED = ("loss", "ids_per_second", "mfu", "data_wait", "memory_bytes")
+_HELD_OUT = ("held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame")
 
 
 class Reporter:
@@ -38,22 +45,25 @@ class Reporter:
         self._timed_steps = 0
         self._seconds = 0.0
         self._waited = 0.0
-        self.results: dict[str, Any] = {"loss": None, "held_out_loss": None, "ids_per_second": None, "data_wait": None}
+        self.results: dict[str, Any] = dict.fromkeys(_SUMMARIZED) | dict.fromkeys(_HELD_OUT)
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
             self._loss.reset(progress.loss_total(processes.place.rank, processes.place.world_size), progress.loss_steps)
 
     def __enter__(self) -> Self:
         run, first = self._run, self._processes.is_first
-        self._writer = MetricsWriter(run.folder, run.first_step) if first else None
+        project = run.recipe.training.wandb_project
+        wandb = WandbRun(project, run.folder, run.recipe.as_dict()) if first and project else None
+        self._writer = MetricsWriter(run.folder, run.first_step, wandb) if first else None
         self._line = progress_line(run.recipe.training.steps, "step", "pre-train", run.first_step, shown=first)
+        reset_peak_memory(self._processes.device)
         self._began = time.perf_counter()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._line.close()
         if self._writer is not None:
-            self._writer.close()
+            self._writer.close(failed=error is not None)
 
     def add_step(self, losses: list[torch.Tensor], applied: bool, waited: float) -> None:
         """Count a step.
@@ -77,15 +87,16 @@ class Reporter:
             learning_rate: Of the last of them.
             gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
         """
-        run, world_size = self._run, self._processes.place.world_size
-        total = self._processes.sum(self._loss.total) / world_size
-        loss = total / self._loss.steps if self._loss.steps else None
+        run, device, world_size = self._run, self._processes.device, self._processes.place.world_size
+        own = torch.tensor([self._loss.total, self._waited, peak_memory(device)], dtype=torch.float64)
         # The loss above has waited for the device, so the clock is read when the work is done.
         seconds = self._seconds + time.perf_counter() - self._began
+        totals, waits, memory = torch.stack(self._processes.gather_tensor(own)).unbind(dim=1)
+        loss = float(totals.mean()) / self._loss.steps if self._loss.steps else None
         layout = run.store.layout
         clips_per_second = self._timed_steps * run.plan.global_batch / seconds
         ids_per_second = clips_per_second * layout.sequence_length
-        peak = peak_flops(self._processes.device) * world_size
+        peak = peak_flops(device) * world_size
         drawn = run.order.drawn(done * run.plan.global_batch)
         values = {
             "loss": loss,
@@ -94,25 +105,33 @@ class Reporter:
             "ids_per_second": ids_per_second,
             "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
             "mfu": ids_per_second * flops_per_id(run.recipe.model, layout) / peak if peak else 0.0,
-            "data_wait": self._waited / seconds,
+            # Of the process that waited longest, or took most: all others wait for it, or run out of memory after it.
+            "data_wait": float(waits.max()) / seconds,
+            "memory_bytes": int(memory.max()),
             "samples": drawn,
             "epochs": {name: count / run.store.positions(name) for name, count in drawn.items()},
         }
-        self.results.update((name, values[name]) for name in ("loss", "ids_per_second", "data_wait"))
+        self.results.update((name, values[name]) for name in _SUMMARIZED)
         if self._writer is not None:
             self._writer.write(done, values)
-            self._line.set_postfix_str(
-                f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:.3g} ids/s", refresh=False
-            )
+            shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:.3g} ids/s"
+            self._line.set_postfix_str(shown + (f", MFU {values['mfu']:.0%}" if peak else ""), refresh=False)
         self._loss.reset()
         self._timed_steps, self._seconds, self._waited = 0, 0.0, 0.0
+        reset_peak_memory(device)
         self._began = time.perf_counter()
 
-    def write_held_out(self, done: int, loss: float) -> None:
-        """Write the loss on held-out clips after `done` steps."""
-        self.results["held_out_loss"] = loss
+    def write_held_out(self, done: int, scores: HeldOutScores) -> None:
+        """Write the losses on held-out clips after `done` steps."""
+        values = dict(zip(_HELD_OUT, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
+        self.results |= values
         if self._writer is not None:
-            self._writer.write(done, {"held_out_loss": loss})
+            self._writer.write(done, values)
+
+    def show(self, done: int, animations: Mapping[str, Path]) -> None:
+        """Show predictions of held-out clips after `done` steps, GIF files by name."""
+        if self._writer is not None:
+            self._writer.show(done, animations)
 
     def progress(self, done: int, skipped: int) -> Progress:
         """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.

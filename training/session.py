@@ -123,7 +123,25 @@ class WorldModel:
         rule = SamplingRule(top_k, temperature)
         seed = int.from_bytes(os.urandom(8)) if seed is None else seed
         frames = context_frames.to(self.device, torch.float32)
-        return Session(self, frames if frames.ndim == 5 else frames[None], samples, rule, seed)
+        frames = frames if frames.ndim == 5 else frames[None]
+        return Session(self, self.tokenizer.tokenize(frames), frames, samples, rule, seed)
+
+    def start_from_ids(self, ids: torch.Tensor, top_k: int | None = 100, temperature: float = 1.0, seed: int = 0) -> "Session":
+        """Begin to predict from clips that are tokenized already, one future of each.
+
+        Args:
+            ids: (B, 257 t - 1 or more) int64; what follows the context's ids is not looked at.
+            top_k: See `start`, as for the other arguments.
+            temperature: See `start`.
+            seed: See `start`.
+
+        Raises:
+            ConfigError: A sampling number can't be.
+            ValueError: Fewer ids than the context takes, or a context id that is no code.
+        """
+        context = ids[:, : self.geometry.prefix_length - 1].to(self.device)
+        frames, _ = self.tokenizer.decode_context(context)
+        return Session(self, context, frames.clamp(0, 1), 1, SamplingRule(top_k, temperature), seed)
 
 
 class Session:
@@ -135,7 +153,9 @@ class Session:
     """
 
     @torch.no_grad()
-    def __init__(self, model: WorldModel, context: torch.Tensor, samples: int, rule: SamplingRule, seed: int) -> None:
+    def __init__(
+        self, model: WorldModel, ids: torch.Tensor, frames: torch.Tensor, samples: int, rule: SamplingRule, seed: int
+    ) -> None:
         self.seed = seed
         self.steps = 0
         self._model = model
@@ -143,8 +163,8 @@ class Session:
         self._samples = samples
         # After the last id; None where none is fed yet, since the first start of a future frame is always forced.
         self._hidden: torch.Tensor | None = None
-        self._recent = context.repeat_interleave(samples, dim=0)
-        self._begin(context, copies=samples)
+        self._recent = frames.repeat_interleave(samples, dim=0)
+        self._begin(ids, copies=samples)
 
     @property
     def ids(self) -> torch.Tensor:
@@ -168,7 +188,7 @@ class Session:
         geometry, network, rows = self._model.geometry, self._model.network, len(self._recent)
         offset = self._action_offset(action)
         if self._cache.get_seq_length() + geometry.future_ids > network.config.max_position_embeddings:
-            self._begin(self._recent, copies=1)
+            self._begin(self._model.tokenizer.tokenize(self._recent), copies=1)
         noise = np.tile(uniforms(self.seed, self._samples, self.steps, geometry.future_ids), (rows // self._samples, 1))
         columns = torch.from_numpy(noise).to(self._model.device).unbind(dim=1)
         if self._hidden is None or offset is not None:
@@ -204,10 +224,9 @@ class Session:
         other.seed = self.seed if seed is None else seed
         return other
 
-    def _begin(self, context: torch.Tensor, copies: int) -> None:
-        """Tokenize and prefill (B, t, 3, S, S), every row once, and copy the outcome for its samples."""
+    def _begin(self, ids: torch.Tensor, copies: int) -> None:
+        """Prefill the context's ids (B, 257 t - 1), every row once, and copy the outcome for its samples."""
         network, tokenizer = self._model.network, self._model.tokenizer
-        ids = tokenizer.tokenize(context)
         prefix = kv_cache.empty(network.config)
         network.llm.model(inputs_embeds=network.llm.model.embed_tokens(ids), past_key_values=prefix, use_cache=True)
         self._cache = kv_cache.buffered(prefix, network.config.max_position_embeddings, copies)

@@ -9,7 +9,7 @@ import torch
 from synthetic_tokens import LAYOUT
 
 from pipeline.recipe import ModelConfig
-from training.metrics import METRICS_NAME, MetricsWriter, RunningLoss, cut_metrics, flops_per_id, label_entropy, peak_flops
+from training.metrics import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy, peak_flops
 
 PUBLISHED = dataclasses.replace(
     LAYOUT, context_length=2, clip_length=16, context_grid=16, future_grid=4, num_vq_embeddings=8192, num_dyn_embeddings=8192
@@ -58,20 +58,3 @@ def test_lines_past_the_checkpoint_and_torn_ones_are_dropped(tmp_path):
     assert (tmp_path / METRICS_NAME).read_text().splitlines() == lines[:3]
     cut_metrics(tmp_path, 0)
     assert (tmp_path / METRICS_NAME).read_text() == ""
-
-
-def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    writer = MetricsWriter(tmp_path, 0)
-    writer.write(5, {"loss": 1.5, "gradient_norm": None, "samples": {"alpha": 3}})
-    assert json.loads((tmp_path / METRICS_NAME).read_text()) == {
-        "step": 5,
-        "loss": 1.5,
-        "gradient_norm": None,
-        "samples": {"alpha": 3},
-    }
-    writer.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(5, 1.5)]
-    assert [(event.step, event.value) for event in events.Scalars("samples/alpha")] == [(5, 3.0)]

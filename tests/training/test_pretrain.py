@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
 from training import TokenStore
 from training.checkpoints import tag
-from training.held_out import spread_positions
 from training.preparation import RunOptions
 from training.pretrain import Trainer, pretrain
 from training.run_comparison import differing_tensors
@@ -164,13 +163,3 @@ def test_only_the_newest_checkpoints_stay(tokens, tmp_path):
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir())
     assert names == ["step-00000006", "step-00000007"]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000007"
-
-
-def test_held_out_clips_are_spread_over_all_data_sets_in_their_plain_view(tmp_path):
-    write_shard(tmp_path, "alpha", 0, 30, views=3)
-    write_shard(tmp_path, "beta", 0, 10, views=2)
-    store = TokenStore.open(tmp_path)
-    dataset, rows = spread_positions(store, 8)
-    assert dataset.tolist() == [0] * 6 + [1] * 2
-    assert rows.tolist() == [0, 15, 30, 45, 60, 75, 0, 10]
-    assert len(spread_positions(store, 100)[0]) == 40

@@ -86,7 +86,11 @@ class CompressiveVQModel(nn.Module):
             ConfigError: `config.json` describes a network that this code doesn't build.
             SourceError: Files are missing, or the weights don't fit the config; the message names the parameters.
         """
-        files = loading.locate(str(path), subfolder)
+        return cls.from_files(loading.locate(str(path), subfolder))
+
+    @classmethod
+    def from_files(cls, files: loading.TokenizerFiles) -> Self:
+        """Open a tokenizer whose files are found already; see `from_pretrained`."""
         config = loading.read_config(files)
         with torch.device("meta"):
             model = cls(config)

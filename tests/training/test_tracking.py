@@ -1,0 +1,127 @@
+"""Metrics and pictures arrive where a person looks for them: the file, TensorBoard, Weights & Biases."""
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.errors import ConfigError
+from training import tracking
+from training.metrics import METRICS_NAME
+from training.pictures import Strip, write_gif
+from training.tracking import WANDB_NAME, MetricsWriter, WandbRun, require_wandb
+
+
+def _animation(folder: Path) -> Path:
+    frames = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    write_gif(str(folder / "00-alpha.gif"), [Strip("truth", frames, 3), Strip("prediction", frames, 1)], 1)
+    return folder / "00-alpha.gif"
+
+
+def _events(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+
+
+def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    values = {"loss": 1.5, "gradient_norm": None, "samples": {"alpha": 3}}
+    writer.write(5, values)
+    assert json.loads((tmp_path / METRICS_NAME).read_text()) == {"step": 5, **values}
+    writer.close()
+    events = _events(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(5, 1.5)]
+    assert [(event.step, event.value) for event in events.Scalars("samples/alpha")] == [(5, 3.0)]
+
+
+def test_predictions_move_in_tensorboard(tmp_path):
+    path = _animation(tmp_path)
+    writer = MetricsWriter(tmp_path, 0)
+    writer.show(7, {"00-alpha": path})
+    writer.close()
+    (event,) = _events(tmp_path).Images("predictions/00-alpha")
+    assert (event.step, event.encoded_image_string) == (7, path.read_bytes())
+    with Image.open(path) as picture:
+        assert (event.width, event.height, picture.n_frames) == (*picture.size, 3)
+
+
+def _logged(folder: Path) -> tuple[set[str], list[dict[str, object]], list[int]]:
+    """Run ids, rows of history and exit codes that the offline runs in a folder hold."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    ids, rows, exits = set(), [], []
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        for data in _records(path.read_bytes()):
+            record = Record.FromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                ids.add(record.run.run_id)
+            elif kind == "history":
+                items = record.history.item
+                rows.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
+            elif kind == "exit":
+                exits.append(record.exit.exit_code)
+    return ids, rows, exits
+
+
+def _records(log: bytes) -> Iterator[bytes]:
+    """The records of a log in LevelDB's format, whose first block begins with a header of 7 bytes."""
+    at, whole = 7, b""
+    while at < len(log):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", log, at + 4)
+        whole += log[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+
+def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    path = _animation(tmp_path)
+    for step, failed in ((1, True), (2, False)):
+        writer = MetricsWriter(tmp_path, step - 1, WandbRun("tests", tmp_path, {"training": {"steps": 2}}))
+        writer.write(step, {"loss": step / 2, "gradient_norm": None, "samples": {"alpha": 3}})
+        writer.show(step, {"00-alpha": path})
+        writer.close(failed)
+    ids, rows, exits = _logged(tmp_path)
+    assert ids == {json.loads((tmp_path / WANDB_NAME).read_text())["id"]}
+    numbers = [row for row in rows if "loss" in row]
+    assert [(row["step"], row["loss"], row["samples/alpha"]) for row in numbers] == [(1, 0.5, 3), (2, 1.0, 3)]
+    assert not any("gradient_norm" in row for row in rows)
+    films = [(row["step"], row["predictions/00-alpha/path"]) for row in rows if "predictions/00-alpha/_type" in row]
+    assert [step for step, _ in films] == [1, 2]
+    assert all(list(tmp_path.glob(f"wandb/*/files/{film}")) for _, film in films)
+    assert exits == [1, 0]
+
+
+def test_another_project_is_another_run(tmp_path):
+    first = tracking._run_id(tmp_path, "one")
+    assert tracking._run_id(tmp_path, "one") == first
+    assert tracking._run_id(tmp_path, "two") != first
+
+
+def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_install(monkeypatch):
+    def absent(name):
+        raise tracking.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(tracking.importlib.metadata, "version", absent)
+    require_wandb(None)
+    with pytest.raises(ConfigError, match=r"wandb_project is worlds but the package wandb isn't installed: pip install"):
+        require_wandb("worlds")
+
+
+def test_weights_and_biases_is_imported_only_when_asked_for():
+    check = "import sys, training.pretrain; sys.exit('wandb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False, timeout=200).returncode == 0

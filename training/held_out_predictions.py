@@ -1,0 +1,109 @@
+"""Predictions of held-out clips while a model is trained: truth and prediction side by side, as animations.
+
+The weights go through a model folder in temporary files, so what is shown is exactly what the run would export at that step,
+whatever a training engine makes of them meanwhile; gathering, writing and reading them takes seconds, once an evaluation. Truth
+is what the tokenizer makes of a clip's own ids: token shards hold no frames. The first rank predicts, the others wait.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenize_offline.tokenizer import CompressiveVQModel
+from training.batches import Batch, as_batch
+from training.engine import full_weights
+from training.held_out import mixture_shares, spread_rows
+from training.pictures import Strip, write_gif
+from training.preparation import Run
+from training.processes import Processes
+from training.session import WorldModel
+from training.world_model import load_transformer
+
+FOLDER_NAME = "predictions"
+
+
+class HeldOutPredictions:
+    """Predicts the same few held-out clips whenever it is asked to.
+
+    Args:
+        run: With held-out clips and a tokenizer.
+        processes: That train it.
+        clips: How many; data sets take turns, those of greater weight first.
+    """
+
+    def __init__(self, run: Run, processes: Processes, clips: int) -> None:
+        assert run.held_out is not None and run.tokenizer is not None
+        self._run = run
+        self._processes = processes
+        shares = mixture_shares(run.held_out, run.order.weights)
+        names = sorted(shares, key=lambda name: (-shares[name], name))
+        turns = -(-clips // len(names))
+        rows = {name: spread_rows(run.held_out, name, turns) for name in names}
+        # A data set of few clips is out of turns before the others are.
+        chosen = [(name, int(rows[name][turn])) for turn in range(turns) for name in names if turn < len(rows[name])]
+        self._clips = chosen[:clips]
+
+    def write(self, engine: Any, done: int) -> dict[str, Path]:
+        """Predict with the weights after `done` steps. Call it on all ranks.
+
+        Returns:
+            GIF files in the run folder by the names of their clips; none on every rank but 0.
+        """
+        weights = full_weights(engine, self._run.network)
+        animations = {} if weights is None else self._predict(weights, done)
+        self._processes.barrier()
+        return animations
+
+    def _predict(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
+        folder = self._run.folder / FOLDER_NAME / f"step-{done:08d}"
+        truth, predicted = predict_clips(self._model(weights), self._read())
+        animations = {}
+        context = self._run.store.layout.context_length
+        for number, (name, _) in enumerate(self._clips):
+            path = folder / f"{number:02d}-{name}.gif"
+            strips = [
+                Strip("truth (tokens)", truth[number], len(truth[number])),
+                Strip("prediction", predicted[number], context),
+            ]
+            write_gif(str(path), strips, context)
+            animations[path.stem] = path
+        return animations
+
+    def _read(self) -> Batch:
+        store = self._run.held_out
+        assert store is not None
+        dataset = np.array([store.datasets.index(name) for name, _ in self._clips])
+        rows = np.array([row for _, row in self._clips])
+        return as_batch(store.read(store.datasets, dataset, rows, bool(self._run.network.action_dim)))
+
+    def _model(self, weights: dict[str, torch.Tensor]) -> WorldModel:
+        """The model that the run would export now."""
+        files = self._run.tokenizer
+        assert files is not None
+        tokenizer = CompressiveVQModel.from_files(files)
+        with tempfile.TemporaryDirectory(prefix="ivideogpt-model-") as folder:
+            self._run.network.save_transformer(folder, weights)
+            network = load_transformer(folder, tokenizer.geometry)
+        return WorldModel(tokenizer.to(self._processes.device), network.to(self._processes.device))
+
+
+@torch.no_grad()
+def predict_clips(model: WorldModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict clips from their context, with noise that is always the same.
+
+    Args:
+        model: Of the tokenizer that made the ids.
+        batch: B clips, with actions where the model takes them.
+
+    Returns:
+        (B, T, 3, S, S) of the clips' own ids and (B, T, 3, S, S) of the predicted ones, both in [0, 1] on the CPU.
+    """
+    geometry, ids = model.geometry, batch.ids.to(model.device)
+    session = model.start_from_ids(ids)
+    for number in range(geometry.future_frames(ids.shape[1])):
+        session.step(None if batch.action is None else batch.action[:, geometry.context_length - 1 + number])
+    truth, predicted = (model.tokenizer.detokenize(which).clamp(0, 1).cpu() for which in (ids, session.ids))
+    return truth, predicted
