@@ -1,12 +1,15 @@
 """HDF5 files, read with suspicion: nothing outside the file is followed, nothing larger than an episode is taken.
 
 HDF5 can point into other files (external links, external storage, virtual data sets); a file that does so is refused, since it
-would let whoever made it have any file of the worker's read.
+would let whoever made it have any file of the worker's read. Whatever calls libhdf5 is here, so that its time can be limited.
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+import resource
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h5py
@@ -19,7 +22,36 @@ from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, MAX_RECORDS
 ENDINGS = (".hdf5", ".h5")
 _MAX_TEXT_BYTES = 10_000
 # What h5py raises for damage: anything, depending on where in the file it lies.
-DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
+DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+
+
+class _Limit:
+    """How long a call of libhdf5 may take, in seconds of processor time; None where nothing ends it."""
+
+    seconds: int | None = None
+
+
+def limit_calls(seconds: int) -> None:
+    """From now on, let the kernel end this process (SIGXCPU) once a call of libhdf5 takes longer.
+
+    Args:
+        seconds: Of processor time, at least 1.
+    """
+    _Limit.seconds = seconds
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    if _Limit.seconds is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    soft, hard = math.ceil(time.process_time()) + _Limit.seconds, before[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, before)
 
 
 @contextlib.contextmanager
@@ -36,11 +68,29 @@ def opened(path: str) -> Iterator[h5py.File]:
         except OSError as error:
             raise SourceError(f"{path} can't be opened: {error}") from error
         try:
-            yield stack.enter_context(h5py.File(file, "r"))
+            with _limited():
+                content = h5py.File(file, "r")
+            try:
+                yield content
+            finally:
+                with _limited():
+                    content.close()
         except DAMAGE as error:
             raise DamagedEpisodeError(f"no sound HDF5 file of this kind: {error}") from error
 
 
+def first_group(path: str, groups: Sequence[str]) -> str | None:
+    """Which of these groups a file has, the first of them; None where it has none.
+
+    Raises:
+        BadEpisodeError: It is damaged.
+        SourceError: It can't be opened.
+    """
+    with opened(path) as file:
+        return next((group for group in groups if find(file, group) is not None), None)
+
+
+@_limited()
 def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
     """What lies at `path` below a group, or None.
 
@@ -60,15 +110,26 @@ def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
     return found
 
 
+def dataset(group: h5py.Group, path: str) -> h5py.Dataset:
+    """The data set at `path` below a group.
+
+    Raises:
+        BadEpisodeError: There is none.
+    """
+    found = find(group, path)
+    if not isinstance(found, h5py.Dataset):
+        raise BadEpisodeError(f"the file has no data set {path}")
+    return found
+
+
+@_limited()
 def array(group: h5py.Group, path: str) -> np.ndarray:
     """The data set at `path` below a group, whole.
 
     Raises:
         BadEpisodeError: There is none, or it is larger than any episode.
     """
-    found = find(group, path)
-    if not isinstance(found, h5py.Dataset):
-        raise BadEpisodeError(f"the file has no data set {path}")
+    found = dataset(group, path)
     # What is compressed together comes out together.
     if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
@@ -93,15 +154,41 @@ def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:
     Raises:
         BadEpisodeError: There is none, or it or a piece of it is larger than any episode.
     """
-    found = find(group, path)
-    if not isinstance(found, h5py.Dataset) or not found.shape:
-        raise BadEpisodeError(f"the file has no data set {path}")
+    found = dataset(group, path)
+    if not found.shape:
+        raise BadEpisodeError(f"{path} is empty")
     # What is compressed together comes out together.
     together = max(math.prod(found.shape[1:]) * rows, math.prod(found.chunks or ())) * found.dtype.itemsize
     if len(found) > MAX_FRAMES or together > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape} in pieces of {found.chunks}: larger than any episode")
     for start in range(0, len(found), rows):
-        yield np.asarray(found[start : start + rows])
+        with _limited():
+            block = np.asarray(found[start : start + rows])
+        yield block
+
+
+@_limited()
+def attribute(found: h5py.Group | h5py.Dataset, name: str, default: Any = None) -> Any:
+    """An attribute of a group or a data set: a number, a text or a small array of these.
+
+    Raises:
+        BadEpisodeError: There is none and no `default` either, or it is too large to be one of these.
+    """
+    if name not in found.attrs and default is not None:
+        return default
+    if name not in found.attrs:
+        raise BadEpisodeError(f"{found.name} has no attribute {name}")
+    stated = found.attrs.get_id(name).get_storage_size()
+    value = found.attrs[name] if stated <= _MAX_TEXT_BYTES else None
+    if value is None or len(value if isinstance(value, str | bytes) else np.asarray(value).tobytes()) > _MAX_TEXT_BYTES:
+        raise BadEpisodeError(f"the attribute {name} of {found.name} takes more than {_MAX_TEXT_BYTES} bytes")
+    return value
+
+
+@_limited()
+def names(group: h5py.Group) -> list[str]:
+    """The names of what a group holds, sorted, at most `MAX_RECORDS` of them."""
+    return sorted(itertools.islice(group, MAX_RECORDS))
 
 
 def numbers(group: h5py.Group, path: str) -> np.ndarray:

@@ -83,14 +83,17 @@ def _open_downstream(entry: DatasetEntry, folder: str, files: Sequence[str], for
 
 def _hdf5_group(paths: Sequence[str], groups: Sequence[str]) -> str:
     """Which of these groups the first file has that has one; some files may be damaged."""
-    from pipeline.sources import hdf5
+    from pipeline.sources import hdf5_process
 
     for path in paths[:_SHOWN]:
-        with contextlib.suppress(BadEpisodeError), hdf5.opened(path) as file:
-            for group in groups:
-                if hdf5.find(file, group) is not None:
-                    return group
-    raise SourceError(f"{paths[0]} and the files after it are neither RoboNet's HDF5 (group `env`) nor VP2's (group `data`)")
+        with contextlib.suppress(BadEpisodeError):
+            found = hdf5_process.call("group", path, groups)
+            if found is not None:
+                return str(found)
+    raise SourceError(
+        f"{paths[0]} and the files after it are neither RoboNet's HDF5 (group `env`) nor VP2's (group `data`), or damaged. "
+        "Fetch them again, or name their folder with --source"
+    )
 
 
 def _narrowest_first(places: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.naming import episode_key
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions
+from pipeline.sources.hdf5_process import Hdf5Source
 from pipeline.sources.video import decoded
 
 ACTION_DIM = 5
@@ -28,7 +29,7 @@ _FORMATS = {"RGB": False, "BGR": True}  # whether red and blue are swapped
 Frame = tuple[bytes, tuple[int, int]]
 
 
-class RobonetSource(Source):
+class RobonetSource(Hdf5Source):
     """A folder of RoboNet's files. Camera `image` is the first one, `image1` the second."""
 
     kind = "robonet"
@@ -45,13 +46,12 @@ class RobonetSource(Source):
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episode of a file. See `Source.read`."""
-        try:
-            with hdf5.opened(storage.join(self.folder, shard.file)) as file:
-                episode = self._episode(file, shard)
-        except BadEpisodeError as error:
-            yield 0, BadEpisode.of(error)
-        else:
-            yield 0, episode
+        yield 0, self.read_apart(shard, 0)
+
+    def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
+        """See `Hdf5Source.read_here`."""
+        with hdf5.opened(storage.join(self.folder, shard.file)) as file:
+            return self._episode(file, shard)
 
     def _episode(self, file: h5py.File, shard: SourceShard) -> Episode:
         state = hdf5.numbers(file, "env/state")
@@ -88,22 +88,23 @@ class RobonetSource(Source):
         number = int(match["number"] or 0) if match else None
         if env is None:
             raise BadEpisodeError("the file has no group env")
-        cameras = int(env.attrs["n_cams"])
+        cameras = int(hdf5.attribute(env, "n_cams"))
         if number is None or number >= cameras:
             raise BadEpisodeError(f"no camera {self.entry.image_key!r}: the file has {cameras}, called image, image1, ..")
         place = f"env/cam{number}_video"
-        if hdf5.text(env.attrs["cam_encoding"]) == "mp4":
+        if hdf5.text(hdf5.attribute(env, "cam_encoding")) == "mp4":
             return self._of_video(file, f"{place}/frames", most)
         return self._of_images(file, place, most)
 
     def _of_video(self, file: h5py.File, path: str, most: int) -> list[Frame]:
         data = hdf5.array(file, path).astype(np.uint8).tobytes()
-        attributes = file[path].attrs
-        wanted = min(most, int(attributes["T"]))
-        swap = _swapped(attributes)
+        video = hdf5.dataset(file, path)
+        stated = int(hdf5.attribute(video, "T"))
+        wanted = min(most, stated)
+        swap = _swapped(video)
         kept = [self.form.keep_pixels(pixels, swap) for _, pixels in itertools.islice(decoded(io.BytesIO(data)), wanted)]
         if len(kept) < wanted:
-            raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {attributes['T']} are stated")
+            raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {stated} are stated")
         return kept
 
     def _of_images(self, file: h5py.File, place: str, most: int) -> list[Frame]:
@@ -111,13 +112,13 @@ class RobonetSource(Source):
         swap = False
         while len(kept) < most and hdf5.find(file, path := f"{place}/frame{len(kept)}") is not None:
             data = hdf5.array(file, path).astype(np.uint8).tobytes()
-            swap = swap if kept else _swapped(file[path].attrs)
+            swap = swap if kept else _swapped(hdf5.dataset(file, path))
             kept.append(self.form.keep(data, swap, checksummed=False))
         return kept
 
 
-def _swapped(attributes: Any) -> bool:
-    order = hdf5.text(attributes["image_format"])
+def _swapped(frames: h5py.Dataset) -> bool:
+    order = hdf5.text(hdf5.attribute(frames, "image_format"))
     if order not in _FORMATS:
         raise BadEpisodeError(f"image_format is {order!r}, neither RGB nor BGR")
     return _FORMATS[order]
@@ -149,8 +150,9 @@ def five_dimensional(file: h5py.File, action: np.ndarray, state: np.ndarray) -> 
 def _known(file: h5py.File, name: str, default: Any) -> Any:
     """What the file says of itself: in `metadata`, in `misc`, else in `env`."""
     metadata = hdf5.find(file, "metadata")
-    if metadata is not None and name in metadata.attrs:
-        return metadata.attrs[name]
+    known = "" if metadata is None else hdf5.attribute(metadata, name, "")
+    if not isinstance(known, str) or known:
+        return known
     for group in ("misc", "env"):
         if isinstance(hdf5.find(file, f"{group}/{name}"), h5py.Dataset):
             return hdf5.array(file, f"{group}/{name}")

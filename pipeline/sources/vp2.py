@@ -1,9 +1,11 @@
 """VP2's simulated robots: robomimic HDF5 files of many episodes, their splits lists of episode names in the file itself.
 
 A file holds a thousand episodes and more, so each is divided into stretches of neighbouring ones, which are read independently.
+A file that doesn't say what its splits are counts as one damaged episode of each.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import h5py
@@ -11,11 +13,13 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, SourceError
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.naming import episode_key
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions
+from pipeline.sources.hdf5_process import Hdf5Source, call
 
+_log = logging.getLogger(__name__)
 # What the catalog calls `image` is RoboDesk's or robosuite's own camera.
 _CAMERAS = ("camera_image", "agentview_shift_2_image")
 _SPLITS = ("train", "valid")
@@ -23,7 +27,7 @@ _STRETCH = 32  # episodes
 _BLOCK = 64  # frames in memory as pixels
 
 
-class Vp2Source(Source):
+class Vp2Source(Hdf5Source):
     """A folder of robomimic files. `--camera` may name any `obs/..` of (T, H, W, 3)."""
 
     kind = "vp2"
@@ -32,41 +36,53 @@ class Vp2Source(Source):
     def plan(self) -> list[SourceShard]:
         """Stretches of every file's episodes, split by split, each beginning at its `first`. See `Source.plan`."""
         sizes = {name: size for name, size in self.file_sizes().items() if name.endswith(hdf5.ENDINGS)}
-        shards = []
+        shards, reasons = [], []
         for number, (name, size) in enumerate(sizes.items()):
-            splits = self._splits(name)
+            try:
+                splits = self._splits(name)
+            except BadEpisodeError as error:
+                reasons.append(f"{storage.join(self.folder, name)}: {error}")
+                # Its size says nothing of what comes of it.
+                shards += [SourceShard(split, number, name, stated_bytes=1.0, first=0) for split in _SPLITS]
+                continue
             share = size / max(1, sum(map(len, splits.values())))
             for split, demos in splits.items():
                 for first in range(0, max(1, len(demos)), _STRETCH):
                     count = min(_STRETCH, len(demos) - first)
                     shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
+        if reasons and len(reasons) == len(sizes):
+            raise SourceError(f"none of {len(sizes)} files can be read. {reasons[0]}")
+        for reason in reasons:
+            _log.warning("%s", reason)
         return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a stretch. See `Source.read`."""
         first = shard.first or 0
-        stretch = self._splits(shard.file)[shard.split][first : first + (shard.records or 0)]
-        for position, demo in enumerate(stretch[: shard.take], start=first):
-            item: Episode | BadEpisode
-            try:
-                with hdf5.opened(storage.join(self.folder, shard.file)) as file:
-                    item = self._episode(file, demo, shard, position)
-            except BadEpisodeError as error:
-                item = BadEpisode.of(error)
-            yield position, item
-
-    def _splits(self, name: str) -> dict[str, list[str]]:
-        """Split -> names of its episodes."""
-        path = storage.join(self.folder, name)
         try:
-            with hdf5.opened(path) as file:
-                places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}
-                splits = {split: [hdf5.text(demo) for demo in hdf5.array(file, place)] for split, place in places.items()}
+            demos = self._splits(shard.file)[shard.split]
         except BadEpisodeError as error:
-            raise SourceError(f"{path} can't be read: {error}. Fetch it again") from error
-        if not splits:
-            raise SourceError(f"{path} has neither mask/train nor mask/valid, which say what its splits are")
-        return splits
+            yield first, BadEpisode.of(error)
+            return
+        stretch = demos[first : first + (shard.records or 0)]
+        for position, demo in enumerate(stretch[: shard.take], start=first):
+            yield position, self.read_apart(shard, position, demo)
+
+    def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
+        """See `Hdf5Source.read_here`."""
+        with hdf5.opened(storage.join(self.folder, shard.file)) as file:
+            return self._episode(file, name, shard, position)
+
+    def _splits(self, name: str) -> Mapping[str, tuple[str, ...]]:
+        """Split -> names of its episodes.
+
+        Raises:
+            BadEpisodeError: The file doesn't say.
+        """
+        try:
+            return call("splits", storage.join(self.folder, name))
+        except BadEpisodeError as error:
+            raise DamagedEpisodeError(f"it doesn't say what its episodes are, so all are left out: {error}") from error
 
     def _episode(self, file: h5py.File, demo: str, shard: SourceShard, position: int) -> Episode:
         place = f"data/{demo}"
@@ -106,5 +122,20 @@ class Vp2Source(Source):
                     raise BadEpisodeError(f"{camera} has the shape {shape} and the type {dtype}, not frames")
                 return camera
         there = hdf5.find(file, f"{place}/obs")
-        names = ", ".join(sorted(there)) if isinstance(there, h5py.Group) else "nothing"
+        names = ", ".join(hdf5.names(there)) if isinstance(there, h5py.Group) else "nothing"
         raise BadEpisodeError(f"{place}/obs has no camera {self.entry.image_key!r}; it has {names}")
+
+
+def read_splits(path: str) -> dict[str, list[str]]:
+    """Split -> names of its episodes, as a file says.
+
+    Raises:
+        BadEpisodeError: It doesn't say.
+        SourceError: It can't be opened.
+    """
+    with hdf5.opened(path) as file:
+        places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}
+        splits = {split: [hdf5.text(demo) for demo in hdf5.array(file, place)] for split, place in places.items()}
+    if not splits:
+        raise BadEpisodeError("it has neither mask/train nor mask/valid. Fetch it again, or remove it")
+    return splits

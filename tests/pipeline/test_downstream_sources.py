@@ -12,7 +12,7 @@ from rlds_data import picture
 
 from pipeline.catalog import DatasetEntry, dataset, robonet_test_files
 from pipeline.episode import Episode
-from pipeline.errors import SourceError
+from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm, decode
 from pipeline.plan import make_plan
 from pipeline.records import fingerprint
@@ -208,19 +208,20 @@ def test_the_episodes_of_a_vp2_file_are_shared_out_between_units_and_are_the_sam
 def test_the_frames_of_a_vp2_episode_are_read_block_by_block(tmp_path, monkeypatch):
     write_vp2(tmp_path / "push.hdf5")
     source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
-    usual = [item.frames for _, item in source.read(source.plan()[1])]
+    shard = source.plan()[1]
+    ((_, usual),) = source.read(shard)
     monkeypatch.setattr(vp2, "_BLOCK", 2)
-    assert [item.frames for _, item in source.read(source.plan()[1])] == usual
+    assert source.read_here(shard, 0, "demo_1").frames == usual.frames
     monkeypatch.setattr(hdf5, "MAX_EPISODE_BYTES", 48 * 64 * 3)
-    (_, bad), *_ = source.read(source.plan()[1])
-    assert "larger than any episode" in bad.reason
+    with pytest.raises(BadEpisodeError, match="larger than any episode"):
+        source.read_here(shard, 0, "demo_1")
 
 
 def test_a_vp2_file_without_masks_and_hdf5_of_another_kind_are_errors_by_name(tmp_path):
     write_vp2(tmp_path / "push.hdf5")
     with h5py.File(tmp_path / "push.hdf5", "a") as file:
         del file["mask"]
-    with pytest.raises(SourceError, match=r"push\.hdf5 has neither mask/train nor mask/valid"):
+    with pytest.raises(SourceError, match=r"none of 1 files can be read.*push\.hdf5.*neither mask/train nor mask/valid. Fetch"):
         open_source(dataset("vp2_robodesk"), str(tmp_path), PNG).plan()
     (tmp_path / "push.hdf5").write_bytes(b"nothing")
     with pytest.raises(SourceError, match="neither RoboNet's HDF5"):

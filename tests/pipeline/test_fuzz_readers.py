@@ -23,6 +23,7 @@ from pipeline.frames import FrameForm, encode_jpeg, encode_png
 from pipeline.image_scan import looks_whole
 from pipeline.plan import make_plan
 from pipeline.records import LeftOut, ShardRecord, read_record
+from pipeline.sources import hdf5_process
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode, Source
 from pipeline.sources.containers import bytes_missing
@@ -286,7 +287,8 @@ def records(folder, data):
     ("case", "examples"),
     [(case, SHORT) for case in CASES] + [pytest.param(case, LONG, marks=pytest.mark.soak) for case in CASES],
 )
-def test_any_bytes_give_episodes_or_reasons_and_nothing_else(tmp_path, case, examples):
+def test_any_bytes_give_episodes_or_reasons_and_nothing_else(tmp_path, monkeypatch, case, examples):
+    monkeypatch.setattr(hdf5_process, "CALL_SECONDS", 2)
     seeds, check = CASES[case]
 
     @given(damaged(seeds))
