@@ -86,7 +86,10 @@ def _inject(network: WorldModelNetwork, config: "LoraConfig") -> None:
 
 
 def tell_engine(network: WorldModelNetwork) -> None:
-    """Name the parameters that updates of embeddings hold in a dictionary, so that ZeRO-3 gathers them. After `initialize`."""
+    """Name the parameters that updates of embeddings hold in a dictionary, so that ZeRO-3 gathers them. After `initialize`.
+
+    DeepSpeed notices such parameters when they are first read, but not in compiled code.
+    """
     from deepspeed import zero
     from peft.tuners.lora import Embedding
 

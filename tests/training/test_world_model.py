@@ -69,6 +69,22 @@ def test_reward_is_read_at_the_last_id_of_each_future_frame_and_compared_with_th
     assert torch.isclose(output.loss, output.label_loss + output.reward_loss)
 
 
+def test_every_id_of_a_future_frame_tells_the_action_that_led_there_and_losses_are_weighed():
+    config = ModelConfig(
+        **{**vars(SMALL), "actions": True, "rewards": True, "reward_weight": 3.0, "action_reconstruction": 0.5}
+    )
+    network, (ids, action, reward) = build_network(config, SHAPE, tiny_models.ACTION_DIM, seed=3).eval(), batch()
+    output = network(ids, action, reward)
+    told = network.action_recon_linear(network.hidden_states(ids, action))
+    errors = [
+        (told[:, SHAPE.prefix_length - 1 + SHAPE.future_ids * frame + place] - action[:, 1 + frame]).square()
+        for frame in range(3)
+        for place in range(SHAPE.future_ids)
+    ]
+    assert torch.isclose(output.action_loss, torch.stack(errors).mean())
+    assert torch.isclose(output.loss, output.label_loss + 3.0 * output.reward_loss + 0.5 * output.action_loss)
+
+
 def test_only_actions_that_lead_to_future_frames_matter():
     network, (ids, action, _) = tiny_models.network(actions=True), batch()
     action.requires_grad_()
