@@ -138,6 +138,7 @@ def _check_files(found: Diagnosis, source: Source, shards: Sequence[SourceShard]
         ("missing", [shard.file for shard in shards if shard.file not in sizes]),
         ("empty", [shard.file for shard in shards if sizes.get(shard.file) == 0 and shard.records != 0]),
     ):
+        names = list(dict.fromkeys(names))
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             found.differences.append(f"{len(names)} files are {what}: {', '.join(names[:_SHOWN])}{more}. Fetch them")

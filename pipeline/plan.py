@@ -186,6 +186,8 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: di
         known["first"] = file.first
     if file.text:
         known["text"] = file.text
+    if file.only is not None:
+        known["only"] = list(file.only)
     if file.file in sizes:
         known["ends_sha256"] = ends[file.file]
     return known

@@ -36,6 +36,7 @@ class SourceShard:
         first: Index of its first record within the split, as the source publishes it (within the file's part of the split,
             where the source divides its files); None where nobody says.
         text: Caption that the source keeps apart from the file; empty where there is none.
+        only: Positions of its records in the file, where not all of these belong to the split; in order, `records` of them.
     """
 
     split: str
@@ -46,6 +47,7 @@ class SourceShard:
     stated_bytes: float | None = None
     first: int | None = None
     text: str = ""
+    only: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

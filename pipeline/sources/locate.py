@@ -51,7 +51,7 @@ def open_source(
             from pipeline.sources.rlds import SPEC_FILE, RldsSource
 
             if SPEC_FILE not in files:
-                raise SourceError(f"{folder} holds no {SPEC_FILE}, without which its records can't be read")
+                raise SourceError(f"{folder} holds no {SPEC_FILE}, without which its records can't be read. Fetch it")
             return RldsSource(folder, entry, form)
         if any(name.endswith(npz.ENDINGS) for name in files):
             return NpzSource(folder, entry, form)

@@ -2,16 +2,18 @@
 
 A record is parsed once and its wanted columns are taken out whole, images still encoded; nothing happens step by step. File
 names decide which files there are, so that a set without `dataset_info.json`, or with files missing, is read for what it is.
+Episodes of the split `train` that the catalog keeps for testing become the split `test`; the price is a second look at their
+files.
 """
 
 import collections
-import dataclasses
 import functools
 import hashlib
 import logging
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +24,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
 from pipeline.json_files import read_json
-from pipeline.naming import episode_key
+from pipeline.naming import TRAINING_SPLIT, episode_key
 from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_size, pad_actions
 from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
@@ -34,6 +36,7 @@ _INFO_FILE = "dataset_info.json"
 _FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
 _MAX_TEXT = 10_000
 _MAX_FILES = 100_000
+_TEST_SPLIT = "test"
 _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
 
 
@@ -79,7 +82,28 @@ class RldsSource(Source):
             else:
                 shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
             plan.append(shard)
-        return _with_first(plan)
+        plan = _with_first(plan)
+        return plan + self._public_test(plan)
+
+    def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
+        """The files of `train` that hold episodes which the catalog keeps for testing, as files of a split of their own.
+
+        Where the index of a file's records is unknown, so is which these are; reading `train` lists them.
+        """
+        if not self.entry.test_episodes or any(shard.split == _TEST_SPLIT for shard in plan):
+            return []
+        held = sorted(test_episodes(self.entry.test_episodes).values())
+        sizes = self.file_sizes()
+        found = []
+        for shard in plan:
+            if shard.split != TRAINING_SPLIT or shard.first is None or shard.records is None:
+                continue
+            only = tuple(index - shard.first for index in held if shard.first <= index < shard.first + shard.records)
+            if only:
+                size = shard.stated_bytes or float(sizes.get(shard.file, 0))
+                share = size * len(only) / shard.records
+                found.append(replace(shard, split=_TEST_SPLIT, records=len(only), stated_bytes=share, only=only))
+        return found
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of one file. See `Source.read`."""
@@ -88,12 +112,17 @@ class RldsSource(Source):
 
     def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
         """One pass over a file for several cameras. See `Source.read_together`."""
-        for position, columns, numbered in read_examples(storage.join(self.folder, shard.file), shard):
+        only = shard.only if shard.only is None else shard.only[: shard.take]
+        end = None if only is None else only[-1] + 1
+        stretch = shard if only is None else replace(shard, records=end, take=end)
+        for position, columns, numbered in read_examples(storage.join(self.folder, shard.file), stretch):
+            if only is not None and position not in only:
+                continue
             if isinstance(columns, BadEpisode):
                 yield position, [columns for _ in sources]
                 continue
             # Behind a stretch that may have held several records, no index within the split is sure.
-            known = shard if numbered else dataclasses.replace(shard, first=None)
+            known = shard if numbered else replace(shard, first=None)
             yield position, [source._read_columns(columns, known, position) for source in sources]
 
     def _read_columns(self, columns: Columns, shard: SourceShard, position: int) -> Episode | BadEpisode:
@@ -109,11 +138,13 @@ class RldsSource(Source):
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
         """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""
-        if not self.entry.test_episodes or shard.split != "train":
+        if not self.entry.test_episodes or not (shard.split == TRAINING_SPLIT or shard.only):
             return False
         held = test_episodes(self.entry.test_episodes)
         if shard.first is None:
-            raise BadEpisodeError("its index is unknown, so it may belong to the public test set")
+            raise BadEpisodeError("its index is unknown, so whether it belongs to the public test set is too")
+        if shard.only:
+            return False
         name = storage.basename(_text(columns, spec.episode_id)).split(".")[0]
         return shard.first + position in held.values() or name in held
 
@@ -166,7 +197,7 @@ def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
     numbered = []
     for shard in shards:
         start = first.get(shard.split, 0)
-        numbered.append(dataclasses.replace(shard, first=start))
+        numbered.append(replace(shard, first=start))
         first[shard.split] = None if start is None or shard.records is None else start + shard.records
     return numbered
 

@@ -97,7 +97,10 @@ def read_features(text: bytes, where: str) -> dict[str, Any]:
         top = tfds.features.FeatureConnector.from_json(content)
         steps = top["steps"].feature
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}") from error
+        raise SourceError(
+            f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}. "
+            "Without it no record can be read: fetch it again"
+        ) from error
     episode = {name: feature for name, feature in top.items() if name != "steps"}
     return dict([*_leaves(steps, "steps"), *(leaf for name, part in episode.items() for leaf in _leaves(part, name))])
 

@@ -51,7 +51,7 @@ class Vp2Source(Hdf5Source):
                     count = min(_STRETCH, len(demos) - first)
                     shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
         if reasons and len(reasons) == len(sizes):
-            raise SourceError(f"none of {len(sizes)} files can be read. {reasons[0]}")
+            raise SourceError(f"none of {len(sizes)} files can be read. Fetch them again; {reasons[0]}")
         for reason in reasons:
             _log.warning("%s", reason)
         return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))

@@ -106,11 +106,11 @@ def test_every_cut_of_a_robonet_file_is_found(tmp_path, encoding, share):
     assert "no sound HDF5" in only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
 
 
-def test_a_cut_vp2_file_is_an_error_by_name_because_its_splits_are_lost(tmp_path):
+def test_where_all_vp2_files_are_cut_there_is_nothing_to_go_on_with(tmp_path):
     path = tmp_path / "a.hdf5"
     write_vp2(path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(SourceError, match=r"a\.hdf5 can't be read.*Fetch it again"):
+    with pytest.raises(SourceError, match=r"none of 1 files can be read. Fetch them again; .*a\.hdf5: it doesn't say"):
         Vp2Source(str(tmp_path), ENTRY, FORM).plan()
 
 

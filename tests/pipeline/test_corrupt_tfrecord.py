@@ -261,8 +261,8 @@ def test_behind_a_stretch_of_unknown_records_no_public_test_episode_can_slip_thr
         ("dataset_info.json", b"\xff\xfe{}", "damaged"),
         ("dataset_info.json", b"[" * 100_000, "nests too deeply"),
         ("features.json", b"[" * 100_000, "nests too deeply"),
-        ("features.json", b"\xff\xfe", "not the spec"),
-        ("features.json", b"", "not the spec"),
+        ("features.json", b"\xff\xfe", r"features.json is not the spec[^$]* fetch it again"),
+        ("features.json", b"", r"features.json is not the spec[^$]* fetch it again"),
         (f"{NAME}-train.tfrecord-00000-of-99999999999999", b"", "limit is 100000"),
     ],
 )

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rlds_data import F, episode, features, picture, write_set
 
-from pipeline import catalog
+from pipeline import catalog, open_shard
 from pipeline.__main__ import run
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm, encode_jpeg
-from pipeline.job import together
+from pipeline.job import ingest, together
+from pipeline.ledger import read_ledger
 from pipeline.plan import make_plan
 from pipeline.records import read_record
 from pipeline.sources import rlds
@@ -147,6 +148,35 @@ def test_they_are_passed_over_by_name_too_and_where_the_index_is_unknown_nothing
     assert [isinstance(item, BadEpisode) for item in robonet_items(folder)] == [False, True, False]
     items = robonet_items(folder, first=None)
     assert all("its index is unknown" in item.reason and not item.filtered for item in items)
+
+
+def test_public_test_episodes_become_a_split_of_their_own_and_train_is_what_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(rlds, "test_episodes", lambda file: {"a": 1, "b": 3, "c": 5, "elsewhere": 1000})
+    folder = write_set(tmp_path, 7, 2, name="robo_net")
+    source = open_source(dataclasses.replace(catalog.dataset("robo_net"), version="0.1.0"), str(folder), FORM)
+    files = [(shard.split, shard.number, shard.records, shard.only) for shard in source.plan() if shard.split == "test"]
+    assert files == [("test", 0, 1, (1,)), ("test", 1, 1, (1,)), ("test", 2, 1, (1,))]
+
+    def made(output: str, **options) -> dict[str, list[str]]:
+        units = make_plan(source, None, options.get("most"), 1 << 30)
+        outcome = ingest(units, source, "robo_net", str(tmp_path / output), ["--direct_running_mode=in_memory"], False)
+        assert outcome.failures == {}
+        episodes = [episode for unit in units for episode in open_shard(str(tmp_path / output / unit.shard))]
+        return {
+            split: [f"{episode.key} {episode.episode_id}" for episode in episodes if episode.key.startswith(split)]
+            for split in ("train", "test")
+        }
+
+    whole = made("whole")
+    assert whole["test"] == [f"test-{n:05d}-000001 episode {2 * n + 1}" for n in range(3)]
+    assert whole["train"] == [f"train-{n:05d}-000000 episode {2 * n}" for n in range(4)]
+    assert made("some", most=2) == {"train": whole["train"][:1], "test": whole["test"][:2]}
+    # A damaged file costs the test set what it held of it, by name.
+    lost = folder / source.plan()[1].file
+    lost.unlink()
+    assert made("lost") == {"train": [whole["train"][0], *whole["train"][2:]], "test": [whole["test"][0], whole["test"][2]]}
+    rows = read_ledger(str(tmp_path / "lost")).to_pylist()
+    assert [(row["key"], row["kind"]) for row in rows if row["split"] == "test"] == [("test-00001-000001", "missing")]
 
 
 def test_files_know_the_index_of_their_first_record_until_one_has_an_unknown_length(tmp_path):

@@ -85,7 +85,7 @@ def test_the_test_split_without_answers_is_taken_only_with_all(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[", r"train\.json is no JSON"),
+        ("[", r"train\.json is no JSON.*Fetch it again"),
         ("{}", "not a list"),
         ('[{"id": "../../secret"}]', "is no number"),
         ('[{"id": "7", "template": "Closing [something]"}, {"id": "7", "template": "Closing [something]"}]', "7 twice"),
