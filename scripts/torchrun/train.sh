@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Train under torchrun. On one machine with all its GPUs:
+#
+#   CONFIG=configs/oxe-64-act-free-small.yaml TOKENS=/data/tokens TOKENIZER=/models/tokenizer OUTPUT=/runs/small \
+#       scripts/torchrun/train.sh
+#
+# On several, the same on each of them with NODES=4 HEAD=node0:29500, where node0 is one of them. A process that dies takes the
+# others down; all start again from the newest checkpoint. PROCESSES=2 starts so many on a machine, also without GPUs. More
+# arguments go to ivideogpt-train (`--training.steps 1000`).
+set -euo pipefail
+
+exec torchrun --nnodes "${NODES:-1}" --nproc_per_node "${PROCESSES:-gpu}" --max-restarts 3 --shutdown-timeout 300 \
+    --rdzv_id train --rdzv_backend c10d --rdzv_endpoint "${HEAD:-localhost:0}" -m training \
+    --config "$CONFIG" --tokens "$TOKENS" --tokenizer "$TOKENIZER" --output "$OUTPUT" --resume auto "$@"
