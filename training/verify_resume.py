@@ -119,6 +119,7 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
         checkpoint_every=steps,
         keep_checkpoints=2,
         keep_every=0,
+        wandb_project=None,
     )
     return dataclasses.replace(recipe, training=training)
 
