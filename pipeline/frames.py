@@ -5,6 +5,7 @@ smallest DCT scale that is still large enough and finishes with an antialiased b
 and, at 256 to 80 pixels, 40 dB from area averaging (a box filter after DCT scaling: 32 dB).
 """
 
+import functools
 import io
 import math
 from dataclasses import dataclass
@@ -113,12 +114,18 @@ def _decode(data: bytes, header: _Header, least: tuple[int, int] | None) -> np.n
 def _decode_at(data: bytes, header: _Header, size: tuple[int, int]) -> np.ndarray:
     """The pixels shrunk to `size` (height, width)."""
     pixels = _decode(data, header, size)
-    height, width = header.size
-    # A DCT scale is n eighths; where that is no whole number of pixels, the last row and column reach beyond the picture.
-    eighths = next(
-        n for n in range(8, 0, -1) if -(-height * n // 8) <= pixels.shape[0] and -(-width * n // 8) <= pixels.shape[1]
-    )
-    return shrink(pixels, size, (height * eighths / 8, width * eighths / 8))
+    return shrink(pixels, size, _extent(header.size, pixels.shape[:2]))
+
+
+@functools.lru_cache
+def _extent(size: tuple[int, int], scaled: tuple[int, int]) -> tuple[float, float]:
+    """(height, width) that a picture of `size` has in its pixels at a DCT scale, which are `scaled`.
+
+    A scale is n eighths; where that is no whole number of pixels, the last row and column reach beyond the picture.
+    """
+    height, width = size
+    eighths = next(n for n in range(8, 0, -1) if -(-height * n // 8) <= scaled[0] and -(-width * n // 8) <= scaled[1])
+    return height * eighths / 8, width * eighths / 8
 
 
 def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -154,9 +161,15 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     if min(height, width) < THUMBNAIL_SIDE:
         rows, columns = (np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE for side in (height, width))
         return pixels[rows[:, None], columns]
-    down, right = height // THUMBNAIL_SIDE, width // THUMBNAIL_SIDE
-    top, left = (height - down * (THUMBNAIL_SIDE - 1)) // 2, (width - right * (THUMBNAIL_SIDE - 1)) // 2
-    return np.ascontiguousarray(pixels[top::down, left::right][:THUMBNAIL_SIDE, :THUMBNAIL_SIDE])
+    return pixels[_grid(height), _grid(width)].copy()
+
+
+@functools.lru_cache
+def _grid(side: int) -> slice:
+    """`THUMBNAIL_SIDE` of `side` places, evenly spaced and in the middle."""
+    step = side // THUMBNAIL_SIDE
+    first = (side - step * (THUMBNAIL_SIDE - 1)) // 2
+    return slice(first, first + step * (THUMBNAIL_SIDE - 1) + 1, step)
 
 
 def decode_small(data: bytes, side: int) -> np.ndarray:

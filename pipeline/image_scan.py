@@ -60,20 +60,22 @@ def _jpeg_looks_whole(data: bytes) -> bool:
 def _scan_start(data: bytes) -> int | None:
     """Where compressed data begins; None where the picture comes in several scans, or no way leads there."""
     position, components = 2, 0
-    for _ in range(_SEGMENTS):
-        if data[position : position + 1] != b"\xff" or position + 5 > len(data):
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker in _FRAME_HEADERS:
-            if marker not in _SEQUENTIAL or position + 9 >= len(data):
+    try:
+        for _ in range(_SEGMENTS):
+            marker = data[position + 1]
+            if data[position] != 0xFF:
                 return None
-            components = data[position + 9]
-        if marker == _JPEG_SCAN:
-            return (
-                position + 2 + int.from_bytes(data[position + 2 : position + 4]) if data[position + 4] == components else None
-            )
-        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+            if marker == 0xFF:
+                position += 1
+                continue
+            following = position + 2 + (data[position + 2] << 8 | data[position + 3])
+            if marker == _JPEG_SCAN:
+                return following if data[position + 4] == components else None
+            if marker in _FRAME_HEADERS:
+                if marker not in _SEQUENTIAL:
+                    return None
+                components = data[position + 9]
+            position = following
+    except IndexError:  # The data end before the picture begins.
+        return None
     return None

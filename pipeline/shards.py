@@ -18,6 +18,8 @@ from pipeline.records import ShardRecord, read_record, record_path
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * _BLOCK
 MAX_MEMBER_BYTES = 4 << 30
+# Written at once: frame by frame would be a call to the operating system each, as dear as hashing it.
+_BUFFER = 1 << 20
 
 
 class Readable(Protocol):
@@ -46,7 +48,7 @@ class EpisodeShardWriter:
         self.frames = 0
 
     def __enter__(self) -> "EpisodeShardWriter":
-        self._file = self._path.open("wb")
+        self._file = self._path.open("wb", buffering=_BUFFER)
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
