@@ -5,9 +5,12 @@ checks itself; its errors say what to do.
 """
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import yaml
 
 from pipeline.errors import ConfigError
 
@@ -406,3 +409,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """The recipe as nested mappings that JSON and YAML hold."""
         return dataclasses.asdict(self)
+
+    def as_yaml(self) -> str:
+        """The recipe as text that `--config` reads."""
+        return yaml.safe_dump(json.loads(json.dumps(self.as_dict())), sort_keys=False)

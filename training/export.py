@@ -1,4 +1,4 @@
-"""The `model/` folder of a run: tokenizer, transformer in the published layout, recipe and provenance.
+"""The `model/` folder of a run: tokenizer, transformer in the published layout, recipe, provenance and model card.
 
 Everything is written into a folder beside it that takes its name at the end, so a `model/` that is there is whole.
 """
@@ -12,13 +12,16 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import ConflictError
+from pipeline.recipe import Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import loading
+from training.model_card import model_card
 from training.model_folder import TOKENIZER, TRANSFORMER
 from training.world_model import WorldModelNetwork
 
 MODEL_NAME = "model"
 PROVENANCE_NAME = "provenance.json"
+CARD_NAME = "README.md"
 RECIPE_NAME = "recipe.yaml"
 
 
@@ -48,7 +51,7 @@ def export_model(
     network: WorldModelNetwork,
     weights: dict[str, torch.Tensor],
     tokenizer: loading.TokenizerFiles | None,
-    recipe: str,
+    recipe: Recipe,
     provenance: dict[str, Any],
 ) -> None:
     """Write `folder`, in place of what is there.
@@ -58,8 +61,8 @@ def export_model(
         network: Knows the layout of a transformer folder; its own weights are not used.
         weights: All parameters by name, in fp32.
         tokenizer: What becomes `tokenizer/`; None leaves it out.
-        recipe: The resolved recipe as YAML.
-        provenance: Where the model comes from and how good it is.
+        recipe: As resolved.
+        provenance: Where the model comes from and how good it is; see `model_card` for what it must tell.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
@@ -69,7 +72,8 @@ def export_model(
         (staging / TOKENIZER).mkdir()
         shutil.copyfile(tokenizer.weights, staging / TOKENIZER / loading.WEIGHTS_NAME)
         (staging / TOKENIZER / loading.CONFIG_NAME).write_bytes(storage.read_bytes(tokenizer.config))
-    (staging / RECIPE_NAME).write_text(recipe, encoding="utf-8")
+    (staging / RECIPE_NAME).write_text(recipe.as_yaml(), encoding="utf-8")
+    (staging / CARD_NAME).write_text(model_card(provenance, recipe), encoding="utf-8")
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)
     (staging / PROVENANCE_NAME).write_text(text + "\n", encoding="utf-8")

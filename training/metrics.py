@@ -34,6 +34,11 @@ _PEAKS = {
 }
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def peak_flops(device: torch.device) -> float:
     """Dense bf16 peak of a device in FLOP/s; 0 where it isn't known, rather than a guess."""
     if device.type != "cuda":

@@ -5,15 +5,12 @@ this for itself from the same files, so all of them find the same.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from pipeline import storage
 from pipeline.catalog import mixture
@@ -105,11 +102,6 @@ class Run:
         """Folder of the exported model."""
         return self.folder / MODEL_NAME
 
-    @property
-    def recipe_text(self) -> str:
-        """The recipe as YAML that `--config` reads."""
-        return yaml.safe_dump(json.loads(json.dumps(self.recipe.as_dict())), sort_keys=False)
-
     def clips(self, first: int, count: int) -> list[dict[str, Any]]:
         """Where the clips of samples `first .. first + count - 1` come from: data set, episode, first frame, stride, view."""
         dataset, rows = self.order.samples(first, count)
@@ -124,7 +116,7 @@ class Run:
     def write_identity(self) -> None:
         """Make the run folder, with the recipe, what identifies the run, and what has changed in it so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(str(self.folder / RECIPE_NAME), self.recipe_text.encode())
+        storage.write_bytes(str(self.folder / RECIPE_NAME), self.recipe.as_yaml().encode())
         write_record(self.folder, self.record)
         write_identity(self.folder, self.identity)
 

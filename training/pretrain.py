@@ -5,6 +5,7 @@ happen between steps; all ranks agree on each of them from the step number, and 
 """
 
 import contextlib
+import importlib.metadata
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from training.engine import close_engine, full_weights
 from training.export import export_model
 from training.held_out import HeldOutLoss
 from training.held_out_predictions import HeldOutPredictions
-from training.metrics import cut_lines, cut_metrics, label_entropy
+from training.metrics import cut_lines, cut_metrics, device_name, label_entropy
 from training.nonfinite import SKIPPED_NAME, SkippedSteps
 from training.preparation import Run, RunOptions, prepare
 from training.processes import Processes, find_place
@@ -33,6 +34,7 @@ from training.stopping import StopRequest
 
 SUMMARY_NAME = "metrics.json"
 _ENTROPY_CLIPS = 2048
+_SOFTWARE = ("ivideogpt-pipeline", "torch", "deepspeed", "transformers")
 log = logging.getLogger(__name__)
 
 
@@ -169,6 +171,7 @@ class Trainer:
             "samples": run.order.drawn(done * run.plan.global_batch),
             "processes": run.plan.world_size,
             "device": str(self._processes.device.type),
+            "hardware": device_name(self._processes.device),
         }
         datasets = {
             name: {**size, "weight": str(run.order.weights.get(name, 0))} for name, size in run.identity["datasets"].items()
@@ -178,8 +181,11 @@ class Trainer:
             "layout": asdict(run.store.layout),
             "datasets": datasets,
             "record": run.record.as_json(),
+            "ids": done * run.plan.global_batch * run.store.layout.sequence_length,
+            "parameters": sum(tensor.numel() for tensor in weights.values()),
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
         }
-        export_model(run.model, run.network, weights, run.tokenizer, run.recipe_text, provenance)
+        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, provenance)
         summary |= {"output": str(run.folder), "model": str(run.model), "finished": done == self._training.steps}
         storage.write_bytes(str(run.folder / SUMMARY_NAME), json.dumps(summary, indent=1).encode())
         self._processes.barrier()

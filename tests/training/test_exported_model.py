@@ -1,0 +1,144 @@
+"""What a run exports: opened by the libraries that people have, and described with the numbers of the run itself."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny_models
+import torch
+import yaml
+from synthetic_tokens import write_shard
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.records import sha256_of
+from tokenize_offline.tokenizer import CompressiveVQModel
+from training.model_card import model_card
+from training.preparation import RunOptions
+from training.pretrain import pretrain
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder of a short run, and its summary."""
+    root = tmp_path_factory.mktemp("run")
+    tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
+    sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
+    layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=sha256)
+    for name, split, seed in (("alpha", "train", 1), ("beta", "train", 2), ("beta", "train_heldout", 3)):
+        write_shard(root / "tokens", name, positions=10, split=split, layout=layout, seed=seed)
+    recipe = Recipe(
+        data=DataConfig(weights={"alpha": 0.25, "beta": 0.75}),
+        model=ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=192),
+        training=TrainingConfig(global_batch=4, steps=3, precision="fp32", warmup_steps=1),
+    )
+    options = RunOptions([str(root / "tokens")], str(root / "out"), tokenizer=str(root / "tokenizer"))
+    return root / "out", pretrain(recipe, options)
+
+
+def _provenance(folder):
+    return json.loads((folder / "model" / "provenance.json").read_text())
+
+
+def test_transformers_opens_the_transformer(run):
+    folder, _ = run
+    assert AutoConfig.from_pretrained(folder / "model" / "transformer").model_type == "llama"
+    model, faults = AutoModelForCausalLM.from_pretrained(folder / "model" / "transformer", output_loading_info=True)
+    assert not any(faults.values())
+    assert sum(parameter.numel() for parameter in model.parameters()) == _provenance(folder)["parameters"]
+
+
+def test_diffusers_opens_the_tokenizer_as_it_opens_the_published_class(run):
+    """A class of diffusers with the published name, arguments and parameters, as iVideoGPT declares it."""
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.configuration_utils import register_to_config
+
+    folder = run[0] / "model" / "tokenizer"
+    own = CompressiveVQModel.from_pretrained(str(folder))
+
+    class CompressiveVQModel_(diffusers.ModelMixin, diffusers.ConfigMixin):
+        @register_to_config
+        def __init__(
+            self,
+            in_channels=3,
+            out_channels=3,
+            down_block_types=("DownEncoderBlock2D",),
+            up_block_types=("UpDecoderBlock2D",),
+            block_out_channels=(64,),
+            layers_per_block=1,
+            act_fn="silu",
+            latent_channels=3,
+            sample_size=32,
+            num_vq_embeddings=256,
+            num_dyn_embeddings=256,
+            norm_num_groups=32,
+            vq_embed_dim=None,
+            scaling_factor=0.18215,
+            norm_type="group",
+            mid_block_add_attention=True,
+            lookup_from_codebook=False,
+            force_upcast=False,
+            context_length=1,
+            max_att_resolution=32,
+            resolution=256,
+            patch_size=4,
+        ):
+            super().__init__()
+            for name, child in CompressiveVQModel(own.config).named_children():
+                self.add_module(name, child)
+
+    model, faults = CompressiveVQModel_.from_pretrained(folder, low_cpu_mem_usage=False, output_loading_info=True)
+    assert not any(faults.values())
+    assert model.config.block_out_channels == list(own.config.block_out_channels)
+    assert model.config.context_length == own.config.context_length and model.config.lookup_from_codebook
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in own.state_dict().items())
+
+
+def test_the_card_has_the_numbers_of_the_run(run):
+    folder, summary = run
+    text = (folder / "model" / "README.md").read_text()
+    _, head, body = text.split("---\n", 2)
+    assert yaml.safe_load(head) == {"library_name": "transformers", "tags": ["world-model", "video-prediction", "ivideogpt"]}
+    layout = tiny_models.layout()
+    alpha, beta = (summary["samples"][name] for name in ("alpha", "beta"))
+    assert alpha + beta == 12
+    for fact in (
+        f"{summary['held_out_loss']:.4f} on held-out clips",
+        f"{summary['loss']:.4f} in the last steps",
+        f"would reach {summary['label_entropy']:.4f}",
+        "3 steps of 4 clips: " + f"{3 * 4 * layout.sequence_length / 1e3:.3g} k ids",
+        f"| `alpha` | {alpha / 12:.2%} | {alpha} | {alpha / 10:.2f} | not measured |",
+        f"| `beta` | {beta / 12:.2%} | {beta} | {beta / 10:.2f} | {summary['held_out_loss']:.4f} |",
+        "1 x CPU, ",
+        f"SHA-256 of its weights {_provenance(folder)['layout']['tokenizer_sha256']}",
+        'from_pretrained("transformer")',
+        "+3 " + f"{summary['held_out_loss_by_frame']['3']:.4f}",
+    ):
+        assert fact in body, fact
+    assert "of 3 planned" not in body and "of peak FLOPs" not in body
+
+
+def test_the_export_lists_what_it_holds(run):
+    folder = run[0] / "model"
+    provenance = _provenance(run[0])
+    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert provenance["sha256"] == {name: sha256_of(path) for name, path in names.items() if name != "provenance.json"}
+    assert {"README.md", "recipe.yaml", "tokenizer/config.json", "transformer/model.safetensors"} <= names.keys()
+    assert provenance["ids"] == 3 * 4 * tiny_models.layout().sequence_length and provenance["software"]["torch"]
+
+
+def test_a_card_of_a_run_with_heads_that_was_stopped_says_so(run):
+    provenance = _provenance(run[0]) | {"loss": None, "held_out_loss": None, "held_out_loss_by_dataset": None}
+    provenance |= {"held_out_loss_by_frame": None, "mfu": 0.456, "ids_per_second": None}
+    recipe = Recipe(model=ModelConfig(actions=True, rewards=True), training=TrainingConfig(steps=10))
+    text = model_card(provenance, recipe)
+    assert "3 steps of 64 clips, of 10 planned" in text and "45.6% of peak FLOPs" in text and "unknown ids/s" in text
+    assert "session.step(action)" in text and "AutoModelForCausalLM" not in text
+    assert "not measured in the last steps of training, not measured on held-out clips" in text
+
+
+def test_a_data_set_can_not_break_the_cards_table(run):
+    provenance = _provenance(run[0])
+    provenance["datasets"]["a|b`\n# c"] = provenance["datasets"].pop("alpha")
+    assert "\n| `a/b' # c` | " in model_card(provenance, Recipe())
