@@ -63,6 +63,19 @@ def test_logits_never_exist_for_more_than_a_chunk_and_are_made_again_for_the_bac
         assert sorted(shapes) == sorted([(30, 5)] * 6 + [(10, 5)] * 2)
 
 
+def test_chunks_compile_into_one_graph_with_the_same_gradients():
+    hidden, weight, targets = _case(4, 25, 11, seed=2)
+
+    def loss():
+        return next_id_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk=30).mean()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    for ours, eager in zip(
+        torch.autograd.grad(compiled(), (hidden, weight)), torch.autograd.grad(loss(), (hidden, weight)), strict=True
+    ):
+        assert torch.allclose(ours, eager, atol=1e-6)
+
+
 def test_squared_error_is_a_mean_over_all_that_is_predicted():
     assert squared_error(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])) == 5.0
     assert squared_error(torch.ones(2, 3, 4, 2), torch.zeros(2, 3, 1, 2)) == 1.0
