@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from downstream_data import write_vp2
 from fsspec.core import url_to_fs
 from object_stores import environment, gcs_server, s3_server, upload
 from rlds_data import NAME, VERSION, write_set
+from synthetic_episodes import tiny_tokenizer, write_shards
 from video_data import write_video
 
 from pipeline import index, open_shard, plan, storage
+from pipeline.__main__ import run as ingest_command
 from pipeline.catalog import DatasetEntry, dataset
 from pipeline.errors import ConflictError, StorageError
 from pipeline.frames import FrameForm
@@ -27,26 +30,36 @@ from pipeline.job import ingest
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan
 from pipeline.sources.locate import open_source
+from tokenize_offline.__main__ import main as tokenize_command
+from tokenize_offline.tokenizer import loading
+from training import TokenStore
 
 FORM = FrameForm("jpeg", 40)
 IN_PROCESS = ["--direct_running_mode=in_memory"]
-SERVERS = {"s3": s3_server, "gs": gcs_server}
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
-def bucket(request):
-    """URL of an empty bucket."""
-    with SERVERS[request.param]() as variables, environment(variables):
-        url_to_fs(f"{request.param}://bucket")[0].mkdir("bucket")
-        yield f"{request.param}://bucket"
+def _bucket(server, protocol: str) -> Iterator[str]:
+    with server() as variables, environment(variables):
+        url_to_fs(f"{protocol}://bucket")[0].mkdir("bucket")
+        yield f"{protocol}://bucket"
 
 
 @pytest.fixture(scope="module")
 def s3():
     """URL of an empty bucket that speaks S3."""
-    with s3_server() as variables, environment(variables):
-        url_to_fs("s3://bucket")[0].mkdir("bucket")
-        yield "s3://bucket"
+    yield from _bucket(s3_server, "s3")
+
+
+@pytest.fixture(scope="module")
+def gs():
+    """URL of an empty bucket that speaks GCS."""
+    yield from _bucket(gcs_server, "gs")
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def bucket(request):
+    """Each of them."""
+    return request.getfixturevalue(request.param)
 
 
 def contents(folder: str) -> dict[str, bytes]:
@@ -163,52 +176,77 @@ with storage.staged(sys.argv[1]) as staging:
 """
 
 
-@pytest.mark.parametrize("mebibytes", [40, 120], ids=["one PUT", "multipart upload"])
-def test_a_writer_killed_while_it_uploads_leaves_the_name_empty_or_whole(s3, tmp_path, mebibytes):
+@pytest.mark.parametrize("mebibytes", [8, 120], ids=["one PUT", "multipart upload"])
+@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.soak)])
+def test_a_writer_killed_while_it_uploads_leaves_the_name_empty_or_whole(s3, tmp_path, mebibytes, kills):
     path = f"{s3}/killed/{mebibytes}.tar"
     chance = random.Random(mebibytes)
     seen = set()
-    for _ in range(2):
-        command = [sys.executable, "-c", PUBLISH, path, str(mebibytes)]
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "TMPDIR": str(tmp_path)})
+    for number in range(kills):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", PUBLISH, path, str(mebibytes)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )
         assert writer.stdout.read(6) == b"staged"
-        time.sleep(chance.uniform(0, 0.005 * mebibytes))
+        # The first dies early for certain.
+        time.sleep(chance.uniform(0, 0.005 * mebibytes) if number else 0.0005 * mebibytes)
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         seen.add(storage.size(path) if storage.exists(path) else None)
         assert seen <= {None, mebibytes << 20}
         storage.remove(path)
     assert None in seen, "no writer was killed in time for this to say anything"
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    storage.write_bytes(path, bytes(mebibytes << 20))
     assert storage.size(path) == mebibytes << 20
 
 
-def command_line(source: str, output: str, *more: str) -> list[str]:
-    described = ["--dataset", NAME, "--camera", "image", "--rate", "10", "--data.shard_mib", "1"]
-    return [sys.executable, "-m", "pipeline", *described, "--source", source, "--output", output, *more]
-
-
-def test_the_command_takes_recipe_and_source_from_a_bucket_and_goes_on_after_it_was_killed(s3, tmp_path):
-    # The first shard's record is the sign that work is under way.
-    folder = write_set(tmp_path / "oxe", episodes=12, per_shard=1, frames=30, height=192, width=256)
-    (tmp_path / "recipe.yaml").write_text("data:\n  frames: source\n")
+def test_the_command_takes_recipe_and_an_oxe_root_from_a_bucket_and_goes_on_after_it_was_killed(s3, tmp_path, capsys):
+    # The first shard's record is the sign that work is under way; files of half a MiB become shards of their own.
+    write_set(tmp_path / "oxe", episodes=8, per_shard=1, frames=30, height=192, width=256, name="bridge")
+    (tmp_path / "recipe.yaml").write_text("data:\n  frames: source\n  shard_mib: 1\n")
     upload(tmp_path, f"{s3}/command")
-    source = open_source(dataset(NAME, "image", 10.0), str(folder), FrameForm("source"))
-    ingest(make_plan(source, None, None, 1 << 20), source, NAME, str(tmp_path / "out"), IN_PROCESS, overwrite=False)
-    output = f"{s3}/command/out/{NAME}"
-    command = command_line(f"{s3}/command/oxe/{NAME}/{VERSION}", f"{s3}/command/out", "--config", f"{s3}/command/recipe.yaml")
-    command += ["--", *IN_PROCESS]
-    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    source = open_source(dataset("bridge"), str(tmp_path / "oxe"), FrameForm("source"))
+    local = str(tmp_path / "out")
+    ingest(make_plan(source, None, None, 1 << 20), source, "bridge", local, IN_PROCESS, overwrite=False)
+    output = f"{s3}/command/out/bridge"
+    options = ["--dataset", "bridge", "--source", f"{s3}/command/oxe", "--output", f"{s3}/command/out"]
+    options += ["--config", f"{s3}/command/recipe.yaml", "--", *IN_PROCESS]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen([sys.executable, "-m", "pipeline", *options], start_new_session=True, **quiet)
     while first.poll() is None and not [name for name in storage.list_files(output) if name.endswith(".json")]:
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stderr
-    summary = json.loads(second.stdout)
+    assert ingest_command(options) == 0
+    summary = json.loads(capsys.readouterr().out)
     assert 0 < summary["made"] < summary["shards"]
-    assert contents(output) == contents(str(tmp_path / "out"))
+    assert contents(output) == contents(local)
+
+
+def test_tokenizing_from_and_to_a_bucket_gives_the_same_clips_and_training_reads_them_from_there(s3, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(loading, "_CACHE", cache / "tokenizers")
+    tiny_tokenizer(tmp_path / "in" / "tokenizer")
+    write_shards(tmp_path / "in" / "episodes", shards=2, episodes=3)
+    upload(tmp_path / "in", f"{s3}/stage2/in")
+    made = {}
+    for root in (str(tmp_path), f"{s3}/stage2"):
+        options = ["--shards", f"{root}/in/episodes", "--tokenizer", f"{root}/in/tokenizer", "--output", f"{root}/out"]
+        for _ in range(2):
+            assert tokenize_command([*options, "--clips.length", "4", "--clips.per_episode", "2"]) == 0
+        made[root] = contents(f"{root}/out/made_up")
+    local, remote = made.values()
+    assert local == remote and sum(name.endswith(".arrow") for name in local) >= 2
+    here, there = (TokenStore.open(f"{root}/out", cache_dir=cache / "tokens") for root in made)
+    rows = np.arange(here.positions("made_up") * here.views("made_up"))
+    assert np.array_equal(here.rows("made_up", rows).ids, there.rows("made_up", rows).ids) and len(rows)
+    copies = sorted((cache / "tokens").rglob("*.arrow"))
+    assert [path.read_bytes() for path in copies] and {path.name for path in copies} <= remote.keys()
+    written = [path.stat().st_mtime_ns for path in copies]
+    TokenStore.open(f"{s3}/stage2/out", cache_dir=cache / "tokens")
+    assert [path.stat().st_mtime_ns for path in copies] == written
 
 
 def test_a_store_that_refuses_or_does_not_answer_is_an_error_that_says_so(s3, monkeypatch):
