@@ -1,15 +1,14 @@
 """Metrics and pictures arrive where a person looks for them: the file, TensorBoard, Weights & Biases."""
 
 import json
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from wandb_logs import logged
 
 from pipeline.errors import ConfigError
 from training import tracking
@@ -52,40 +51,6 @@ def test_predictions_move_in_tensorboard(tmp_path):
         assert (event.width, event.height, picture.n_frames) == (*picture.size, 3)
 
 
-def _logged(folder: Path) -> tuple[set[str], list[dict[str, object]], list[int]]:
-    """Run ids, rows of history and exit codes that the offline runs in a folder hold."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    ids, rows, exits = set(), [], []
-    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
-        for data in _records(path.read_bytes()):
-            record = Record.FromString(data)
-            kind = record.WhichOneof("record_type")
-            if kind == "run":
-                ids.add(record.run.run_id)
-            elif kind == "history":
-                items = record.history.item
-                rows.append({"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items})
-            elif kind == "exit":
-                exits.append(record.exit.exit_code)
-    return ids, rows, exits
-
-
-def _records(log: bytes) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format, whose first block begins with a header of 7 bytes."""
-    at, whole = 7, b""
-    while at < len(log):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", log, at + 4)
-        whole += log[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):
-            yield whole
-            whole = b""
-
-
 def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -95,7 +60,7 @@ def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(t
         writer.write(step, {"loss": step / 2, "gradient_norm": None, "samples": {"alpha": 3}})
         writer.show(step, {"00-alpha": path})
         writer.close(failed)
-    ids, rows, exits = _logged(tmp_path)
+    ids, rows, exits = logged(tmp_path, runs=2)
     assert ids == {json.loads((tmp_path / WANDB_NAME).read_text())["id"]}
     numbers = [row for row in rows if "loss" in row]
     assert [(row["step"], row["loss"], row["samples/alpha"]) for row in numbers] == [(1, 0.5, 3), (2, 1.0, 3)]
