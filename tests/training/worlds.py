@@ -100,3 +100,14 @@ def pretrain_apart(recipe: Any, options: Any) -> Any:
     from training.pretrain import pretrain
 
     return pretrain(recipe, dataclasses.replace(options, output=f"{options.output}-{os.environ['RANK']}"))
+
+
+def pretrain_in_chunks(recipe: Any, options: Any, chunk: int) -> Any:
+    """Pre-train with the loss over so many labelled positions at a time."""
+    import functools
+
+    from training import world_model
+    from training.pretrain import pretrain
+
+    world_model.next_id_losses = functools.partial(world_model.next_id_losses, chunk=chunk)
+    return pretrain(recipe, options)
