@@ -25,7 +25,7 @@ def parser() -> CommandParser:
     """The command line, without what follows a bare `--`."""
     made = recipe_parser(
         "ivideogpt-ingest",
-        "Turn one data set (RLDS, npz or video) into episode shards. What follows a bare -- goes to Beam.",
+        "Turn one data set (RLDS, HDF5, npz or video) into episode shards. What follows a bare -- goes to Beam.",
     )
     made.add_argument(
         "--dataset",
@@ -46,7 +46,12 @@ def parser() -> CommandParser:
     made.add_argument("--dask", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786.")
     made.add_argument("--spark", type=str, help="Master of a Spark cluster that does the work, e.g. spark://host:7077.")
     made.add_argument("--lock", type=str, help=f"Lock file of source fingerprints; by default {LOCK_FILE} beside the shards.")
-    made.add_argument("--overwrite", action="store_true", help="Make shards anew that were made in another way.")
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="Make shards anew that were made in another way, and those that lost episodes to damaged files; without it these "
+        "are made anew only where a file's size or one of its ends differs.",
+    )
     return made
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from pipeline import index, storage
 from pipeline.errors import ConflictError, SourceError
-from pipeline.ledger import write_ledger
+from pipeline.ledger import LEDGER_FILE, write_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
-from pipeline.records import ShardRecord, describe_difference, find_done, read_record, record_path
+from pipeline.records import ShardRecord, damaged_files, describe_difference, find_done, read_record, record_path
 from pipeline.runners import beam
 from pipeline.runners.task import Task
 from pipeline.sources.base import Source
@@ -228,10 +228,22 @@ def check_outcome(outcome: Outcome, max_bad_fraction: float) -> None:
         problems = [f"{item.source_file}, record {item.source_record}: {item.reason}" for item in left_out]
         raise SourceError(
             f"{len(left_out)} of {total} episodes were left out, more than --max_bad_fraction {max_bad_fraction} allows "
-            f"({len(reasons)} different reasons); the shards' records list all of them:\n" + _listing(problems)
+            f"({len(reasons)} different reasons). {_what_to_do(outcome.records)}\n" + _listing(problems)
         )
     if left_out:
-        _log.warning("%d of %d episodes were left out; the shards' records say which and why", len(left_out), total)
+        _log.warning("%d of %d episodes were left out. %s", len(left_out), total, _what_to_do(outcome.records))
+
+
+def _what_to_do(records: Sequence[ShardRecord]) -> str:
+    """Where left out episodes are listed, and what to do about those that another copy of their file may have."""
+    listed = f"{LEDGER_FILE} beside the shards lists all of them with their reasons"
+    files = set().union(*map(damaged_files, records))
+    if not files:
+        return f"{listed}."
+    return (
+        f"{listed}. Where {len(files)} damaged or missing files are fetched again, the same command makes their shards anew; "
+        "a file whose size and both ends are as before needs --overwrite."
+    )
 
 
 def _listing(lines: Sequence[str]) -> str:
