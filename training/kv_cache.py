@@ -1,59 +1,42 @@
-"""The session's key-value cache: buffers of full length, written in place.
+"""The session's key-value cache: buffers for all positions from the start, written in place by position.
 
-The cache that `transformers` grows by concatenation copies everything it holds for every id; here an id costs the write of
-its own keys and values. The price is memory for all positions from the start.
+Nothing is ever moved or grown, so shapes and addresses stay the same for a compiled step, and rows may stand at different
+positions. What lies beyond a row's position is stale or zero and must be masked. The price is memory for all positions.
 """
 
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Self
 
 import torch
-from transformers import Cache, DynamicCache, LlamaConfig
-from transformers.cache_utils import DynamicLayer
 
 
-class _BufferedLayer(DynamicLayer):
-    """One attention layer's keys and values; `keys` and `values` are views of the used part of the buffers."""
+@dataclass(frozen=True)
+class KeyValueCache:
+    """Keys and values of all layers.
 
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, capacity: int, copies: int) -> None:
-        super().__init__()
-        rows, heads, used, width = keys.shape
-        self._buffers = [held.new_empty(rows * copies, heads, capacity, width) for held in (keys, values)]
-        for buffer, held in zip(self._buffers, (keys, values), strict=True):
-            buffer[:, :, :used] = held.repeat_interleave(copies, dim=0)
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._use(used)
-
-    def _use(self, length: int) -> None:
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append (R, heads, n, width) keys and values; returns all that are held."""
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
-        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        self._use(end)
-        return self.keys, self.values
-
-
-def buffered(prefix: Cache, capacity: int, copies: int = 1) -> Cache:
-    """A cache with room for `capacity` positions that begins as a copy of another.
-
-    Args:
-        prefix: Holds (B, heads, n, width) keys and values per layer.
-        capacity: Positions, n included.
-        copies: Every row becomes this many neighbouring rows.
+    Attributes:
+        keys: Per layer (R, capacity, heads, width of a head).
+        values: Likewise.
     """
-    layers = cast(list[DynamicLayer], prefix.layers)
-    held = [(cast(torch.Tensor, layer.keys), cast(torch.Tensor, layer.values)) for layer in layers]
-    return Cache(layers=[_BufferedLayer(keys, values, capacity, copies) for keys, values in held])
 
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
 
-def empty(config: LlamaConfig) -> Cache:
-    """A cache to prefill, for a model of configuration `config`."""
-    return DynamicCache(config=config)
+    @classmethod
+    def zeros(cls, layers: int, shape: tuple[int, int, int, int], like: torch.Tensor) -> Self:
+        """A cache of `layers` buffers of `shape`, of the type and on the device of `like`.
+
+        Zero, not merely allocated: a masked position has no weight, but no weight of NaN is NaN.
+        """
+        keys, values = ([like.new_zeros(shape) for _ in range(layers)] for _ in range(2))
+        return cls(keys, values)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return self.keys[0].shape[1]
+
+    def repeated(self, copies: int) -> "KeyValueCache":
+        """A copy in which every row became so many neighbouring rows."""
+        keys, values = ([held.repeat_interleave(copies, dim=0) for held in side] for side in (self.keys, self.values))
+        return KeyValueCache(keys, values)

@@ -1,8 +1,9 @@
 """Interactive prediction: a world model that is stepped frame by frame.
 
 One key-value cache lives as long as the session, the context is prefilled once for all samples and decoded once, so a frame
-costs its own 17 ids, where re-encoding the prefix costs hundreds. Where positions run out the session starts anew on the
-last frames it predicted: it can go on for ever, at the price of forgetting what is older.
+costs its own ids, where re-encoding the prefix costs hundreds. A frame's last id enters the cache together with the start of
+the next one, and ids that the frame before already had are checked many at a time (see `drafting`). Where positions run out
+the session starts anew on the last frames it predicted: it can go on for ever, at the price of forgetting what is older.
 
 As in the published code, a model with actions has the start of every future frame forced, since the action rides on it; a
 model without samples it like any other id.
@@ -20,12 +21,15 @@ import torch
 from pipeline.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training import kv_cache
+from training import drafting
+from training.incremental_llama import IncrementalLlama
+from training.kv_cache import KeyValueCache
 from training.model_folder import TOKENIZER, TRANSFORMER, locate_model
 from training.sampling import SamplingRule, uniforms
 from training.world_model import WorldModelNetwork, load_transformer
 
 Action = torch.Tensor | np.ndarray | list[float]
+_LONGEST = max(drafting.BLOCK_LENGTHS)
 
 
 class StepResult(NamedTuple):
@@ -45,20 +49,24 @@ class WorldModel:
 
     Attributes:
         tokenizer: Frames to ids and back.
-        network: Ids to the next ids.
+        network: Ids to the next ids. It stays where it is and what it is: sessions share its weights.
+        decoder: The same network's Llama, a few ids at a time.
     """
 
-    def __init__(self, tokenizer: CompressiveVQModel, network: WorldModelNetwork) -> None:
+    def __init__(self, tokenizer: CompressiveVQModel, network: WorldModelNetwork, compile: bool = False) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.network = network.eval().requires_grad_(False)
+        self.decoder = IncrementalLlama(network.llm, _spare_positions(tokenizer.geometry), compile)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None) -> Self:
+    def from_pretrained(cls, path: str | Path, device: str | None = None, compile: bool = False) -> Self:
         """Open a model folder.
 
         Args:
             path: A folder (or URL) that holds `tokenizer/` and `transformer/`, or an id on the Hugging Face hub.
             device: Where it runs; None takes the GPU where there is one.
+            compile: Whether the transformer's steps are compiled, on a GPU to CUDA graphs. It takes a minute at first and
+                pays where many frames are predicted on a GPU.
 
         Raises:
             SourceError: Files are missing, damaged, or hold other parameters than their configuration.
@@ -68,7 +76,7 @@ class WorldModel:
         tokenizer = CompressiveVQModel.from_pretrained(str(folder / TOKENIZER))
         network = load_transformer(folder / TRANSFORMER, tokenizer.geometry)
         target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(tokenizer.to(target), network.to(target))
+        return cls(tokenizer.to(target), network.to(target), compile)
 
     @property
     def geometry(self) -> IdGeometry:
@@ -161,8 +169,6 @@ class Session:
         self._model = model
         self._rule = rule
         self._samples = samples
-        # After the last id; None where none is fed yet, since the first start of a future frame is always forced.
-        self._hidden: torch.Tensor | None = None
         self._recent = frames.repeat_interleave(samples, dim=0)
         self._begin(ids, copies=samples)
 
@@ -185,22 +191,11 @@ class Session:
         Raises:
             ConfigError: An action is missing, of another dimension, or given to a model without actions.
         """
-        geometry, network, rows = self._model.geometry, self._model.network, len(self._recent)
+        geometry, network = self._model.geometry, self._model.network
         offset = self._action_offset(action)
-        if self._cache.get_seq_length() + geometry.future_ids > network.config.max_position_embeddings:
+        if self._position + 1 + geometry.future_ids > network.config.max_position_embeddings:
             self._begin(self._model.tokenizer.tokenize(self._recent), copies=1)
-        noise = np.tile(uniforms(self.seed, self._samples, self.steps, geometry.future_ids), (rows // self._samples, 1))
-        columns = torch.from_numpy(noise).to(self._model.device).unbind(dim=1)
-        if self._hidden is None or offset is not None:
-            drawn = [torch.full((rows,), geometry.start_of_future, device=self._model.device)]
-        else:
-            drawn = [self._rule.draw(network.logits(self._hidden), columns[0])]
-        hidden = self._feed(drawn[0], offset)
-        for column in columns[1:]:
-            drawn.append(self._rule.draw(network.logits(hidden), column))
-            hidden = self._feed(drawn[-1])
-        self._hidden = hidden
-        frame_ids = torch.stack(drawn, dim=1)
+        frame_ids, hidden = self._draw_frame(offset)
         self._ids.append(frame_ids)
         self.steps += 1
         frame = self._model.tokenizer.decode_future(frame_ids[:, None, 1:], self._features).clamp(0, 1)
@@ -220,28 +215,73 @@ class Session:
         """
         other = copy.copy(self)  # all that is shared after this is never written to
         other._ids = list(self._ids)
-        other._cache = kv_cache.buffered(self._cache, self._model.network.config.max_position_embeddings)
+        other._cache = self._model.decoder.copied(self._cache)
         other.seed = self.seed if seed is None else seed
         return other
 
     def _begin(self, ids: torch.Tensor, copies: int) -> None:
         """Prefill the context's ids (B, 257 t - 1), every row once, and copy the outcome for its samples."""
-        network, tokenizer = self._model.network, self._model.tokenizer
-        prefix = kv_cache.empty(network.config)
-        network.llm.model(inputs_embeds=network.llm.model.embed_tokens(ids), past_key_values=prefix, use_cache=True)
-        self._cache = kv_cache.buffered(prefix, network.config.max_position_embeddings, copies)
+        network, tokenizer, decoder = self._model.network, self._model.tokenizer, self._model.decoder
+        prefix = decoder.prefill(network.llm.model.embed_tokens(ids[:, :-1]))
+        self._cache: KeyValueCache = decoder.copied(prefix, copies)
+        # Of the last id of `_ids`, which is not in the cache yet: it is fed together with the next frame's start.
+        self._position = ids.shape[1] - 1
+        self._agreement = drafting.UNKNOWN_AGREEMENT
         _, features = tokenizer.decode_context(ids)
         self._features = tuple(feature.repeat_interleave(copies, dim=0) for feature in features)
         self._ids = [ids.repeat_interleave(copies, dim=0)]
-        self._hidden = None
 
-    def _feed(self, ids: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Append one id a row, with `offset` (R or 1, width) on its embedding; returns the hidden state (R, width) after it."""
-        llama = self._model.network.llm.model
-        embedded = llama.embed_tokens(ids)
-        if offset is not None:
-            embedded = embedded + offset
-        return llama(inputs_embeds=embedded[:, None], past_key_values=self._cache, use_cache=True).last_hidden_state[:, 0]
+    def _draw_frame(self, offset: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next frame's ids (R, 17), and the hidden states (R, width) after its last id, which only rewards need.
+
+        Rows advance apart: each as far as its draft was right.
+        """
+        geometry, network, decoder = self._model.geometry, self._model.network, self._model.decoder
+        rows, count, device = len(self._recent), geometry.future_ids, self._model.device
+        noise = torch.from_numpy(self._noise()).to(device)
+        drafted = len(self._ids) > 1
+        # The id before the frame and the frame's own, drafted at first; what stands beyond is fed but never looked at.
+        ids = torch.full((rows, 2 + count + _LONGEST), geometry.start_of_future, device=device)
+        ids[:, 0] = self._ids[-1][:, -1]
+        if drafted:
+            ids[:, 2 : 1 + count] = self._ids[-1][:, 1:]
+        # As in the published code, the first start follows the context whatever the model says.
+        forced = offset is not None or not drafted
+        agreement = self._agreement if drafted else 0.0
+        fed = torch.zeros(rows, dtype=torch.int64, device=device)  # ids of a row in the cache, all of them right
+        wanted = count + network.has_reward
+        hidden = torch.empty(rows, network.config.hidden_size, device=device, dtype=network.llm.lm_head.weight.dtype)
+        behind = 0
+        while behind < wanted:
+            length = drafting.block_length(agreement, rows, wanted - behind, device.type == "cpu")
+            length = max(length, 2) if forced and behind == 0 else length
+            places = fed[:, None] + torch.arange(length, device=device)
+            block = ids.gather(1, places)
+            embedded = network.llm.model.embed_tokens(block)
+            if offset is not None:
+                embedded = embedded + (places == 1)[..., None] * offset.view(-1, 1, embedded.shape[-1])
+            after = decoder.step(embedded, self._position + places, self._cache, self._position + ids.shape[1])
+            drawn = self._rule.draw(
+                decoder.logits(after).flatten(0, 1), noise.gather(1, places.clamp(max=count - 1)).flatten()
+            ).view_as(block)
+            if forced:
+                drawn = drawn.where(places != 0, geometry.start_of_future)
+            right = drafting.accepted(drawn, block)[:, None]
+            ids.scatter_(1, fed[:, None] + right, drawn.gather(1, right - 1))
+            last = (places == count) & (torch.arange(length, device=device) < right)
+            hidden = torch.where(last.any(dim=1, keepdim=True), (after * last[..., None]).sum(dim=1), hidden)
+            fed = (fed + right[:, 0]).clamp(max=wanted)
+            behind = int(fed.min())
+        frame_ids = ids[:, 1 : 1 + count].clone()
+        if drafted:
+            self._agreement = (frame_ids == self._ids[-1])[:, 1:].double().mean().item()
+        self._position += count
+        return frame_ids, hidden
+
+    def _noise(self) -> np.ndarray:
+        """(R, 17) uniform numbers for the ids of the next frame."""
+        drawn = uniforms(self.seed, self._samples, self.steps, self._model.geometry.future_ids)
+        return np.tile(drawn, (len(self._recent) // self._samples, 1))
 
     def _action_offset(self, action: Action | None) -> torch.Tensor | None:
         network, rows = self._model.network, len(self._recent)
@@ -258,3 +298,8 @@ class Session:
                 f"or ({rows}, {network.action_dim})"
             )
         return network.embed_action(taken)
+
+
+def _spare_positions(geometry: IdGeometry) -> int:
+    """Positions that a pass may touch beyond the last that counts, since all rows are fed blocks of one length."""
+    return geometry.future_ids + 2 + _LONGEST

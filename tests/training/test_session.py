@@ -8,6 +8,7 @@ import torch
 
 from pipeline.errors import ConfigError, SourceError
 from training import WorldModel
+from training.sampling import SamplingRule, uniforms
 
 SIDE = tiny_models.TOKENIZER.resolution
 
@@ -70,6 +71,52 @@ def test_greedy_ids_with_actions_are_the_best_of_a_forward_over_everything(drive
     forced = torch.arange(ids.shape[1]) % step == step - 1
     assert torch.equal(ids[:, ~forced], best[:, ~forced])
     assert (ids[:, forced] == driven.geometry.start_of_future).all()
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0])
+def test_drawn_ids_are_those_of_drawing_one_by_one_from_a_forward_over_everything(driven, temperature):
+    samples, steps = 3, 5
+    session = driven.start(context(), samples=samples, temperature=temperature, top_k=5, seed=3)
+    actions = some_actions(steps)
+    session.rollout(actions)
+    padded = torch.stack([torch.zeros(3), *actions])[None].expand(samples, -1, -1)
+    with torch.no_grad():
+        logits = driven.network.logits(driven.network.hidden_states(session.ids, padded))
+    first, step = driven.geometry.prefix_length - 1, driven.geometry.future_ids
+    rule = SamplingRule(5, temperature)
+    for frame in range(steps):
+        noise = torch.from_numpy(uniforms(3, samples, frame, step))
+        for number in range(1, step):
+            place = first + frame * step + number
+            assert torch.equal(session.ids[:, place], rule.draw(logits[:, place - 1], noise[:, number]))
+
+
+@pytest.mark.parametrize("rewards", [False, True])
+def test_ids_do_not_depend_on_whether_drafts_were_right(rewards):
+    model = tiny_models.world_model(actions=True, rewards=rewards)
+    # A greedy future under one action stands still soon; actions that come and go make drafts wrong for some rows only.
+    still, turning = some_actions(1)[0], some_actions(6, seed=2)
+    apart = torch.stack([torch.stack([still, action * 3]) for action in turning])
+    both = model.start(context(), samples=2, temperature=0)
+    results = both.rollout(apart)
+    for row in range(2):
+        alone = model.start(context(), temperature=0)
+        own = alone.rollout(apart[:, row])
+        assert torch.equal(both.ids[row], alone.ids[0])
+        if rewards:
+            told = torch.stack([result.reward[row] for result in results])
+            torch.testing.assert_close(told, torch.cat([result.reward for result in own]), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.soak
+def test_compiled_model_predicts_the_same(tmp_path):
+    folder = tiny_models.save_model(tmp_path, tiny_models.world_model(actions=True))
+    ids = []
+    for compiled in (False, True):
+        session = WorldModel.from_pretrained(folder, device="cpu", compile=compiled).start(context(), samples=2, seed=0)
+        session.rollout(some_actions(3))
+        ids.append(session.ids)
+    assert torch.equal(*ids)
 
 
 def test_rewards_are_those_of_a_forward_over_everything(driven):
