@@ -1,7 +1,8 @@
 """Episodes as the published iVideoGPT converter leaves them: one npz an episode, frames uncompressed in one array.
 
 Every file holds exactly one episode, so what is wrong with its content makes a bad episode; only a file that can't be opened
-at all stops its unit of work.
+at all stops its unit of work. Frames are read one by one; an array that is stored column by column has none in one piece and is
+held whole.
 """
 
 import errno
@@ -14,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -100,9 +101,10 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         with zipfile.ZipFile(file) as archive:
             shapes = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
             camera = _camera(shapes, entry.image_key)
-            pixels = _array(archive, camera)
-            if math.prod(shapes.get("action", ((), None))[0]) > _MAX_ACTION_NUMBERS:
-                raise BadEpisodeError(f"array 'action' has the shape {shapes['action'][0]}: larger than any episode's")
+            frames = _frames(archive, camera, shapes[camera])
+            kept = [form.keep_pixels(_as_uint8(frame), swap=camera in entry.bgr) for frame in frames]
+            if "action" in shapes and math.prod(shapes["action"].shape) > _MAX_ACTION_NUMBERS:
+                raise BadEpisodeError(f"array 'action' has the shape {shapes['action'].shape}: larger than any episode's")
             action = _array(archive, "action") if "action" in shapes else None
     except OSError as error:
         # To a place before the file's beginning, or out of a damaged bzip2 stream; all others are storage's.
@@ -111,8 +113,6 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         raise DamagedEpisodeError(f"no sound npz file: {error}") from error
     except _DAMAGE as error:
         raise DamagedEpisodeError(f"no sound npz file: {error}") from error
-    pixels = _as_uint8(pixels)
-    kept = [form.keep_pixels(frame, swap=camera in entry.bgr) for frame in pixels]
     height, width = kept[0][1]
     if action is not None:
         action = pad_actions(action.reshape(len(action), -1), len(kept))
@@ -133,23 +133,48 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
     )
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that an array states, from the first bytes of its member: numpy would take all that it states to have."""
+class _Header(NamedTuple):
+    """What an array's member states: shape, type, whether columns come first, and where its numbers begin."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    columns_first: bool
+    start: int
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> _Header:
+    """The header of an array, from the first bytes of its member: numpy would take all that it states to have."""
     with archive.open(name) as member:
         start = io.BytesIO(member.read(_HEADER_BYTES))
     version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(start)
-    return shape, dtype
+    shape, columns_first, dtype = read(start)
+    return _Header(shape, dtype, columns_first, start.tell())
 
 
-def _camera(shapes: dict[str, tuple[tuple[int, ...], np.dtype]], wanted: str) -> str:
+def _frames(archive: zipfile.ZipFile, name: str, header: _Header) -> Iterator[np.ndarray]:
+    """The frames of an array of them, in order."""
+    if header.columns_first:
+        yield from _array(archive, name)
+        return
+    count, *shape = header.shape
+    size = math.prod(shape) * header.dtype.itemsize
+    with archive.open(f"{name}.npy") as member:
+        member.read(header.start)
+        for _ in range(count):
+            yield np.frombuffer(member.read(size), header.dtype).reshape(shape)
+        # The archive's checksum is compared at the end of a member.
+        if member.read(1):
+            raise DamagedEpisodeError(f"array {name!r} goes on behind its last frame")
+
+
+def _camera(shapes: dict[str, _Header], wanted: str) -> str:
     """Which array holds the frames."""
-    videos = [name for name, (shape, dtype) in shapes.items() if len(shape) == 4 and shape[3] == 3 and dtype.kind in "iu"]
+    videos = [name for name, (shape, dtype, *_) in shapes.items() if len(shape) == 4 and shape[3] == 3 and dtype.kind in "iu"]
     camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
     if camera is None:
         raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(shapes)}")
-    shape, _ = shapes[camera]
+    shape = shapes[camera].shape
     if not 0 < shape[0] <= MAX_FRAMES or 0 in shape or math.prod(shape) > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"array {camera!r} has the shape {shape}: empty, or larger than any episode")
     return camera

@@ -1,6 +1,7 @@
 """Episodes from npz files and videos, sound and unsound."""
 
 import io
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -42,6 +43,23 @@ def test_npz_files_are_planned_by_the_split_and_number_in_their_names(tmp_path):
     ((position, episode),) = source.read(plan[2])
     assert (position, episode.key) == (0, "val-00100-000000")
     assert np.array_equal(decode(episode.frames[1]), picture(1))
+
+
+def test_the_frames_of_an_npz_are_read_one_by_one_and_come_out_alike_however_they_lie(tmp_path):
+    rows = np.stack([picture(seed) for seed in range(3)]).repeat(100, axis=0)
+    np.savez(tmp_path / "rows.npz", image=rows)
+    np.savez(tmp_path / "columns.npz", image=np.asfortranarray(rows[::30]))
+    source = NpzSource(str(tmp_path), ENTRY, FrameForm("jpeg", 16))
+    columns_first, rows_first = source.plan()
+    tracemalloc.start()
+    try:
+        ((_, episode),) = source.read(rows_first)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert episode.num_frames == 300 and peak < rows.nbytes / 2
+    ((_, other),) = source.read(columns_first)
+    assert other.frames == episode.frames[::30]
 
 
 def bomb() -> bytes:
