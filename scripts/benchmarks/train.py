@@ -157,7 +157,7 @@ def measure_published(recipe: Recipe, tokenizer: CompressiveVQConfig, device: to
                 loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), training.gradient_norm)
             optimizer.step()
-        float(loss)
+        float(loss.detach())
 
     steps(1)
     return clips_per_second(lambda: steps(training.log_every), training.log_every * plan.global_batch, 1)
