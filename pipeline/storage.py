@@ -1,6 +1,7 @@
 """Paths and URLs: open, list, and publish a file so that it is either whole under its name or not there at all.
 
-Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename within the folder; on an
+Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename out of a folder that every
+file has to itself, so that what a killed writer left is found without looking at all names, of which there may be many; on an
 object store it is a single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The
 price of staging is local disk space for one file. Nothing is remembered about a store from one call to the next, since other
 machines write to it meanwhile; the price is a request a call.
@@ -161,7 +162,7 @@ def list_folders(folder: str) -> list[str]:
         if not fs.isdir(inner):
             return []
         names = {entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True) if entry["type"] == "directory"}
-    return sorted(basename(name) for name in names - {inner.rstrip("/")})
+    return sorted(basename(name) for name in names - {inner.rstrip("/")} if not name.endswith(_PARTIAL))
 
 
 @contextlib.contextmanager
@@ -195,13 +196,13 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _refusal_explained(path: str, folder: Path) -> Iterator[None]:
-    """Turn what a local disk says that can't take `path`, staged in `folder`, into `StorageError`."""
+def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]:
+    """Turn what a local disk says that can't take `path` in `folder`, or there as `staging`, into `StorageError`."""
     try:
         yield
     except OSError as error:
         # Whoever writes may be reading other files meanwhile, whose errors name them.
-        own = error.filename is None or folder.is_relative_to(error.filename) or Path(error.filename).parent == folder
+        own = error.filename is None or staging.is_relative_to(error.filename) or Path(error.filename).parent == folder
         if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
             raise
         raise StorageError(
@@ -221,16 +222,17 @@ def staged(path: str) -> Iterator[Path]:
         fs, inner = _filesystem(path)
         with tempfile.TemporaryDirectory(prefix="ivideogpt-stage-") as folder:
             staging = Path(folder) / basename(path)
-            with _refusal_explained(path, Path(folder)):
+            with _refusal_explained(path, Path(folder), staging):
                 yield staging
             with _explained(path):
                 fs.put_file(str(staging), inner)
         return
     final = local_path(path)
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{_PARTIAL}")
+    own = final.with_name(f".{final.name}{_PARTIAL}")
+    staging = own / f"{uuid.uuid4().hex[:8]}{_PARTIAL}"
     try:
-        with _refusal_explained(path, final.parent):
-            final.parent.mkdir(parents=True, exist_ok=True)
+        with _refusal_explained(path, final.parent, staging):
+            own.mkdir(parents=True, exist_ok=True)
             yield staging
             with staging.open("rb") as file:
                 os.fsync(file.fileno())
@@ -240,13 +242,9 @@ def staged(path: str) -> Iterator[Path]:
     finally:
         # What can't be removed either, the next one that publishes `path` removes.
         with contextlib.suppress(OSError):
-            staging.unlink()
-    # In a folder of thousands of files a glob would take longer than writing a small one.
-    prefix = f".{final.name}."
-    with os.scandir(final.parent) as entries:
-        leftovers = [entry.name for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(_PARTIAL)]
-    for name in leftovers:
-        final.with_name(name).unlink(missing_ok=True)
+            staging.unlink(missing_ok=True)
+            own.rmdir()
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def write_bytes(path: str, data: bytes) -> None:

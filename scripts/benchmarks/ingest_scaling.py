@@ -4,6 +4,11 @@ Linear cost: planning, units and index of a data set and of one with ten times a
 time; each should cost ten times as much. Processes: the whole command over the same data with one worker process and with two,
 in turn, by the clock: from its start to its end, and its work alone as its summary has it. Prints one JSON line; `measured` is
 the speed-up of the work by a second process, `ceiling` 2, or the number of processors where there are fewer.
+
+The clock needs as many idle processors. `busy_before` says how much of them other work took before the start, and processor
+time per frame of both ways what a second process costs where it has one to itself: `speed_up_by_cpu` is twice its quotient,
+which is what the clock would say if the processes waited for nothing but processors. It sees neither waiting for the disk nor
+an uneven end, and imports, which every process has to itself, are in it.
 """
 
 import argparse
@@ -11,14 +16,14 @@ import contextlib
 import itertools
 import json
 import os
-import statistics
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from ingest import ENTRY, NAME, ingest, make_data
@@ -67,29 +72,63 @@ def costs(files: int) -> dict[str, float]:
     return took
 
 
-def whole_command(folder: Path, workers: int) -> tuple[float, float, int]:
-    """Seconds from start to end of the command, those of its work, and its frames."""
+class Run(NamedTuple):
+    """A run of the command: seconds from start to end, those of its work, those of processors, and its frames."""
+
+    whole: float
+    work: float
+    processor: float
+    frames: int
+
+
+def whole_command(folder: Path, workers: int) -> Run:
+    """Run the command with so many worker processes, which it waits for."""
     with tempfile.TemporaryDirectory() as output:
         given = ["--dataset", NAME, "--camera", "image", "--rate", "10", "--source", str(folder), "--output", output]
         processes = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
         command = [sys.executable, "-m", "pipeline", *given, "--data.shard_mib", "4", "--", *processes]
-        started = time.perf_counter()
+        started, before = time.perf_counter(), children()
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
         summary = json.loads(done.stdout)
-        return time.perf_counter() - started, summary["seconds"], summary["frames"]
+        return Run(time.perf_counter() - started, summary["seconds"], children() - before, summary["frames"])
+
+
+def children() -> float:
+    """Processor time of all processes that this one, or one of them, has started and waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def busy_processors(seconds: float = 2.0) -> float:
+    """How many processors all others on this machine keep busy now; what this process uses meanwhile is next to nothing."""
+    idle, started = _idle_ticks(), time.perf_counter()
+    time.sleep(seconds)
+    free = (_idle_ticks() - idle) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
+    return max(0.0, (os.cpu_count() or 1) - free)
+
+
+def _idle_ticks() -> int:
+    """Of all processors since the start of the machine, idle or waiting for a disk (`man 5 proc_stat`)."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()
+    return int(fields[4]) + int(fields[5])
 
 
 def processes(episodes: int, repeats: int) -> dict[str, Any]:
     """Speed of one worker process and of two, medians of several runs in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = make_data(Path(name), episodes)
-        runs: dict[int, list[tuple[float, float, int]]] = {1: [], 2: []}
+        runs: dict[int, list[Run]] = {1: [], 2: []}
         for _, workers in itertools.product(range(repeats), runs):
             runs[workers].append(whole_command(folder, workers))
-    count = runs[1][0][2]
-    whole, work = ({n: statistics.median(run[part] for run in runs[n]) for n in runs} for part in (0, 1))
+    count = runs[1][0].frames
+    # Other work only adds, so the least of several runs is nearest to what is asked for.
+    whole, work, used = (
+        {n: min(getattr(run, part) for run in runs[n]) for n in runs} for part in ("whole", "work", "processor")
+    )
     return {
         "frames": count,
+        "processor_us_per_frame": {n: round(used[n] / count * 1e6) for n in runs},
+        "speed_up_by_cpu": round(2 * used[1] / used[2], 3),
         "command_frames_per_s": {n: round(count / whole[n]) for n in runs},
         "command_speed_up": round(whole[1] / whole[2], 3),
         "work_frames_per_s": {n: round(count / work[n]) for n in runs},
@@ -108,7 +147,7 @@ def main() -> None:
     linear = {part: {"seconds": round(many[part], 3), "times": round(many[part] / few[part], 2)} for part in few}
     results = {"benchmark": "ingest_scaling", "files": [options.files, TIMES * options.files], "ten_times_the_files": linear}
     if options.episodes:
-        results |= processes(options.episodes, options.repeats)
+        results |= {"busy_before": round(busy_processors(), 2), **processes(options.episodes, options.repeats)}
         results["ceiling"] = min(2, len(os.sched_getaffinity(0)))
         results["ratio"] = round(results["measured"] / results["ceiling"], 3)
     print(json.dumps(results))

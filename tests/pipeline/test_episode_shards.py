@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 
 import msgpack
@@ -171,6 +173,25 @@ def test_keys_that_webdataset_would_misread_are_refused(tmp_path):
         for key in ("a.b", "a/b", plain_episode(0).key):
             with pytest.raises(ValueError, match="can't be a key"):
                 writer.add(plain_episode(1, key=key))
+
+
+def test_what_a_killed_writer_left_is_hidden_and_goes_when_the_file_is_published(tmp_path):
+    path, other = str(tmp_path / "a.tar"), str(tmp_path / "b.tar")
+    killed = """if True:
+        import os, sys
+        from pipeline import storage
+        with storage.staged(sys.argv[1]) as staging:
+            staging.write_bytes(b"half")
+            os._exit(9)
+        """
+    for target in (path, other):
+        assert subprocess.run([sys.executable, "-c", killed, target], check=False).returncode == 9
+    assert len(list(tmp_path.rglob("*.partial"))) == 4
+    assert storage.list_files(str(tmp_path)) == storage.list_folders(str(tmp_path)) == []
+    assert storage.file_sizes(str(tmp_path), nested=True) == {}
+    storage.write_bytes(path, b"whole")
+    left = {place.relative_to(tmp_path).parts[0] for place in tmp_path.rglob("*")}
+    assert left == {"a.tar", ".b.tar.partial"} and storage.list_files(str(tmp_path)) == ["a.tar"]
 
 
 def test_shards_open_by_url():
