@@ -15,6 +15,12 @@ class ConfigError(ProjectError):
     """A recipe or a command line asks for something that can't be."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 class SourceError(ProjectError):
     """A source folder, file or spec can't be read as what it should be."""
 

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
-from pipeline.recipe import ClipsConfig, Precision, QualityConfig
+from pipeline.network_recipe import Precision
+from pipeline.recipe import ClipsConfig, QualityConfig
 from pipeline.records import find_done, fingerprint, read_record, record_path
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.selection import Excluded

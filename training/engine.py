@@ -21,7 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline import storage
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 from training.fine_tuning import merged, tell_engine
 from training.processes import Processes
 from training.schedule import BatchPlan

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 from pipeline.records import sha256_of
 from training.model_folder import locate_transformer
 from training.transformer_files import WEIGHTS

@@ -16,7 +16,8 @@ from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError, ConflictError
 from pipeline.naming import held_out_split
-from pipeline.recipe import Recipe, TrainingConfig
+from pipeline.network_recipe import TrainingConfig
+from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.tokenizer.loading import TokenizerFiles
 from training.checkpoints import Checkpoint, loading_config, newest_checkpoint

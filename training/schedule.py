@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

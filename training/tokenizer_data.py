@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 from pipeline import frames, storage
 from pipeline.errors import ShardError
 from pipeline.index import read_index
-from pipeline.recipe import ClipsConfig, QualityConfig, TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
+from pipeline.recipe import ClipsConfig, QualityConfig
 from pipeline.shards import read_sample
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import Draws, EpisodeShape, draw_augmentation, is_held_out, stride_of

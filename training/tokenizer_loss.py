@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pipeline.recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
 from tokenize_offline.tokenizer import TokenizerOutput
 from training.perceptual import LPIPS
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 
 _CONTEXT_ROWS, _CODES = "kv_pos_emb", "quantize.embedding.weight"

@@ -12,7 +12,8 @@ import yaml
 from pipeline import storage
 from pipeline.command import CommandParser, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConflictError
-from pipeline.recipe import Recipe, TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
+from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.tokenizer_start import take_shape

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import ModelConfig
+from pipeline.network_recipe import ModelConfig
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
 from training import transformer_files

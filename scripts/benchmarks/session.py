@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 import torch
 from transformers import DynamicCache
 
-from pipeline.recipe import ModelConfig
+from pipeline.network_recipe import ModelConfig
 from tokenize_offline.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.sampling import SamplingRule, uniforms

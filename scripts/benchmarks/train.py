@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.recipe import ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import Recipe
 from pipeline.records import ShardRecord, fingerprint, sha256_of, write_record
 from tokenize_offline.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel

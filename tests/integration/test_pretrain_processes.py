@@ -9,7 +9,8 @@ from launching import command, finish, losses, start
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
 
-from pipeline.recipe import ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import Recipe
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 

@@ -9,7 +9,8 @@ from synthetic_episodes import TINY, tiny_model, write_shards
 
 from pipeline.errors import ConfigError
 from pipeline.index import read_records, write_index
-from pipeline.recipe import ClipsConfig, DataConfig, Recipe, TokenizerConfig, TrainingConfig
+from pipeline.network_recipe import TokenizerConfig, TrainingConfig
+from pipeline.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.inspect import main

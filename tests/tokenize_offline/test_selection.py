@@ -13,8 +13,9 @@ from synthetic_episodes import TINY, make_episode, tiny_tokenizer, write_shard, 
 
 from pipeline.errors import ConfigError, ConflictError, ShardError
 from pipeline.index import read_records, write_index
+from pipeline.network_recipe import TokenizerConfig
 from pipeline.quality import measure
-from pipeline.recipe import ClipsConfig, QualityConfig, Recipe, TokenizerConfig
+from pipeline.recipe import ClipsConfig, QualityConfig, Recipe
 from pipeline.records import write_record
 from tokenize_offline.clips import is_held_out
 from tokenize_offline.command import tokenize

@@ -6,7 +6,7 @@ import torch
 from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ShardError
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 from training import SampleOrder, TokenStore
 from training.batches import BatchLoader, BatchReader
 from training.schedule import plan_batches

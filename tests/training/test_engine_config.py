@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 from training.engine import deepspeed_config
 from training.schedule import plan_batches
 

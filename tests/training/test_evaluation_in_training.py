@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from synthetic_tokens import write_shard
 from worlds import run_world
 
-from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.batches import Batch

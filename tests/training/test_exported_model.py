@@ -10,7 +10,8 @@ import yaml
 from synthetic_tokens import write_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import DataConfig, Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.model_card import model_card

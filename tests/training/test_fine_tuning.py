@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from worlds import run_world
 
 from pipeline.errors import ConfigError, ConflictError, SourceError
-from pipeline.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.batches import BatchReader
 from training.checkpoints import tag

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
-from pipeline.recipe import ClipsConfig, DataConfig, ModelConfig, Recipe, TrainingConfig
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.recipe import ClipsConfig, DataConfig, Recipe
 from training.checkpoints import Progress, mark_complete, tag
 from training.preparation import RunOptions, prepare
 from training.processes import find_place

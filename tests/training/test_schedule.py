@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import TrainingConfig
+from pipeline.network_recipe import TrainingConfig
 from training.schedule import dropout_seed, learning_rate, plan_batches
 
 

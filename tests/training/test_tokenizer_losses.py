@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.catalog import mixture
 from pipeline.command import parse_recipe, recipe_parser
 from pipeline.errors import ConfigError
-from pipeline.recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_adversary import Adversary, Discriminator, adaptive_ratio, discriminator_loss
 from training.tokenizer_start import model_config, starting_model, take_shape

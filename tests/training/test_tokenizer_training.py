@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_clips import training_frames
 from training.tokenizer_codebooks import CodebookUse, distant_features

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ConfigError, SourceError
-from pipeline.recipe import ModelConfig
+from pipeline.network_recipe import ModelConfig
 from training.world_model import build_network, load_pretrained_llama, load_transformer, parameter_groups
 
 KINDS = [(actions, rewards) for actions in (False, True) for rewards in (False, True)]
