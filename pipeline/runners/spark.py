@@ -4,6 +4,8 @@ Beam's runner for Spark wants a job server, and a process or container of Beam's
 that has the `ingest` extra. A task is a partition of its own: Spark gives it to another executor where its own is lost.
 """
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import ConfigError
@@ -26,6 +28,9 @@ def run(tasks: Sequence[Task], address: str) -> None:
         from pyspark.sql import SparkSession
     except ModuleNotFoundError as error:
         raise ConfigError(f"--spark needs {error.name}: pip install pyspark==4.3.0") from error
+    if address.startswith("local"):
+        # Spark's own choice is the `python3` on the path, which may have nothing installed.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     with SparkSession.builder.master(address).appName("ivideogpt-ingest").getOrCreate() as session:
         session.sparkContext.parallelize(tasks, len(tasks)).foreachPartition(_run_all)
 

@@ -4,6 +4,9 @@
 #
 #   FLINK_MASTER=flink-jobmanager:8081 PARALLELISM=64 scripts/flink/ingest.sh --dataset kuka --source s3://b/oxe --output s3://b/out
 #
+# Tried: the way through a job service to an external worker pool, with Beam's own job service in place of Flink's, on one
+# machine. Not tried: a Flink cluster, the Java job server, the manifest.
+#
 # Beam's job server for Flink, a Java archive, is downloaded from Maven at first use; FLINK_JOB_SERVER_JAR names a copy instead.
 set -euo pipefail
 
