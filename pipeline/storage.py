@@ -9,9 +9,12 @@ machines write to it meanwhile; the price is a request a call.
 
 import contextlib
 import errno
+import fcntl
+import functools
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +25,8 @@ from fsspec.core import url_to_fs
 from pipeline.errors import StorageError
 
 _PARTIAL = ".partial"
+_STAGE_PREFIX = "ivideogpt-stage-"
+_STALE_SECONDS = 3600
 # Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
 _BLOCK = 8 << 20
 _LONGEST_MESSAGE = 500
@@ -212,6 +217,37 @@ def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]
 
 
 @contextlib.contextmanager
+def _staging_folder() -> Iterator[Path]:
+    """A folder for one file in `TMPDIR`, locked as long as this process lives; see `_clear_stale`."""
+    _clear_stale(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX) as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            # Where a file system knows no locks, nothing is ever cleared.
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(folder)
+        finally:
+            os.close(descriptor)
+
+
+@functools.cache
+def _clear_stale(parent: str) -> None:
+    """Remove, once a process, the staging folders that nobody holds any more: those of killed writers."""
+    for folder in Path(parent).glob(f"{_STAGE_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            # A new one is not locked from its first moment.
+            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
 def staged(path: str) -> Iterator[Path]:
     """Yield a local file name to write to; when the block ends well, publish that file as `path`.
 
@@ -220,9 +256,9 @@ def staged(path: str) -> Iterator[Path]:
     """
     if not is_local(path):
         fs, inner = _filesystem(path)
-        with tempfile.TemporaryDirectory(prefix="ivideogpt-stage-") as folder:
-            staging = Path(folder) / basename(path)
-            with _refusal_explained(path, Path(folder), staging):
+        with _staging_folder() as folder:
+            staging = folder / basename(path)
+            with _refusal_explained(path, folder, staging):
                 yield staging
             with _explained(path):
                 fs.put_file(str(staging), inner)
