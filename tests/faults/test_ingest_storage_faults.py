@@ -115,13 +115,13 @@ def test_a_source_file_that_may_not_be_read_is_named(source, tmp_path):
 
 
 def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_takes_it(source, whole, tmp_path):
-    changed = tmp_path / "source"
+    changed = tmp_path / "toy_set" / "0.1.0"
     shutil.copytree(source, changed)
     assert ingest(changed, tmp_path / "out").returncode == 0
     other = source / FILE.replace("00003", "00004")
     shutil.copyfile(other, changed / FILE)
     said = failed(ingest(changed, tmp_path / "out"))
-    assert "train-000003.json" in said and "sources" in said and "--overwrite" in said
+    assert "rewritten in place" in said and FILE in said and "--overwrite" in said
     assert hashes(tmp_path / "out") == whole
     assert summary(ingest(changed, tmp_path / "out", "--overwrite"))["made"] == 1
     assert summary(ingest(changed, tmp_path / "fresh"))["made"] == SHARDS + 1
@@ -129,7 +129,7 @@ def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_takes_it
 
 
 def test_a_source_file_that_vanished_between_runs_is_named(source, whole, tmp_path):
-    changed = tmp_path / "source"
+    changed = tmp_path / "toy_set" / "0.1.0"
     shutil.copytree(source, changed)
     assert ingest(changed, tmp_path / "out", "--splits", "val").returncode == 0
     (changed / FILE).unlink()
