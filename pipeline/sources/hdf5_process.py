@@ -50,6 +50,12 @@ class _Reader:
         except BrokenPipeError as error:
             raise Died from error
 
+    def close(self) -> None:
+        # A process object that is merely dropped keeps its pipes open.
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
     def status(self) -> int:
         """With what a child ended that died."""
         self._process.kill()
@@ -58,8 +64,16 @@ class _Reader:
 
 
 _idle: list[_Reader] = []
+
+
+def forget_children() -> None:
+    """Let go of all children, which end by that unless another process still holds their pipes."""
+    while _idle:
+        _idle.pop().close()
+
+
 # A pipe serves one process only.
-os.register_at_fork(after_in_child=_idle.clear)
+os.register_at_fork(after_in_child=forget_children)
 
 
 def call(function: str, *arguments: Any) -> Any:

@@ -60,8 +60,8 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 def _forget_file_systems() -> None:
     from pipeline.sources import hdf5_process
 
-    # Its children have the environment of their start; they end when their pipes do.
-    hdf5_process._idle.clear()
+    # Its children have the environment of their start.
+    hdf5_process.forget_children()
     for library, protocol in (("s3fs", "s3"), ("gcsfs", "gs")):
         if library in sys.modules:  # It reads variables when it is imported, too.
             get_filesystem_class(protocol).clear_instance_cache()

@@ -77,6 +77,9 @@ def test_one_child_reads_file_after_file_and_one_that_somebody_kills_is_replaced
     os.kill(pid, signal.SIGKILL)
     assert [item.frames for item in items(source)] == before
     assert len(children()) == 1 and children() != [pid]
+    (reader,) = hdf5_process._idle
+    hdf5_process.forget_children()
+    assert reader._process.wait(timeout=60) == 0 and children() == []
 
 
 @pytest.mark.parametrize(
