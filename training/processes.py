@@ -7,6 +7,7 @@ a GPU wait.
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -114,7 +115,10 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A training engine takes the group with it when it is closed.
+        # A training engine takes the group with it when it is closed; after an error its own groups go too.
+        engine_groups = sys.modules.get("deepspeed.comm")
+        if engine_groups is not None and engine_groups.is_initialized():
+            engine_groups.destroy_process_group()
         if dist.is_initialized():
             dist.destroy_process_group()
         for name, value in self._environment.items():

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
 
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConfigError, SourceError
@@ -96,7 +97,7 @@ def read_features(text: bytes, where: str) -> dict[str, Any]:
             raise SourceError(f"{where} asks for the class {foreign[0]!r}; only tensorflow-datasets' own features are read")
         top = tfds.features.FeatureConnector.from_json(content)
         steps = top["steps"].feature
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ParseError) as error:
         raise SourceError(
             f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}. "
             "Without it no record can be read: fetch it again"

@@ -1,9 +1,13 @@
 """A process finds its place among all from whatever launched it."""
 
 import pytest
+from synthetic_tokens import LAYOUT
 
 from pipeline.errors import ConfigError
-from training.processes import find_place
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from training.engine import close_engine, start_engine
+from training.processes import Processes, find_place
+from training.world_model import build_network
 
 TORCHRUN = {
     "RANK": "5",
@@ -64,3 +68,20 @@ def test_half_of_a_launcher_is_refused_with_what_is_missing():
         find_place({"RANK": "0"})
     with pytest.raises(ConfigError, match="contradict"):
         find_place({**TORCHRUN, "RANK": "8"})
+
+
+def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
+    config = {"train_batch_size": 1, "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
+
+    def start(fail: bool) -> None:
+        network = build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), LAYOUT, 0, seed=0)
+        with Processes(find_place({})) as processes:
+            engine = start_engine(network, TrainingConfig(), config, processes)
+            if fail:
+                raise RuntimeError("after the engine's start")
+            close_engine(engine)
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="after the engine"):
+            start(fail=True)
+    start(fail=False)
