@@ -1,7 +1,7 @@
 """Which clips of a shard are decoded again to see what the tokenizer kept of them.
 
 One plain clip of the episodes whose keys hash lowest: that depends on the episodes alone, not on who reads them or in which
-order. Decoding a clip alone costs a GPU as much as encoding a dozen in a full batch, so a sample is small: at most 1 % of the
+order. Decoding a clip alone costs a GPU as much as encoding a dozen in a full batch, so a sample is small: one in 400
 clips, and no more than a few of a large shard; a data set has many shards.
 """
 
@@ -13,7 +13,7 @@ from tokenize_offline.clips import Draws
 from tokenize_offline.reader import EpisodeClips
 
 _LARGEST = 4
-_CLIPS_FOR_ONE = 100
+_CLIPS_FOR_ONE = 400
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_the_sample_does_not_depend_on_the_order_of_work_and_is_small(count, cli
         order.shuffle(numbers)
     assert drawn[0] == drawn[1]
     assert all(place == number * clips for place, number in drawn[0])
-    assert len(drawn[0]) == (min(4, max(1, count * clips // 100), count) if count else 0)
+    assert len(drawn[0]) == (min(4, max(1, count * clips // 400), count) if count else 0)
 
 
 def test_psnr_is_that_of_the_mean_error_over_all_pixels_and_adds_up():
