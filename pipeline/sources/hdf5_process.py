@@ -6,6 +6,7 @@ that a busy machine or a slow store doesn't shorten. The price is a process a wo
 pipe. Messages are msgpack; see `hdf5_child` for the other end.
 """
 
+import abc
 import dataclasses
 import os
 import signal
@@ -113,6 +114,7 @@ def _raised(answer: Any) -> Any:
 class Hdf5Source(Source):
     """A kind of source whose files are HDF5."""
 
+    @abc.abstractmethod
     def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
         """One episode, read in this process.
 
@@ -125,7 +127,6 @@ class Hdf5Source(Source):
             BadEpisodeError: It can't be used.
             SourceError: The file can't be opened.
         """
-        raise NotImplementedError
 
     def read_apart(self, shard: SourceShard, position: int, name: str = "") -> Episode | BadEpisode:
         """What `read_here` gives in the child; arguments and errors as there."""
