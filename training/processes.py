@@ -95,6 +95,7 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         self._environment = {name: os.environ.get(name) for name in self.place.variables}
+        self._linear = torch.nn.functional.linear
         os.environ.update(self.place.variables)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -121,6 +122,8 @@ class Processes:
             engine_groups.destroy_process_group()
         if dist.is_initialized():
             dist.destroy_process_group()
+        # DeepSpeed's ZeRO 3 puts a function of its own in this place, for whatever runs in the process later too.
+        torch.nn.functional.linear = self._linear
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)

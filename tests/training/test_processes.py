@@ -1,6 +1,7 @@
 """A process finds its place among all from whatever launched it."""
 
 import pytest
+import torch
 from synthetic_tokens import LAYOUT
 
 from pipeline.errors import ConfigError
@@ -85,3 +86,15 @@ def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
         with pytest.raises(RuntimeError, match="after the engine"):
             start(fail=True)
     start(fail=False)
+
+
+def test_zero_3_leaves_the_linear_layers_of_what_runs_later_alone():
+    config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "zero_allow_untested_optimizer": True}
+    before = torch.nn.functional.linear
+    network = build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), LAYOUT, 0, seed=0)
+    with Processes(find_place({})) as processes:
+        engine = start_engine(network, TrainingConfig(), config, processes)
+        # If this is so no more, the repair can go.
+        assert torch.nn.functional.linear is not before
+        close_engine(engine)
+    assert torch.nn.functional.linear is before
