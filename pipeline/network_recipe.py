@@ -42,6 +42,10 @@ class TokenizerConfig:
         balanced_loss: Whether the reconstruction and perceptual losses of context and future frames count by their share of
             a clip's frames, so that every frame weighs the same, in place of once each.
         commitment_weight: Of both commitment losses.
+        still_weight: Of the pull that gives one code to all patches that look as in the last context frame; 0 as published. A
+            transformer then has little to predict where nothing moves. See `training.tokenizer_stillness`.
+        local_attention: Whether cross-attention starts at the place that it looks from; as published, it starts everywhere. See
+            `training.tokenizer_attention`.
         ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
         revive_every: Steps between replacements of rarely used codes by current features; 0 turns it off.
         quantize_warmup: Steps over which quantization sets in, from none to all; 0, as published, quantizes from the first
@@ -79,6 +83,8 @@ class TokenizerConfig:
     disc_learning_rate: float = 1e-4
     balanced_loss: bool = False
     commitment_weight: float = 1.0
+    still_weight: float = 0.0
+    local_attention: bool = False
     ema_decay: float = 0.0
     revive_every: int = 200
     quantize_warmup: int = 0
@@ -106,7 +112,15 @@ class TokenizerConfig:
             "tokenizer.context_length < tokenizer.segment_length <= tokenizer.horizon must hold, not "
             f"{self.context_length}, {self.segment_length}, {self.horizon}",
         )
-        for name in ("l1_weight", "l2_weight", "lpips_weight", "disc_weight", "commitment_weight", "disc_start"):
+        for name in (
+            "l1_weight",
+            "l2_weight",
+            "lpips_weight",
+            "disc_weight",
+            "commitment_weight",
+            "disc_start",
+            "still_weight",
+        ):
             require(getattr(self, name) >= 0, f"tokenizer.{name} must be at least 0, not {getattr(self, name)}")
         require(0 <= self.ema_decay < 1, f"tokenizer.ema_decay must be in [0, 1), not {self.ema_decay}")
         require(

@@ -18,6 +18,7 @@ from training.weight_average import WeightAverage
 
 # A code with less than this part of an even share of the choices is taken from its few features.
 _RARE = 0.02
+_LLOYD_STEPS = 20
 
 
 @dataclass
@@ -78,6 +79,32 @@ def distant_features(vectors: Tensor, distances: Tensor, count: int) -> Tensor:
     """
     weights = distances if bool((distances > 0).any()) else torch.ones_like(distances)
     return vectors[torch.multinomial(weights, count, replacement=True)].float()
+
+
+def cluster_centres(codes: Tensor, count: int) -> Tensor:
+    """A smaller codebook that covers what a trained one covers, by k-means (Lloyd's steps).
+
+    It starts from codes that are far from each other (Gonzalez, 1985), so that rare ones stay, and needs no chance.
+
+    Args:
+        codes: (N, D).
+        count: Codes wanted, at most N.
+
+    Returns:
+        (count, D) of the type of `codes`.
+    """
+    points = codes.float()
+    centres = points[:1]
+    nearest = torch.cdist(points, centres)[:, 0]
+    while len(centres) < count:
+        centres = torch.cat([centres, points[nearest.argmax()][None]])
+        nearest = torch.minimum(nearest, torch.cdist(points, centres[-1:])[:, 0])
+    for _ in range(_LLOYD_STEPS):
+        owner = torch.cdist(points, centres).argmin(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        sizes = torch.bincount(owner, minlength=count)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return centres.to(codes.dtype)
 
 
 class CodebookKeeper:

@@ -1,6 +1,6 @@
 """What tokenizer training starts from: a new network of the recipe's shape, or a trained one.
 
-The trained one may come to another context length, or get larger codebooks; all else of its shape stays.
+The trained one may come to another context length, or get codebooks of another size; all else of its shape stays.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 from pipeline.network_recipe import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
+from training.tokenizer_attention import attend_locally
+from training.tokenizer_codebooks import cluster_centres
 
 _CONTEXT_ROWS, _CODES = "kv_pos_emb", "quantize.embedding.weight"
 _CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
@@ -25,7 +27,7 @@ def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
 
 
 def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Iterable[str]) -> TokenizerConfig:
-    """The recipe with the shape of a trained tokenizer in place of its own, but for context length and larger codebooks.
+    """The recipe with the shape of a trained tokenizer in place of its own, but for context length and sizes of codebooks.
 
     Args:
         config: The recipe's section.
@@ -39,7 +41,7 @@ def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Ite
     shape = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained) if field.name in names}
     for name in sorted(set(given) & shape.keys()):
         wanted = getattr(config, name)
-        if name in _CODEBOOKS and wanted > shape[name]:
+        if name in _CODEBOOKS:
             shape[name] = wanted
         if _listed(wanted) != _listed(shape[name]):
             raise ConfigError(
@@ -58,25 +60,31 @@ def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) 
 
     With fewer context frames than the trained one had, the last of its positions are kept, as published. With more, every
     added earlier frame begins with the positions of the earliest frame that was learned. Codes added to a codebook begin at
-    random, until `tokenizer.revive_every` gives them features.
+    random, until `tokenizer.revive_every` gives them features; a smaller codebook begins with the centres of its trained codes.
 
     Args:
         config: Its shape and context length.
         trained: From `from_pretrained`, of the same shape but for these; None starts with random weights.
     """
     model = CompressiveVQModel(model_config(config))
-    if trained is None:
-        return model
-    own = model.state_dict()
-    state = {}
+    if trained is not None:
+        model.load_state_dict(_fitted(trained, model.state_dict()))
+    if config.local_attention:
+        attend_locally(model)
+    return model
+
+
+def _fitted(trained: CompressiveVQModel, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights in the shapes of `own`."""
+    state: dict[str, Tensor] = {}
     for name, tensor in trained.state_dict().items():
         if name.endswith(_CONTEXT_ROWS):
             tensor = _with_context(tensor, len(own[name]), trained.config.context_length)
         elif name.endswith(_CODES):
-            tensor = torch.cat([tensor, own[name][len(tensor) :]])
+            count = len(own[name])
+            tensor = cluster_centres(tensor, count) if count < len(tensor) else torch.cat([tensor, own[name][len(tensor) :]])
         state[name] = tensor
-    model.load_state_dict(state)
-    return model
+    return state
 
 
 def _with_context(rows: Tensor, wanted: int, context_length: int) -> Tensor:

@@ -126,9 +126,19 @@ def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():
     assert len(model.quantize.embedding.weight) == SHAPE.num_vq_embeddings
 
 
+def test_a_trained_tokenizer_goes_on_with_a_smaller_codebook_that_covers_the_same():
+    trained = CompressiveVQModel(SHAPE)
+    old = trained.dynamics_quantize.embedding.weight
+    with torch.no_grad():
+        old.copy_(torch.arange(4).repeat_interleave(4)[:, None] + 0.01 * torch.randn(16, SHAPE.latent_channels))
+    recipe = take_shape(TokenizerConfig(num_dyn_embeddings=4), SHAPE, ["num_dyn_embeddings"])
+    codes = starting_model(recipe, trained).dynamics_quantize.embedding.weight
+    assert torch.allclose(codes.sort(dim=0).values, torch.arange(4.0)[:, None].expand(4, SHAPE.latent_channels), atol=0.03)
+
+
 def test_a_recipe_of_another_shape_than_the_tokenizer_it_starts_from_is_refused():
-    with pytest.raises(ConfigError, match=r"tokenizer.num_vq_embeddings is 9, but the tokenizer of --init_from has 16"):
-        take_shape(TokenizerConfig(num_vq_embeddings=9), SHAPE, ["num_vq_embeddings"])
+    with pytest.raises(ConfigError, match=r"tokenizer.latent_channels is 9, but the tokenizer of --init_from has 8"):
+        take_shape(TokenizerConfig(latent_channels=9), SHAPE, ["latent_channels"])
     assert take_shape(RECIPE, SHAPE, ["block_out_channels"]).resolution == 32
 
 

@@ -34,7 +34,8 @@ class TokenizerOutput(NamedTuple):
         context_ids: (B, t, G) codes of `quantize`.
         future_ids: (B, f, g) codes of `dynamics_quantize`, from 0.
         context_vectors: (B t G, D) what was quantised, without gradient: new values for dead codes.
-        future_vectors: (B f g, D) likewise.
+        future_vectors: (B f g, D) likewise, with its gradient.
+        future_codes: (B f g, D) what it was quantised to, without gradient.
     """
 
     context_reconstruction: Tensor
@@ -45,6 +46,7 @@ class TokenizerOutput(NamedTuple):
     future_ids: Tensor
     context_vectors: Tensor
     future_vectors: Tensor
+    future_codes: Tensor
 
 
 class CompressiveVQModel(nn.Module):
@@ -226,7 +228,8 @@ class CompressiveVQModel(nn.Module):
             context_ids=quantized.ids.reshape(clips, context.shape[1], -1),
             future_ids=future_quantized.ids.reshape(clips, future.shape[1], -1),
             context_vectors=vectors.detach(),
-            future_vectors=future_vectors.detach(),
+            future_vectors=future_vectors,
+            future_codes=self.dynamics_quantize.lookup(future_quantized.ids).detach(),
         )
 
     def _split(self, frames: Tensor, least_future: int = 1) -> tuple[Tensor, Tensor]:
