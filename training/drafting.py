@@ -19,7 +19,7 @@ def pass_cost(positions: int, on_cpu: bool) -> float:
     """
     if not on_cpu:
         return 1 + 0.01 * positions
-    return 1.0 if positions == 1 else 1.4 + 0.05 * positions
+    return 0.95 + 0.05 * positions
 
 
 def block_length(agreement: float, rows: int, remaining: int, on_cpu: bool) -> int:

@@ -15,7 +15,7 @@ class KeyValueCache:
     """Keys and values of all layers.
 
     Attributes:
-        keys: Per layer (R, capacity, heads, width of a head).
+        keys: Per layer (R, heads, capacity, width of a head): what attention reads in one go lies together.
         values: Likewise.
     """
 
@@ -34,7 +34,7 @@ class KeyValueCache:
     @property
     def capacity(self) -> int:
         """Positions that there is room for."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
 
     def repeated(self, copies: int) -> "KeyValueCache":
         """A copy in which every row became so many neighbouring rows."""

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import drafting
+from training.frame_decoder import FrameDecoder
 from training.incremental_llama import IncrementalLlama
 from training.kv_cache import KeyValueCache
 from training.model_folder import TOKENIZER, TRANSFORMER, locate_model
@@ -30,6 +31,7 @@ from training.world_model import WorldModelNetwork, load_transformer
 
 Action = torch.Tensor | np.ndarray | list[float]
 _LONGEST = max(drafting.BLOCK_LENGTHS)
+_FRAMES_AT_ONCE = 32  # decoded together, which bounds the memory for maps
 
 
 class StepResult(NamedTuple):
@@ -51,12 +53,14 @@ class WorldModel:
         tokenizer: Frames to ids and back.
         network: Ids to the next ids. It stays where it is and what it is: sessions share its weights.
         decoder: The same network's Llama, a few ids at a time.
+        frames: The tokenizer's decoders, a few frames at a time.
     """
 
     def __init__(self, tokenizer: CompressiveVQModel, network: WorldModelNetwork, compile: bool = False) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.network = network.eval().requires_grad_(False)
         self.decoder = IncrementalLlama(network.llm, _spare_positions(tokenizer.geometry), compile)
+        self.frames = FrameDecoder(tokenizer)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str | None = None, compile: bool = False) -> Self:
@@ -158,6 +162,7 @@ class Session:
     Attributes:
         seed: Of the sampling noise.
         steps: Frames predicted so far.
+        passes: Passes of the transformer that they took, those over contexts not counted.
     """
 
     @torch.no_grad()
@@ -165,11 +170,12 @@ class Session:
         self, model: WorldModel, ids: torch.Tensor, frames: torch.Tensor, samples: int, rule: SamplingRule, seed: int
     ) -> None:
         self.seed = seed
-        self.steps = 0
+        self.steps = self.passes = 0
         self._model = model
         self._rule = rule
         self._samples = samples
         self._recent = frames.repeat_interleave(samples, dim=0)
+        self._undecoded: list[torch.Tensor] = []
         self._begin(ids, copies=samples)
 
     @property
@@ -191,21 +197,23 @@ class Session:
         Raises:
             ConfigError: An action is missing, of another dimension, or given to a model without actions.
         """
-        geometry, network = self._model.geometry, self._model.network
-        offset = self._action_offset(action)
-        if self._position + 1 + geometry.future_ids > network.config.max_position_embeddings:
-            self._begin(self._model.tokenizer.tokenize(self._recent), copies=1)
-        frame_ids, hidden = self._draw_frame(offset)
-        self._ids.append(frame_ids)
-        self.steps += 1
-        frame = self._model.tokenizer.decode_future(frame_ids[:, None, 1:], self._features).clamp(0, 1)
-        self._recent = torch.cat([self._recent, frame], dim=1)[:, 1:]
-        reward = network.reward_linear(hidden).squeeze(-1).float() if network.has_reward else None
-        return StepResult(frame[:, 0], reward)
+        reward = self._predict(action)
+        return StepResult(self._decoded()[:, -1], reward)
 
+    @torch.no_grad()
     def rollout(self, actions: Iterable[Action | None]) -> list[StepResult]:
-        """One `step` for every entry of `actions`; `[None] * n` for n frames of a model without actions."""
-        return [self.step(action) for action in actions]
+        """What `step` gives for every entry of `actions`; `[None] * n` for n frames of a model without actions.
+
+        Frames are decoded many at a time at the end, which is quicker than one by one and differs by rounding alone.
+        """
+        rewards, frames = [], []
+        for action in actions:
+            if self._is_full:
+                frames.append(self._decoded())
+            rewards.append(self._predict(action))
+        frames.append(self._decoded())
+        decoded = torch.cat(frames, dim=1)[:, -len(rewards) :].unbind(dim=1)
+        return [StepResult(frame, reward) for frame, reward in zip(decoded, rewards, strict=True)] if rewards else []
 
     def fork(self, seed: int | None = None) -> Self:
         """A session of its own that stands where this one stands; neither sees the other's steps.
@@ -214,21 +222,50 @@ class Session:
             seed: New noise for the fork. None keeps this session's, so that two futures differ by their actions alone.
         """
         other = copy.copy(self)  # all that is shared after this is never written to
-        other._ids = list(self._ids)
+        other._ids, other._undecoded = list(self._ids), list(self._undecoded)
         other._cache = self._model.decoder.copied(self._cache)
         other.seed = self.seed if seed is None else seed
         return other
 
+    @property
+    def _is_full(self) -> bool:
+        """Whether no further frame fits into the positions."""
+        positions = self._model.network.config.max_position_embeddings
+        return self._position + 1 + self._model.geometry.future_ids > positions
+
+    def _predict(self, action: Action | None) -> torch.Tensor | None:
+        """Draw the next frame's ids, which `_decoded` decodes later; gives the reward. See `step`."""
+        offset, network = self._action_offset(action), self._model.network
+        if self._is_full:
+            self._decoded()
+            self._begin(self._model.tokenizer.tokenize(self._recent), copies=1)
+        frame_ids, hidden = self._draw_frame(offset)
+        self._ids.append(frame_ids)
+        self._undecoded.append(frame_ids)
+        self.steps += 1
+        return network.reward_linear(hidden).squeeze(-1).float() if network.has_reward else None
+
+    def _decoded(self) -> torch.Tensor:
+        """(R, n, 3, S, S): the n frames whose ids were drawn since the last call."""
+        frames = [self._recent[:, :0]]
+        if self._undecoded:
+            ids = torch.stack(self._undecoded, dim=1)[..., 1:]
+            parts = ids.split(max(1, _FRAMES_AT_ONCE // len(ids)), dim=1)
+            frames += [self._model.frames.frames(part, self._features).clamp(0, 1) for part in parts]
+        self._undecoded = []
+        decoded = torch.cat(frames, dim=1)
+        self._recent = torch.cat([self._recent, decoded], dim=1)[:, -self._model.geometry.context_length :]
+        return decoded
+
     def _begin(self, ids: torch.Tensor, copies: int) -> None:
         """Prefill the context's ids (B, 257 t - 1), every row once, and copy the outcome for its samples."""
-        network, tokenizer, decoder = self._model.network, self._model.tokenizer, self._model.decoder
+        network, decoder = self._model.network, self._model.decoder
         prefix = decoder.prefill(network.llm.model.embed_tokens(ids[:, :-1]))
         self._cache: KeyValueCache = decoder.copied(prefix, copies)
         # Of the last id of `_ids`, which is not in the cache yet: it is fed together with the next frame's start.
         self._position = ids.shape[1] - 1
         self._agreement = drafting.UNKNOWN_AGREEMENT
-        _, features = tokenizer.decode_context(ids)
-        self._features = tuple(feature.repeat_interleave(copies, dim=0) for feature in features)
+        self._features = tuple(feature.repeat_interleave(copies, dim=0) for feature in self._model.frames.context(ids))
         self._ids = [ids.repeat_interleave(copies, dim=0)]
 
     def _draw_frame(self, offset: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -260,6 +297,7 @@ class Session:
             embedded = network.llm.model.embed_tokens(block)
             if offset is not None:
                 embedded = embedded + (places == 1)[..., None] * offset.view(-1, 1, embedded.shape[-1])
+            self.passes += 1
             after = decoder.step(embedded, self._position + places, self._cache, self._position + ids.shape[1])
             drawn = self._rule.draw(
                 decoder.logits(after).flatten(0, 1), noise.gather(1, places.clamp(max=count - 1)).flatten()

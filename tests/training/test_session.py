@@ -136,6 +136,32 @@ def test_frames_are_those_of_all_ids_decoded_together(free):
     assert frames.shape == (3, 4, 3, SIDE, SIDE)
 
 
+@pytest.mark.parametrize(("samples", "positions"), [(1, 192), (3, 192), (20, 192), (2, 144)])
+def test_rollout_gives_what_steps_give(samples, positions):
+    model = tiny_models.world_model(actions=True, rewards=True, positions=positions)
+    actions = some_actions(5)  # at 144 positions the context slides after three
+    stepped, rolled = (model.start(context(), samples=samples, seed=2) for _ in range(2))
+    one_by_one = [stepped.step(action) for action in actions]
+    together = [*rolled.rollout(actions[:2]), rolled.step(actions[2]), *rolled.rollout(actions[3:]), *rolled.rollout([])]
+    assert torch.equal(rolled.ids, stepped.ids)
+    for result, expected in zip(together, one_by_one, strict=True):
+        torch.testing.assert_close(result.frame, expected.frame, atol=1e-5, rtol=0)
+        torch.testing.assert_close(result.reward, expected.reward, atol=1e-5, rtol=1e-4)
+
+
+def test_session_goes_on_after_a_rollout_that_met_a_wrong_action(driven):
+    refused, plain = (driven.start(context(), seed=2) for _ in range(2))
+    actions = some_actions(4)
+    with pytest.raises(ConfigError, match="takes"):
+        refused.rollout([*actions[:2], torch.zeros(7)])
+    assert refused.steps == 2
+    fork = refused.fork()
+    expected = [plain.step(action).frame for action in actions]
+    for session in (refused, fork):
+        frames = [result.frame for result in session.rollout(actions[2:])]
+        torch.testing.assert_close(torch.stack(frames), torch.stack(expected[2:]), atol=1e-5, rtol=0)
+
+
 def test_ids_decode_to_the_context_before_the_first_step(free):
     session = free.start(context(), samples=2)
     assert free.tokenizer.detokenize(session.ids).shape == (2, 2, 3, SIDE, SIDE)
