@@ -35,9 +35,11 @@ class MadeFrame(bytes):
 
     Attributes:
         thumbnail: See `thumbnail`.
+        pixels: All of them, (H, W, 3) uint8, before they were encoded; None but where `FrameForm.keep` was told to.
     """
 
     thumbnail: np.ndarray
+    pixels: np.ndarray | None = None
 
 
 class _Header(NamedTuple):
@@ -157,19 +159,22 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     Args:
         pixels: (H, W, 3) uint8.
     """
-    height, width = pixels.shape[:2]
-    if min(height, width) < THUMBNAIL_SIDE:
-        rows, columns = (np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE for side in (height, width))
-        return pixels[rows[:, None], columns]
-    return pixels[_grid(height), _grid(width)].copy()
+    return pixels.take(_points(*pixels.shape[:2]))
 
 
 @functools.lru_cache
-def _grid(side: int) -> slice:
-    """`THUMBNAIL_SIDE` of `side` places, evenly spaced and in the middle."""
+def _points(height: int, width: int) -> np.ndarray:
+    """Where in the flat numbers of a picture of that size the numbers of its thumbnail are, (16, 16, 3)."""
+    rows, columns = _places(height), _places(width)
+    return (rows[:, None, None] * width + columns[:, None]) * 3 + np.arange(3)
+
+
+def _places(side: int) -> np.ndarray:
+    """`THUMBNAIL_SIDE` of `side` places, evenly spaced and in the middle; some of them repeated where there are fewer."""
+    if side < THUMBNAIL_SIDE:
+        return np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE
     step = side // THUMBNAIL_SIDE
-    first = (side - step * (THUMBNAIL_SIDE - 1)) // 2
-    return slice(first, first + step * (THUMBNAIL_SIDE - 1) + 1, step)
+    return (side - step * (THUMBNAIL_SIDE - 1)) // 2 + step * np.arange(THUMBNAIL_SIDE)
 
 
 def decode_small(data: bytes, side: int) -> np.ndarray:
@@ -184,6 +189,11 @@ def decode_small(data: bytes, side: int) -> np.ndarray:
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     """(H, W, 3) uint8 RGB -> JPEG at full colour resolution (4:4:4)."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
+
+
+def encode_jpeg_planes(planes: np.ndarray, quality: int = 95) -> bytes:
+    """(3, H, W) uint8 Y, Cb, Cr as in JFIF, rows contiguous -> JPEG at full colour resolution (4:4:4)."""
+    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -218,7 +228,9 @@ class FrameForm:
             return cls("source")
         return cls(data.frames, math.ceil(_CROP_MARGIN * data.resolution), data.jpeg_quality)
 
-    def keep(self, data: bytes, swap: bool = False, checksummed: bool = True) -> tuple[bytes, tuple[int, int]]:
+    def keep(
+        self, data: bytes, swap: bool = False, checksummed: bool = True, with_pixels: bool = False
+    ) -> tuple[bytes, tuple[int, int]]:
         """An encoded image in this form.
 
         `source` returns the bytes as they are; so does `jpeg` for a JPEG that is small enough, since a second
@@ -229,6 +241,7 @@ class FrameForm:
             swap: Whether red and blue are swapped in it. Repair needs new bytes: PNG under `source`, so that nothing is lost.
             checksummed: Whether `data` agreed with a checksum of the file it comes from. A JPEG that did not is decoded even
                 where its bytes stay as they are.
+            with_pixels: Whether a frame that is made anew remembers all its pixels, for whoever would decode it otherwise.
 
         Returns:
             The bytes, and (height, width).
@@ -243,7 +256,7 @@ class FrameForm:
             if not looks_whole(data) or not (checksummed or header.kind == "png"):
                 _decode(data, header, None)
             return data, header.size
-        return self.keep_pixels(_decode_at(data, header, size), swap)
+        return self._made(_decode_at(data, header, size), swap, with_pixels), size
 
     def keep_pixels(self, pixels: np.ndarray, swap: bool = False) -> tuple[bytes, tuple[int, int]]:
         """Pixels in this form; `source` keeps them as PNG.
@@ -255,11 +268,16 @@ class FrameForm:
         Returns:
             The bytes, a `MadeFrame`, and (height, width).
         """
-        if swap:
-            pixels = pixels[:, :, ::-1]
         height, width = pixels.shape[:2]
         size = (height, width) if self.short_side is None else shrunk_size(height, width, self.short_side)
-        pixels = shrink(np.ascontiguousarray(pixels), size)
+        return self._made(shrink(np.ascontiguousarray(pixels), size), swap), size
+
+    def _made(self, pixels: np.ndarray, swap: bool, with_pixels: bool = False) -> MadeFrame:
+        """Pixels of the size that they are kept in, encoded; `source` has them as PNG."""
+        if swap:
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         frame = MadeFrame(encode_jpeg(pixels, self.quality) if self.encoding == "jpeg" else encode_png(pixels))
         frame.thumbnail = thumbnail(pixels)
-        return frame, size
+        if with_pixels:
+            frame.pixels = pixels
+        return frame

@@ -2,8 +2,9 @@
 
 All of it comes from thumbnails of 16 x 16 points, which cost about a hundredth of decoding, shrinking and encoding a frame.
 Where frames were decoded on the way into a shard every one of them counts; where their bytes went through untouched, a few are
-decoded at a small scale and stand for the rest, and `measured_frames` says how many. Numbers are for choosing episodes, not for
-judging one frame: an object smaller than the distance of two points may move unseen.
+decoded at a small scale and stand for the rest, and `measured_frames` says how many. Four frames an episode, the anchors, are
+looked at as a whole: at the pixels that they remember from before they were encoded, else they are decoded for it. Numbers are
+for choosing episodes, not for judging one frame: an object smaller than the distance of two points may move unseen.
 """
 
 import dataclasses
@@ -79,14 +80,15 @@ def measure(frames: Sequence[bytes]) -> Quality:
     """
     count = len(frames)
     places = anchors(count)
-    if all(isinstance(frame, MadeFrame) for frame in frames):
+    made = [frame.thumbnail for frame in frames if isinstance(frame, MadeFrame)]
+    if len(made) == count:
         looked, pairs = np.arange(count), np.arange(count - 1)
-        small = {index: decode_small(frames[index], THUMBNAIL_SIDE) for index in np.unique(places).tolist()}
-        thumbnails = np.stack([frame.thumbnail for frame in frames if isinstance(frame, MadeFrame)])
+        small = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
     else:
         looked, pairs = frames_to_look_at(count)
-        small = {index: decode_small(frames[index], THUMBNAIL_SIDE) for index in looked.tolist()}
-        thumbnails = np.stack([thumbnail(small[index]) for index in looked.tolist()])
+        small = {index: _pixels(frames[index]) for index in looked.tolist()}
+        made = [thumbnail(small[index]) for index in looked.tolist()]
+    thumbnails = np.concatenate(made).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
     at_anchors = np.stack([cells(small[index]) for index in places.tolist()])
     content_hash, repeated = _of_bytes(frames)
     return Quality(
@@ -114,6 +116,12 @@ def frames_to_look_at(count: int) -> tuple[np.ndarray, np.ndarray]:
     wanted = min(max(1, count // _FRAMES_PER_PAIR), _ANCHORS) if count > 1 else 0
     pairs = np.unique(places[[1, 2, 0, 3][:wanted]])
     return np.union1d(places, pairs + 1), pairs
+
+
+def _pixels(frame: bytes) -> np.ndarray:
+    """The pixels of a frame at some size, (H, W, 3) uint8; decoded where it doesn't remember them."""
+    known = frame.pixels if isinstance(frame, MadeFrame) else None
+    return decode_small(frame, THUMBNAIL_SIDE) if known is None else known
 
 
 def cells(pixels: np.ndarray) -> np.ndarray:

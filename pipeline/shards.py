@@ -6,7 +6,7 @@ shard's record lies beside it, the stated size and number of samples. A shard th
 
 import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ from pipeline.records import ShardRecord, read_record, record_path
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * _BLOCK
 MAX_MEMBER_BYTES = 4 << 30
-# Written at once: frame by frame would be a call to the operating system each, as dear as hashing it.
-_BUFFER = 1 << 20
+# Hashed and written at once, at least: frame by frame, the calls would cost as much as the hashing itself.
+_WRITTEN = 1 << 20
 
 
 class Readable(Protocol):
@@ -48,13 +48,13 @@ class EpisodeShardWriter:
         self.frames = 0
 
     def __enter__(self) -> "EpisodeShardWriter":
-        self._file = self._path.open("wb", buffering=_BUFFER)
+        self._file = self._path.open("wb")
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             padding = -(self._position + 2 * _BLOCK) % tarfile.RECORDSIZE
-            self._write(_END * 2 + b"\0" * padding)
+            self._write([_END * 2, b"\0" * padding])
         self._file.close()
 
     @property
@@ -79,17 +79,25 @@ class EpisodeShardWriter:
         start = self._position
         for ending, pieces in episode.to_sample().items():
             size = sum(map(len, pieces))
-            self._write(_header(f"{episode.key}.{ending}", size))
-            for piece in pieces:
-                self._write(piece)
-            self._write(b"\0" * (-size % _BLOCK))
+            self._write([_header(f"{episode.key}.{ending}", size), *pieces, b"\0" * (-size % _BLOCK)])
         self.entries.append({**episode.facts(), "offset": start, "size": self._position - start})
         self.frames += episode.num_frames
 
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._position += len(data)
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        for block in _blocks(pieces):
+            self._file.write(block)
+            self._hash.update(block)
+            self._position += len(block)
+
+
+def _blocks(pieces: Sequence[bytes]) -> Iterator[bytes]:
+    """Pieces joined into blocks of at least `_WRITTEN` bytes each, but for the last."""
+    start = size = 0
+    for end, piece in enumerate(pieces, 1):
+        size += len(piece)
+        if size >= _WRITTEN or end == len(pieces):
+            yield b"".join(pieces[start:end])
+            start, size = end, 0
 
 
 def _header(name: str, size: int) -> bytes:

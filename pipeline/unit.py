@@ -129,6 +129,8 @@ def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
             for position, items in sources[0].read_together(file, sources):
                 for maker, item in zip(makers, items, strict=True):
                     maker.add(file, position, item)
+                # An episode may be large: it is let go before the next one is read.
+                del items, item
     return [maker.record() for maker in makers]
 
 

@@ -160,12 +160,17 @@ def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:
     return action
 
 
-def check_size(frames: list[bytes]) -> None:
-    """Raise `BadEpisodeError` for an episode without frames, or with more than a shard can take."""
+def check_count(frames: int) -> None:
+    """Raise `BadEpisodeError` for an episode of no frames, or of more than a shard can take."""
     if not frames:
         raise BadEpisodeError("no frames")
-    if len(frames) > MAX_FRAMES:
-        raise BadEpisodeError(f"{len(frames)} frames, the limit is {MAX_FRAMES}")
+    if frames > MAX_FRAMES:
+        raise BadEpisodeError(f"{frames} frames, the limit is {MAX_FRAMES}")
+
+
+def check_size(frames: list[bytes]) -> None:
+    """Raise `BadEpisodeError` for an episode without frames, or with more than a shard can take."""
+    check_count(len(frames))
     total = sum(map(len, frames))
     if total > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"frames of {total} bytes in all, the limit is {MAX_EPISODE_BYTES}")

@@ -47,7 +47,10 @@ def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
                 numbered = numbered and found.alone
                 yield Record(count, BadEpisode.of(DamagedEpisodeError(f"{found.reason}. Fetch the file again")), numbered)
             else:
-                yield Record(count, _parsed(found), numbered)
+                # Parsing copies: the bytes are let go here, and the columns are held by whoever takes them alone.
+                parsed = [_parsed(found)]
+                del found
+                yield Record(count, parsed.pop(), numbered)
             count += 1
     except FileNotFoundError:
         lost = MissingEpisodeError("the file is missing. Fetch it")

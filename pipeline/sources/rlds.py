@@ -25,7 +25,8 @@ from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
 from pipeline.json_files import read_json
 from pipeline.naming import TRAINING_SPLIT, episode_key
-from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.quality import anchors
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_count, check_size, pad_actions
 from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
 from pipeline.sources.tfrecord import count_records
@@ -123,7 +124,10 @@ class RldsSource(Source):
                 continue
             # Behind a stretch that may have held several records, no index within the split is sure.
             known = shard if numbered else replace(shard, first=None)
-            yield position, [source._read_columns(columns, known, position) for source in sources]
+            items = [source._read_columns(columns, known, position) for source in sources]
+            del columns
+            yield position, items
+            del items
 
     def _read_columns(self, columns: Columns, shard: SourceShard, position: int) -> Episode | BadEpisode:
         spec = _spec(self.folder, self.entry)
@@ -176,11 +180,13 @@ class RldsSource(Source):
     def _frames(self, columns: Columns, spec: EpisodeSpec) -> tuple[list[bytes], tuple[int, int]]:
         swap = self.entry.image_key in self.entry.bgr
         if spec.encoded:
-            images = list(feature_values(columns, spec.camera.path, "bytes_list"))
-            check_size(images)
+            # Taken out of the record one by one: a list would be a copy of all of them.
+            images = feature_values(columns, spec.camera.path, "bytes_list")
+            check_count(len(images))
             if _is_placeholder(images):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
-            kept = [self.form.keep(image, swap) for image in images]
+            looked_at = set(anchors(len(images)).tolist())
+            kept = [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
         else:
             kept = [self.form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
         frames = [data for data, _ in kept]
@@ -299,9 +305,12 @@ def _is_character(number: int) -> bool:
     return 0 < number < 0x110000 and not 0xD800 <= number < 0xE000
 
 
-def _is_placeholder(images: list[bytes]) -> bool:
+def _is_placeholder(images: Sequence[bytes]) -> bool:
     """Whether all of several images are the same one, which shows a single colour."""
-    if len(images) < 2 or any(image != images[0] for image in images):
+    if len(images) < 2:
         return False
-    pixels = decode(images[0])
+    first = images[0]
+    if any(image != first for image in images):
+        return False
+    pixels = decode(first)
     return bool((pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))).max() <= _PLACEHOLDER_CONTRAST)

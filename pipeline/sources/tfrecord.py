@@ -76,8 +76,9 @@ def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
             if length > MAX_RECORD_BYTES:
                 yield DamagedRecord(f"the record has {length} bytes, the limit is {MAX_RECORD_BYTES}", alone=True)
                 file.seek(following)
-            elif _masked_crc(data := file.read(length)) == _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0]:
-                yield data
+            elif _masked_crc((held := [file.read(length)])[0]) == _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0]:
+                # Given away and not held here: whoever has parsed it can let it go, and the next one finds its memory free.
+                yield held.pop()
             else:
                 # With bytes lost or added within the data, the next record isn't where the length says.
                 alone = following == end or _parse_length(file.read(_LENGTH.size), end - following)[0] is not None

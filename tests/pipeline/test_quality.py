@@ -1,5 +1,7 @@
 """What is measured of an episode is true of its pictures, whatever way they took into the shard."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from rlds_data import NAME, episode, picture, write_set
 
 from pipeline import index
 from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import THUMBNAIL_SIDE, FrameForm, MadeFrame, encode_jpeg, encode_png, thumbnail
 from pipeline.plan import make_plan
@@ -16,6 +19,7 @@ from pipeline.quality import (
     COLUMNS,
     MOVED,
     UNIFORM,
+    anchors,
     cells,
     frames_to_look_at,
     hamming,
@@ -201,3 +205,35 @@ def test_damage_inside_an_untouched_image_is_found_where_it_is_looked_at(tmp_pat
     (record,) = index.read_records(str(tmp_path / "out"))
     assert record.samples == 1
     assert [(item.source_record, item.kind) for item in record.left_out] == [(1, "damaged")]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 30))
+def test_pixels_that_frames_remember_tell_what_decoding_them_tells(seed, length):
+    images = [encode_jpeg(pixels) for pixels in drive(seed, length)]
+    forgot = [FORM.keep(image)[0] for image in images]
+    remembered = [FORM.keep(image, with_pixels=True)[0] for image in images]
+    assert remembered == forgot and all(frame.pixels.shape == (40, 53, 3) for frame in remembered)
+    one, other = measure(remembered), measure(forgot)
+    untouched = measure(images).perceptual_hash
+    assert max(hamming(each.perceptual_hash, untouched) for each in (one, other)) <= 32
+    assert one.swap_score == pytest.approx(other.swap_score, abs=0.05)
+    alike = {"perceptual_hash": "", "swap_score": 0.0}
+    assert dataclasses.replace(one, **alike) == dataclasses.replace(other, **alike)
+
+
+def test_an_episode_full_of_detail_is_known_again_in_another_form():
+    scene = np.random.default_rng(5).integers(0, 256, (32, 48, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    images = [encode_jpeg(np.ascontiguousarray(scene[:, 2 * t : 2 * t + 320]), 80) for t in range(12)]
+    places = anchors(12).tolist()
+    shrunk = [FrameForm("jpeg", 80).keep(image, with_pixels=place in places)[0] for place, image in enumerate(images)]
+    assert hamming(measure(images).perceptual_hash, measure(shrunk).perceptual_hash) <= 32
+
+
+def test_pixels_are_remembered_of_no_more_frames_than_are_looked_at(tmp_path):
+    entry = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
+    source = RldsSource(str(write_set(tmp_path, [episode(0, frames=30)])), entry, FORM)
+    (_, found) = next(source.read(source.plan()[0]))
+    assert isinstance(found, Episode)
+    places = [place for place, frame in enumerate(found.frames) if frame.pixels is not None]
+    assert places == anchors(30).tolist()

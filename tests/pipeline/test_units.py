@@ -1,6 +1,7 @@
 """A unit publishes its shard and then its record, or says why not; records make the index; anything fsspec opens will do."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from rlds_data import NAME, episode, write_set
 from pipeline import index, open_shard, storage
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, ShardError, SourceError
-from pipeline.frames import FrameForm
+from pipeline.frames import FrameForm, encode_jpeg
 from pipeline.inspect import run as inspect
 from pipeline.job import Outcome, check_outcome, ingest, refuse_strays
 from pipeline.plan import make_plan
@@ -189,3 +190,18 @@ def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
     assert len(faults) == 4 and all(word in fault for word, fault in zip(words, faults, strict=True))
     with pytest.raises(ShardError, match="holds no shards"):
         inspect([str(tmp_path / NAME / "0.1.0")])
+
+
+def test_a_unit_holds_one_episode_at_a_time_and_its_record_no_longer_than_to_parse_it(tmp_path):
+    images = [encode_jpeg(np.random.default_rng(seed).integers(0, 256, (256, 320, 3), np.uint8)) for seed in range(2)]
+    count = (8 << 20) // len(images[0])
+    long = [episode(seed, frames=count, image=lambda t: images[t % 2]) for seed in range(3)]
+    source = RldsSource(str(write_set(tmp_path, long, per_shard=3)), ENTRY, FrameForm("source"))
+    unit = make_plan(source, ["train"], None, 1 << 30)[0]
+    tracemalloc.start()
+    run_unit(unit, source, str(tmp_path / "out"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    record = find_done(str(tmp_path / "out"), unit.shard, unit.inputs)
+    assert record is not None and record.samples == 3 and record.bytes > 3 * 7.5 * 2**20
+    assert peak < 1.5 * record.bytes / 3
