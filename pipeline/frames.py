@@ -191,11 +191,6 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
 
 
-def encode_jpeg_planes(planes: np.ndarray, quality: int = 95) -> bytes:
-    """(3, H, W) uint8 Y, Cb, Cr as in JFIF, rows contiguous -> JPEG at full colour resolution (4:4:4)."""
-    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
-
-
 def encode_png(pixels: np.ndarray) -> bytes:
     """(H, W, 3) uint8 RGB -> PNG."""
     buffer = io.BytesIO()
