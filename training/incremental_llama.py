@@ -112,10 +112,12 @@ class _Stack(nn.Module):
     ) -> torch.Tensor:
         """(R, n, width) at `positions` (R, n), which may look at what stands in the first `span` positions before them."""
         rotation = (self.cosines[positions].unsqueeze(2), self.sines[positions].unsqueeze(2))
-        visible = torch.arange(span, device=positions.device) <= positions[:, None, :, None]
+        hidden_places = torch.arange(span, device=positions.device) > positions[:, None, :, None]
+        # As numbers to add, made once: attention would turn truth values into them for every layer.
+        mask = torch.zeros(hidden_places.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(hidden_places, -torch.inf)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         for layer, held_keys, held_values in zip(self.layers, keys, values, strict=True):
-            hidden = layer(hidden, rotation, (rows, positions), (held_keys, held_values), visible)
+            hidden = layer(hidden, rotation, (rows, positions), (held_keys, held_values), mask)
         return _normalised(hidden, self.norm)
 
 
@@ -140,7 +142,7 @@ class _Layer(nn.Module):
         rotation: tuple[torch.Tensor, torch.Tensor],
         place: tuple[torch.Tensor, torch.Tensor],
         held: tuple[torch.Tensor, torch.Tensor],
-        visible: torch.Tensor,
+        mask: torch.Tensor,
     ) -> torch.Tensor:
         joined = self.joined_attention(_normalised(hidden, self.before_attention))
         joined = joined.unflatten(-1, (-1, self.head_width))
@@ -148,12 +150,12 @@ class _Layer(nn.Module):
         queries, keys = _rotated(turned, rotation).split([turned.shape[2] - self.held_heads, self.held_heads], dim=2)
         for buffer, new in zip(held, (keys, values), strict=True):
             buffer.transpose(1, 2).index_put_(place, new)
-        seen_keys, seen_values = (buffer[:, :, : visible.shape[-1]] for buffer in held)
+        seen_keys, seen_values = (buffer[:, :, : mask.shape[-1]] for buffer in held)
         attended = F.scaled_dot_product_attention(
             queries.transpose(1, 2),
             seen_keys,
             seen_values,
-            attn_mask=visible,
+            attn_mask=mask,
             scale=self.scale,
             enable_gqa=self.grouped,
         )

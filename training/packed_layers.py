@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _ROWS = 16  # that weights are laid out for: the layout is good for one row and for hundreds
 _SIDE = 32  # of the maps that convolutions are laid out for, likewise
+_SMALL, _FEW = 1 << 17, 8  # numbers in a matrix and rows: below both, the default library has less to set up
 _PLAIN: tuple[str, list[float], str] = ("none", [], "")  # nothing fused behind a product
 
 
@@ -27,10 +28,11 @@ class PackedLinear(nn.Module):
         # A plain attribute: the layout is oneDNN's own, nothing that could be saved or moved.
         weight = layer.weight.detach()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if packable(weight) else None
+        self._least = _FEW * layer.in_features if weight.numel() < _SMALL else 0
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(..., inner) to (..., outer)."""
-        if self._packed is None or torch.compiler.is_compiling():
+        if self._packed is None or torch.compiler.is_compiling() or inputs.numel() < self._least:
             plain: Tensor = self.layer(inputs)
             return plain
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self._packed, self.layer.bias, *_PLAIN)

@@ -5,7 +5,7 @@ can't beat. Everything here is data in, data out; files and pictures are made by
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,10 +164,13 @@ def predict_clip(
     """
     context, length = model.geometry.context_length, len(clip.frames)
     session = model.start(clip.frames[:context], **dataclasses.asdict(sampling))
-    results = []
-    for frame in range(context, length):
-        results.append(session.step(None if clip.action is None else clip.action[frame - 1]))
-        on_frame()
+
+    def actions() -> Iterator[torch.Tensor | None]:
+        for frame in range(context, length):
+            yield None if clip.action is None else clip.action[frame - 1]
+            on_frame()
+
+    results = session.rollout(actions())
     rewards = [result.reward.cpu() for result in results if result.reward is not None]
     whole = clip.frames[None].to(model.device)
     reconstruction = model.tokenizer.detokenize(model.tokenizer.tokenize(whole))[0].clamp(0, 1)

@@ -15,8 +15,9 @@ def seeded():
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 5, 300])
-def test_linear_layer_gives_what_the_plain_one_gives(bias, rows):
-    layer, inputs = nn.Linear(48, 33, bias=bias), torch.randn(2, rows, 48)
+@pytest.mark.parametrize("shape", [(48, 33), (520, 301)])
+def test_linear_layer_gives_what_the_plain_one_gives(bias, rows, shape):
+    layer, inputs = nn.Linear(*shape, bias=bias), torch.randn(2, rows, shape[0])
     torch.testing.assert_close(PackedLinear(layer)(inputs), layer(inputs), atol=1e-5, rtol=1e-5)
 
 
