@@ -46,6 +46,18 @@ def test_shrunk_while_decoding_a_frame_is_what_shrinking_it_afterwards_gives(tmp
         assert psnr(shrunk, shrink(pixels, shrunk.shape[:2])) > 38
 
 
+@pytest.mark.parametrize("colours", ["gray", "bgr0", "yuv420p", "yuva420p", "yuv444p16le"])
+@pytest.mark.parametrize("side", [SIDE, None])
+def test_pixels_that_come_in_planes_are_those_that_the_scaler_packs(tmp_path, colours, side):
+    moving(tmp_path / "a.mkv", colours)
+    scaling = video._KEEPING_SIZE if side is None else video.SHRINKING
+    with av.open(str(tmp_path / "a.mkv")) as container, (tmp_path / "a.mkv").open("rb") as file:
+        for frame, (_, pixels) in zip(container.decode(video=0), decoded(file, short_side=side), strict=True):
+            height, width = pixels.shape[:2]
+            packed = VideoReformatter().reformat(frame, width, height, "rgb24", interpolation=scaling).to_ndarray()
+            assert np.array_equal(pixels, packed)
+
+
 def test_a_small_picture_keeps_its_size_and_its_pixels(tmp_path):
     moving(tmp_path / "a.mkv", size=(32, 48))
     data = (tmp_path / "a.mkv").read_bytes()
