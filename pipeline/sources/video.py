@@ -1,12 +1,12 @@
 """Episodes from video files of any container, decoded by PyAV.
 
 Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
-several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files. Frames that
-sampling passes over are decoded but never become pixels, and FFmpeg's scaler shrinks the others before they do, by averaging
-areas: a tenth of Pillow's time at 720 lines, half that of FFmpeg's bicubic, and 40 dB or more from either. It is asked for
-planes of red, green and blue, whose numbers are those of packed pixels, at half the cost. Y, Cb and Cr, encoded as they come, would
-spare a frame of 240 lines 20 us more, but the scaler puts their grey at 127.5, where JPEG has 128, and so tints every picture.
-Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
+several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files. Frames
+that sampling passes over are decoded but never become pixels, and FFmpeg's scaler shrinks the others before they do, by
+averaging areas: a tenth of Pillow's time at 720 lines, half that of FFmpeg's bicubic, and 40 dB or more from either. It is
+asked for planes of red, green and blue, whose numbers are those of packed pixels, at half the cost. Y, Cb and Cr, encoded as
+they come, would spare a frame of 240 lines 20 us more, but the scaler puts their grey at 127.5, where JPEG has 128, and so
+tints every picture. Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
 """
 
 import csv

@@ -2,10 +2,10 @@
 
 The ceiling is a loop in which PyAV decodes every frame and shrinks it to packed RGB with the filter that the stage uses; it
 encodes nothing. Two more loops shrink by way of planes, as the stage does, one of them encoding as well, as the stage has to;
-the last one only decodes. What each adds is what a frame's microseconds go for: `decode`, `shrink`, `encode` and `rest`, which is
-sampling, measuring quality, hashing and writing. A short video is there several times: shards hold hundreds of such. All run in
-turn over the same files. Prints one JSON line; speeds are frames per second of processor time, which other load on the machine
-leaves alone for the most part.
+the last one only decodes. What each adds is what a frame's microseconds go for: `decode`, `shrink`, `encode` and `rest`, which
+is sampling, measuring quality, hashing and writing. A short video is there several times: shards hold hundreds of such. All
+run in turn over the same files. Prints one JSON line; speeds are frames per second of processor time, which other load on the
+machine leaves alone for the most part.
 """
 
 import argparse
