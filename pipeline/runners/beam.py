@@ -1,6 +1,7 @@
 """Tasks through Apache Beam: on this machine with a worker process a core, or on any runner that Beam has.
 
-Beam sees one small element per task and nothing comes back through it, so every runner will do.
+Beam sees one small element per task and nothing comes back through it, so every runner will do. On this machine it only starts
+the processes, which take the tasks themselves, one at a time; see `pipeline.runners.claims`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.runners.claims import claimed
 from pipeline.runners.task import Task, run_task
 
 
@@ -25,12 +27,23 @@ def run(tasks: Sequence[Task], options: Sequence[str]) -> None:
         SourceError: The job failed on this machine; a cluster's own errors come as they are.
     """
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
     # A cluster's log is for its user to see; that of local workers only where they fail.
     aside = contextlib.nullcontext() if _chooses_runner(options) else _chatter_aside()
-    with aside, beam.Pipeline(options=PipelineOptions([*_local_runner(options, len(tasks)), *options])) as pipeline:
-        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_task)
+    given = PipelineOptions([*_local_runner(options, len(tasks)), *options])
+    with aside, tempfile.NamedTemporaryFile(prefix="ivideogpt-tasks-") as counter, beam.Pipeline(options=given) as pipeline:
+        if _chooses_runner(options):
+            _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_task)
+        else:
+            # One element a process, or more: those that find nothing left to take cost nothing.
+            takers = max(len(os.sched_getaffinity(0)), given.view_as(DirectOptions).direct_num_workers)
+            _ = pipeline | beam.Create(range(takers)) | "ingest" >> beam.Map(_take_tasks, list(tasks), counter.name)
+
+
+def _take_tasks(_: int, tasks: Sequence[Task], counter: str) -> None:
+    for task in claimed(tasks, counter):
+        run_task(task)
 
 
 def _local_runner(options: Sequence[str], tasks: int) -> list[str]:
