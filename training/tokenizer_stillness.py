@@ -3,7 +3,8 @@
 Without it nothing keeps a tokenizer from spelling out again in every frame what its context shows already, in codes that
 flicker with whatever moves near by; a transformer then spends itself on predicting ids that say nothing. The conditional
 decoder can show what stands still by attending to the context, if attention learns to look at the same place in time
-(`training.tokenizer_attention` starts it there).
+(`training.tokenizer_attention` starts it there). In training the decoder gets still patches from the one code in any case
+(`still` of the tokenizer's forward), so that it learns to, and the pull on the encoder costs no picture.
 """
 
 import torch

@@ -33,6 +33,7 @@ from training.tokenizer_data import EpisodeTable, StepBatches, TokenizerClips
 from training.tokenizer_evaluation import TokenizerReport, evaluate_tokenizer, write_reconstructions
 from training.tokenizer_loss import tokenizer_losses
 from training.tokenizer_start import starting_model
+from training.tokenizer_stillness import stillness
 from training.weight_average import WeightAverage
 
 log = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ class TokenizerTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
         self._codebooks.harden((self.step + 1) / max(self.config.quantize_warmup, 1))
-        output = self.model(clips)
+        output = self.model(clips, self._still_patches(clips))
         terms = tokenizer_losses(clips, output, self.config, self._lpips if self.config.lpips_weight else None)
         adversary = self._adversary if self._adversary is not None and self._adversary.active(self.step) else None
         made = _all_frames(output)
@@ -197,6 +198,13 @@ class TokenizerTrainer:
         self._codebooks.add(output)
         self.step += 1
         return terms
+
+    def _still_patches(self, clips: Tensor) -> Tensor | None:
+        """The patches that the decoder has to show from the context alone, where the recipe pulls them to one code."""
+        config, geometry = self.config, self.bare.geometry
+        if not config.still_weight:
+            return None
+        return stillness(clips, config.context_length, geometry.future_grid) > 0.5
 
     def _log(self, terms: dict[str, Tensor]) -> str:
         """Write a line of metrics and return a short one for people."""

@@ -48,6 +48,20 @@ def test_the_pull_reaches_still_patches_alone_and_ends_at_their_commonest_code()
     assert stillness_loss(frames, output._replace(future_vectors=code.expand_as(vectors))).item() == pytest.approx(0, abs=1e-9)
 
 
+def test_still_patches_are_decoded_from_their_commonest_code_and_others_from_their_own():
+    torch.manual_seed(0)
+    model, frames = CompressiveVQModel(SHAPE).eval(), torch.rand(1, 3, 3, 32, 32)
+    still = torch.zeros(1, 1, 16, dtype=torch.bool)
+    still[0, 0, :9] = True
+    output = model(frames, still)
+    ids = output.future_ids.clone()
+    ids[still] = ids[still].mode().values
+    context = model.decode_context(model.tokenize(frames))[1]
+    wanted = model.decode_future(ids + SHAPE.num_vq_embeddings, context)
+    assert torch.allclose(output.future_reconstruction, wanted, atol=1e-5)
+    assert not torch.allclose(model(frames).future_reconstruction, wanted, atol=1e-5)
+
+
 def test_the_pull_is_in_the_loss_where_the_recipe_asks_for_it():
     frames = torch.rand(1, 3, 3, 32, 32)
     output = CompressiveVQModel(SHAPE)(frames)

@@ -209,8 +209,14 @@ class CompressiveVQModel(nn.Module):
         codes = (ids - self.geometry.num_vq_embeddings).clamp(0, self.geometry.num_dyn_embeddings - 1)
         return self._decode_future(self.dynamics_quantize.lookup(codes), context)
 
-    def forward(self, frames: Tensor) -> TokenizerOutput:
-        """Reconstruct clips `frames` (B, T, 3, S, S) in [0, 1] with straight-through gradients, for training."""
+    def forward(self, frames: Tensor, still: Tensor | None = None) -> TokenizerOutput:
+        """Reconstruct clips `frames` (B, T, 3, S, S) in [0, 1] with straight-through gradients, for training.
+
+        Args:
+            frames: The clips.
+            still: (B, f, g) bool, patches that are decoded from the code that most of them have, whatever their own is: the
+                decoder then has nothing but the context to show them from.
+        """
         context, future = self._split(frames)
         clips, codes = frames.shape[0], self.config.latent_channels
         vectors, features = self._encode_context(context)
@@ -219,7 +225,12 @@ class CompressiveVQModel(nn.Module):
         future_quantized = self.dynamics_quantize(future_vectors)
         context_codes = quantized.vectors.reshape(clips * context.shape[1], -1, codes)
         context_frames, decoded_features = self._decode_context(context_codes, clips)
-        future_codes = future_quantized.vectors.reshape(clips, future.shape[1], -1, codes)
+        decoded = future_quantized.vectors
+        if still is not None and still.any():
+            mask = still.reshape(-1)
+            common = self.dynamics_quantize.lookup(future_quantized.ids[mask].mode().values)
+            decoded = torch.where(mask[:, None], common.to(decoded.dtype), decoded)
+        future_codes = decoded.reshape(clips, future.shape[1], -1, codes)
         return TokenizerOutput(
             context_reconstruction=context_frames,
             future_reconstruction=self._decode_future(future_codes, decoded_features),
