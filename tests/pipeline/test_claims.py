@@ -1,37 +1,38 @@
 """Processes of one machine share tasks: each is done once, and whoever is free takes the next."""
 
-import multiprocessing
-import time
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 from pipeline.runners.claims import claimed
 
-
-def take(counter, seconds, results):
-    for item in claimed(list(range(40)), counter):
-        time.sleep(seconds)
-        results.put((seconds, item))
-    results.put(None)
+_TAKE = (
+    "import json, sys; from pipeline.runners.claims import claimed; print(json.dumps(list(claimed(range(3000), sys.argv[1]))))"
+)
 
 
-def test_every_item_is_given_to_one_process_and_the_slow_one_gets_fewer(tmp_path):
+def test_processes_at_once_are_given_every_item_once(tmp_path: Path):
     counter = tmp_path / "counter"
     counter.touch()
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    workers = [context.Process(target=take, args=(str(counter), seconds, results)) for seconds in (0.005, 0.5)]
-    for worker in workers:
-        worker.start()
-    done = []
-    while len(done) < 40 + len(workers):
-        done.append(results.get(timeout=60))
-    for worker in workers:
-        worker.join()
-    found = [each for each in done if each is not None]
-    assert sorted(item for _, item in found) == list(range(40))
-    assert sum(seconds == 0.5 for seconds, _ in found) < 20
+    command = [sys.executable, "-c", _TAKE, str(counter)]
+    takers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    taken = [json.loads(taker.communicate(timeout=120)[0]) for taker in takers]
+    assert sorted(item for items in taken for item in items) == list(range(3000))
+    assert all(items == sorted(items) for items in taken)
 
 
-def test_items_come_in_order_and_a_second_taker_finds_none(tmp_path):
+def test_a_slow_taker_keeps_nothing_from_a_quick_one(tmp_path: Path):
+    counter = tmp_path / "counter"
+    counter.touch()
+    slow, quick = claimed("abcdef", str(counter)), claimed("abcdef", str(counter))
+    assert next(slow) == "a"
+    assert next(quick) == "b"
+    assert list(quick) == list("cdef")
+    assert list(slow) == []
+
+
+def test_items_come_in_order_and_a_second_taker_finds_none(tmp_path: Path):
     counter = tmp_path / "counter"
     counter.touch()
     assert list(claimed("abc" * 5, str(counter))) == list("abc" * 5)
