@@ -26,13 +26,17 @@ def run(tasks: Sequence[Task], options: Sequence[str]) -> None:
     Raises:
         SourceError: The job failed on this machine; a cluster's own errors come as they are.
     """
+    # A cluster's log is for its user to see; that of local workers, and of Beam's import, only where they fail.
+    with contextlib.nullcontext() if _chooses_runner(options) else _chatter_aside():
+        _run(tasks, options)
+
+
+def _run(tasks: Sequence[Task], options: Sequence[str]) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-    # A cluster's log is for its user to see; that of local workers only where they fail.
-    aside = contextlib.nullcontext() if _chooses_runner(options) else _chatter_aside()
     given = PipelineOptions([*_local_runner(options, len(tasks)), *options])
-    with aside, tempfile.NamedTemporaryFile(prefix="ivideogpt-tasks-") as counter, beam.Pipeline(options=given) as pipeline:
+    with tempfile.NamedTemporaryFile(prefix="ivideogpt-tasks-") as counter, beam.Pipeline(options=given) as pipeline:
         if _chooses_runner(options):
             _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_task)
         else:
