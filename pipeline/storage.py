@@ -252,7 +252,7 @@ def staged(path: str) -> Iterator[Path]:
     """Yield a local file name to write to; when the block ends well, publish that file as `path`.
 
     If the block raises, or the process dies, nothing appears under `path`. What a killed writer of the same `path` left
-    staged is removed by the next one that publishes it.
+    staged is removed by the next one that publishes it; what a living one is writing stays, and the last one to end wins.
     """
     if not is_local(path):
         fs, inner = _filesystem(path)
@@ -265,22 +265,60 @@ def staged(path: str) -> Iterator[Path]:
         return
     final = local_path(path)
     own = final.with_name(f".{final.name}{_PARTIAL}")
-    staging = own / f"{uuid.uuid4().hex[:8]}{_PARTIAL}"
+    # As it will be called; the folder and the right to write in it may be missing yet.
+    staging, descriptor = own / f"{uuid.uuid4().hex[:8]}{_PARTIAL}", -1
     try:
         with _refusal_explained(path, final.parent, staging):
-            own.mkdir(parents=True, exist_ok=True)
+            descriptor = _create_locked(staging)
             yield staging
             with staging.open("rb") as file:
                 os.fsync(file.fileno())
             # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
             staging.chmod(0o666 & ~_UMASK)
             staging.replace(final)
+        _remove_abandoned(own)
     finally:
+        if descriptor >= 0:
+            os.close(descriptor)
         # What can't be removed either, the next one that publishes `path` removes.
         with contextlib.suppress(OSError):
             staging.unlink(missing_ok=True)
             own.rmdir()
-    shutil.rmtree(own, ignore_errors=True)
+
+
+def _create_locked(staging: Path) -> int:
+    """Create an empty file and the folders above it; a descriptor that holds a lock on it, so that nobody clears it.
+
+    Another writer of the same path may clear the folder, or the file before it is locked; then they are made again.
+    """
+    staging.parent.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            staging.parent.mkdir()
+        try:
+            # Network file systems lock only what is open for writing.
+            descriptor = os.open(staging, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue
+        # Where a file system knows no locks, nothing is ever cleared.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove the files in a folder of staged ones that nobody holds any more: those of killed writers."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in list(own.iterdir()):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(file, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -1,9 +1,10 @@
-"""What writers that were killed leave in `TMPDIR` is cleared by the next process; what a living one holds is not."""
+"""What killed writers leave is cleared by those that come after them; what living ones hold is not."""
 
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,20 @@ def test_a_writer_that_ends_well_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     storage.write_bytes("memory://staging/a", b"x")
     assert storage.read_bytes("memory://staging/a") == b"x" and not list(tmp_path.iterdir())
+
+
+def test_another_writer_of_the_same_file_leaves_a_living_one_alone(tmp_path):
+    path = tmp_path / "a"
+    with storage.staged(str(path)) as slow:
+        slow.write_bytes(b"slow")
+        storage.write_bytes(str(path), b"quick")
+        assert path.read_bytes() == b"quick"
+    assert path.read_bytes() == b"slow" and list(tmp_path.iterdir()) == [path]
+
+
+def test_any_number_of_writers_publish_one_file_at_the_same_time(tmp_path):
+    path = tmp_path / "a"
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda number: storage.write_bytes(str(path), b"%04d" % number), range(200)):
+            assert len(path.read_bytes()) == 4
+    assert list(tmp_path.iterdir()) == [path]
