@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
@@ -19,7 +20,7 @@ from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
 from tokenize_offline.fleet_progress import FleetProgress
 from tokenize_offline.launch import own_share
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, folders_of, token_layout, unfinished, without
+from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, folders_of, token_layout, unfinished, without, work_order
 from tokenize_offline.reader_pool import prepare_readers
 from tokenize_offline.selection import select
 from tokenize_offline.tokenizer import CompressiveVQModel
@@ -76,7 +77,7 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
             found = own_share(
                 find_tasks(job, options.shards, options.splits), options.worker_index, options.worker_count, os.environ
             )
-            tasks = unfinished(job, found)
+            tasks = work_order(unfinished(job, found), Random())
         except BaseException:
             fleet.tell(None)
             raise
@@ -132,9 +133,7 @@ def _run(
     limit = BatchLimit(job.output, fleet.device, job.layout)
     batch = limit.apply(recipe.tokenizer.clips_per_batch)
     engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, batch, limit.keep)
-    planned = sum(
-        (task.samples - len(task.excluded)) * job.clips.per_episode * job.views(task, held_out=False) for task in tasks
-    )
+    planned = sum(map(job.planned_rows, tasks))
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
         progress = FleetProgress(fleet, line, len(tasks))
@@ -165,6 +164,7 @@ def _summary(
         "output": job.output,
         "shards": total.shards,
         "shards_done_before": done_before,
+        "shards_made_elsewhere": total.made_elsewhere,
         "rows": total.rows,
         "held_out_rows": total.held_out_rows,
         "episodes_left_out": total.left_out,

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 from pipeline import storage
@@ -87,6 +88,10 @@ class TokenizeJob:
     def held_out_share(self, task: ShardTask) -> float:
         """Share of a task's episodes that go to the held-out shard."""
         return self.clips.held_out if task.split == TRAINING_SPLIT else 0.0
+
+    def planned_rows(self, task: ShardTask) -> int:
+        """About how many rows a task gives, for a progress line: held-out episodes, which have fewer, aren't told apart."""
+        return (task.samples - len(task.excluded)) * self.clips.per_episode * self.views(task, held_out=False)
 
     def inputs(self, task: ShardTask, held_out: bool) -> dict[str, Any]:
         """Everything that decides the bytes of a token shard, for its record."""
@@ -191,6 +196,14 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
             raise ConfigError(f"--splits {split}: no shard has that split; there are {', '.join(known)}")
     chosen = [task for task in tasks if splits is None or task.split in splits]
     return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
+
+
+def work_order(tasks: Sequence[ShardTask], random: Random) -> list[ShardTask]:
+    """Larger tasks first, those of about one size (within a power of two) in an order that `random` draws.
+
+    Two runs that know nothing of each other then rarely have the same shard in hand, and each skips what the other has made.
+    """
+    return sorted(tasks, key=lambda task: (-task.bytes.bit_length(), random.random()))
 
 
 def folders_of(tasks: Sequence[ShardTask]) -> list[str]:

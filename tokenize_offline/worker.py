@@ -7,6 +7,7 @@ into, two as a rule.
 
 import dataclasses
 import functools
+import logging
 import tempfile
 import time
 from collections import deque
@@ -32,6 +33,8 @@ from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.reader_pool import ReaderPool
 from tokenize_offline.sample import Sample
 
+log = logging.getLogger(__name__)
+
 _AHEAD_PER_READER = 4
 _AHEAD_BYTES = 2 << 30
 
@@ -46,10 +49,11 @@ class EpisodeWork:
 
 @dataclass(frozen=True)
 class EndOfShard:
-    """All episodes of a shard have been handed out, or it turned out to be bad."""
+    """No more episodes of a shard: all have been handed out, or it turned out to be bad, or somebody else has made it."""
 
     task: ShardTask
     failure: ShardError | None = None
+    made_elsewhere: bool = False
 
 
 @dataclass
@@ -58,6 +62,7 @@ class WorkerReport:
 
     Attributes:
         shards: Shards tokenized.
+        made_elsewhere: Shards that another run had published by the time they were due.
         rows: Rows in them, held-out ones included.
         held_out_rows: Of these, held out.
         left_out: Episodes left out.
@@ -68,6 +73,7 @@ class WorkerReport:
     """
 
     shards: int = 0
+    made_elsewhere: int = 0
     rows: int = 0
     held_out_rows: int = 0
     left_out: int = 0
@@ -95,7 +101,9 @@ class _ShardInProgress:
 
     @property
     def complete(self) -> bool:
-        return self.end is not None and (self.end.failure is not None or self.ids.complete)
+        if self.end is None:
+            return False
+        return self.end.failure is not None or self.end.made_elsewhere or self.ids.complete
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Progress:
     """What a worker did since it last said so.
 
     Attributes:
-        rows: Rows that went to the model.
+        rows: Rows that went to the model, and those of shards made elsewhere.
         shards: Shards handed to the writer, failed ones included.
         waited: Seconds in which the model had nothing to do for want of clips.
         passed: Seconds in all.
@@ -145,9 +153,9 @@ def run_worker(
     with (
         ThreadPoolExecutor(1, "writer") as writer,
         ReaderPool(job.clips, job.layout.resolution, readers) as pool,
-        Prefetcher(episodes_of(tasks), functools.partial(_read, pool, job), readers, depth) as ahead,
+        Prefetcher(episodes_of(tasks, job), functools.partial(_read, pool, job), readers, depth) as ahead,
     ):
-        report = _work(ahead, _Publisher(job, engine, writer), Batches(engine), on_progress)
+        report = _work(job, ahead, _Publisher(job, engine, writer), Batches(engine), on_progress)
         return report + WorkerReport(batches=[engine.batch])
 
 
@@ -168,6 +176,7 @@ def _episodes_ahead(job: TokenizeJob, readers: int) -> int:
 
 
 def _work(
+    job: TokenizeJob,
     ahead: Iterable[EpisodeClips | LeftOut | EndOfShard],
     publisher: "_Publisher",
     batches: Batches,
@@ -191,6 +200,7 @@ def _work(
         else:
             shard.end = event
             shards.append(_ShardInProgress())
+            rows = job.planned_rows(event.task) if event.made_elsewhere else 0
         while shards[0].complete:
             publisher.publish(shards.popleft())
         now = time.monotonic()
@@ -220,6 +230,11 @@ class _Publisher:
         if shard.end.failure is not None:
             self._report += WorkerReport(failures=[str(shard.end.failure)])
             return
+        if shard.end.made_elsewhere:
+            if not self._report.made_elsewhere:
+                log.info("another run is at work on %s: what it has made is skipped", self._job.folder(shard.end.task))
+            self._report += WorkerReport(made_elsewhere=1)
+            return
         ids = shard.ids.array()
         errors = {held_out: _squared_errors(self._engine, sample, ids) for held_out, sample in shard.samples.items()}
         self._publishing = self._writer.submit(publish, self._job, shard.end.task, shard.episodes, ids, shard.left_out, errors)
@@ -248,12 +263,22 @@ def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
         # It would be the same with the next shard: stop before work is thrown away.
         raise ShardError(f"token shards can't be written ({error}): make room, then run the same command again") from error
     rows = [record.samples for record in records]
-    return WorkerReport(1, sum(rows), sum(rows[:-1]), len(records[-1].left_out))
+    return WorkerReport(shards=1, rows=sum(rows), held_out_rows=sum(rows[:-1]), left_out=len(records[-1].left_out))
 
 
-def episodes_of(tasks: Iterable[ShardTask]) -> Iterator[EpisodeWork | EndOfShard]:
-    """The episodes of shards, each shard followed by an `EndOfShard`; a shard that disagrees with its record ends early."""
+def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard]:
+    """The episodes of shards, each shard followed by an `EndOfShard`.
+
+    A shard that disagrees with its record ends early. One whose token shards have appeared since the plan was made has
+    been taken care of by a run that knows nothing of this one, and is not opened.
+
+    Raises:
+        ConflictError: Such a run has made it in another way.
+    """
     for task in tasks:
+        if job.is_done(task):
+            yield EndOfShard(task, made_elsewhere=True)
+            continue
         excluded = frozenset(task.excluded)
         try:
             with tempfile.TemporaryDirectory(prefix="ivideogpt-shard-") as folder:

@@ -1,15 +1,19 @@
 """What there is to tokenize: shards found, conflicts told, done ones skipped."""
 
 import dataclasses
+import itertools
+from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, write_shard, write_shards
 
 from pipeline.errors import ConfigError, ConflictError, ShardError
 from pipeline.recipe import ClipsConfig
 from pipeline.records import ShardRecord, fingerprint, write_record
 from tokenize_offline.clips import resolve_clips
-from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
+from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout, work_order
 
 SHA = "ab" * 32
 
@@ -37,6 +41,17 @@ def test_shards_are_found_from_the_output_or_the_data_set_folder_largest_first(t
     assert len(tasks) == 4
     assert find_shards([str(tmp_path / "other") + "/"], ["val"])[0].dataset == "other"
     assert {task.split for task in find_shards([str(tmp_path)], ["train"])} == {"train"}
+
+
+@given(st.lists(st.integers(1, 1 << 30), min_size=12, max_size=40), st.integers(0, 99))
+def test_work_goes_from_large_to_small_and_in_another_order_in_every_run(sizes, seed):
+    tasks = [ShardTask("made_up", "train", index, f"{index}.tar", size, SHA, 1) for index, size in enumerate(sizes)]
+    order = work_order(tasks, Random(seed))
+    assert sorted(order, key=tasks.index) == tasks
+    assert all(after.bytes < 2 * before.bytes for before, after in itertools.pairwise(order))
+    alike = [dataclasses.replace(task, bytes=1000) for task in tasks]
+    # Of 12! orders two are hardly ever the same, and these two never are.
+    assert work_order(alike, Random(1)) != work_order(alike, Random(2))
 
 
 def test_wrong_folders_and_splits_are_named(tmp_path):

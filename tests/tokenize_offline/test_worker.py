@@ -9,7 +9,7 @@ import torch
 from synthetic_episodes import TINY, broken, make_episode, tiny_model, write_shard, write_shards
 
 from pipeline import open_shard
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ConflictError
 from pipeline.recipe import ClipsConfig
 from pipeline.records import read_record, sha256_of
 from tokenize_offline.clips import is_held_out, resolve_clips
@@ -150,3 +150,41 @@ def test_shards_may_come_from_and_go_to_an_object_store(tmp_path, engine):
     assert run(engine, "memory://eps", "memory://tokens").shards == 1
     for path in (tmp_path / "out" / "made_up").iterdir():
         assert memory.cat(f"/tokens/made_up/{path.name}") == path.read_bytes()
+
+
+def test_a_shard_that_another_run_has_made_meanwhile_is_left_as_it_is(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=3, episodes=2)
+    job = TokenizeJob(CLIPS, token_layout(TINY, CLIPS, "fp32", "ab" * 32), str(tmp_path / "out"))
+    tasks = find_shards([str(tmp_path / "eps")])
+    path = tmp_path / "out" / "made_up" / job.shard(tasks[1], held_out=False)
+    stamps = []
+
+    def with_another_run():
+        yield tasks[0]
+        run_worker(tasks[1:2], job, engine, readers=1)
+        stamps.append(path.stat().st_mtime_ns)
+        yield from tasks[1:]
+
+    told = []
+    report = run_worker(with_another_run(), job, engine, readers=1, on_progress=told.append)
+    assert (report.shards, report.made_elsewhere, report.failures) == (2, 1, [])
+    assert [path.stat().st_mtime_ns] == stamps
+    # The line still ends where it was planned to.
+    assert (sum(step.shards for step in told), sum(step.rows for step in told) > report.rows) == (3, True)
+
+
+def test_another_run_of_another_recipe_on_the_same_output_is_a_conflict(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=2, episodes=2)
+    tasks = find_shards([str(tmp_path / "eps")])
+    job, other = (
+        TokenizeJob(clips, token_layout(TINY, clips, "fp32", "ab" * 32), str(tmp_path / "out"))
+        for clips in (CLIPS, dataclasses.replace(CLIPS, seed=5))
+    )
+
+    def with_another_run():
+        yield tasks[0]
+        run_worker(tasks[1:], other, engine, readers=1)
+        yield tasks[1]
+
+    with pytest.raises(ConflictError, match="seed"):
+        run_worker(with_another_run(), job, engine, readers=1)
