@@ -108,11 +108,15 @@ class RobonetSource(Hdf5Source):
         return kept
 
     def _of_images(self, file: h5py.File, place: str, most: int) -> list[Frame]:
+        # Looked up once: libhdf5 takes longer to find a frame than to read it.
+        camera = hdf5.find(file, place)
+        if not isinstance(camera, h5py.Group):
+            raise BadEpisodeError(f"the file has no group {place}")
         kept: list[Frame] = []
         swap = False
-        while len(kept) < most and hdf5.find(file, path := f"{place}/frame{len(kept)}") is not None:
-            data = hdf5.array(file, path).astype(np.uint8).tobytes()
-            swap = swap if kept else _swapped(hdf5.dataset(file, path))
+        while len(kept) < most and hdf5.find(camera, frame := f"frame{len(kept)}") is not None:
+            data = hdf5.array(camera, frame).astype(np.uint8).tobytes()
+            swap = swap if kept else _swapped(hdf5.dataset(camera, frame))
             kept.append(self.form.keep(data, swap, checksummed=False))
         return kept
 

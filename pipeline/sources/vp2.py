@@ -1,11 +1,13 @@
 """VP2's simulated robots: robomimic HDF5 files of many episodes, their splits lists of episode names in the file itself.
 
 A file holds a thousand episodes and more, so each is divided into stretches of neighbouring ones, which are read independently.
-A file that doesn't say what its splits are counts as one damaged episode of each.
+A file that doesn't say what its episodes are counts as so many damaged ones as the others have: else the loss of a large file
+would weigh as little as that of an episode. Where that is wrong, the plan changes with the file's repair.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import h5py
@@ -36,24 +38,28 @@ class Vp2Source(Hdf5Source):
     def plan(self) -> list[SourceShard]:
         """Stretches of every file's episodes, split by split, each beginning at its `first`. See `Source.plan`."""
         sizes = {name: size for name, size in self.file_sizes().items() if name.endswith(hdf5.ENDINGS)}
-        shards, reasons = [], []
-        for number, (name, size) in enumerate(sizes.items()):
+        counts: dict[str, dict[str, int]] = {}
+        reasons = []
+        for name in sizes:
             try:
-                splits = self._splits(name)
+                counts[name] = {split: len(demos) for split, demos in self._splits(name).items()}
             except BadEpisodeError as error:
                 reasons.append(f"{storage.join(self.folder, name)}: {error}")
-                # Its size says nothing of what comes of it.
-                shards += [SourceShard(split, number, name, stated_bytes=1.0, first=0) for split in _SPLITS]
-                continue
-            share = size / max(1, sum(map(len, splits.values())))
-            for split, demos in splits.items():
-                for first in range(0, max(1, len(demos)), _STRETCH):
-                    count = min(_STRETCH, len(demos) - first)
-                    shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
-        if reasons and len(reasons) == len(sizes):
+        if reasons and not counts:
             raise SourceError(f"none of {len(sizes)} files can be read. Fetch them again; {reasons[0]}")
         for reason in reasons:
             _log.warning("%s", reason)
+        usual = _usual(list(counts.values()))
+        usual_size = statistics.median_low([sizes[name] for name in counts]) if counts else 0
+        shards = []
+        for number, name in enumerate(sizes):
+            splits = counts.get(name, usual)
+            # What is left of a damaged file says nothing of what comes of it once it is whole.
+            share = (sizes[name] if name in counts else usual_size) / max(1, sum(splits.values()))
+            for split, demos in splits.items():
+                for first in range(0, max(1, demos), _STRETCH):
+                    count = min(_STRETCH, demos - first)
+                    shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
         return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
@@ -62,7 +68,8 @@ class Vp2Source(Hdf5Source):
         try:
             demos = self._splits(shard.file)[shard.split]
         except BadEpisodeError as error:
-            yield first, BadEpisode.of(error)
+            stretch = range(first, first + (shard.records or 0))
+            yield from ((position, BadEpisode.of(error)) for position in stretch[: shard.take])
             return
         stretch = demos[first : first + (shard.records or 0)]
         for position, demo in enumerate(stretch[: shard.take], start=first):
@@ -124,6 +131,12 @@ class Vp2Source(Hdf5Source):
         there = hdf5.find(file, f"{place}/obs")
         names = ", ".join(hdf5.names(there)) if isinstance(there, h5py.Group) else "nothing"
         raise BadEpisodeError(f"{place}/obs has no camera {self.entry.image_key!r}; it has {names}")
+
+
+def _usual(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Split -> how many episodes a file has of it, at the median of those that have any."""
+    having = {split: [count[split] for count in counts if count.get(split)] for split in _SPLITS}
+    return {split: statistics.median_low(known) for split, known in having.items() if known} or dict.fromkeys(_SPLITS, 1)
 
 
 def read_splits(path: str) -> dict[str, list[str]]:

@@ -16,10 +16,11 @@ from pipeline.frames import FrameForm
 from pipeline.job import ingest
 from pipeline.ledger import read_ledger
 from pipeline.plan import make_plan
-from pipeline.sources import hdf5, hdf5_process
+from pipeline.sources import hdf5, hdf5_process, vp2
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.locate import open_source
 from pipeline.sources.robonet import RobonetSource
+from pipeline.sources.vp2 import Vp2Source
 
 FORM = FrameForm("png")
 ENTRY = DatasetEntry("downstream", "downstream", "image", control_hz=10.0)
@@ -156,11 +157,32 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
     outcome = run()
     assert outcome.failures == {} and sum(record.samples for record in outcome.records) == 6
     rows = read_ledger(str(tmp_path / "out")).to_pylist()
-    assert [(row["split"], row["source_file"], row["kind"]) for row in rows] == [
-        ("train", "b.hdf5", "damaged"),
-        ("valid", "b.hdf5", "damaged"),
+    assert [(row["key"], row["source_file"], row["kind"]) for row in rows] == [
+        ("train-00001-000000", "b.hdf5", "damaged"),
+        ("train-00001-000001", "b.hdf5", "damaged"),
+        ("valid-00001-000000", "b.hdf5", "damaged"),
     ]
     assert all("doesn't say what its episodes are, so all are left out: no sound HDF5" in row["reason"] for row in rows)
     assert run().made == 0
     write_vp2(source / "b.hdf5", train=("demo_2", "demo_0"))
     assert sum(record.samples for record in run().records) == 9 and read_ledger(str(tmp_path / "out")).num_rows == 0
+
+
+def test_a_lost_vp2_file_weighs_as_much_as_the_others_and_its_repair_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(vp2, "_STRETCH", 1)
+    for name in ("a", "b", "c"):
+        write_vp2(tmp_path / f"{name}.hdf5", train=("demo_2", "demo_0", "demo_3"))
+    source = Vp2Source(str(tmp_path), ENTRY, FORM)
+
+    def plan():
+        return [[(one.file, one.first, one.records) for one in unit.sources] for unit in make_plan(source, None, None, 1000)]
+
+    sound = plan()
+    assert len(sound) > 3
+    whole = (tmp_path / "b.hdf5").read_bytes()
+    for left in (whole[:3000], b""):
+        (tmp_path / "b.hdf5").write_bytes(left)
+        assert plan() == sound
+        lost = [(one.split, position) for one in source.plan() if one.file == "b.hdf5" for position, _ in source.read(one)]
+        assert lost == [("train", 0), ("train", 1), ("train", 2), ("valid", 0)]
+        assert sum(len(list(source.read(one))) for one in source.plan()) == 12
