@@ -11,7 +11,7 @@ from pipeline import catalog, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
-from pipeline.job import Engine, Job, Outcome, check_outcome, ingest_together
+from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan, read_ends
 from pipeline.recipe import Recipe
@@ -38,7 +38,12 @@ def parser() -> CommandParser:
     made.add_argument("--output", type=str, required=True, help="Folder or URL; shards go to OUTPUT/DATASET.")
     made.add_argument("--splits", type=str, nargs="+", help="Only these splits; by default all.")
     made.add_argument("--max_episodes", type=int, help="Of each split, only so many from its beginning.")
-    made.add_argument("--max_bad_fraction", type=float, default=0.01, help="Fail if more episodes than this are unusable.")
+    made.add_argument(
+        "--max_bad_fraction",
+        type=float,
+        default=0.01,
+        help="Share of the episodes, from 0 to 1: fail where more of them are left out.",
+    )
     made.add_argument("--camera", type=str, help="Image feature to take, in place of the catalog's.")
     made.add_argument("--rate", type=float, help="Steps per second, in place of the catalog's.")
     made.add_argument("--classes", type=str, nargs="+", help="Of Something-Something-v2, in place of the 95; `all` takes all.")
@@ -66,6 +71,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--max_episodes must be at least 1, not {options.max_episodes}")
     if not 1 <= options.episode_frames <= MAX_FRAMES:
         raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
+    if not 0 <= options.max_bad_fraction <= 1:
+        raise ConfigError(f"--max_bad_fraction must be 0 to 1, not {options.max_bad_fraction}")
     engine = _engine(options, beam_options)
     ends: dict[str, dict[str, str]] = {}
     planned = [_job(name, recipe, options, ends) for name in dict.fromkeys(options.dataset)]
@@ -80,8 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     for (job, lock), outcome in zip(planned, outcomes, strict=True):
         lock.add(job.units, outcome.records, options.overwrite)
         print(json.dumps(_summary(job.dataset, job.folder, outcome)))
-    for outcome in outcomes:
-        check_outcome(outcome, options.max_bad_fraction)
+    check_outcomes({job.dataset: outcome for job, outcome in zip(jobs, outcomes, strict=True)}, options.max_bad_fraction)
     return 0
 
 

@@ -4,13 +4,12 @@ Nothing comes back through the engine: units publish what they made, and the dri
 job that was killed goes on where it stopped.
 """
 
-import collections
 import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from pipeline.ledger import LEDGER_FILE, write_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
-from pipeline.records import ShardRecord, damaged_files, describe_difference, find_done, read_record, record_path
+from pipeline.records import LeftOut, ShardRecord, damaged_files, describe_difference, find_done, read_record, record_path
 from pipeline.runners import beam
 from pipeline.runners.task import Task
 from pipeline.sources.base import Source
@@ -216,22 +215,42 @@ def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
             line.update()
 
 
-def check_outcome(outcome: Outcome, max_bad_fraction: float) -> None:
-    """Raise `SourceError` where shards could not be made, or more episodes were left out than is tolerated."""
-    problems = [f"{shard}: {reason}" for shard, reason in sorted(outcome.failures.items())]
-    if problems:
-        raise SourceError(f"{len(problems)} shards could not be made:\n" + _listing(problems))
+def check_outcomes(outcomes: Mapping[str, Outcome], max_bad_fraction: float) -> None:
+    """Raise `SourceError` where shards could not be made, or more of a data set's episodes were left out than is tolerated.
+
+    Args:
+        outcomes: By the name of the data set.
+        max_bad_fraction: How many of a data set's episodes may be left out, from 0 to 1.
+    """
+    complaints = [_complaint(name, outcome, max_bad_fraction) for name, outcome in outcomes.items()]
+    if any(complaints):
+        raise SourceError("\n".join(filter(None, complaints)))
+
+
+def _complaint(name: str, outcome: Outcome, max_bad_fraction: float) -> str:
+    """What is wrong with an outcome; empty where it is tolerable, of which the log then tells."""
+    if outcome.failures:
+        problems = [f"{shard}: {reason}" for shard, reason in sorted(outcome.failures.items())]
+        return f"{name}: {len(problems)} shards could not be made:\n{_listing(problems)}"
     left_out = [item for record in outcome.records for item in record.left_out]
     total = len(left_out) + sum(record.samples for record in outcome.records)
     if len(left_out) > max_bad_fraction * total:
-        reasons = collections.Counter(item.reason for item in left_out)
-        problems = [f"{item.source_file}, record {item.source_record}: {item.reason}" for item in left_out]
-        raise SourceError(
-            f"{len(left_out)} of {total} episodes were left out, more than --max_bad_fraction {max_bad_fraction} allows "
-            f"({len(reasons)} different reasons). {_what_to_do(outcome.records)}\n" + _listing(problems)
+        return (
+            f"{name}: {len(left_out)} of {total} episodes were left out, more than --max_bad_fraction {max_bad_fraction} "
+            f"allows. {_what_to_do(outcome.records)}\n{_listing(_by_reason(left_out))}"
         )
     if left_out:
-        _log.warning("%d of %d episodes were left out. %s", len(left_out), total, _what_to_do(outcome.records))
+        _log.warning("%s: %d of %d episodes were left out. %s", name, len(left_out), total, _what_to_do(outcome.records))
+    return ""
+
+
+def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
+    """A line for every reason, the most frequent one first."""
+    places: dict[str, list[str]] = {}
+    for item in left_out:
+        places.setdefault(item.reason, []).append(f"{item.source_file}, record {item.source_record}")
+    ordered = sorted(places.items(), key=lambda known: -len(known[1]))
+    return [f"{of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {reason}" for reason, of in ordered]
 
 
 def _what_to_do(records: Sequence[ShardRecord]) -> str:

@@ -6,6 +6,7 @@ together with the parts it was made of, so that a disagreement can be explained 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +159,9 @@ def _differing_leaves(old: Any, new: Any, prefix: str) -> list[tuple[str, Any, A
         for key in sorted(old.keys() | new.keys()):
             leaves += _differing_leaves(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
         return leaves
+    if isinstance(old, list) and isinstance(new, list):
+        pairs = itertools.zip_longest(old, new)
+        return [leaf for place, (a, b) in enumerate(pairs) for leaf in _differing_leaves(a, b, f"{prefix}[{place}]")]
     return [] if old == new else [(prefix or "value", old, new)]
 
 

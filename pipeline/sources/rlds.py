@@ -11,8 +11,9 @@ import functools
 import hashlib
 import logging
 import re
+import statistics
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -75,7 +76,7 @@ class RldsSource(Source):
         files = collections.Counter(split for split, _ in shards)
         for split in sorted(stated.keys() - files.keys()):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
-        plan = []
+        plan, there = [], self.file_sizes()
         for (split, number), file in sorted(shards.items()):
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
             if len(lengths) == files[split] and number < len(lengths):
@@ -84,7 +85,7 @@ class RldsSource(Source):
                 shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
             plan.append(shard)
         plan = _with_first(plan)
-        return plan + self._public_test(plan)
+        return _with_missing(plan, there.keys()) + self._public_test(plan)
 
     def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
         """The files of `train` that hold episodes which the catalog keeps for testing, as files of a split of their own.
@@ -206,6 +207,22 @@ def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
         numbered.append(replace(shard, first=start))
         first[shard.split] = None if start is None or shard.records is None else start + shard.records
     return numbered
+
+
+def _with_missing(shards: Sequence[SourceShard], there: Collection[str]) -> list[SourceShard]:
+    """Shards of which a missing one, where nobody says how many records it had, counts as so many as the others have.
+
+    Else a whole file would weigh as little as an episode in what may be left out.
+    """
+    known: dict[str, list[int]] = {}
+    for shard in shards:
+        if shard.records is not None:
+            known.setdefault(shard.split, []).append(shard.records)
+    usual = {split: statistics.median_low(counts) for split, counts in known.items()}
+    return [
+        shard if shard.records is not None or shard.file in there else replace(shard, records=usual.get(shard.split))
+        for shard in shards
+    ]
 
 
 @functools.lru_cache(maxsize=8)

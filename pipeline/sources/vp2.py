@@ -68,8 +68,8 @@ class Vp2Source(Hdf5Source):
         try:
             demos = self._splits(shard.file)[shard.split]
         except BadEpisodeError as error:
-            stretch = range(first, first + (shard.records or 0))
-            yield from ((position, BadEpisode.of(error)) for position in stretch[: shard.take])
+            lost = range(first, first + (shard.records or 0))
+            yield from ((position, BadEpisode.of(error)) for position in lost[: shard.take])
             return
         stretch = demos[first : first + (shard.records or 0)]
         for position, demo in enumerate(stretch[: shard.take], start=first):

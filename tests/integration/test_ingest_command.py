@@ -82,6 +82,7 @@ def test_the_real_set_comes_out_alike_with_one_and_two_workers(shared, tmp_path)
         ({"--splits": "tran"}, "no split 'tran'; it has train, val"),
         ({"--data.framez": "png"}, "did you mean `data.frames`?"),
         ({"--data.frames": "gif"}, "gif"),
+        ({"--max_bad_fraction": "5"}, "--max_bad_fraction must be 0 to 1"),
         ({"--max_episodes": "0"}, "--max_episodes must be at least 1"),
     ],
 )

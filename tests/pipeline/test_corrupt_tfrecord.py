@@ -12,7 +12,7 @@ from pipeline import index, open_shard, storage
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, SourceError
 from pipeline.frames import FrameForm
-from pipeline.job import Outcome, check_outcome
+from pipeline.job import Outcome, check_outcomes
 from pipeline.plan import make_plan
 from pipeline.records import find_done
 from pipeline.sources.base import MAX_RECORDS
@@ -183,14 +183,18 @@ def test_the_lost_records_are_listed_and_the_others_kept(tmp_path, sound, case, 
     assert not set(kept) & set(lost) and (not stated or sorted(kept + lost) == list(range(EPISODES)))
     outcome = Outcome(list(index.read_records(output)), 2, {}, 1.0)
     share = len(lost) / (len(kept) + len(lost) + 1)
-    check_outcome(outcome, share)
+    check_outcomes({"toy": outcome}, share)
     if lost:
-        with pytest.raises(SourceError, match=f"{TRAIN}, record {lost[0]}: .*{reason}"):
-            check_outcome(outcome, share - 0.01)
+        with pytest.raises(SourceError, match=f"{TRAIN}, record {lost[0]}.*: .*{reason}"):
+            check_outcomes({"toy": outcome}, share - 0.01)
 
 
-def test_the_episodes_of_a_missing_file_are_listed_and_made_once_it_is_there(tmp_path):
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_episodes_of_a_missing_file_are_listed_and_made_once_it_is_there(tmp_path, stated):
     folder = write_set(tmp_path, episodes=[episode(n) for n in range(4)], per_shard=2)
+    if not stated:
+        # The file counts for as many episodes as the others of its split have.
+        (folder / "dataset_info.json").unlink()
     lost = folder / f"{NAME}-train.tfrecord-00001-of-00002"
     data = lost.read_bytes()
     lost.unlink()

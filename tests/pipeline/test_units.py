@@ -1,5 +1,6 @@
 """A unit publishes its shard and then its record, or says why not; records make the index; anything fsspec opens will do."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -13,9 +14,9 @@ from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, ShardError, SourceError
 from pipeline.frames import FrameForm, encode_jpeg
 from pipeline.inspect import run as inspect
-from pipeline.job import Outcome, check_outcome, ingest, refuse_strays
+from pipeline.job import Outcome, check_outcomes, ingest, refuse_strays
 from pipeline.plan import make_plan
-from pipeline.records import find_done
+from pipeline.records import LeftOut, ShardRecord, describe_difference, find_done
 from pipeline.sources.locate import open_source
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.rlds import RldsSource
@@ -74,9 +75,25 @@ def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path
     assert (left_out.source_file, left_out.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
     assert "JPEG header is damaged" in left_out.reason
     outcome = Outcome(list(index.read_records(str(tmp_path / "out"))), 2, {}, 1.0)
-    with pytest.raises(SourceError, match=r"1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
-        check_outcome(outcome, 0.2)
-    check_outcome(outcome, 0.25)
+    with pytest.raises(SourceError, match=r"toy: 1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
+        check_outcomes({"toy": outcome}, 0.2)
+    check_outcomes({"toy": outcome}, 0.25)
+
+
+def test_every_data_set_that_lost_too_much_is_named_and_every_reason_is_listed_once():
+    many = [LeftOut("b.tfrecord", n, "a placeholder") for n in range(50)]
+    record = ShardRecord("train-000000.tar", "", {}, 60, 0, 0, "", [LeftOut("a.tfrecord", 3, "no frames"), *many])
+    outcomes = {
+        "first": Outcome([record], 1, {}, 1.0),
+        "sound": Outcome([dataclasses.replace(record, left_out=[])], 1, {}, 1.0),
+        "third": Outcome([], 0, {"train-000001.tar": "the disk is full"}, 1.0),
+    }
+    with pytest.raises(SourceError) as raised:
+        check_outcomes(outcomes, 0.01)
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith("first: 51 of 111 episodes were left out")
+    assert lines[1:3] == ["  b.tfrecord, record 0 and 49 more: a placeholder", "  a.tfrecord, record 3: no frames"]
+    assert lines[3:] == ["third: 1 shards could not be made:", "  train-000001.tar: the disk is full"]
 
 
 def test_a_file_that_cannot_be_opened_fails_its_unit_alone(tmp_path):
@@ -205,3 +222,9 @@ def test_a_unit_holds_one_episode_at_a_time_and_its_record_no_longer_than_to_par
     record = find_done(str(tmp_path / "out"), unit.shard, unit.inputs)
     assert record is not None and record.samples == 3 and record.bytes > 3 * 7.5 * 2**20
     assert peak < 1.5 * record.bytes / 3
+
+
+def test_a_difference_names_the_item_of_a_list_that_differs():
+    old = {"sources": [{"file": "a"}, {"file": "b", "size": 3}]}
+    new = {"sources": [{"file": "a"}, {"file": "b", "size": 4}, {"file": "c"}]}
+    assert describe_difference(old, new) == 'sources[1].size: 3 -> 4; sources[2]: null -> {"file":"c"}'
