@@ -4,7 +4,7 @@ Everything is in the file, pictures as data URIs; there is no script, and the pa
 from inputs are escaped. All pictures together have a budget, which the data sets share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -46,13 +46,16 @@ def write_page(path: str, title: str, inspected: Sequence[Inspected], verified: 
         inspected: What was found in each folder of shards below it.
         verified: Whether every byte was read, rather than sizes compared.
     """
-    shown = [one for one in inspected if one.overview is not None]
+    # By their path below the folder: several may have the same name.
+    below = title.rstrip("/")
+    names = {one.folder: one.folder.removeprefix(below).strip("/") or storage.basename(one.folder) for one in inspected}
+    shown = {one.folder: one.overview for one in inspected if one.overview is not None}
     budget = int(min(_CARD_BUDGET, _PAGE_BUDGET / max(1, len(shown))) / _BASE64)
     name = storage.basename(title.rstrip("/")) or title
     body = [_head(name, title, inspected, verified)]
     if shown:
-        body.append(_table(shown))
-        body += [_card(number, one, one.overview, budget) for number, one in enumerate(shown) if one.overview is not None]
+        body.append(_table({names[folder]: facts for folder, facts in shown.items()}))
+        body += [_card(number, names[folder], folder, facts, budget) for number, (folder, facts) in enumerate(shown.items())]
     body.append(_others([one for one in inspected if one.overview is None]))
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -89,12 +92,9 @@ def _head(name: str, title: str, inspected: Sequence[Inspected], verified: bool)
     )
 
 
-def _table(shown: Sequence[Inspected]) -> str:
+def _table(shown: Mapping[str, Overview]) -> str:
     rows, frames, links = [], {}, {}
-    for number, one in enumerate(shown):
-        facts = one.overview
-        assert facts is not None
-        name = storage.basename(one.folder)
+    for number, (name, facts) in enumerate(shown.items()):
         frames[name], links[name] = facts.frames, f"#set{number}"
         left_out = sum(map(len, facts.left_out.values()))
         cells = [
@@ -109,18 +109,18 @@ def _table(shown: Sequence[Inspected]) -> str:
         rows.append(f'<tr><td><a href="#set{number}">{escape(name)}</a></td>{cells_html}</tr>')
     heads = ("episodes", "frames", "video", "size", "left out", "copies")
     head = "<th>data set</th>" + "".join(f"<th class=number>{text}</th>" for text in heads)
-    bar = shares(frames, "frames of each data set", links) if len(shown) > 1 and any(frames.values()) else ""
+    held = {name: count for name, count in frames.items() if count}
+    bar = shares(held, "frames of each data set", links) if len(held) > 1 else ""
     return f'{bar}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _card(number: int, one: Inspected, facts: Overview, budget: int) -> str:
-    name = storage.basename(one.folder)
-    playing = list(films(one.folder, read_index(one.folder), _PLAYING))
+def _card(number: int, name: str, folder: str, facts: Overview, budget: int) -> str:
+    playing = list(films(folder, read_index(folder), _PLAYING))
     splits = " · ".join(f"{escape(split)} {count:,}" for split, count in facts.splits.items())
     return (
         f'<article id="set{number}"><h2>{escape(name)}</h2><p class="soft">{splits}</p>'
         f'<div class="top">{_playing(playing, budget)}<div>{_facts(facts)}{_language(facts)}</div></div>'
-        f"{_strips(playing, budget)}<h3>Distributions</h3>{_charts(facts)}{_left_out(facts)}</article>"
+        f"{_strips(playing, budget)}{_charts(facts)}{_left_out(facts)}</article>"
     )
 
 
@@ -182,6 +182,8 @@ def _language(facts: Overview) -> str:
 
 def _charts(facts: Overview) -> str:
     """Charts of what varies; what doesn't is said in `_facts` or in a line."""
+    if not facts.episodes:
+        return ""
     vary = len(np.unique(facts.lengths)) > 1
     charts = [histogram(facts.lengths, "frames of an episode", "frames")] if vary else []
     charts += [bars(counts, title) for title, counts in _named(facts).items() if len(counts) > 1]
@@ -192,7 +194,7 @@ def _charts(facts: Overview) -> str:
     notes = [f"No episode has {_CLEAN[name]}." for name in clean]
     if not facts.quality:
         notes.append("Quality was not measured when these shards were made.")
-    return f'<div class=charts>{"".join(charts)}</div><p class="soft">{" ".join(notes)}</p>'
+    return f'<h3>Distributions</h3><div class=charts>{"".join(charts)}</div><p class="soft">{" ".join(notes)}</p>'
 
 
 def _named(facts: Overview) -> dict[str, dict[str, int]]:

@@ -91,6 +91,21 @@ def test_the_page_opens_by_itself_and_shows_every_data_set(browser, page):
     assert browser.run("return location.hash") == "#set2"
 
 
+def test_data_sets_of_the_same_name_are_told_apart_and_an_empty_one_says_so(browser, tmp_path):
+    write_set(tmp_path / "eps", "waves", [plain_episode(0, 30)])
+    write_set(tmp_path / "eps" / "other", "waves", [plain_episode(1, 10)])
+    write_set(tmp_path / "eps", "none", [], [LeftOut("file-2", n, "no frames", "unusable") for n in range(5)])
+    assert inspect([str(tmp_path / "eps"), "--html", str(tmp_path / "page.html")]) == 0
+    browser.open(f"file://{tmp_path / 'page.html'}")
+    headings = "return [...document.querySelectorAll('article h2')].map(h => h.textContent)"
+    assert browser.run(headings) == ["none", "other/waves", "waves"]
+    shares = browser.run("return [...document.querySelectorAll('.shares a')].map(a => a.title)")
+    assert shares == ["other/waves: 10, 25.0%", "waves: 30, 75.0%"]
+    empty = text(browser, "#set0")
+    assert "5 episodes left out" in empty and "Quality" not in empty and "Distributions" not in empty
+    assert browser.run("return document.querySelector('#set0 .badge').getClientRects().length") == 1
+
+
 def test_the_films_play(browser, page, tmp_path):
     browser.open(f"file://{page}")
     browser.run("document.querySelector('.playing').scrollIntoView({behavior: 'instant', block: 'center'})")
