@@ -28,7 +28,7 @@ class Episode:
         height: Of the frames, in pixels.
         width: Of the frames, in pixels.
         rate: Frames per second; None where the source doesn't say.
-        base_step: Frame step from which the published stride follows (`spec/world-model.md`).
+        base_step: Frame step from which the published stride follows; see `catalog.DatasetEntry`.
         camera: Name of the image feature, or of the view.
         language: Instruction or caption, empty where there is none.
         source_file: Name of the source file, relative to the source folder.

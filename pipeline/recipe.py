@@ -49,7 +49,7 @@ class DataConfig:
 
 @dataclass
 class ClipsConfig:
-    """Which clips are cut from an episode. See `spec/world-model.md` for the published numbers.
+    """Which clips are cut from an episode. `configs/oxe-64-act-free-small.yaml` has the published numbers.
 
     Attributes:
         length: Frames of a clip, context included; None takes 16 (17 with `goal`).

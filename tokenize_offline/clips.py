@@ -131,7 +131,7 @@ def stride_of(clips: ClipsConfig, episode: EpisodeShape) -> float:
     """Frames between neighbours of a clip.
 
     `reference` is max(round(base_step / 3), 1), for episodes shorter than such a clip at most max(1, frames // length)
-    (`spec/world-model.md`). Seconds and whole frames are kept as they are: a time is a time.
+    (the rule of the published models). Seconds and whole frames are kept as they are: a time is a time.
 
     Raises:
         ConfigError: The stride is a time and the episode's rate is not known.

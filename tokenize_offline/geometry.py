@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class IdGeometry:
-    """Grids and codebooks that decide what an id means and where it stands (`spec/compressive-tokenizer.md`).
+    """Grids and codebooks that decide what an id means and where it stands (`docs/formats.md`).
 
     A sequence is the context frames' ids joined by `start_of_context`, then `start_of_future` and its ids for every
     future frame.

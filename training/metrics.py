@@ -61,7 +61,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def flops_per_id(model: ModelConfig, layout: TokenLayout) -> float:
-    """FLOPs of a training step per id, as `spec/world-model.md` counts them: 0.84 G for the small model, 2.74 G for medium.
+    """FLOPs of a training step per id: 0.84 G for the published small model, 2.74 G for the medium one.
 
     Six per weight of a matrix (forward and backward), the head included, and 12 x layers x width x ids for attention.
     """

@@ -1,6 +1,6 @@
 """The published evaluation protocols: what is predicted from what, how often, and what was reported under it.
 
-Facts: `spec/world-model.md`. A run may depart from a protocol (fewer samples on a small machine); what it departs in is
+From the evaluation of iVideoGPT (arXiv 2405.15223). A run may depart from a protocol (fewer samples on a small machine); what it departs in is
 said beside its numbers.
 """
 

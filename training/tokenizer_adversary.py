@@ -1,8 +1,8 @@
 """The adversarial loss of tokenizer training: a discriminator that learns to tell frames from reconstructions.
 
 Hinge loss; a convolutional discriminator under spectral norm that judges overlapping parts of a frame; the tokenizer's term
-weighs as much, in gradients at the last layer, as the perceptual one (`spec/compressive-tokenizer.md`; the rule is that of
-VQGAN, Esser et al. 2021). Tokenizer and discriminator both take a step every time.
+weighs as much, in gradients at the last layer, as the perceptual one, as published (the rule is that of VQGAN,
+Esser et al. 2021). Tokenizer and discriminator both take a step every time.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Which frames a training clip of the tokenizer holds: a pure function of the episode's length and a seed.
 
-The published rule (`spec/compressive-tokenizer.md`): out of a horizon of strides, the first frames are the context, one
+The published rule: out of a horizon of strides, the first frames are the context, one
 stride apart, and the others are drawn without replacement and sorted, so that the model sees near and far futures. For
 goal-conditioned models the frames are then shuffled: a goal stands in front as context and is no past of what follows.
 """

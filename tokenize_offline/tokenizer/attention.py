@@ -15,7 +15,7 @@ _DROPOUT = 0.1
 
 
 class CrossAttentionBlock(nn.Module):
-    """One block: SiLU(z + attention(z, context)), shapes and constants as in `spec/compressive-tokenizer.md`."""
+    """One block: SiLU(z + attention(z, context)), with the constants of the published tokenizers."""
 
     def __init__(self, channels: int, grid: int, context_length: int) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ class TokenizerOutput(NamedTuple):
 
 
 class CompressiveVQModel(nn.Module):
-    """Tokenizer of `spec/compressive-tokenizer.md`; parameter names and shapes are those of published checkpoints.
+    """The tokenizer of iVideoGPT (arXiv 2405.15223); parameter names and shapes are those of published checkpoints.
 
     A new model is in training mode (dropout in cross-attention); `from_pretrained` gives it in evaluation mode.
 
