@@ -25,32 +25,70 @@ def parser() -> CommandParser:
     """The command line, without what follows a bare `--`."""
     made = recipe_parser(
         "ivideogpt-ingest",
-        "Turn one data set (RLDS, HDF5, npz or video) into episode shards. What follows a bare -- goes to Beam.",
+        "Turn one data set (RLDS, BAIR, RoboNet, VP2, npz or video) into episode shards. Of a recipe, which may hold more, it "
+        "takes the section `data`. What is done stays: after a failure the same command goes on.",
+        helped=("data",),
+    )
+    made.usage = (
+        f"{made.prog} --dataset NAME [NAME ...] --source PATH_OR_URL --output PATH_OR_URL [OPTION ...] [-- BEAM_OPTION ...]"
     )
     made.add_argument(
         "--dataset",
+        metavar="NAME",
         type=str,
         nargs="+",
         required=True,
         help="Name of the data set, in the catalog or your own; or of several that are cameras of one, read in one pass.",
     )
-    made.add_argument("--source", type=str, required=True, help="Its folder or URL, or a root of data sets that has it.")
-    made.add_argument("--output", type=str, required=True, help="Folder or URL; shards go to OUTPUT/DATASET.")
-    made.add_argument("--splits", type=str, nargs="+", help="Only these splits; by default all.")
-    made.add_argument("--max_episodes", type=int, help="Of each split, only so many from its beginning.")
+    made.add_argument(
+        "--source",
+        metavar="PATH_OR_URL",
+        type=str,
+        required=True,
+        help="Its folder or URL, or a root of data sets that has it.",
+    )
+    made.add_argument(
+        "--output", metavar="PATH_OR_URL", type=str, required=True, help="Folder or URL; shards go to OUTPUT/DATASET."
+    )
+    made.add_argument("--splits", metavar="SPLIT", type=str, nargs="+", help="Only these splits; by default all.")
+    made.add_argument("--max_episodes", metavar="N", type=int, help="Of each split, only so many from its beginning.")
     made.add_argument(
         "--max_bad_fraction",
+        metavar="SHARE",
         type=float,
         default=0.01,
         help="Share of the episodes, from 0 to 1: fail where more of them are left out.",
     )
-    made.add_argument("--camera", type=str, help="Image feature to take, in place of the catalog's.")
-    made.add_argument("--rate", type=float, help="Steps per second, in place of the catalog's.")
-    made.add_argument("--classes", type=str, nargs="+", help="Of Something-Something-v2, in place of the 95; `all` takes all.")
-    made.add_argument("--episode_frames", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes.")
-    made.add_argument("--dask", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786.")
-    made.add_argument("--spark", type=str, help="Master of a Spark cluster that does the work, e.g. spark://host:7077.")
-    made.add_argument("--lock", type=str, help=f"Lock file of source fingerprints; by default {LOCK_FILE} beside the shards.")
+    made.add_argument(
+        "--camera",
+        type=str,
+        help="Image feature to take, in place of the catalog's; `image` where the catalog doesn't know the data set.",
+    )
+    made.add_argument(
+        "--rate",
+        metavar="HZ",
+        type=float,
+        help="Steps per second, in place of the catalog's, where it knows the data set. Videos are sampled to it.",
+    )
+    made.add_argument(
+        "--classes",
+        metavar="TEMPLATE",
+        type=str,
+        nargs="+",
+        help="Of Something-Something-v2, in place of the 95; `all` takes all.",
+    )
+    made.add_argument(
+        "--episode_frames", metavar="N", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes."
+    )
+    made.add_argument(
+        "--dask", metavar="ADDRESS", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786."
+    )
+    made.add_argument(
+        "--spark", metavar="ADDRESS", type=str, help="Master of a Spark cluster that does the work, e.g. spark://host:7077."
+    )
+    made.add_argument(
+        "--lock", metavar="FILE", type=str, help=f"Lock file of source fingerprints; by default {LOCK_FILE} beside the shards."
+    )
     made.add_argument(
         "--overwrite",
         action="store_true",

@@ -16,6 +16,7 @@ import yaml
 
 from pipeline.errors import ConfigError
 
+DEFAULT_CAMERA = "image"
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -30,7 +31,7 @@ class DatasetEntry:
         version: Name of the version folder; empty where the layout has none.
         other_cameras: Further image features worth having.
         control_hz: Steps per second; None where nobody says.
-        base_step: Frame step from which the published stride follows (`spec/world-model.md`).
+        base_step: Frame step from which the published stride follows: max(round(base_step / 3), 1).
         robot: Who acts.
         bgr: Cameras known to have red and blue swapped.
         future_steps: Steps that an action of the source spans; the first one is taken.
@@ -109,28 +110,32 @@ def dataset(name: str, camera: str | None = None, rate: float | None = None) -> 
 
     Args:
         name: Of the data set.
-        camera: Image feature to use in place of the catalog's.
+        camera: Image feature to use in place of the catalog's, or of `DEFAULT_CAMERA` where the catalog has none.
         rate: Steps per second, in place of the catalog's; the step from which strides follow changes with it.
 
     Raises:
-        ConfigError: The data set isn't in the catalog, and `camera` or `rate` isn't given; or the rate is none.
+        ConfigError: The data set isn't in the catalog, and `rate` isn't given; or the rate is none.
     """
     if rate is not None and not 0 < rate < math.inf:
         raise ConfigError(f"--rate must be a number of steps per second above 0, not {rate}")
     entry = datasets().get(name)
     if entry is None:
-        if camera is None or rate is None:
-            near = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
-            hint = f" (nearest: {', '.join(near)})" if near else ""
+        if rate is None:
             raise ConfigError(
-                f"data set {name!r} is not in the catalog{hint}; correct the name, or describe it with --camera and --rate"
+                f"{not_listed(name)}; correct the name, or describe it with --rate, and --camera if it isn't {DEFAULT_CAMERA}"
             )
-        return DatasetEntry(name, directory=name, image_key=camera, control_hz=rate, base_step=rate)
+        return DatasetEntry(name, directory=name, image_key=camera or DEFAULT_CAMERA, control_hz=rate, base_step=rate)
     if camera is not None:
         entry = dataclasses.replace(entry, image_key=camera)
     if rate is not None:
         entry = dataclasses.replace(entry, control_hz=rate, base_step=rate)
     return entry
+
+
+def not_listed(name: str) -> str:
+    """In words, that the catalog has no such data set, and which names are like it."""
+    near = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
+    return f"data set {name!r} is not in the catalog" + (f" (nearest: {', '.join(near)})" if near else "")
 
 
 def mixture(name: str) -> dict[str, float]:

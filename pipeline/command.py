@@ -9,7 +9,7 @@ import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 import jsonargparse
@@ -28,7 +28,25 @@ _UNKNOWN = (
 
 
 class CommandParser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that names the nearest valid key when it meets one it doesn't know."""
+    """A jsonargparse parser that names the nearest valid key when it meets one it doesn't know.
+
+    Attributes:
+        unhelped: Groups of options that `--help` doesn't list.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        """See `jsonargparse.ArgumentParser`."""
+        self.unhelped: list[Any] = []
+        super().__init__(*args, **named)
+
+    def format_help(self, *args: Any, **named: Any) -> str:
+        """The text of `--help`."""
+        every = self._action_groups
+        self._action_groups = [group for group in every if group not in self.unhelped]
+        try:
+            return str(super().format_help(*args, **named))
+        finally:
+            self._action_groups = every
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message, with a suggestion where a key is unknown, and exit with status 2."""
@@ -60,12 +78,20 @@ def _dotted_names(action: Any) -> list[str]:
     return [option.lstrip("-") for option in action.option_strings if option.startswith("--")]
 
 
-def recipe_parser(prog: str, description: str) -> CommandParser:
-    """A parser with `--config`, `--print_config` and one option for every key of the recipe."""
+def recipe_parser(prog: str, description: str, helped: Collection[str] | None = None) -> CommandParser:
+    """A parser with `--config`, `--print_config` and one option for every key of the recipe.
+
+    Args:
+        prog: Name of the command.
+        description: What it does.
+        helped: The sections of the recipe whose keys `--help` lists, those that matter to the command; None lists all.
+    """
     parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="A recipe (YAML); later options override it.")
     for section in dataclasses.fields(Recipe):
         parser.add_class_arguments(section.default_factory, section.name)
+        if helped is not None and section.name not in helped:
+            parser.unhelped.append((parser.groups or {})[section.name])
     return parser
 
 

@@ -6,6 +6,7 @@ damage inside the files is for the ingest to find.
 
 import collections
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import SPEC_FILE, RldsSource
 from pipeline.sources.rlds_spec import camera_paths, episode_spec, read_features
 
+_log = logging.getLogger(__name__)
 _SHOWN = 5
 
 
@@ -55,19 +57,24 @@ def entries_at(path: str, names: Sequence[str] | None = None) -> list[DatasetEnt
 
     Args:
         path: A folder or URL.
-        names: Only these; by default, what the names of folders say.
+        names: Only these, of the catalog or not; by default, what the names of folders say.
 
     Raises:
         SourceError: No folder there is called like a data set of the catalog.
-        ConfigError: A name isn't in the catalog.
     """
     if names:
-        return [catalog.dataset(name) for name in names]
+        return [catalog.datasets().get(name, DatasetEntry(name, name, catalog.DEFAULT_CAMERA)) for name in names]
     called = set(path.rstrip("/").split("/")[-2:])
     found = [entry for entry in catalog.datasets().values() if entry.directory in called]
     if not found:
         called = set(storage.list_folders(path))
         found = [entry for entry in catalog.datasets().values() if entry.directory in called]
+        others = sorted(called - {entry.directory for entry in found}) if found else []
+        if others:
+            _log.warning(
+                "the catalog knows no data set in a folder called %s: not looked at; name it with --dataset where it is one",
+                " or ".join(others),
+            )
     if not found:
         raise SourceError(f"neither {path} nor a folder in it is called like a data set of the catalog; pass --dataset NAME")
     return found
@@ -76,6 +83,10 @@ def entries_at(path: str, names: Sequence[str] | None = None) -> list[DatasetEnt
 def diagnose(entry: DatasetEntry, path: str) -> Diagnosis:
     """Hold one data set against its entry in the catalog. Whatever is wrong with it becomes a difference; nothing is raised."""
     found = Diagnosis(entry.name)
+    if entry.name not in catalog.datasets():
+        found.differences.append(
+            f"{catalog.not_listed(entry.name)}: pass --rate to ingest it, and --camera where it has several"
+        )
     try:
         source = open_source(entry, path, FrameForm("source"))
         found.folder, found.kind = source.folder, source.kind

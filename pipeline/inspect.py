@@ -68,7 +68,12 @@ def parser() -> CommandParser:
     made.add_argument(
         "--doctor", metavar="SOURCE", type=str, help="Hold the data sets of a source against the catalog instead."
     )
-    made.add_argument("--dataset", type=str, nargs="+", help="With --doctor: only these; by default what folders are called.")
+    made.add_argument(
+        "--dataset",
+        type=str,
+        nargs="+",
+        help="With --doctor: only these, of the catalog or not; by default what folders are called.",
+    )
     return made
 
 

@@ -15,6 +15,7 @@ from pipeline.sources.something import SomethingSource
 from pipeline.sources.video import EPISODE_FRAMES, VideoSource
 
 _RLDS_FILE = re.compile(r"\.tfrecord|^features\.json$|^dataset_info\.json$")
+_VERSION = re.compile(r"^\d+\.\d+\.\d+$")
 _SHOWN = 8
 _DEPTH = 4
 _HDF5_FOLDER = "hdf5"
@@ -40,7 +41,8 @@ def open_source(
         SourceError: There is no such folder, or nothing in it that can be read; the message says what is there.
     """
     places = [path, storage.join(path, entry.directory, entry.version), storage.join(path, entry.version)]
-    for folder in dict.fromkeys(place.rstrip("/") for place in places):
+    versions = [] if entry.version else [place for folder in places[:2] for place in _only_version(folder)]
+    for folder in dict.fromkeys(place.rstrip("/") for place in [*places, *versions]):
         if something.is_something(folder):
             return SomethingSource(folder, entry, form, classes)
         files = storage.list_files(folder)
@@ -62,6 +64,12 @@ def open_source(
         if _holds_videos(folder):
             return VideoSource(folder, entry, form, episode_frames)
     raise SourceError(_nothing(entry, path))
+
+
+def _only_version(folder: str) -> list[str]:
+    """The version folder in the folder of a data set, where there is one alone."""
+    versions = [name for name in storage.list_folders(folder) if _VERSION.match(name)]
+    return [storage.join(folder, versions[0])] if len(versions) == 1 else []
 
 
 def _open_downstream(entry: DatasetEntry, folder: str, files: Sequence[str], form: FrameForm) -> Source | None:

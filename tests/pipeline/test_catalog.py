@@ -55,6 +55,9 @@ def test_the_catalog_agrees_with_the_published_tables(shared):
 def test_an_unknown_data_set_can_be_described_or_names_its_neighbours():
     with pytest.raises(ConfigError, match="nearest: bridge"):
         catalog.dataset("brigde")
+    with pytest.raises(ConfigError, match="describe it with --rate, and --camera"):
+        catalog.dataset("my_own", camera="cam")
+    assert catalog.dataset("my_own", rate=7.0).image_key == "image"
     entry = catalog.dataset("my_own", camera="cam", rate=7.0)
     assert (entry.image_key, entry.control_hz, entry.base_step) == ("cam", 7.0, 7.0)
 

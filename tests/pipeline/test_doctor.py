@@ -57,3 +57,15 @@ def test_an_episode_that_cannot_be_read_and_a_set_that_is_not_there_are_said(tmp
     assert "no data of bridge" in said
     with pytest.raises(SourceError, match="pass --dataset NAME"):
         entries_at(str(tmp_path / "kuka" / "0.1.0" / "deeper"))
+
+
+def test_a_set_that_the_catalog_does_not_know_is_looked_at_by_its_name(tmp_path, capsys, caplog):
+    write_set(tmp_path, 2, name="my_own")
+    write_set(tmp_path, 2, name="kuka")
+    assert {entry.name for entry in entries_at(str(tmp_path))} == {"kuka"}
+    assert "no data set in a folder called my_own" in caplog.text
+    assert inspect(["--doctor", str(tmp_path), "--dataset", "my_own"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["splits"]["train"]["episodes"] == 2 and found["spec"]["camera"] == "image"
+    (said,) = found["differences"]
+    assert "'my_own' is not in the catalog" in said and "--rate" in said

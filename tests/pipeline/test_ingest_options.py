@@ -23,3 +23,16 @@ def test_a_value_of_another_kind_is_named_with_its_key(tmp_path, capsys, text):
     with pytest.raises(SystemExit):
         options(tmp_path, f"dataset: {text}")
     assert '"dataset"' in capsys.readouterr().err
+
+
+def test_help_lists_what_matters_to_ingest_and_the_rest_of_a_recipe_is_taken_all_the_same(tmp_path, capsys):
+    shown = parser().format_help()
+    assert shown.startswith("usage: ivideogpt-ingest --dataset NAME")
+    assert "--data.frames" in shown and "--training" not in shown and "--tokenizer" not in shown
+    recipe, _ = parse_recipe(
+        parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--training.steps", "7", "--data.frames", "png"]
+    )
+    assert (recipe.training.steps, recipe.data.frames) == (7, "png")
+    with pytest.raises(SystemExit):
+        parse_recipe(parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--print_config"])
+    assert "global_batch: 64" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
 from pipeline.sources.base import BadEpisode, SourceShard
+from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import RldsSource
 from pipeline.sources.tfrecord import read_records, write_record
 
@@ -201,6 +202,16 @@ def test_a_camera_that_is_not_there_names_those_that_are(tmp_path):
         read_all(folder, image_key="imag")
     with pytest.raises(ConfigError, match="no camera 'state'"):
         read_all(folder, image_key="state")
+
+
+def test_of_a_set_without_a_stated_version_the_only_one_is_taken_and_of_several_none(tmp_path):
+    folder = write_set(tmp_path, 1, name="my_own")
+    own = DatasetEntry("my_own", "my_own", "image")
+    for root in (tmp_path, tmp_path / "my_own", folder):
+        assert open_source(own, str(root), SOURCE).folder == str(folder)
+    folder.with_name("0.2.0").mkdir()
+    with pytest.raises(SourceError, match=r"has 0\.1\.0, 0\.2\.0\. Pass one of them"):
+        open_source(own, str(tmp_path), SOURCE)
 
 
 def test_files_may_be_named_without_their_number(tmp_path):
