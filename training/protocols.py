@@ -1,7 +1,7 @@
 """The published evaluation protocols: what is predicted from what, how often, and what was reported under it.
 
-From the evaluation of iVideoGPT (arXiv 2405.15223). A run may depart from a protocol (fewer samples on a small machine); what it departs in is
-said beside its numbers.
+From the evaluation of iVideoGPT (arXiv 2405.15223). A run may depart from a protocol (fewer samples on a small machine); what
+it departs in is said beside its numbers.
 """
 
 from dataclasses import dataclass

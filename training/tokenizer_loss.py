@@ -11,7 +11,7 @@ from training.tokenizer_stillness import stillness_loss
 def tokenizer_losses(
     frames: Tensor, output: TokenizerOutput, config: TokenizerConfig, lpips: LPIPS | None = None
 ) -> dict[str, Tensor]:
-    """Weighted loss terms, whose sum is minimised; weighted as `configs/tokenizer-oxe-64.yaml` has it, they are the published ones.
+    """Weighted loss terms, whose sum is minimised; `configs/tokenizer-oxe-64.yaml` has the published weights.
 
     Args:
         frames: (B, T, 3, H, W) in [0, 1].
