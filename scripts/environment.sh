@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: makes the virtual environment `.venv` and installs one extra of the project into it.
-# Usage: source scripts/environment.sh EXTRA
+# Sourced by demo.sh and test.sh, from the root: `install_extra EXTRA` makes the virtual environment `.venv` if there is none, and
+# installs an extra of the project into it, unless that has been done since setup.cfg last changed.
 
 python_command() {
   local candidate
@@ -22,7 +22,7 @@ install_extra() {
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing (once; a few minutes, about 2 GB) ..." >&2
     # Named alone first, so that an index that serves a CPU build under this version is taken at its word.
-    .venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+    .venv/bin/pip install --quiet --disable-pip-version-check "$(grep -om1 'torch==[0-9.]*' setup.cfg)"
     .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extra]"
     echo "$wanted" >"$stamp"
   fi
