@@ -23,6 +23,7 @@ from training.evaluation import ClipScores, score_clip, summarise
 from training.evaluation_card import versions, weights_hashes, write_card
 from training.evaluation_data import TestSet, open_test_sets, read_row
 from training.evaluation_metrics import Metric, MetricSet
+from training.model_clips import clips_as_trained
 from training.model_folder import locate_model
 from training.prediction import Sampling, clips_for, cut_clip
 from training.processes import Processes, find_place
@@ -186,9 +187,11 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
     folder = locate_model(options.model_dir)
+    given = given_value(parser, "clips", arguments) or {}
+    clips = clips_as_trained(folder, recipe.clips, given)
     with Processes(find_place(os.environ)) as processes:
         model = WorldModel.from_pretrained(folder, str(processes.device))
-        evaluation = _plan(model, recipe.clips, options, given_value(parser, "clips.length", arguments) is not None)
+        evaluation = _plan(model, clips, options, "length" in given)
         length, side = evaluation.clips.length or 0, model.tokenizer.config.resolution
         metrics = MetricSet(options.metrics, options.vgg_weights, options.i3d_weights, length, side, processes.device)
         sets = open_test_sets(

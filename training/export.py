@@ -16,13 +16,12 @@ from pipeline.recipe import Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import loading
 from training.model_card import model_card
-from training.model_folder import TOKENIZER, TRANSFORMER
+from training.model_folder import RECIPE, TOKENIZER, TRANSFORMER
 from training.world_model import WorldModelNetwork
 
 MODEL_NAME = "model"
 PROVENANCE_NAME = "provenance.json"
 CARD_NAME = "README.md"
-RECIPE_NAME = "recipe.yaml"
 
 
 def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
@@ -72,7 +71,7 @@ def export_model(
         (staging / TOKENIZER).mkdir()
         shutil.copyfile(tokenizer.weights, staging / TOKENIZER / loading.WEIGHTS_NAME)
         (staging / TOKENIZER / loading.CONFIG_NAME).write_bytes(storage.read_bytes(tokenizer.config))
-    (staging / RECIPE_NAME).write_text(recipe.as_yaml(), encoding="utf-8")
+    (staging / RECIPE).write_text(recipe.as_yaml(), encoding="utf-8")
     (staging / CARD_NAME).write_text(model_card(provenance, recipe), encoding="utf-8")
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)

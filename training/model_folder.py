@@ -1,4 +1,4 @@
-"""Where a model lies: a folder, a URL or the Hugging Face hub, brought to a local folder of `tokenizer/` and `transformer/`."""
+"""Where a model lies: a folder, a URL or the Hugging Face hub, brought to a local folder of its two parts and its recipe."""
 
 import re
 import tempfile
@@ -13,6 +13,7 @@ from training.transformer_files import CONFIG
 
 TOKENIZER = "tokenizer"
 TRANSFORMER = "transformer"
+RECIPE = "recipe.yaml"  # of this project's own models
 _KINDS = (".json", ".safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -22,7 +23,7 @@ def locate_model(path: str) -> Path:
 
     Args:
         path: A local folder, a URL that fsspec opens (copied to local disk), or a hub id (cached by `huggingface_hub`). Only
-            JSON and safetensors files are fetched.
+            JSON and safetensors files are fetched, and the recipe where there is one.
 
     Raises:
         SourceError: There is no such model, or it lacks a part.
@@ -63,13 +64,15 @@ def _fetched(url: str) -> Path:
             if name.endswith(_KINDS):
                 (folder / part).mkdir(exist_ok=True)
                 storage.local_copy(storage.join(url, part, name), folder / part)
+    if storage.exists(storage.join(url, RECIPE)):
+        storage.local_copy(storage.join(url, RECIPE), folder)
     return folder
 
 
 def _downloaded(name: str) -> Path:
     if not _HUB_ID.fullmatch(name):
         raise SourceError(f"{name} is neither a folder nor an id on the Hugging Face hub such as `owner/name`")
-    wanted = [f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS]
+    wanted = [RECIPE, *(f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS)]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from pipeline import storage
-from pipeline.command import add_section_folder, parse_recipe, recipe_parser, run_command
+from pipeline.command import add_section_folder, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import ClipsConfig
 from training import gallery, movies, pictures
 from training.episodes import choose_episodes, open_episodes
+from training.model_clips import clips_as_trained
+from training.model_folder import locate_model
 from training.pictures import Strip
 from training.prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
 from training.session import WorldModel
@@ -169,13 +171,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     recipe, options = parse_recipe(parser, arguments)
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
-    held_out = recipe.clips.held_out if options.held_out else None
+    folder = locate_model(options.model_dir)
+    clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
+    held_out = clips.held_out if options.held_out else None
     chosen = choose_episodes(
         open_episodes(options.input, options.camera), options.episode, options.episodes, held_out, options.input
     )
     sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
-    model = WorldModel.from_pretrained(options.model_dir)
-    outcome = predict_episodes(model, chosen, options.output, recipe.clips, sampling, options.start, options.steps)
+    model = WorldModel.from_pretrained(folder)
+    outcome = predict_episodes(model, chosen, options.output, clips, sampling, options.start, options.steps)
     averages = outcome if "episodes" in outcome else _averages([outcome])
     json.dump(
         {"output": options.output, "episodes": len(chosen)} | {k: v for k, v in averages.items() if k != "episodes"}, sys.stdout

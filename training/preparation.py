@@ -22,8 +22,9 @@ from pipeline.records import describe_difference
 from tokenize_offline.tokenizer.loading import TokenizerFiles
 from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
-from training.export import MODEL_NAME, RECIPE_NAME, find_tokenizer
+from training.export import MODEL_NAME, find_tokenizer
 from training.fine_tuning import start_from
+from training.model_folder import RECIPE
 from training.order import SampleOrder
 from training.processes import Place
 from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity
@@ -117,7 +118,7 @@ class Run:
     def write_identity(self) -> None:
         """Make the run folder, with the recipe, what identifies the run, and what has changed in it so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(str(self.folder / RECIPE_NAME), self.recipe.as_yaml().encode())
+        storage.write_bytes(str(self.folder / RECIPE), self.recipe.as_yaml().encode())
         write_record(self.folder, self.record)
         write_identity(self.folder, self.identity)
 

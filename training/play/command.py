@@ -5,8 +5,10 @@ import logging
 import signal
 from collections.abc import Sequence
 
-from pipeline.command import add_section_folder, parse_recipe, recipe_parser, run_command
+from pipeline.command import add_section_folder, given_value, parse_recipe, recipe_parser, run_command
 from training.episodes import choose_episodes, open_episodes
+from training.model_clips import clips_as_trained
+from training.model_folder import locate_model
 from training.play.game import Game
 from training.play.server import PlayServer
 from training.prediction import Sampling
@@ -33,13 +35,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
     recipe, options = parse_recipe(parser, arguments)
-    held_out = recipe.clips.held_out if options.held_out else None
+    folder = locate_model(options.model_dir)
+    clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
+    held_out = clips.held_out if options.held_out else None
     episodes = choose_episodes(
         open_episodes(options.input, options.camera), None, max(1, options.episodes), held_out, options.input
     )
-    model = WorldModel.from_pretrained(options.model_dir)
+    model = WorldModel.from_pretrained(folder)
     sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
-    with PlayServer(Game(model, episodes, recipe.clips, sampling), options.host, options.port) as server:
+    with PlayServer(Game(model, episodes, clips, sampling), options.host, options.port) as server:
         log.info("open %s in a browser; Ctrl-C ends it", server.url)
         print(json.dumps({"url": server.url}), flush=True)
         # A shell that starts programs in the background has them ignore the interrupt; a supervisor sends SIGTERM.
