@@ -1,12 +1,27 @@
 """A run that is asked to stop: SIGTERM, and SIGUSR1, which Slurm sends some time before its SIGTERM."""
 
+import contextlib
 import logging
 import signal
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Processes that are started in this context never get the signals, nor does this one while it lasts.
+
+    A scheduler signals every process of a job, and one that reads data for this one must live until the step is done.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopRequest:

@@ -8,12 +8,13 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
@@ -27,6 +28,7 @@ from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.metrics import METRICS_NAME, cut_metrics
 from training.perceptual import LPIPS
+from training.stopping import StopRequest, signals_held_back
 from training.tokenizer_adversary import Adversary, measure_of
 from training.tokenizer_codebooks import CodebookKeeper
 from training.tokenizer_data import EpisodeTable, StepBatches, TokenizerClips
@@ -39,7 +41,7 @@ from training.weight_average import WeightAverage
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8
 _SHOWN_CLIPS = 2
-# Published: clipping of the gradient norm at 1 (spec/compressive-tokenizer.md).
+# Published: clipping of the gradient norm at 1.
 _GRADIENT_NORM = 1.0
 
 
@@ -69,6 +71,8 @@ class TokenizerTrainer:
         # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
         processes = self.accelerator.num_processes
+        # On the host, so that asking each other never waits for a GPU.
+        self._host_group = dist.new_group(backend="gloo") if processes > 1 else None
         self._local_batch, rest = divmod(self.config.batch_size, processes)
         if rest or not self._local_batch:
             raise ConfigError(
@@ -84,7 +88,7 @@ class TokenizerTrainer:
         self._lpips = self._open_lpips()
         set_seed(self.config.seed)
         model = starting_model(self.config, trained)
-        # Published: betas 0.9 and 0.999, no weight decay (spec/compressive-tokenizer.md).
+        # Published: betas 0.9 and 0.999, no weight decay.
         optimizer = torch.optim.AdamW(model.parameters(), self.config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self._codebooks = CodebookKeeper(self.bare, self.accelerator)
@@ -103,25 +107,42 @@ class TokenizerTrainer:
         model: CompressiveVQModel = self.accelerator.unwrap_model(self.model)
         return model
 
-    def run(self) -> dict[str, Any]:
-        """Train up to the recipe's last step and write the tokenizer; returns the numbers of the last evaluation."""
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """Train up to the recipe's last step, or until asked to stop, and write the tokenizer.
+
+        Args:
+            stop: Looked at after every step.
+
+        Returns:
+            How far it came, and the numbers of the last evaluation.
+        """
         config, main = self.config, self.accelerator.is_main_process
         # What held-out clips measure, or None where there are none.
         report = None
-        with progress_line(config.steps, "step", "train tokenizer", self.step, main) as progress:
-            for clips in self._batches():
+        with (
+            progress_line(config.steps, "step", "train tokenizer", self.step, main) as progress,
+            closing(self._batches()) as batches,
+        ):
+            for clips in batches:
                 terms = self._train_step(clips)
                 progress.update()
                 if self.step % config.log_every == 0:
                     progress.set_postfix_str(self._log(terms), refresh=False)
                 if config.revive_every and self.step % config.revive_every == 0:
                     self._codebooks.revive(clips, self.optimizer, self._average)
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                due = self.step % config.checkpoint_every == 0 or self.step == config.steps
+                stopping = self._any(stop.made)
+                if due or stopping:
                     self.save_checkpoint()
+                if due:
                     with self._judged():
                         report = self._evaluate()
+                if stopping:
+                    log.info("stopped after step %d; --resume auto goes on from there", self.step)
+                    break
         self._write_tokenizer()
-        return {"steps": self.step, "tokenizer": str(self.output / "tokenizer")} | (report.as_dict() if report else {})
+        summary = {"steps": self.step, "finished": self.step >= config.steps, "tokenizer": str(self.output / "tokenizer")}
+        return summary | (report.as_dict() if report else {})
 
     def save_checkpoint(self) -> None:
         """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
@@ -157,7 +178,15 @@ class TokenizerTrainer:
             cut_metrics(self.output, self.step)
         self.accelerator.wait_for_everyone()
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _any(self, flag: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        if self._host_group is None:
+            return flag
+        count = torch.tensor(float(flag))
+        dist.all_reduce(count, group=self._host_group)
+        return bool(count > 0)
+
+    def _batches(self) -> Generator[Tensor]:
         accelerator = self.accelerator
         sampler = StepBatches(
             self.step, self.config.steps, self._local_batch, accelerator.process_index, accelerator.num_processes
@@ -170,7 +199,9 @@ class TokenizerTrainer:
             # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
             multiprocessing_context="spawn" if self._workers else None,
         )
-        for clips in loader:
+        with signals_held_back():
+            batches = iter(loader)
+        for clips in batches:
             yield clips.to(accelerator.device, non_blocking=True)
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:

@@ -1,7 +1,9 @@
 """`ivideogpt-train-tokenizer`: trains the compressive VQ tokenizer on episode shards, alone or under `accelerate launch`."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +18,9 @@ from pipeline.network_recipe import TokenizerConfig
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.tokenizer import CompressiveVQModel
+from training.processes import find_place
+from training.run_folder import sole_writer
+from training.stopping import StopRequest
 from training.tokenizer_start import take_shape
 from training.tokenizer_trainer import TokenizerTrainer
 
@@ -45,15 +50,22 @@ def _main(arguments: Sequence[str] | None) -> int:
         recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
     output = Path(options.output)
     _check_output(output, recipe, options.resume)
-    trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)
-    trainer.begin(options.resume == "auto")
-    if trainer.accelerator.is_main_process:
-        storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
-    trainer.accelerator.wait_for_everyone()
-    summary = trainer.run()
-    if trainer.accelerator.is_main_process:
-        print(json.dumps(summary))
-    trainer.accelerator.end_training()
+    place = find_place(os.environ)
+    if place.world_size > 1:
+        os.environ.update(place.variables)  # accelerate knows nothing of srun's own
+    lock = sole_writer(output) if place.rank == 0 else contextlib.nullcontext()
+    with lock, StopRequest() as stop:
+        # accelerate imports DeepSpeed where it is installed, whose log goes to what is stdout then.
+        with contextlib.redirect_stdout(sys.stderr):
+            trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)
+            trainer.begin(options.resume == "auto")
+        if trainer.accelerator.is_main_process:
+            storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
+        trainer.accelerator.wait_for_everyone()
+        summary = trainer.run(stop)
+        if trainer.accelerator.is_main_process:
+            print(json.dumps(summary))
+        trainer.accelerator.end_training()
     return 0
 
 

@@ -1,9 +1,14 @@
 """`ivideogpt-train-tokenizer` as users run it, on small episodes that the test makes."""
 
+import fcntl
 import json
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +25,8 @@ from pipeline.records import ShardRecord, write_record
 from pipeline.shards import EpisodeShardWriter
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.perceptual import VGGFeatures
+from training.tokenizer_trainer import TokenizerTrainer
+from training.train_tokenizer import main
 
 RECIPE = """
 clips: {stride: "1", held_out: 0.3}
@@ -33,9 +40,9 @@ tokenizer: {resolution: 32, context_length: 1, block_out_channels: [32, 32], lay
 def _episode(number: int) -> Episode:
     """A square that moves over a gradient."""
     frames = []
-    for time in range(8):
+    for moment in range(8):
         picture = np.tile(np.linspace(0, 200, 40, dtype=np.uint8)[:, None, None], (1, 40, 3))
-        picture[4 + number : 12 + number, 3 * time : 3 * time + 8] = (250, 10 * number, 0)
+        picture[4 + number : 12 + number, 3 * moment : 3 * moment + 8] = (250, 10 * number, 0)
         frames.append(encode_jpeg(picture))
     where = {"source_file": "made-up", "source_record": number}
     facts = {"height": 40, "width": 40, "rate": 10.0, "base_step": 10.0, "camera": "image", "language": "", **where}
@@ -59,11 +66,15 @@ def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _arguments(episodes: Path, output: Path, *options: str) -> list[str]:
+    given = ["--config", str(episodes / "recipe.yaml"), "--shards", str(episodes), "--output", str(output), "--workers", "0"]
+    return [*given, "--tokenizer.vgg_weights", str(episodes / "vgg.safetensors"), *options]
+
+
 def _train(episodes: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer", "--workers", "0"]
-    command += ["--config", str(episodes / "recipe.yaml"), "--shards", str(episodes), "--output", str(output)]
-    command += ["--tokenizer.vgg_weights", str(episodes / "vgg.safetensors"), *options]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer"]
+    command += _arguments(episodes, output, *options)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
@@ -96,6 +107,74 @@ def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupte
     # The averaged weights are the written ones; a checkpoint's model file holds the last ones.
     last = load_file(tmp_path / "whole" / "checkpoints" / "step-00000006" / "model.safetensors")
     assert not np.array_equal(weights[0]["decoder.conv_in.weight"], last["decoder.conv_in.weight"])
+
+
+def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
+    episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--workers", "1", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "6"]
+    assert main(_arguments(episodes, tmp_path / "whole", *options)) == 0
+    assert json.loads(capsys.readouterr().out)["finished"]
+    step = TokenizerTrainer._train_step
+
+    def asked_to_stop_in_step_two(self, clips):
+        terms = step(self, clips)
+        if self.step == 2:
+            for reader in multiprocessing.active_children():
+                os.kill(reader.pid, signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return terms
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTrainer, "_train_step", asked_to_stop_in_step_two)
+        assert main(_arguments(episodes, tmp_path / "parts", *options)) == 0
+    stopped = json.loads(capsys.readouterr().out)
+    assert (stopped["steps"], stopped["finished"]) == (2, False)
+    assert main(_arguments(episodes, tmp_path / "parts", *options, "--resume", "auto")) == 0
+    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    options = ["--tokenizer.steps", "1000", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "1000"]
+    command = [sys.executable, "-m", "training.train_tokenizer", *_arguments(episodes, tmp_path, *options)]
+    running = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
+        )
+        for rank in "01"
+    ]
+    try:
+        while not (tmp_path / "metrics.jsonl").exists() and running[0].poll() is None:
+            time.sleep(0.05)
+        running[1].send_signal(signal.SIGTERM)
+        outcomes = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], outcomes
+    summary = json.loads(outcomes[0][0])
+    assert 0 < summary["steps"] < 1000
+    assert not summary["finished"]
+    assert "--resume auto goes on from there" in outcomes[1][1]
+    assert outcomes[1][0] == ""
+
+
+def test_a_folder_in_which_a_run_is_at_work_is_refused(episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with (tmp_path / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(_arguments(episodes, tmp_path)) == 1
+    assert "another run is at work" in capsys.readouterr().err
 
 
 def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: Path, tmp_path: Path):
