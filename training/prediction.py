@@ -101,7 +101,7 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
         start: First frame (that of the goal not counted).
 
     Raises:
-        SourceError: The episode is too short or a frame can't be decoded.
+        SourceError: The episode is too short, a frame can't be decoded, or an action is no number.
         ConfigError: The model wants actions that the episode doesn't have, or of another dimension.
     """
     stride = stride_for(episode, clips)
@@ -124,6 +124,11 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
                 "predict an episode of the data set that the model was trained on"
             )
         action = torch.from_numpy(np.ascontiguousarray(episode.action[list(indices)], dtype=np.float32))
+        if not torch.isfinite(action).all():
+            raise SourceError(
+                f"episode {episode.key} has actions that are no finite numbers among frames {indices[0]} to {indices[-1]}: "
+                "choose another --start or episode"
+            )
     rate = None if episode.rate is None else episode.rate / stride
     frames = decode_frames(episode, indices, model.tokenizer.config.resolution)
     return Clip(episode.key, episode.dataset, frames, action, indices, stride, rate)

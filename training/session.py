@@ -27,9 +27,9 @@ from training.incremental_llama import IncrementalLlama
 from training.kv_cache import KeyValueCache
 from training.model_folder import TOKENIZER, TRANSFORMER, locate_model
 from training.sampling import SamplingRule, uniforms
+from training.session_inputs import Action, Frames, checked_action, checked_context
 from training.world_model import WorldModelNetwork, load_transformer
 
-Action = torch.Tensor | np.ndarray | list[float]
 _LONGEST = max(drafting.BLOCK_LENGTHS)
 _FRAMES_AT_ONCE = 32  # decoded together, which bounds the memory for maps
 
@@ -105,7 +105,7 @@ class WorldModel:
 
     def start(
         self,
-        context_frames: torch.Tensor,
+        context_frames: Frames,
         samples: int = 1,
         top_k: int | None = 100,
         temperature: float = 1.0,
@@ -114,28 +114,22 @@ class WorldModel:
         """Begin to predict.
 
         Args:
-            context_frames: (t, 3, S, S), or (B, t, 3, S, S) for several clips at once, in [0, 1], at the tokenizer's
-                resolution and with its number of context frames.
+            context_frames: (t, 3, S, S), or (B, t, 3, S, S) for several clips at once, in [0, 1] (or bytes in 0 to 255), at
+                the tokenizer's resolution and with its number of context frames.
             samples: Futures drawn per clip.
             top_k: Only the k likeliest ids are drawn; None allows all.
             temperature: Of sampling; 0 is greedy.
             seed: Sample s of a clip is the same whatever else is in the batch; None draws a seed.
 
         Raises:
-            ConfigError: The frames' shape, or a sampling number, can't be.
+            ConfigError: The frames' shape or values, or a sampling number, can't be.
         """
         side, context = self.tokenizer.config.resolution, self.geometry.context_length
-        if context_frames.ndim not in (4, 5) or context_frames.shape[-4:] != (context, 3, side, side):
-            raise ConfigError(
-                f"context frames have shape {tuple(context_frames.shape)}; "
-                f"this model starts from ({context}, 3, {side}, {side}) in [0, 1]"
-            )
+        frames = checked_context(context_frames, context, side, self.device)
         if samples < 1:
             raise ConfigError(f"samples must be at least 1, not {samples}")
         rule = SamplingRule(top_k, temperature)
         seed = int.from_bytes(os.urandom(8)) if seed is None else seed
-        frames = context_frames.to(self.device, torch.float32)
-        frames = frames if frames.ndim == 5 else frames[None]
         return Session(self, self.tokenizer.tokenize(frames), frames, samples, rule, seed)
 
     def start_from_ids(self, ids: torch.Tensor, top_k: int | None = 100, temperature: float = 1.0, seed: int = 0) -> "Session":
@@ -195,7 +189,7 @@ class Session:
                 without takes none.
 
         Raises:
-            ConfigError: An action is missing, of another dimension, or given to a model without actions.
+            ConfigError: An action is missing, of another dimension or not finite, or given to a model without actions.
         """
         reward = self._predict(action)
         return StepResult(self._decoded()[:, -1], reward)
@@ -322,20 +316,9 @@ class Session:
         return np.tile(drawn, (len(self._recent) // self._samples, 1))
 
     def _action_offset(self, action: Action | None) -> torch.Tensor | None:
-        network, rows = self._model.network, len(self._recent)
-        if not network.action_dim:
-            if action is not None:
-                raise ConfigError("this model was trained without actions: call step() without one")
-            return None
-        if action is None:
-            raise ConfigError(f"this model is conditioned on actions: call step(action) with ({network.action_dim},) numbers")
-        taken = torch.as_tensor(action, dtype=torch.float32, device=self._model.device)
-        if tuple(taken.shape) not in {(network.action_dim,), (rows, network.action_dim)}:
-            raise ConfigError(
-                f"an action has shape {tuple(taken.shape)}; this model takes ({network.action_dim},) for all rows, "
-                f"or ({rows}, {network.action_dim})"
-            )
-        return network.embed_action(taken)
+        network = self._model.network
+        taken = checked_action(action, network.action_dim, len(self._recent), self._model.device)
+        return None if taken is None else network.embed_action(taken)
 
 
 def _spare_positions(geometry: IdGeometry) -> int:

@@ -222,6 +222,13 @@ def test_episode_without_the_models_actions_is_refused(driven, dimension, found)
         cut_clip(episode(action_dim=dimension), driven, clips_for(driven, CLIPS, None), start=0)
 
 
+def test_actions_that_are_no_numbers_are_refused_by_the_episodes_name(driven):
+    broken = episode()
+    broken.action[3, 0] = np.nan
+    with pytest.raises(SourceError, match="train-00000-000000 has actions that are no finite numbers"):
+        cut_clip(broken, driven, clips_for(driven, CLIPS, None), start=0)
+
+
 def test_damaged_frame_is_refused_by_the_episodes_name(free):
     broken = dataclasses.replace(episode(), frames=[b"\xff\xd8\xffnonsense"] * 12)
     with pytest.raises(SourceError, match="train-00000-000000"):

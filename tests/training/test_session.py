@@ -284,6 +284,36 @@ def test_model_opens_from_a_url(tmp_path):
     assert WorldModel.from_pretrained("memory://tiny-model", device="cpu").action_dim == 0
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda frames: frames * 255, r"from 0.* to 2.*must be numbers in \[0, 1\]"),
+        (lambda frames: frames * 2 - 1, r"must be numbers in \[0, 1\]"),
+        (lambda frames: torch.where(frames > 0.999, torch.nan, frames), "from nan to nan"),
+    ],
+    ids=["bytes as floats", "-1 to 1", "not a number"],
+)
+def test_context_of_another_range_is_refused(free, spoil, message):
+    with pytest.raises(ConfigError, match=message):
+        free.start(spoil(context()))
+
+
+def test_bytes_and_arrays_start_as_the_same_frames_in_unit_range_do(free):
+    pixels = (context() * 255).round().to(torch.uint8)
+    expected = free.start(pixels.float() / 255, seed=1).step().frame
+    for same in (pixels, pixels.numpy(), pixels.float().numpy() / 255, pixels.double() / 255):
+        assert torch.equal(free.start(same, seed=1).step().frame, expected)
+
+
+@pytest.mark.parametrize("action", ["left", ["a", "b", "c"], [[0.0], [1.0, 2.0]], [0, 1, float("nan")], [0, 1, float("inf")]])
+def test_action_that_is_no_finite_numbers_is_refused_and_the_session_goes_on(driven, action):
+    session, plain = (driven.start(context(), seed=4) for _ in range(2))
+    with pytest.raises(ConfigError, match="an action"):
+        session.step(action)
+    good = some_actions(1)[0]
+    assert torch.equal(session.step(good).frame, plain.step(good).frame)
+
+
 def test_folder_without_a_transformer_is_refused(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(SourceError, match="no folder transformer"):
