@@ -29,18 +29,31 @@ def parser() -> CommandParser:
     made.add_argument(
         "--codebooks",
         action="store_true",
-        help="Codes used, perplexity, and PSNR of the sample that was decoded while tokenizing; reads all ids.",
+        help="Of token shards: codes used, perplexity, and PSNR of the clips that were decoded while tokenizing. Reads all ids.",
     )
-    made.add_argument("--plan", type=str | None, default=None, help="Recipe: say what tokenizing and training will take.")
     made.add_argument(
-        "--rate",
+        "--plan",
+        metavar="RECIPE",
         type=str | None,
         default=None,
-        help="With --plan: clips a second of one GPU, or a file with what tokenizing or its benchmark printed.",
+        help="Say what tokenizing and training by this recipe will take: clips, bytes, GPU-hours, epochs.",
     )
-    made.add_argument("--rows", type=list[int] | None, default=None, help="Rows to decode of one token shard, `[0,5,9]`.")
-    made.add_argument("--tokenizer", type=str | None, default=None, help="Folder of the tokenizer that made the shard.")
-    made.add_argument("--picture", type=str, default="rows.png", help="File that decoded rows are drawn into, a line a row.")
+    made.add_argument(
+        "--rate",
+        metavar="CLIPS_PER_SECOND",
+        type=str | None,
+        default=None,
+        help="With --plan: of one GPU; a number, or a file with what tokenizing or its benchmark printed.",
+    )
+    made.add_argument(
+        "--rows", type=list[int] | None, default=None, help="Draw these rows of one token shard as pictures, e.g. [0,5,9]."
+    )
+    made.add_argument(
+        "--tokenizer", metavar="DIR", type=str | None, default=None, help="With --rows: the tokenizer that made the shard."
+    )
+    made.add_argument(
+        "--picture", metavar="FILE", type=str, default="rows.png", help="With --rows: the file to draw into, a line a row."
+    )
     return made
 
 
