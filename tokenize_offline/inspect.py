@@ -29,7 +29,7 @@ def parser() -> CommandParser:
     made.add_argument(
         "--codebooks",
         action="store_true",
-        help="Of token shards: codes used, perplexity, and PSNR of the clips that were decoded while tokenizing. Reads all ids.",
+        help="Of token shards: codes used, perplexity, and PSNR of the clips decoded while tokenizing. Reads all ids.",
     )
     made.add_argument(
         "--plan",

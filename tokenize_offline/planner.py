@@ -1,8 +1,7 @@
 """What tokenizing and training will take, from the indexes of ingested data sets and a recipe alone; nothing is decoded.
 
 Rows are counted as the tokenize stage would make them: episodes beyond the recipe's quality limits are left out, held-out ones
-told apart by the same hash. Bytes leave out the few
-hundred that a file's schema takes.
+told apart by the same hash. Bytes leave out the few hundred that a file's schema takes.
 """
 
 import collections

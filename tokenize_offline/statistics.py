@@ -1,8 +1,8 @@
 """How token shards use the codebooks, and what a sample of their rows decodes to.
 
 Counts of several shards add up, perplexities don't; so a data set's are computed from its ids, which are mapped and counted at
-about a hundred million a second, and a record keeps its own shard's. Errors of decoded samples are
-measured while tokenizing alone, where the pixels are.
+about a hundred million a second, and a record keeps its own shard's. Errors of decoded samples are measured only while
+tokenizing, where the pixels are.
 """
 
 import math
