@@ -1,21 +1,13 @@
 """Paths and URLs: open, list, and publish a file so that it is either whole under its name or not there at all.
 
-Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename out of a folder that every
-file has to itself, so that what a killed writer left is found without looking at all names, of which there may be many; on an
-object store it is a single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The
-price of staging is local disk space for one file. Nothing is remembered about a store from one call to the next, since other
-machines write to it meanwhile; the price is a request a call.
+Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename; on an object store it is a
+single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The price of staging is
+local disk space for one file. Links are what they point to. Nothing is remembered about a store between two calls, since
+other machines write to it meanwhile; the price is a request a call.
 """
 
 import contextlib
-import errno
-import fcntl
-import functools
-import os
 import shutil
-import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,26 +15,13 @@ from typing import IO, Any
 from fsspec.core import url_to_fs
 
 from pipeline.errors import StorageError
+from pipeline.staging import PARTIAL, staged_for_upload, staged_on_disk
 
-_PARTIAL = ".partial"
-_STAGE_PREFIX = "ivideogpt-stage-"
-_STALE_SECONDS = 3600
 # Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
 _BLOCK = 8 << 20
 _LONGEST_MESSAGE = 500
-# What a local disk says that takes no more, or not from this user.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 # Whose exceptions come out of fsspec as they are.
 _STORE_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-_UMASK = _umask()
 
 
 def is_local(path: str) -> bool:
@@ -150,14 +129,36 @@ def _files(folder: str, nested: bool) -> dict[str, dict[str, Any]]:
     with _explained(folder):
         if not fs.isdir(inner):
             return {}
-        if nested:
-            start = len(inner.rstrip("/")) + 1
-            found = {name[start:]: entry for name, entry in fs.find(inner, detail=True).items()}
-        else:
-            found = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
+        found = _walk(fs, inner.rstrip("/"), nested) if is_local(folder) else _objects(fs, inner, nested)
+    return {name: found[name] for name in sorted(found) if not name.endswith(PARTIAL)}
+
+
+def _objects(fs: Any, inner: str, nested: bool) -> dict[str, dict[str, Any]]:
+    """Relative name -> listing entry of the objects of a store in a folder."""
+    if nested:
+        start = len(inner.rstrip("/")) + 1
+        found = {name[start:]: entry for name, entry in fs.find(inner, detail=True).items()}
+    else:
+        found = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
     # Stores may hold an empty object that stands for a folder; its name ends with a slash.
-    kept = {name: entry for name, entry in found.items() if name and not entry["name"].endswith("/")}
-    return {name: kept[name] for name in sorted(kept) if not name.endswith(_PARTIAL)}
+    return {name: entry for name, entry in found.items() if name and not entry["name"].endswith("/")}
+
+
+def _walk(fs: Any, folder: str, nested: bool, above: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
+    """Relative name -> listing entry of the files on a local disk, links followed unless they lead back to a folder above.
+
+    Neither a link to nothing nor a device is a file.
+    """
+    above = (*above, Path(folder).resolve())
+    found = {}
+    for entry in fs.ls(folder, detail=True):
+        path, name = Path(entry["name"]), basename(entry["name"])
+        if path.is_file():
+            found[name] = entry
+        elif nested and path.is_dir() and not any(one.is_relative_to(path.resolve()) for one in above):
+            below = _walk(fs, entry["name"], nested, above)
+            found |= {f"{name}/{file}": entry for file, entry in below.items()}
+    return found
 
 
 def list_folders(folder: str) -> list[str]:
@@ -166,8 +167,13 @@ def list_folders(folder: str) -> list[str]:
     with _explained(folder):
         if not fs.isdir(inner):
             return []
-        names = {entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True) if entry["type"] == "directory"}
-    return sorted(basename(name) for name in names - {inner.rstrip("/")} if not name.endswith(_PARTIAL))
+        entries = fs.ls(inner, detail=True)
+        names = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory" or _links_to_folder(entry)}
+    return sorted(basename(name) for name in names - {inner.rstrip("/")} if not name.endswith(PARTIAL))
+
+
+def _links_to_folder(entry: dict[str, Any]) -> bool:
+    return bool(entry.get("islink")) and Path(entry["name"]).is_dir()
 
 
 @contextlib.contextmanager
@@ -201,124 +207,23 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]:
-    """Turn what a local disk says that can't take `path` in `folder`, or there as `staging`, into `StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        # Whoever writes may be reading other files meanwhile, whose errors name them.
-        own = error.filename is None or staging.is_relative_to(error.filename) or Path(error.filename).parent == folder
-        if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
-            raise
-        raise StorageError(
-            f"{path} can't be written in {folder}: {error.strerror}. Make room there, or let this user write there, "
-            "and run the same command again: what is done stays"
-        ) from error
-
-
-@contextlib.contextmanager
-def _staging_folder() -> Iterator[Path]:
-    """A folder for one file in `TMPDIR`, locked as long as this process lives; see `_clear_stale`."""
-    _clear_stale(tempfile.gettempdir())
-    with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX) as folder:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            # Where a file system knows no locks, nothing is ever cleared.
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield Path(folder)
-        finally:
-            os.close(descriptor)
-
-
-@functools.cache
-def _clear_stale(parent: str) -> None:
-    """Remove, once a process, the staging folders that nobody holds any more: those of killed writers."""
-    for folder in Path(parent).glob(f"{_STAGE_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            # A new one is not locked from its first moment.
-            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
-                continue
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)
-
-
-@contextlib.contextmanager
 def staged(path: str) -> Iterator[Path]:
     """Yield a local file name to write to; when the block ends well, publish that file as `path`.
 
-    If the block raises, or the process dies, nothing appears under `path`. What a killed writer of the same `path` left
-    staged is removed by the next one that publishes it; what a living one is writing stays, and the last one to end wins.
+    If the block raises, or the process dies, nothing appears under `path`. See `pipeline.staging`.
+
+    Raises:
+        StorageError: The disk is full, or `path` can't be written.
     """
-    if not is_local(path):
-        fs, inner = _filesystem(path)
-        with _staging_folder() as folder:
-            staging = folder / basename(path)
-            with _refusal_explained(path, folder, staging):
-                yield staging
-            with _explained(path):
-                fs.put_file(str(staging), inner)
+    if is_local(path):
+        with staged_on_disk(local_path(path)) as file:
+            yield file
         return
-    final = local_path(path)
-    own = final.with_name(f".{final.name}{_PARTIAL}")
-    # As it will be called; the folder and the right to write in it may be missing yet.
-    staging, descriptor = own / f"{uuid.uuid4().hex[:8]}{_PARTIAL}", -1
-    try:
-        with _refusal_explained(path, final.parent, staging):
-            descriptor = _create_locked(staging)
-            yield staging
-            with staging.open("rb") as file:
-                os.fsync(file.fileno())
-            # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
-            staging.chmod(0o666 & ~_UMASK)
-            staging.replace(final)
-        _remove_abandoned(own)
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
-        # What can't be removed either, the next one that publishes `path` removes.
-        with contextlib.suppress(OSError):
-            staging.unlink(missing_ok=True)
-            own.rmdir()
-
-
-def _create_locked(staging: Path) -> int:
-    """Create an empty file and the folders above it; a descriptor that holds a lock on it, so that nobody clears it.
-
-    Another writer of the same path may clear the folder, or the file before it is locked; then they are made again.
-    """
-    staging.parent.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with contextlib.suppress(FileExistsError):
-            staging.parent.mkdir()
-        try:
-            # Network file systems lock only what is open for writing.
-            descriptor = os.open(staging, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue
-        # Where a file system knows no locks, nothing is ever cleared.
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
-
-
-def _remove_abandoned(own: Path) -> None:
-    """Remove the files in a folder of staged ones that nobody holds any more: those of killed writers."""
-    with contextlib.suppress(FileNotFoundError):
-        for file in list(own.iterdir()):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(file, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    file.unlink()
-                finally:
-                    os.close(descriptor)
+    fs, inner = _filesystem(path)
+    with staged_for_upload(path, basename(path)) as file:
+        yield file
+        with _explained(path):
+            fs.put_file(str(file), inner)
 
 
 def write_bytes(path: str, data: bytes) -> None:

@@ -1,0 +1,157 @@
+"""Where files are written before they appear under their names: beside a local file, in `TMPDIR` for an object store.
+
+What is being written is locked as long as its writer lives, so that what killed writers left is told from the work of living
+ones and cleared. On a local disk every file has a hidden folder to itself, found without looking at all names, of which there
+may be many. Where a file system knows no locks, nothing is ever cleared.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import StorageError
+
+# Names that end so are not for readers.
+PARTIAL = ".partial"
+_STAGE_PREFIX = "ivideogpt-stage-"
+_STALE_SECONDS = 3600
+# What a local disk says that takes no more, or not from this user.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+_UMASK = _umask()
+
+
+@contextlib.contextmanager
+def staged_on_disk(final: Path) -> Iterator[Path]:
+    """Yield a file name beside `final`; when the block ends well, what was written there becomes `final` by a rename.
+
+    If the block raises, or the process dies, `final` is as it was. What a killed writer of the same file left is removed by
+    the next one that ends well; what a living one is writing stays, and the last one to end wins.
+
+    Raises:
+        StorageError: The disk is full, or this user may not write there.
+    """
+    own = final.with_name(f".{final.name}{PARTIAL}")
+    file, descriptor = own / f"{uuid.uuid4().hex[:8]}{PARTIAL}", -1
+    try:
+        with _refusal_explained(str(final), final.parent, file):
+            descriptor = _create_locked(file)
+            yield file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
+            file.chmod(0o666 & ~_UMASK)
+            file.replace(final)
+        _remove_abandoned(own)
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+        # What can't be removed either, the next one that publishes `final` removes.
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+            own.rmdir()
+
+
+@contextlib.contextmanager
+def staged_for_upload(url: str, name: str) -> Iterator[Path]:
+    """Yield a file name in a folder of `TMPDIR` that goes when the block ends.
+
+    Args:
+        url: Where the file is to go, for messages.
+        name: Of the file.
+
+    Raises:
+        StorageError: The disk is full, or this user may not write there.
+    """
+    _clear_stale(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX) as folder:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            file = Path(folder) / name
+            with _refusal_explained(url, Path(folder), file):
+                yield file
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]:
+    """Turn what a local disk says that can't take `path` in `folder`, or there as `staging`, into `StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        # Whoever writes may be reading other files meanwhile, whose errors name them.
+        own = error.filename is None or staging.is_relative_to(error.filename) or Path(error.filename).parent == folder
+        if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
+            raise
+        raise StorageError(
+            f"{path} can't be written in {folder}: {error.strerror}. Make room there, or let this user write there, "
+            "and run the same command again: what is done stays"
+        ) from error
+
+
+def _create_locked(file: Path) -> int:
+    """Create an empty file and the folders above it; a descriptor that holds a lock on it, so that nobody clears it.
+
+    Another writer of the same path may clear the folder, or the file before it is locked; then they are made again.
+    """
+    file.parent.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            file.parent.mkdir()
+        try:
+            # Network file systems lock only what is open for writing.
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            continue
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove the files in a folder of staged ones that nobody holds any more: those of killed writers."""
+    with contextlib.suppress(FileNotFoundError):
+        for file in list(own.iterdir()):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(file, os.O_RDWR)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+@functools.cache
+def _clear_stale(parent: str) -> None:
+    """Remove, once a process, the staging folders that nobody holds any more: those of killed writers."""
+    for folder in Path(parent).glob(f"{_STAGE_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            # A new one is not locked from its first moment.
+            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
