@@ -5,6 +5,31 @@ a published constant.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class TokenizerShape(Protocol):
+    """What decides the layout of a tokenizer's ids; recipes and `config.json` files both say it."""
+
+    @property
+    def resolution(self) -> int:
+        """Side of the square frames in pixels."""
+
+    @property
+    def block_out_channels(self) -> tuple[int, ...]:
+        """Channels of the blocks, of which every one but the last halves the frame."""
+
+    @property
+    def patch_size(self) -> int:
+        """Latent positions along one side that share one future-frame code."""
+
+    @property
+    def num_vq_embeddings(self) -> int:
+        """Codes for context frames."""
+
+    @property
+    def num_dyn_embeddings(self) -> int:
+        """Codes for future frames."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +100,19 @@ class IdGeometry:
                 f"every future frame {self.future_ids}"
             )
         return frames
+
+
+def latent_grid(shape: TokenizerShape) -> int:
+    """Side of the latent map: 16 for both published tokenizers."""
+    return shape.resolution >> (len(shape.block_out_channels) - 1)
+
+
+def id_geometry(shape: TokenizerShape, context_length: int) -> IdGeometry:
+    """Layout of the ids that a tokenizer of this shape makes of clips with so many context frames."""
+    return IdGeometry(
+        context_length=context_length,
+        context_grid=latent_grid(shape),
+        future_grid=latent_grid(shape) // shape.patch_size,
+        num_vq_embeddings=shape.num_vq_embeddings,
+        num_dyn_embeddings=shape.num_dyn_embeddings,
+    )

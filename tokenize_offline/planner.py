@@ -16,7 +16,7 @@ from pipeline.index import INDEX_FILE, read_index
 from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
 from tokenize_offline.clips import is_held_out, resolve_clips
-from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.geometry import id_geometry
 from tokenize_offline.selection import select
 
 # episode (dictionary index), start, stride, view.
@@ -40,17 +40,15 @@ class PlannedDataset:
     excluded: dict[str, int] = field(default_factory=dict)
 
 
-def id_geometry(recipe: Recipe) -> IdGeometry:
-    """Layout of the ids that a tokenizer of the recipe's shape makes."""
-    shape = recipe.tokenizer
-    grid = shape.resolution >> (len(shape.block_out_channels) - 1)
-    return IdGeometry(
-        context_length=recipe.clips.context_length or shape.context_length,
-        context_grid=grid,
-        future_grid=grid // shape.patch_size,
-        num_vq_embeddings=shape.num_vq_embeddings,
-        num_dyn_embeddings=shape.num_dyn_embeddings,
-    )
+def ids_of_a_clip(recipe: Recipe) -> int:
+    """Ids that a tokenizer of the recipe's shape makes of one of its clips.
+
+    Raises:
+        ConfigError: The recipe's clips don't go together.
+    """
+    clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
+    assert clips.length is not None and clips.context_length is not None
+    return id_geometry(recipe.tokenizer, clips.context_length).ids_of_clip(clips.length)
 
 
 def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> PlannedDataset:
@@ -67,6 +65,7 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> Pl
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None
+    ids = ids_of_a_clip(recipe)
     index = read_index(folder, ["key", "split", "action_dim"]).to_pydict()
     dataset = storage.basename(folder)
     positions = rows = row_bytes = 0
@@ -77,7 +76,6 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> Pl
         made = clips.per_episode * (clips.views if training else 1)
         positions += clips.per_episode if training else 0
         rows += made
-        ids = id_geometry(recipe).ids_of_clip(clips.length)
         row_bytes += made * (2 * ids + 4 * clips.length * (action_dim or 0) + _BYTES_BESIDE_IDS)
     return PlannedDataset(positions, rows, row_bytes, dict(sorted(collections.Counter(excluded.values()).items())))
 
@@ -115,9 +113,7 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
     for episode in select(list(folders.values()), recipe.quality, recipe.clips.held_out):
         excluded[episode.dataset][episode.key] = episode.reason
     planned = {name: plan_dataset(folders[name], recipe, excluded[name]) for name in names}
-    length = resolve_clips(recipe.clips, recipe.tokenizer.context_length).length
-    assert length is not None
-    ids = id_geometry(recipe).ids_of_clip(length)
+    ids = ids_of_a_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
     samples = recipe.training.steps * recipe.training.global_batch
     return [

@@ -15,7 +15,7 @@ from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.inspect import main
 from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
-from tokenize_offline.planner import id_geometry, plan, shares
+from tokenize_offline.planner import ids_of_a_clip, plan, shares
 from tokenize_offline.worker import run_worker
 
 SHAPE = {name: getattr(TINY, name) for name in dataclasses.asdict(TINY)}
@@ -48,7 +48,7 @@ def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
     planned = plan(str(episodes), made, clips_per_second=10.0)
     clips = resolve_clips(made.clips, 2)
     layout = token_layout(TINY, clips, "fp32", "ab" * 32)
-    assert id_geometry(made).ids_of_clip(5) == layout.sequence_length
+    assert ids_of_a_clip(made) == layout.sequence_length
     engine = TokenizerEngine(tiny_model(), torch.device("cpu"), "fp32", 8)
     job = TokenizeJob(clips, layout, str(tmp_path))
     report = run_worker(find_shards([str(episodes)]), job, engine, readers=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
-from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.geometry import IdGeometry, id_geometry, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
 # What the published code's class also takes; its readers expect the keys, our network doesn't depend on them.
@@ -77,19 +77,13 @@ class CompressiveVQConfig:
 
     @property
     def latent_grid(self) -> int:
-        """Side of the latent map: every block but the last halves the frame. 16 for both published models."""
-        return self.resolution >> (len(self.block_out_channels) - 1)
+        """Side of the latent map."""
+        return latent_grid(self)
 
     @property
     def geometry(self) -> IdGeometry:
         """How this tokenizer's ids are laid out."""
-        return IdGeometry(
-            context_length=self.context_length,
-            context_grid=self.latent_grid,
-            future_grid=self.latent_grid // self.patch_size,
-            num_vq_embeddings=self.num_vq_embeddings,
-            num_dyn_embeddings=self.num_dyn_embeddings,
-        )
+        return id_geometry(self, self.context_length)
 
     def to_json(self) -> str:
         """The text of a `config.json` that the published code reads."""
