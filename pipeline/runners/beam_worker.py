@@ -1,0 +1,37 @@
+"""A worker process of Beam's on this machine, which ends when the run that it belongs to is gone.
+
+Beam's own goes on when the run is killed: it waits for ever for work that nobody gives, or does all that it was given while a
+second run does the same.
+"""
+
+import os
+import shlex
+import sys
+import threading
+import time
+
+_LOOKS = 0.5  # seconds between two looks
+
+
+def command() -> str:
+    """The shell command by which this process starts a worker, so that it is the worker's parent."""
+    return f"exec {shlex.quote(sys.executable)} -m {__name__} {os.getpid()}"
+
+
+def end_without(parent: int) -> None:
+    """End this process, whatever it is doing, as soon as its parent is another one."""
+    while os.getppid() == parent:
+        time.sleep(_LOOKS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Work for the process whose number is the only argument."""
+    threading.Thread(target=end_without, args=(int(sys.argv[1]),), daemon=True).start()
+    from apache_beam.runners.worker import sdk_worker_main
+
+    sdk_worker_main.main(sys.argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What a run on this machine keeps in TMPDIR goes with it, or with the next run; only what tells of a failure stays."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.runners import beam
+from pipeline.runners.scratch import scratch_folder
+from pipeline.unit import Part
+
+
+@pytest.fixture
+def parent(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+def test_all_temporary_files_lie_in_one_folder_which_goes_with_the_run(parent):
+    with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
+        assert Path(tempfile.mkdtemp()).parent == folder == Path(os.environ["TMPDIR"])
+        raise KeyboardInterrupt
+    assert (tempfile.gettempdir(), os.environ["TMPDIR"], list(parent.iterdir())) == (str(parent), str(parent), [])
+
+
+def test_folders_of_killed_runs_are_cleared_and_those_of_living_ones_stay(parent):
+    with scratch_folder() as living:
+        pass
+    killed = living.with_name(living.name + "killed")
+    for folder in (living, killed):
+        folder.mkdir()
+        (folder / "file").touch()
+    descriptor = os.open(living, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with scratch_folder():
+            assert (living / "file").exists() and not killed.exists()
+    finally:
+        os.close(descriptor)
+
+
+def test_what_beam_said_is_kept_where_it_fails_and_nowhere_else(parent):
+    beam.run([], ["--direct_running_mode=in_memory"])
+    assert list(parent.iterdir()) == []
+    with pytest.raises(SourceError, match="Its log is") as raised:
+        beam.run([[Part(unit=None, source=None, folder="")]], ["--direct_running_mode=in_memory"])
+    (log,) = parent.iterdir()
+    assert "'NoneType' object has no attribute 'shard'" in str(raised.value) and str(raised.value).endswith(str(log))
