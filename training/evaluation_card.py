@@ -66,14 +66,14 @@ def as_markdown(card: dict[str, Any]) -> str:
 
 
 def _table(rows: dict[str, Any], samples: int) -> list[str]:
+    """A line a score, a column a row of the evaluation: there are many scores, and pages are narrow."""
     metrics = list(rows["prediction"])
     titles = {"best": f"best of {samples}", "mean": "mean of samples", "best_with_context": "best, context frames counted"}
-    columns = [(name, score) for name in metrics for score in ((*_SCORES,) if name != "fvd" else ("all",))]
-    heads = [name.upper() if score == "all" else f"{name.upper()}, {titles[score]}" for name, score in columns]
-    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for row in ROWS:
-        cells = [f"{rows[row][name][score]:.4g}" for name, score in columns]
-        lines.append(f"| {_TITLES[row]} | {' | '.join(cells)} |")
+    scores = [(name, score) for name in metrics for score in ((*_SCORES,) if name != "fvd" else ("all",))]
+    lines = [f"| | {' | '.join(_TITLES[row] for row in ROWS)} |", "|---" + "|--:" * len(ROWS) + "|"]
+    for name, score in scores:
+        head = name.upper() if score == "all" else f"{name.upper()}, {titles[score]}"
+        lines.append(f"| {head} | {' | '.join(f'{rows[row][name][score]:.4g}' for row in ROWS)} |")
     return lines
 
 

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from training import i3d
+from training.backbones import I3D
 from training.perceptual import LEAST_SIDE, LPIPS
-from training.video_metrics import MAX_PSNR, psnr_per_frame, ssim_per_frame
+from training.video_metrics import MAX_PSNR, SSIM_WINDOW, psnr_per_frame, ssim_per_frame
 
 Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
 FRAME_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim", "lpips")
 # Metrics of which more is better.
 RISING = ("psnr", "ssim")
-# torchmetrics' window, see `ssim_per_frame`.
-_SSIM_WINDOW = 11
 # I3D sees frames of 224 x 224 whatever their own size, 60 MB of activations a frame in its first layers.
 _VIDEOS_AT_ONCE = 4
 
@@ -55,7 +54,7 @@ class MetricSet:
             ConfigError: Weights are missing, or clips are too small or too short for a metric.
             SourceError: A file holds other weights.
         """
-        least = {"ssim": _SSIM_WINDOW, "lpips": LEAST_SIDE}
+        least = {"ssim": SSIM_WINDOW, "lpips": LEAST_SIDE}
         for name in metrics:
             if side < least.get(name, 1):
                 raise ConfigError(f"{name} needs frames of at least {least[name]} pixels a side, not {side}: leave it out")
@@ -107,18 +106,21 @@ class MetricSet:
         known = {
             "mse": "mean squared error of values in [0, 1]",
             "psnr": f"10 log10(1 / mse) in dB of each frame, at most {MAX_PSNR:g}; torchmetrics",
-            "ssim": "structural similarity, Gaussian window of 11 pixels, deviation 1.5; torchmetrics",
+            "ssim": f"structural similarity over windows within the frame, Gaussian of {SSIM_WINDOW} pixels, deviation 1.5, "
+            "constants 0.01 and 0.03; torchmetrics",
         }
         described: dict[str, str] = {name: known[name] for name in self.frame_metrics if name in known}
         if self._lpips is not None:
             described["lpips"] = (
-                "LPIPS v0.1 over VGG16 at the frames' own size, calibrated weights as torchmetrics ships them; "
-                f"backbone weights SHA-256 {self._lpips.weights_sha256}"
+                "LPIPS v0.1 over VGG16 of values in [-1, 1] at the frames' own size, calibrated weights as torchmetrics ships "
+                f"them; backbone weights SHA-256 {self._lpips.weights_sha256}"
             )
         if self._i3d is not None:
             described["fvd"] = (
-                f"Fréchet distance over the {i3d.FEATURES} logits of I3D (Kinetics-400, RGB), averaged over time; all frames "
-                f"of a clip, resized to {i3d.SIDE} x {i3d.SIDE}, bilinear without antialiasing; covariances over n; "
+                f"Fréchet distance over the {i3d.FEATURES} logits of {I3D.name}, averaged over time; all frames of a clip, "
+                "context included (of predictions as the tokenizer shows it), values in [-1, 1], resized to "
+                f"{i3d.SIDE} x {i3d.SIDE}, bilinear with half-pixel centres (align_corners off), without antialiasing; "
+                f"batch norm epsilon {i3d.BATCH_NORM_EPSILON:g}; covariances over n; "
                 f"backbone weights SHA-256 {self._i3d.weights_sha256}"
             )
         return described

@@ -1,7 +1,9 @@
 """I3D (Carreira & Zisserman 2017), the network through which FVD looks at videos.
 
-Built here so that plain weights fill it; the usual TorchScript archive would run code of its own. Parameter names are those
-of the PyTorch conversion of the published RGB weights. FVD takes the 400 Kinetics logits, averaged over time, as features.
+Built here so that plain weights fill it; the usual TorchScript archive would run code of its own. FVD was defined with the
+weights on TensorFlow Hub, which are not those of the I3D repository (`rgb_imagenet.pt` and the like have the same names and
+shapes). VideoGPT published them as a plain state dict, for a network of these parameter names with this epsilon in its batch
+norms. FVD takes the 400 Kinetics logits, averaged over time, as features.
 """
 
 import torch
@@ -13,6 +15,7 @@ FEATURES = 400
 SIDE = 224
 # Three halvings of the time axis must leave the two positions that the last pool joins.
 LEAST_FRAMES = 9
+BATCH_NORM_EPSILON = 1e-5
 # Channels of an Inception block: 1x1; 1x1 then 3x3x3; 1x1 then 3x3x3; 1x1 after the pool.
 _BLOCKS = {
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -49,7 +52,7 @@ class _Unit(nn.Module):
         super().__init__()
         self._kernel, self._stride = kernel, stride
         self.conv3d = nn.Conv3d(channels, outputs, kernel, stride, bias=last)
-        self.bn = None if last else nn.BatchNorm3d(outputs, eps=1e-3)
+        self.bn = None if last else nn.BatchNorm3d(outputs, eps=BATCH_NORM_EPSILON)
 
     def forward(self, video: Tensor) -> Tensor:
         video = self.conv3d(_padded(video, self._kernel, self._stride))

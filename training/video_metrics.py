@@ -1,11 +1,18 @@
-"""How close predicted frames are to true ones: PSNR and SSIM, frame by frame, by torchmetrics."""
+"""How close predicted frames are to true ones: PSNR and SSIM, frame by frame, by torchmetrics.
+
+Both agree with the published evaluation, so that numbers can stand beside its own.
+"""
 
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-# Equal frames have an infinite PSNR, which neither a mean nor JSON can hold. Two 64 x 64 frames that differ by one 8-bit step
-# in one value are 89 dB apart.
-MAX_PSNR = 100.0
+# Equal frames have an infinite PSNR, which neither a mean nor JSON can hold. The published evaluation adds 1e-8 to the error,
+# which leaves them 80 dB.
+MAX_PSNR = 80.0
+# Pixels of SSIM's window. Windows that would reach beyond a frame don't count: torchmetrics' own mean has them, over mirrored
+# pixels, which moves it by up to 0.02.
+SSIM_WINDOW = 11
+_MARGIN = SSIM_WINDOW // 2
 
 
 def psnr_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
@@ -25,6 +32,8 @@ def psnr_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
 def ssim_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004: Gaussian window of 11 pixels, deviation 1.5) of each frame.
 
+    The mean over all windows that lie within the frame, and over colours.
+
     Args:
         predicted: (N, 3, H, W) in [0, 1], H and W at least 11.
         truth: Likewise.
@@ -32,5 +41,7 @@ def ssim_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
     Returns:
         (N,) fp32.
     """
-    values = structural_similarity_index_measure(predicted, truth, data_range=1.0, reduction="none")
-    return torch.as_tensor(values).reshape(len(truth))
+    _, places = structural_similarity_index_measure(
+        predicted, truth, sigma=1.5, data_range=1.0, k1=0.01, k2=0.03, reduction="none", return_full_image=True
+    )
+    return places[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN].mean(dim=(1, 2, 3))

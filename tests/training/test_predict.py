@@ -16,6 +16,7 @@ from pipeline.shards import EpisodeShardWriter
 from training import predict
 from training.episodes import choose_episodes, open_episodes
 from training.prediction import Sampling, clips_for, cut_clip, measure, predict_clip
+from training.video_metrics import MAX_PSNR
 
 CLIPS = ClipsConfig(length=tiny_models.CLIP_LENGTH)
 
@@ -254,9 +255,9 @@ def test_metrics_compare_future_frames_alone_and_take_the_best_of_each(free):
     )
     metrics = measure(perfect)
     samples = metrics["prediction"]["samples"]
-    assert samples[0]["mean_psnr"] == metrics["reconstruction"]["mean_psnr"] == 100
+    assert samples[0]["mean_psnr"] == metrics["reconstruction"]["mean_psnr"] == MAX_PSNR
     assert metrics["prediction"]["best"]["mean_ssim"] == pytest.approx(1)
-    assert metrics["prediction"]["mean"]["mean_psnr"] == pytest.approx((100 + samples[1]["mean_psnr"]) / 2)
+    assert metrics["prediction"]["mean"]["mean_psnr"] == pytest.approx((MAX_PSNR + samples[1]["mean_psnr"]) / 2)
     repeated = 10 * np.log10(1 / (clip.frames[1] - clip.frames[3]).square().mean().item())
     assert metrics["repeat_last_frame"]["psnr"][1] == pytest.approx(repeated, abs=1e-3)
 

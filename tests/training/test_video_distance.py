@@ -75,6 +75,12 @@ def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path)
     torch.testing.assert_close(features[:1], loaded(videos[:1]), rtol=1e-4, atol=1e-6)
 
 
+def test_i3d_normalises_with_the_epsilon_of_the_weights_on_tensorflow_hub():
+    """The published conversion of these weights: `1e-5`, where the network of other I3D weights has `1e-3`."""
+    found = {module.eps for module in I3DFeatures().modules() if isinstance(module, torch.nn.BatchNorm3d)}
+    assert found == {1e-5}
+
+
 def test_fvd_without_weights_is_refused_with_where_to_get_them():
-    with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*pytorch-i3d"):
+    with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*i3d_pretrained_400\.pt"):
         I3DFeatures().load(None)

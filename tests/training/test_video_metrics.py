@@ -39,3 +39,19 @@ def test_ssim_of_flat_frames_is_the_luminance_term():
     a, b = torch.full((1, 3, 16, 16), 0.2), torch.full((1, 3, 16, 16), 0.6)
     expected = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
     assert ssim_per_frame(a, b).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_of_frames_as_large_as_the_window_is_that_of_the_one_window():
+    """Wang et al. 2004: moments under a Gaussian of deviation 1.5, c1 = 0.01^2, c2 = 0.03^2; no pixels beyond the frame."""
+    a, b = FRAMES[:1, :, :11, :11].double(), FRAMES[1:2, :, :11, :11].double()
+    bell = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2)).double()
+    weights = bell[:, None] * bell / (bell.sum() ** 2)
+
+    def moment(values):
+        return (values * weights).sum(dim=(2, 3))
+
+    mean_a, mean_b = moment(a), moment(b)
+    spread = moment(a * a) - mean_a**2 + moment(b * b) - mean_b**2
+    shared = moment(a * b) - mean_a * mean_b
+    ssim = (2 * mean_a * mean_b + 1e-4) * (2 * shared + 9e-4) / ((mean_a**2 + mean_b**2 + 1e-4) * (spread + 9e-4))
+    assert ssim_per_frame(a.float(), b.float()).item() == pytest.approx(ssim.mean().item(), abs=1e-5)
