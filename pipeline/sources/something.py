@@ -7,6 +7,8 @@ number them in its own way. A video keeps its number in its episode's key, so th
 import csv
 import difflib
 import io
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +26,7 @@ _SPLITS = ("train", "validation", "test")
 # Beside the videos, or in a folder of their own.
 _LAYOUTS = ("something-something-v2-{}", "labels/{}")
 _LONGEST_ID = 12
+_PLACE = re.compile(r"\[[^\]]*\]")
 
 
 def _layout(folder: str) -> str | None:
@@ -101,10 +104,11 @@ class SomethingSource(VideoSource):
             raise SourceError(f"{path} is not a list of videos. Fetch it again")
         for position, item in enumerate(items):
             found = item if isinstance(item, dict) else {}
-            number, template, caption = (str(found.get(key, "")) for key in ("id", "template", "label"))
+            number = str(found.get("id", ""))
+            template, caption = (value if isinstance(value := found.get(key), str) else "" for key in ("template", "label"))
             if not _is_id(number):
                 raise SourceError(f"{path}, item {position}: the id {number[:50]!r} is no number. Fetch the file again")
-            yield number, template, caption
+            yield number, template, caption or _filled(template, found.get("placeholders"))
 
     def _answers(self) -> dict[str, str]:
         """Id -> template of test videos, where the set has them."""
@@ -125,6 +129,14 @@ class SomethingSource(VideoSource):
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise ConfigError(f"--classes: no class of {path} is called {name!r}{hint}; `{ALL_CLASSES}` alone takes all")
+
+
+def _filled(template: str, placeholders: Any) -> str:
+    """A template with what was put in place of each `[something]`; empty where that isn't known."""
+    between = _PLACE.split(template)
+    if not isinstance(placeholders, list) or [*map(type, placeholders)] != [str] * (len(between) - 1):
+        return ""
+    return "".join(part for pair in itertools.zip_longest(between, placeholders, fillvalue="") for part in pair)
 
 
 def _is_id(text: str) -> bool:

@@ -75,6 +75,27 @@ def test_classes_are_a_choice_and_part_of_what_a_shard_is_made_with(tmp_path):
         taken(["Closing somthing"])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("label", "template", "placeholders", "caption"),
+    [
+        ("pouring thé into 茶碗 🍵", POUR, ["thé", "茶碗 🍵"], "pouring thé into 茶碗 🍵"),
+        ("", POUR, ["thé", "茶碗"], "Pouring thé into 茶碗"),
+        (None, POUR, ["only one"], "Pouring something into something"),
+        (None, CLOSE, None, "Closing something"),
+        (None, CLOSE, [3], "Closing something"),
+    ],
+)
+def test_a_caption_is_the_label_or_the_template_with_its_places_filled(
+    tmp_path, layout, label, template, placeholders, caption
+):
+    write_labels(tmp_path, layout)
+    told = {"id": 12, "label": label, "template": template, "placeholders": placeholders}
+    (tmp_path / layout.format("train.json")).write_text(json.dumps([told], ensure_ascii=False), encoding="utf-8")
+    (shard,) = (s for s in SomethingSource(str(tmp_path), ENTRY, FORM, ["all"]).plan() if s.split == "train")
+    assert (shard.number, shard.text) == (12, caption)
+
+
 def test_the_test_split_without_answers_is_taken_only_with_all(tmp_path):
     write_labels(tmp_path, LAYOUTS[0])
     splits = {s.split for s in SomethingSource(str(tmp_path), ENTRY, FORM).plan()}
