@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import parse_shard_name
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
+from tokenize_offline.cache import cache_folder
 from tokenize_offline.token_shards import (
     TokenLayout,
     TokenShardInfo,
@@ -31,7 +32,6 @@ from tokenize_offline.token_shards import (
 )
 from training.order import DatasetSize
 
-DEFAULT_CACHE = Path("~/.cache/ivideogpt/tokens")
 _READERS = 8
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class TokenStore:
         Args:
             dirs: One or several folders or URLs.
             splits: Exact names; held-out episodes lie in splits of their own (`train_heldout`).
-            cache_dir: Where shards of an object store are copied to; None takes `~/.cache/ivideogpt/tokens`.
+            cache_dir: Where shards of an object store are copied to; None takes `tokenize_offline.cache`.
 
         Raises:
             ShardError: There are no clips, a shard is damaged or cut short, two were made in different ways, or one is there
@@ -162,7 +162,7 @@ class TokenStore:
         """As `open`, but None where there are no clips."""
         found = [shard for folder in _folders(dirs) for shard in _find(folder, set(splits))]
         _require_once(found)
-        cache = (cache_dir or DEFAULT_CACHE).expanduser()
+        cache = cache_dir or cache_folder("tokens")
         remote = not all(storage.is_local(path) for path in found)
         shards = []
         with (

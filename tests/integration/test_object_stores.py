@@ -31,7 +31,6 @@ from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan
 from pipeline.sources.locate import open_source
 from tokenize_offline.__main__ import main as tokenize_command
-from tokenize_offline.tokenizer import loading
 from training import TokenStore
 
 FORM = FrameForm("jpeg", 40)
@@ -227,7 +226,7 @@ def test_the_command_takes_recipe_and_an_oxe_root_from_a_bucket_and_goes_on_afte
 
 def test_tokenizing_from_and_to_a_bucket_gives_the_same_clips_and_training_reads_them_from_there(s3, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    monkeypatch.setattr(loading, "_CACHE", cache / "tokenizers")
+    monkeypatch.setenv("IVIDEOGPT_CACHE", str(cache))
     tiny_tokenizer(tmp_path / "in" / "tokenizer")
     write_shards(tmp_path / "in" / "episodes", shards=2, episodes=3)
     upload(tmp_path / "in", f"{s3}/stage2/in")
@@ -239,13 +238,13 @@ def test_tokenizing_from_and_to_a_bucket_gives_the_same_clips_and_training_reads
         made[root] = contents(f"{root}/out/made_up")
     local, remote = made.values()
     assert local == remote and sum(name.endswith(".arrow") for name in local) >= 2
-    here, there = (TokenStore.open(f"{root}/out", cache_dir=cache / "tokens") for root in made)
+    here, there = (TokenStore.open(f"{root}/out") for root in made)
     rows = np.arange(here.positions("made_up") * here.views("made_up"))
     assert np.array_equal(here.rows("made_up", rows).ids, there.rows("made_up", rows).ids) and len(rows)
     copies = sorted((cache / "tokens").rglob("*.arrow"))
     assert [path.read_bytes() for path in copies] and {path.name for path in copies} <= remote.keys()
     written = [path.stat().st_mtime_ns for path in copies]
-    TokenStore.open(f"{s3}/stage2/out", cache_dir=cache / "tokens")
+    TokenStore.open(f"{s3}/stage2/out")
     assert [path.stat().st_mtime_ns for path in copies] == written
 
 

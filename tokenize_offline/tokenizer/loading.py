@@ -21,12 +21,12 @@ from torch import Tensor
 from pipeline import storage
 from pipeline.errors import SourceError
 from pipeline.records import sha256_of
+from tokenize_offline.cache import cache_folder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SUBFOLDER = "tokenizer"
-_CACHE = Path("~/.cache/ivideogpt/tokenizers")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -77,7 +77,7 @@ def _local(weights: str) -> Path:
         return storage.local_path(weights)
     fs, inner = url_to_fs(weights)
     version = hashlib.sha256(f"{weights} {fs.ukey(inner)}".encode()).hexdigest()
-    return storage.local_copy(weights, _CACHE.expanduser() / version)
+    return storage.local_copy(weights, cache_folder("tokenizers") / version)
 
 
 def read_config(files: TokenizerFiles) -> CompressiveVQConfig:
