@@ -97,6 +97,9 @@ def read_features(text: bytes, where: str) -> dict[str, Any]:
             raise SourceError(f"{where} asks for the class {foreign[0]!r}; only tensorflow-datasets' own features are read")
         top = tfds.features.FeatureConnector.from_json(content)
         steps = top["steps"].feature
+    except ImportError as error:
+        # Where numpy doesn't know a type of numbers, tensorflow-datasets asks TensorFlow.
+        raise SourceError(f"{where} names a type of numbers that there isn't. Fetch it again") from error
     except (ValueError, KeyError, TypeError, AttributeError, ParseError) as error:
         raise SourceError(
             f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}. "

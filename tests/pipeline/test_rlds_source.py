@@ -314,6 +314,15 @@ def test_a_spec_cannot_make_the_reader_import_other_code(tmp_path):
         read_all(folder)
 
 
+@pytest.mark.parametrize("name", ["", "float33"])
+def test_a_spec_with_a_type_that_only_tensorflow_could_know_is_named(tmp_path, name):
+    folder = write_set(tmp_path, episodes=1)
+    spec = folder / "features.json"
+    spec.write_text(spec.read_text().replace('"float32"', f'"{name}"'))
+    with pytest.raises(SourceError, match=r"features\.json names a type of numbers that there isn't"):
+        read_all(folder)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"featuresDict": {"features": {}}}'])
 def test_a_spec_that_is_none_is_named(tmp_path, text):
     folder = write_set(tmp_path, episodes=1)
