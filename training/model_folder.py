@@ -1,21 +1,17 @@
 """Where a model lies: a folder, a URL or the Hugging Face hub, brought to a local folder of its two parts and its recipe."""
 
-import re
 import tempfile
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from pipeline import storage
 from pipeline.errors import SourceError
+from tokenize_offline import hub
 from training.transformer_files import CONFIG
 
 TOKENIZER = "tokenizer"
 TRANSFORMER = "transformer"
 RECIPE = "recipe.yaml"  # of this project's own models
 _KINDS = (".json", ".safetensors")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def locate_model(path: str) -> Path:
@@ -33,7 +29,8 @@ def locate_model(path: str) -> Path:
     elif storage.exists(path):
         folder = storage.local_path(path)
     else:
-        folder = _downloaded(path)
+        parts = [f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS]
+        folder = Path(hub.fetch(path, [RECIPE, *parts]))
     missing = [part for part in (TOKENIZER, TRANSFORMER) if not (folder / part).is_dir()]
     if missing:
         raise SourceError(
@@ -67,14 +64,3 @@ def _fetched(url: str) -> Path:
     if storage.exists(storage.join(url, RECIPE)):
         storage.local_copy(storage.join(url, RECIPE), folder)
     return folder
-
-
-def _downloaded(name: str) -> Path:
-    if not _HUB_ID.fullmatch(name):
-        raise SourceError(f"{name} is neither a folder nor an id on the Hugging Face hub such as `owner/name`")
-    wanted = [RECIPE, *(f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS)]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{name} is no local folder and could not be had from the Hugging Face hub: {reason}") from error

@@ -5,7 +5,6 @@ any memory is taken for them.
 """
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,19 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from fsspec.core import url_to_fs
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import SourceError
 from pipeline.records import sha256_of
+from tokenize_offline import hub
 from tokenize_offline.cache import cache_folder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SUBFOLDER = "tokenizer"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,14 @@ def locate(path: str, subfolder: str | None = None) -> TokenizerFiles:
         SourceError: There are none; the message says where they were looked for.
     """
     if not storage.exists(path):
-        path = _download(path, subfolder)
+        prefixes = [f"{subfolder}/"] if subfolder else ["", f"{SUBFOLDER}/"]
+        path = hub.fetch(path, [prefix + file for prefix in prefixes for file in (CONFIG_NAME, WEIGHTS_NAME)])
     folders = [storage.join(path, subfolder)] if subfolder else [path, storage.join(path, SUBFOLDER)]
     for folder in folders:
         weights = storage.join(folder, WEIGHTS_NAME)
         if storage.exists(weights) and storage.exists(storage.join(folder, CONFIG_NAME)):
             return TokenizerFiles(storage.join(folder, CONFIG_NAME), _local(weights))
     raise SourceError(f"no {CONFIG_NAME} with {WEIGHTS_NAME} in {' or '.join(folders)}; name the folder of a tokenizer")
-
-
-def _download(name: str, subfolder: str | None) -> str:
-    if not _HUB_ID.fullmatch(name):
-        raise SourceError(f"{name} is neither a folder nor an id on the Hugging Face hub such as `owner/name`")
-    prefixes = [f"{subfolder}/"] if subfolder else ["", f"{SUBFOLDER}/"]
-    patterns = [prefix + file for prefix in prefixes for file in (CONFIG_NAME, WEIGHTS_NAME)]
-    try:
-        return snapshot_download(name, allow_patterns=patterns)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{name} is no local folder and could not be had from the Hugging Face hub: {reason}") from error
 
 
 def _local(weights: str) -> Path:
