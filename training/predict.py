@@ -171,13 +171,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     recipe, options = parse_recipe(parser, arguments)
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
+    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     folder = locate_model(options.model_dir)
     clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
     held_out = clips.held_out if options.held_out else None
     chosen = choose_episodes(
         open_episodes(options.input, options.camera), options.episode, options.episodes, held_out, options.input
     )
-    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     model = WorldModel.from_pretrained(folder)
     outcome = predict_episodes(model, chosen, options.output, clips, sampling, options.start, options.steps)
     averages = outcome if "episodes" in outcome else _averages([outcome])

@@ -18,18 +18,28 @@ from pipeline.frames import decode
 from pipeline.recipe import ClipsConfig
 from tokenize_offline.augment import to_square
 from tokenize_offline.clips import EpisodeShape, frame_indices, resolve_clips, stride_of
+from training.sampling import SamplingRule
 from training.session import WorldModel
 from training.video_metrics import psnr_per_frame, ssim_per_frame
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How futures are drawn; see `WorldModel.start`."""
+    """How futures are drawn; see `WorldModel.start`.
+
+    Raises:
+        ConfigError: A number can't be.
+    """
 
     samples: int = 1
     top_k: int | None = 100
     temperature: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ConfigError(f"samples must be at least 1, not {self.samples}")
+        SamplingRule(self.top_k, self.temperature)
 
 
 @dataclass(frozen=True)

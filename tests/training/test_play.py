@@ -122,6 +122,17 @@ def test_person_starts_again_elsewhere_with_several_futures(browser, server):
     assert "is no start" in browser.run("return document.querySelector('#status').textContent")
 
 
+def test_sliders_begin_where_the_episode_goes_on_and_moving_one_shows_a_frame(browser, server):
+    browser.open(server.url)
+    browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
+    np.testing.assert_allclose([value_of(browser, number) for number in range(DIM)], episodes()[0].action[1], atol=0.01)
+    browser.run(
+        "const slider = document.querySelector('#sliders input'); slider.value = slider.max;"
+        "slider.dispatchEvent(new Event('input'))"
+    )
+    browser.wait(f"{frames_so_far(browser)} === 1")
+
+
 def test_words_from_inputs_are_text(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")

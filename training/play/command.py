@@ -35,6 +35,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
     recipe, options = parse_recipe(parser, arguments)
+    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     folder = locate_model(options.model_dir)
     clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
     held_out = clips.held_out if options.held_out else None
@@ -42,7 +43,6 @@ def _run(arguments: Sequence[str] | None) -> int:
         open_episodes(options.input, options.camera), None, max(1, options.episodes), held_out, options.input
     )
     model = WorldModel.from_pretrained(folder)
-    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
     with PlayServer(Game(model, episodes, clips, sampling), options.host, options.port) as server:
         log.info("open %s in a browser; Ctrl-C ends it", server.url)
         print(json.dumps({"url": server.url}), flush=True)

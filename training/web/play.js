@@ -12,13 +12,16 @@ function element(kind, properties, ...children) {
 }
 
 const sliders = game.sliders.map((slider) => {
-  const step = (slider.high - slider.low) / 1000;
+  const place = (slider.high - slider.low) / 1000;
   const middle = (slider.high + slider.low) / 2;
-  const input = element("input", { type: "range", min: slider.low, max: slider.high, step: step });
+  const input = element("input", { type: "range", min: slider.low, max: slider.high, step: place });
   input.value = middle;
   const output = element("output", { className: "number" });
   const show = () => { output.textContent = Number(input.value).toPrecision(3); };
-  input.addEventListener("input", show);
+  input.addEventListener("input", () => {
+    show();
+    if (!running) step();
+  });
   // A slider that was dragged lets the keys go; one that was reached by Tab keeps them.
   input.addEventListener("pointerup", () => input.blur());
   find("#sliders").append(element("label", { className: "slider" }, slider.name, input, output));
@@ -86,10 +89,12 @@ const start = () => guarded(async () => {
   ({ session, recorded, sees } = found);
   next = 0;
   find("#replay").disabled = recorded.length === 0;
+  // Where the episode goes on from here: from the middle, a first key would tear a position across the world.
+  recorded[0]?.forEach((value, number) => move(number, value));
   find("#film").replaceChildren();
   found.frames.slice(0, -1).forEach((uri) => remember(uri, true));
   picture(Array(futures).fill(found.frames.at(-1)), Array(futures).fill("last true frame"), false);
-  say("Ready: " + (sliders.length ? "press an arrow key or Run" : "press Run"));
+  say("Ready: " + (sliders.length ? "press an arrow key, move a slider or Run" : "press Run"));
 });
 
 async function predict(action) {
