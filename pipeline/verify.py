@@ -21,6 +21,8 @@ from pipeline.shards import count_samples
 
 _THREADS = 16
 _BLOCK = 1 << 20
+# Sizes alone are compared by the command that makes shards, so it would take such a one for done.
+_ANEW = ": delete both, and run the command that made them again"
 
 
 class _HashedFile:
@@ -65,11 +67,11 @@ def fault_of(path: str, every_byte: bool) -> str | None:
     if not storage.exists(record_path(path)):
         return f"{path} has no record: it was not finished, so run the command that makes it again"
     if not storage.exists(path):
-        return f"{path} is gone, though its record is there"
+        return f"{path} is gone, though its record is there: run the command that made it again"
     try:
         record = read_record(record_path(path))
         if storage.size(path) != record.bytes:
-            return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}"
+            return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}: run the command that made it again"
         return _fault_inside(path, record) if every_byte else None
     except (ShardError, OSError) as error:
         return str(error)
@@ -85,14 +87,14 @@ def _fault_inside(path: str, record: ShardRecord) -> str | None:
             damage = str(error)
         file.drain()
     if (actual := file.digest.hexdigest()) != record.sha256:
-        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}"
+        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}{_ANEW}"
     if damage is not None:
         return damage
     if samples is None:
         samples = _rows(path)
     elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:
         return f"{record_path(path)} contradicts itself: delete it and {path}, and make them again"
-    return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}"
+    return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}{_ANEW}"
 
 
 def _rows(path: str) -> int:

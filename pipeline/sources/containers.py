@@ -1,4 +1,4 @@
-"""How many bytes of a video file are missing, by what its container says of its own sizes.
+"""How many bytes of a video file are missing, by what its container says of its own sizes; whether Git LFS left it out.
 
 A decoder reads a file that lost its tail to its new end and is content, and headers seldom give a duration that could be
 trusted. But containers frame their content by sizes, and a copy that was cut short ends inside one. This holds for RIFF (AVI),
@@ -11,11 +11,20 @@ from typing import IO
 # Some writers count a chunk's own header, or leave out padding.
 _TOLERATED_BYTES = 64
 _TOP_LEVEL = 10_000  # boxes or chunks that are looked at
+_LFS_POINTER = b"version https://git-lfs"  # git-lfs, docs/spec.md
 _TS_SYNC = 0x47
 _TS_PACKETS = (188, 192, 204)
 _EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 _ISO_FIRST = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
 _RIFF_OPEN = (0, 0xFFFFFFFF)  # sizes that writers leave where they could not go back
+
+
+def is_lfs_pointer(file: IO[bytes]) -> bool:
+    """Whether a file is what Git LFS leaves in the place of one that was not fetched; it stands at its beginning afterwards."""
+    file.seek(0)
+    start = file.read(len(_LFS_POINTER))
+    file.seek(0)
+    return start == _LFS_POINTER
 
 
 def bytes_missing(file: IO[bytes]) -> int:

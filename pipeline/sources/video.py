@@ -29,7 +29,7 @@ from pipeline.frames import MAX_PIXELS, FrameForm, shrunk_size
 from pipeline.json_files import parse_json
 from pipeline.naming import episode_key
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard
-from pipeline.sources.containers import bytes_missing
+from pipeline.sources.containers import bytes_missing, is_lfs_pointer
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
 EPISODE_FRAMES = 1000
@@ -263,6 +263,8 @@ def _timed_frames(file: IO[bytes]) -> Iterator[tuple[float, av.VideoFrame]]:
     last: float | None = None
     missing = 0
     try:
+        if is_lfs_pointer(file):
+            raise DamagedEpisodeError("it is a Git LFS pointer. Fetch the file itself: git lfs pull")
         missing = bytes_missing(file)
         file.seek(0)
         with av.open(file, mode="r", metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:

@@ -141,6 +141,7 @@ def test_what_is_no_video_costs_itself_alone_and_is_listed(tmp_path, made):
     assert [entry["source_file"] for entry in record.entries] == ["a_sound.mp4", "g_sound.mp4"]
     listed = [(item.source_file[0], item.source_record, item.kind) for item in record.left_out]
     assert listed == [(name, 0, "damaged") for name in "bcdef"]
+    assert "it is a Git LFS pointer. Fetch the file itself" in record.left_out[1].reason
 
 
 def test_pieces_before_the_cut_are_kept_and_the_position_says_where_it_ends(tmp_path, made):

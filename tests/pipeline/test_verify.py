@@ -89,12 +89,13 @@ def spoil_end(path):
         (lambda path: path.with_suffix(".json").write_text("{}"), "is not a shard record"),
     ],
 )
-def test_every_fault_is_named_with_its_shard_and_no_other(folder, spoil, message):
+def test_every_fault_is_named_with_its_shard_and_what_to_do_and_no_other(folder, spoil, message):
     path = folder / "train-000001.tar"
     spoil(path)
     found = dict(faults_of(str(folder), ["train-000000.tar", path.name, "train-000002.tar"], every_byte=True))
     assert {name for name, fault in found.items() if fault} == {path.name}
     assert re.search(message, found[path.name]) and "train-000001" in found[path.name]
+    assert re.search("(delete|run) .* again", found[path.name])
 
 
 def test_sizes_alone_are_a_quick_look(folder):
