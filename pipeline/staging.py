@@ -8,21 +8,16 @@ may be many. Where a file system knows no locks, nothing is ever cleared.
 import contextlib
 import errno
 import fcntl
-import functools
 import os
-import shutil
-import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import StorageError
+from pipeline.locked_folder import locked_folder
 
 # Names that end so are not for readers.
 PARTIAL = ".partial"
-_STAGE_PREFIX = "ivideogpt-stage-"
-_STALE_SECONDS = 3600
 # What a local disk says that takes no more, or not from this user.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -78,17 +73,10 @@ def staged_for_upload(url: str, name: str) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full, or this user may not write there.
     """
-    _clear_stale(tempfile.gettempdir())
-    with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX) as folder:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            file = Path(folder) / name
-            with _refusal_explained(url, Path(folder), file):
-                yield file
-        finally:
-            os.close(descriptor)
+    with locked_folder("ivideogpt-stage-") as folder:
+        file = folder / name
+        with _refusal_explained(url, folder, file):
+            yield file
 
 
 @contextlib.contextmanager
@@ -139,19 +127,3 @@ def _remove_abandoned(own: Path) -> None:
                     file.unlink()
                 finally:
                     os.close(descriptor)
-
-
-@functools.cache
-def _clear_stale(parent: str) -> None:
-    """Remove, once a process, the staging folders that nobody holds any more: those of killed writers."""
-    for folder in Path(parent).glob(f"{_STAGE_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            # A new one is not locked from its first moment.
-            if time.time() - folder.stat().st_mtime < _STALE_SECONDS:
-                continue
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)

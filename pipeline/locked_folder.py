@@ -1,0 +1,53 @@
+"""Temporary folders that tell whether their process still lives, so that what killed processes leave can be cleared.
+
+A folder is locked as long as the process that made it holds it; the lock goes with the process, however that ends.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def locked_folder(prefix: str) -> Iterator[Path]:
+    """A new folder in `TMPDIR`, gone after the block; those of the same prefix that nobody holds any more are cleared first.
+
+    Where a file system knows no locks, nothing is ever cleared.
+    """
+    parent = Path(tempfile.gettempdir())
+    _clear_abandoned(parent, prefix)
+    folder, descriptor = _made_and_locked(parent, prefix)
+    try:
+        yield folder
+    finally:
+        # Another process may be writing there still; what it leaves a later one clears.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _made_and_locked(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new folder and a descriptor that holds a lock on it; made again where another process cleared it in between."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, descriptor
+            os.close(descriptor)
+
+
+def _clear_abandoned(parent: Path, prefix: str) -> None:
+    for folder in parent.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
