@@ -54,10 +54,20 @@ class Evaluation:
 
 def build_parser() -> CommandParser:
     """The command's options beside the recipe."""
-    parser = recipe_parser("ivideogpt-evaluate", "Measure a world model's predictions on data sets, under published protocols.")
+    parser = recipe_parser(
+        "ivideogpt-evaluate",
+        "Measure a world model's predictions on data sets, under published protocols. Without a protocol, clips are cut as the "
+        "model was trained, where its folder says so (recipe.yaml) and neither --config nor --clips.stride and the like do.",
+        helped=("clips",),
+    )
+    parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --shards DIR [DIR ...] --output DIR_OR_URL [OPTION ...]"
     add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
-    parser.add_argument("--shards", type=str, nargs="+", required=True, help="Output folders of ivideogpt-ingest.")
-    parser.add_argument("--output", type=str, required=True, help="Folder for evaluation.json and evaluation.md.")
+    parser.add_argument(
+        "--shards", metavar="DIR", type=str, nargs="+", required=True, help="Output folders of ivideogpt-ingest."
+    )
+    parser.add_argument(
+        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for evaluation.json and evaluation.md."
+    )
     parser.add_argument(
         "--protocol",
         type=Literal[tuple(PROTOCOLS)] | None,
@@ -67,8 +77,12 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--metrics", type=list[Metric], default=["mse", "psnr", "ssim"], help="A list, such as [psnr,ssim,lpips,fvd]."
     )
-    parser.add_argument("--vgg_weights", type=str | None, default=None, help="File with VGG16's weights, for lpips.")
-    parser.add_argument("--i3d_weights", type=str | None, default=None, help="File with I3D's weights, for fvd.")
+    parser.add_argument(
+        "--vgg_weights", metavar="FILE", type=str | None, default=None, help="File with VGG16's weights, for lpips."
+    )
+    parser.add_argument(
+        "--i3d_weights", metavar="FILE", type=str | None, default=None, help="File with I3D's weights, for fvd."
+    )
     parser.add_argument("--split", type=str, default="train", help="Whose episodes are evaluated.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--episodes", type=int | None, default=None, help="Of each data set at most, the first ones.")

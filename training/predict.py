@@ -152,14 +152,30 @@ def _json(metrics: dict[str, Any]) -> bytes:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser("ivideogpt-predict", "Predict video with a trained world model: GIF, mp4, web page, metrics.")
+    parser = recipe_parser(
+        "ivideogpt-predict",
+        "Predict video with a trained world model: GIF, mp4, web page, metrics. Clips are cut as the model was trained, where "
+        "its folder says so (recipe.yaml) and neither --config nor --clips.stride and the like do.",
+        helped=("clips",),
+    )
+    parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL --output DIR_OR_URL [OPTION ...]"
     add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
     parser.add_argument(
-        "--input", type=str, required=True, help="An episode (.npz), a video, an episode shard (.tar) or a data set's folder."
+        "--input",
+        metavar="PATH_OR_URL",
+        type=str,
+        required=True,
+        help="An episode (.npz), a video, an episode shard (.tar) or a data set's folder.",
     )
-    parser.add_argument("--camera", type=str | None, default=None, help="Array of frames, for an .npz that holds several.")
-    parser.add_argument("--output", type=str, required=True, help="Folder for pictures, pages and metrics.")
-    parser.add_argument("--episode", type=str | None, default=None, help="Key of one episode, or its number from 0.")
+    parser.add_argument(
+        "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
+    )
+    parser.add_argument(
+        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for pictures, pages and metrics."
+    )
+    parser.add_argument(
+        "--episode", metavar="KEY_OR_NUMBER", type=str | None, default=None, help="Key of one episode, or its number from 0."
+    )
     parser.add_argument("--episodes", type=int, default=1, help="Predict so many episodes, the first ones, and average.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--start", type=int, default=0, help="First frame of the clip.")

@@ -34,13 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser("ivideogpt-train-tokenizer", "Train the compressive VQ tokenizer on episode shards.")
-    parser.add_argument("--shards", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest.")
-    parser.add_argument("--output", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`.")
+    parser = recipe_parser(
+        "ivideogpt-train-tokenizer",
+        "Train the compressive VQ tokenizer on episode shards. SIGTERM and SIGUSR1 finish the step and save.",
+        helped=("data", "clips", "quality", "tokenizer"),
+    )
+    parser.usage = f"{parser.prog} --shards DIR [DIR ...] --output DIR [OPTION ...]"
+    parser.add_argument(
+        "--shards", metavar="DIR", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest."
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`."
+    )
     parser.add_argument("--resume", type=Literal["auto", "never"], default="never", help="auto: go on where the run stopped.")
     parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
     parser.add_argument(
-        "--init_from", type=str | None, default=None, help="Folder (or URL, or hub id) of a tokenizer to start from."
+        "--init_from",
+        metavar="DIR_OR_HUB_ID",
+        type=str | None,
+        default=None,
+        help="Folder (or URL, or hub id) of a tokenizer to start from.",
     )
     recipe, options = parse_recipe(parser, arguments)
     trained = None

@@ -63,8 +63,10 @@ def read_shapes(folder: str | Path) -> Shapes:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
     except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} can't be opened as safetensors ({error})") from error
+        raise SourceError(f"{path} can't be read as safetensors ({error}); fetch or write it again") from error
 
 
 def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
@@ -76,8 +78,10 @@ def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
     path = Path(folder) / WEIGHTS
     try:
         return load_file(path)
+    except FileNotFoundError as error:
+        raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
     except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} can't be opened as safetensors ({error})") from error
+        raise SourceError(f"{path} can't be read as safetensors ({error}); fetch or write it again") from error
 
 
 def require_layers(config: LlamaConfig, shapes: Shapes, folder: str | Path) -> None:

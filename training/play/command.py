@@ -18,12 +18,21 @@ log = logging.getLogger(__name__)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser("ivideogpt-play", "Drive a world model with keys and sliders on a local web page.")
+    parser = recipe_parser(
+        "ivideogpt-play", "Drive a world model with keys and sliders on a local web page.", helped=("clips",)
+    )
+    parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL [OPTION ...]"
     add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
     parser.add_argument(
-        "--input", type=str, required=True, help="Frames to start from: an episode (.npz), a video, a shard (.tar) or a folder."
+        "--input",
+        metavar="PATH_OR_URL",
+        type=str,
+        required=True,
+        help="Frames to start from: an episode (.npz), a video, a shard (.tar) or a folder.",
     )
-    parser.add_argument("--camera", type=str | None, default=None, help="Array of frames, for an .npz that holds several.")
+    parser.add_argument(
+        "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
+    )
     parser.add_argument("--episodes", type=int, default=16, help="Offer so many episodes as starts, the first ones.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--samples", type=int, default=1, help="Futures side by side at first; the page can change it.")
