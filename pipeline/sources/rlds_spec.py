@@ -217,8 +217,10 @@ def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
     names = camera_paths(features)
     path = names.get(entry.image_key)
     if path is None:
-        near = difflib.get_close_matches(entry.image_key, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        near = difflib.get_close_matches(entry.image_key, names, n=2)
+        # Of image_0 to image_3, none is nearer to `image` than the others.
+        alike = {difflib.SequenceMatcher(None, name, entry.image_key).ratio() for name in near}
+        hint = f" (did you mean {near[0]!r}?)" if near and len(alike) == len(near) else ""
         raise ConfigError(
             f"{entry.name} has no camera {entry.image_key!r}{hint}; it has {', '.join(sorted(names)) or 'none'}. Pass --camera"
         )

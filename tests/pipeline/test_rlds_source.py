@@ -16,6 +16,7 @@ from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import RldsSource
+from pipeline.sources.rlds_spec import episode_spec
 from pipeline.sources.tfrecord import read_records, write_record
 
 SOURCE = FrameForm("source")
@@ -202,6 +203,9 @@ def test_a_camera_that_is_not_there_names_those_that_are(tmp_path):
         read_all(folder, image_key="imag")
     with pytest.raises(ConfigError, match="no camera 'state'"):
         read_all(folder, image_key="state")
+    cameras = {f"steps/observation/image_{n}": F.Image(shape=(None, None, 3)) for n in range(4)}
+    with pytest.raises(ConfigError, match=r"no camera 'image'; it has image_0, image_1"):
+        episode_spec(cameras, entry())
 
 
 def test_of_a_set_without_a_stated_version_the_only_one_is_taken_and_of_several_none(tmp_path):
