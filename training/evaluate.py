@@ -89,7 +89,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--start", type=int, default=0, help="First frame of the clips.")
     parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
     parser.add_argument("--samples", type=int | None, default=None, help="Futures per clip; 1, or what the protocol says.")
-    parser.add_argument("--samples_at_once", type=int, default=25, help="Samples in one batch.")
+    parser.add_argument("--samples_at_once", type=int, default=25, help="Samples in one batch; bounds memory.")
     parser.add_argument("--top_k", type=int, default=100, help="Only the k likeliest ids are drawn; 0 allows all.")
     parser.add_argument("--temperature", type=float, default=1.0, help="Of sampling; 0 is greedy.")
     parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same futures.")

@@ -54,15 +54,15 @@ def score_clip(model: WorldModel, clip: Clip, sampling: Sampling, at_once: int, 
         model: To predict with.
         clip: From `cut_clip`.
         sampling: How futures are drawn; noise follows from its seed and the clip's episode alone.
-        at_once: Samples in one batch. They are drawn batch by batch, so it is part of the noise.
+        at_once: Samples in one batch; it bounds memory and changes nothing else.
         metrics: To score with.
     """
     context, videos = model.geometry.context_length, []
+    seed = Draws("evaluate", sampling.seed, clip.dataset, clip.key).below("noise", 1 << 53)
     for first in range(0, sampling.samples, at_once):
-        seed = Draws("evaluate", sampling.seed, clip.dataset, clip.key, first).below("noise", 1 << 53)
-        count = min(at_once, sampling.samples - first)
-        prediction = predict_clip(model, clip, dataclasses.replace(sampling, samples=count, seed=seed))
-        start = prediction.reconstruction[None, :context].expand(count, -1, -1, -1, -1)
+        batch = dataclasses.replace(sampling, samples=min(at_once, sampling.samples - first), seed=seed)
+        prediction = predict_clip(model, clip, batch, first_sample=first)
+        start = prediction.reconstruction[None, :context].expand(batch.samples, -1, -1, -1, -1)
         videos.append(torch.cat([start, prediction.frames], dim=1))
     reconstruction = prediction.reconstruction
     repeated = clip.frames[context - 1].expand_as(reconstruction[context:])

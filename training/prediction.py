@@ -167,7 +167,11 @@ def decode_frames(episode: Episode, indices: Sequence[int], side: int) -> torch.
 
 
 def predict_clip(
-    model: WorldModel, clip: Clip, sampling: Sampling, on_frame: Callable[[], object] = lambda: None
+    model: WorldModel,
+    clip: Clip,
+    sampling: Sampling,
+    on_frame: Callable[[], object] = lambda: None,
+    first_sample: int = 0,
 ) -> Prediction:
     """Predict all frames of a clip after its context.
 
@@ -176,9 +180,10 @@ def predict_clip(
         clip: From `cut_clip`.
         sampling: How futures are drawn.
         on_frame: Called after every step.
+        first_sample: Number of the first of the samples; see `WorldModel.start`.
     """
     context, length = model.geometry.context_length, len(clip.frames)
-    session = model.start(clip.frames[:context], **dataclasses.asdict(sampling))
+    session = model.start(clip.frames[:context], **dataclasses.asdict(sampling), first_sample=first_sample)
 
     def actions() -> Iterator[torch.Tensor | None]:
         for frame in range(context, length):

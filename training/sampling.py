@@ -49,13 +49,13 @@ class SamplingRule:
         return candidates.gather(-1, chosen).squeeze(-1)
 
 
-def uniforms(seed: int, samples: int, frame: int, count: int) -> np.ndarray:
-    """(samples, count) float64 in [0, 1): the noise for `count` ids of one frame, row s for sample s.
+def uniforms(seed: int, samples: int, frame: int, count: int, first: int = 0) -> np.ndarray:
+    """(samples, count) float64 in [0, 1): the noise for `count` ids of one frame, row r for sample `first` + r.
 
     Every entry is a Philox output keyed by (seed, sample) at the counter of its frame.
     """
     rows = []
-    for sample in range(samples):
+    for sample in range(first, first + samples):
         stream = np.random.Philox(
             key=np.array([seed % 2**64, sample], np.uint64), counter=np.array([0, 0, frame, 0], np.uint64)
         )

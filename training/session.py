@@ -110,6 +110,7 @@ class WorldModel:
         top_k: int | None = 100,
         temperature: float = 1.0,
         seed: int | None = None,
+        first_sample: int = 0,
     ) -> "Session":
         """Begin to predict.
 
@@ -120,6 +121,7 @@ class WorldModel:
             top_k: Only the k likeliest ids are drawn; None allows all.
             temperature: Of sampling; 0 is greedy.
             seed: Sample s of a clip is the same whatever else is in the batch; None draws a seed.
+            first_sample: Number of the first sample, where many are drawn in several sessions.
 
         Raises:
             ConfigError: The frames' shape or values, or a sampling number, can't be.
@@ -130,7 +132,7 @@ class WorldModel:
             raise ConfigError(f"samples must be at least 1, not {samples}")
         rule = SamplingRule(top_k, temperature)
         seed = int.from_bytes(os.urandom(8)) if seed is None else seed
-        return Session(self, self.tokenizer.tokenize(frames), frames, samples, rule, seed)
+        return Session(self, self.tokenizer.tokenize(frames), frames, samples, rule, seed, first_sample)
 
     def start_from_ids(self, ids: torch.Tensor, top_k: int | None = 100, temperature: float = 1.0, seed: int = 0) -> "Session":
         """Begin to predict from clips that are tokenized already, one future of each.
@@ -161,13 +163,20 @@ class Session:
 
     @torch.no_grad()
     def __init__(
-        self, model: WorldModel, ids: torch.Tensor, frames: torch.Tensor, samples: int, rule: SamplingRule, seed: int
+        self,
+        model: WorldModel,
+        ids: torch.Tensor,
+        frames: torch.Tensor,
+        samples: int,
+        rule: SamplingRule,
+        seed: int,
+        first_sample: int = 0,
     ) -> None:
         self.seed = seed
         self.steps = self.passes = 0
         self._model = model
         self._rule = rule
-        self._samples = samples
+        self._samples, self._first_sample = samples, first_sample
         self._recent = frames.repeat_interleave(samples, dim=0)
         self._undecoded: list[torch.Tensor] = []
         self._begin(ids, copies=samples)
@@ -312,7 +321,8 @@ class Session:
 
     def _noise(self) -> np.ndarray:
         """(R, 17) uniform numbers for the ids of the next frame."""
-        drawn = uniforms(self.seed, self._samples, self.steps, self._model.geometry.future_ids)
+        count = self._model.geometry.future_ids
+        drawn = uniforms(self.seed, self._samples, self.steps, count, self._first_sample)
         return np.tile(drawn, (len(self._recent) // self._samples, 1))
 
     def _action_offset(self, action: Action | None) -> torch.Tensor | None:

@@ -1,10 +1,14 @@
 """How scores of clips become a table, and which model a published protocol takes."""
 
 import pytest
+import test_predict
+import tiny_models
 import torch
 
 from pipeline.errors import ConfigError
-from training.evaluation import ClipScores, summarise
+from training.evaluation import ClipScores, score_clip, summarise
+from training.evaluation_metrics import MetricSet
+from training.prediction import Sampling, clips_for, cut_clip
 from training.protocols import PROTOCOLS, require_fit
 
 
@@ -40,6 +44,16 @@ def test_fvd_compares_all_samples_with_the_truth():
     rows = summarise(ClipScores(torch.zeros(5, 5, 0, 3), features), [], context=1)
     assert rows["reconstruction"]["fvd"]["all"] == pytest.approx(0, abs=1e-4)
     assert rows["repeat_last_frame"]["fvd"]["all"] > 40 > rows["prediction"]["fvd"]["all"] > 0
+
+
+def test_samples_are_the_same_however_many_are_drawn_at_once():
+    model = tiny_models.world_model()
+    clip = cut_clip(test_predict.episode(), model, clips_for(model, test_predict.CLIPS, None), start=0)
+    metrics = MetricSet(["mse"], None, None, len(clip.frames), clip.frames.shape[-1], torch.device("cpu"))
+    scores = [score_clip(model, clip, Sampling(samples=4, seed=2), at_once, metrics).frames for at_once in (1, 3, 4)]
+    assert len(scores[0][0, :4].unique(dim=0)) == 4
+    for other in scores[1:]:
+        torch.testing.assert_close(other, scores[0])
 
 
 def test_a_protocol_takes_only_the_models_it_is_defined_for():
