@@ -16,7 +16,7 @@ from pipeline.index import SUMMARY_FILE, read_records
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import read_sample
 from tokenize_offline.clips import EpisodeShape, frame_indices, stride_of
-from training.tokenizer_data import EpisodeRow, EpisodeTable
+from training.episode_table import EpisodeRow, open_tables
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_test_sets(
     Raises:
         ShardError: There is no episode to evaluate.
     """
-    table = EpisodeTable.open(shards, split, clips.held_out if held_out else 0.0, want_held_out=held_out)
+    table = open_tables(shards, split, clips.held_out)[1] if held_out else open_tables(shards, split, 0.0)[0]
     sets = []
     for dataset, rows in sorted(table.rows.items()):
         enough = [row for row in rows if _last_frame(clips, row.shape, start) < row.shape.num_frames]

@@ -26,12 +26,13 @@ from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.episode_table import open_tables
 from training.metrics import METRICS_NAME, cut_metrics
 from training.perceptual import LPIPS
 from training.stopping import StopRequest, signals_held_back
 from training.tokenizer_adversary import Adversary, measure_of
 from training.tokenizer_codebooks import CodebookKeeper
-from training.tokenizer_data import EpisodeTable, StepBatches, TokenizerClips
+from training.tokenizer_data import StepBatches, TokenizerClips
 from training.tokenizer_evaluation import TokenizerReport, evaluate_tokenizer, write_reconstructions
 from training.tokenizer_loss import tokenizer_losses
 from training.tokenizer_start import starting_model
@@ -80,9 +81,10 @@ class TokenizerTrainer:
                 f"take a multiple of {processes}"
             )
         weights = recipe.data.weights or (mixture(recipe.data.mixture) if recipe.data.mixture else None)
-        table = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=False, quality=recipe.quality)
+        table, held_out = open_tables(shards, "train", recipe.clips.held_out, recipe.quality)
+        if not table.rows:
+            raise ConfigError(f"clips.held_out {recipe.clips.held_out} leaves no episode of {', '.join(shards)} to train on")
         self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
-        held_out = EpisodeTable.open(shards, "train", recipe.clips.held_out, want_held_out=True, quality=recipe.quality)
         plain = dataclasses.replace(recipe.clips, views=1)
         self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out.rows else None
         self._lpips = self._open_lpips()

@@ -23,7 +23,7 @@ from tokenize_offline.plan import find_shards, token_layout
 from tokenize_offline.planner import plan
 from tokenize_offline.selection import Measured, exclude, first_of_their_kind, select
 from tokenize_offline.token_shards import open_token_shard
-from training.tokenizer_data import EpisodeTable
+from training.episode_table import open_tables
 
 
 def with_quality(output, episodes, dataset="made_up", split="train", number=0):
@@ -214,7 +214,7 @@ def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
     whole, limited = (
         {
             (name, row.shape.key)
-            for name, rows in EpisodeTable.open([str(episodes)], "train", 0.0, False, quality).rows.items()
+            for name, rows in open_tables([str(episodes)], "train", 0.0, quality)[0].rows.items()
             for row in rows
         }
         for quality in (None, limits)

@@ -1,0 +1,62 @@
+"""Episodes by their index: every one in its place, held-out ones apart, in memory that full collections allow."""
+
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import ShardError
+from pipeline.index import INDEX_FILE
+from training.episode_table import open_tables
+
+ROWS = 5000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """A data set of `ROWS` training episodes and one test episode, of which there is but the index."""
+    root = tmp_path_factory.mktemp("shards")
+    (root / "made_up").mkdir()
+    numbers = range(ROWS + 1)
+    table = {
+        "key": [f"train-{number // 100:05d}-{number:06d}" for number in numbers],
+        "split": ["train"] * ROWS + ["test"],
+        "shard": [f"train-{number // 100:06d}.tar" for number in numbers],
+        "offset": [number % 100 * 1024 for number in numbers],
+        "size": [1024 + number for number in numbers],
+        "num_frames": pa.array([number % 50 + 1 for number in numbers], pa.int32()),
+        "height": pa.array([80] * (ROWS + 1), pa.int32()),
+        "width": pa.array([100] * (ROWS + 1), pa.int32()),
+        "rate": [10.0 if number % 2 else None for number in numbers],
+        "base_step": [1.0] * (ROWS + 1),
+    }
+    pq.write_table(pa.table(table), root / "made_up" / INDEX_FILE, row_group_size=1000)
+    return str(root)
+
+
+def test_every_episode_of_the_split_is_held_out_or_not_and_in_the_order_of_the_index(folder):
+    kept, held = (list(table.rows["made_up"]) for table in open_tables([folder], "train", 0.1))
+    assert 0.05 * ROWS < len(held) < 0.15 * ROWS
+    for rows in (kept, held):
+        assert [row.size for row in rows] == sorted(row.size for row in rows)
+    assert sorted(row.size - 1024 for row in kept + held) == list(range(ROWS))
+    for row in kept + held:
+        number = row.size - 1024
+        assert row.shape.key == f"train-{number // 100:05d}-{number:06d}" and row.offset == number % 100 * 1024
+        assert row.shard == f"{folder}/made_up/train-{number // 100:06d}.tar"
+        assert (row.shape.num_frames, row.shape.rate) == (number % 50 + 1, 10.0 if number % 2 else None)
+
+
+def test_a_reading_process_gets_its_copy_of_a_million_episodes_in_a_tenth_of_a_gigabyte(folder):
+    kept, _ = open_tables([folder], "train", 0.0)
+    data = pickle.dumps(kept)
+    assert len(data) < 100 * ROWS
+    assert list(pickle.loads(data).rows["made_up"]) == list(kept.rows["made_up"])
+
+
+def test_an_empty_split_is_named_and_none_held_out_is_no_error(folder):
+    kept, held = open_tables([folder], "test", 0.0)
+    assert len(kept.rows["made_up"]) == 1 and held.rows == {}
+    with pytest.raises(ShardError, match="no episode of split 'val'"):
+        open_tables([folder], "val", 0.0)

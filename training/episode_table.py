@@ -1,0 +1,119 @@
+"""Which episodes there are and where their samples lie, from the indexes of data sets; no frame is read.
+
+Rows stay in Arrow's columns and become objects one at a time: a million episodes take 0.1 GB in every process, a tenth of what
+as many objects would, and every process that reads for training has a copy.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import storage
+from pipeline.errors import ShardError
+from pipeline.index import INDEX_FILE, read_index
+from pipeline.recipe import QualityConfig
+from tokenize_offline.clips import EpisodeShape, is_held_out
+from tokenize_offline.selection import select
+
+_OF_SHAPE = ("key", "num_frames", "height", "width", "rate", "base_step")
+_COLUMNS = (*_OF_SHAPE, "split", "shard", "offset", "size")
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """An episode and where its sample lies.
+
+    Attributes:
+        shape: What its clips follow from.
+        shard: Path of its shard.
+        offset: First byte of its sample.
+        size: Bytes of its sample.
+    """
+
+    shape: EpisodeShape
+    shard: str
+    offset: int
+    size: int
+
+
+class EpisodeRows:
+    """Episodes of one data set, in the order of its index.
+
+    Args:
+        dataset: Its name.
+        folder: Of the data set.
+        table: Rows of its index.
+    """
+
+    def __init__(self, dataset: str, folder: str, table: pa.Table) -> None:
+        self._dataset = dataset
+        self._folder = folder
+        self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    def __len__(self) -> int:
+        return len(self._columns["key"])
+
+    def __getitem__(self, number: int) -> EpisodeRow:
+        row = {name: column[number].as_py() for name, column in self._columns.items()}
+        shape = EpisodeShape(dataset=self._dataset, **{name: row[name] for name in _OF_SHAPE})
+        return EpisodeRow(shape, storage.join(self._folder, row["shard"]), row["offset"], row["size"])
+
+    def __iter__(self) -> Iterator[EpisodeRow]:
+        return (self[number] for number in range(len(self)))
+
+
+@dataclass(frozen=True)
+class EpisodeTable:
+    """The episodes of several data sets, without their frames.
+
+    Attributes:
+        rows: Data set -> its episodes; those without any are left out.
+    """
+
+    rows: dict[str, EpisodeRows]
+
+
+def open_tables(
+    shards: Sequence[str], split: str, held_out: float, quality: QualityConfig | None = None
+) -> tuple[EpisodeTable, EpisodeTable]:
+    """Open the indexes of data sets.
+
+    Args:
+        shards: Output folders of ingest, or folders of single data sets.
+        split: The split whose episodes are taken.
+        held_out: Share of held-out episodes (`clips.held_out`).
+        quality: Limits of the recipe; episodes beyond them are not taken. None takes all.
+
+    Returns:
+        The episodes that are not held out, and those that are.
+
+    Raises:
+        ShardError: There is no data set, or quality was not measured.
+    """
+    kept, held = EpisodeTable({}), EpisodeTable({})
+    folders = [dataset for root in shards for dataset in _dataset_folders(root)]
+    excluded = {(each.dataset, each.key) for each in select(folders, quality, held_out)} if quality is not None else set()
+    for folder in folders:
+        dataset = storage.basename(folder)
+        found = read_index(folder, _COLUMNS)
+        found = found.filter(pc.equal(found["split"], split)).drop_columns("split")
+        found = found.set_column(found.column_names.index("shard"), "shard", found["shard"].dictionary_encode())
+        keys = found["key"].to_pylist()
+        taken = np.array([(dataset, key) not in excluded for key in keys], bool)
+        apart = np.array([is_held_out(dataset, key, held_out) for key in keys], bool)
+        for table, mask in ((kept, taken & ~apart), (held, taken & apart)):
+            if mask.any():
+                table.rows[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))
+    if not kept.rows and not held.rows:
+        places = ", ".join(shards)
+        raise ShardError(f"no episode of split {split!r} under {places}; name the output folder of ivideogpt-ingest")
+    return kept, held
+
+
+def _dataset_folders(root: str) -> list[str]:
+    """The data set folders under an output folder of ingest, or `root` itself where it is one."""
+    folders = [root, *(storage.join(root, name) for name in storage.list_folders(root))]
+    return [folder for folder in folders if storage.exists(storage.join(folder, INDEX_FILE))]
