@@ -208,15 +208,18 @@ def _chart(metrics: dict[str, Any]) -> str:
 
 
 def _legend(several: bool) -> str:
-    entries = (f"<span><i class={kind}></i>{escape(text)}</span>" for kind, text in _LEGEND if several or kind != "sample")
+    shown = [(kind, text) for kind, text in _LEGEND if several or kind != "sample"]
+    entries = (f"<span><i class={kind}></i>{escape(_of_one(text, several))}</span>" for kind, text in shown)
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
 def _table(metrics: dict[str, Any]) -> str:
     repeated = metrics["repeat_last_frame"]
+    mean, best = metrics["prediction"]["mean"], metrics["prediction"]["best"]
+    several = mean != best
     rows = [
-        ("prediction, mean of samples", metrics["prediction"]["mean"]),
-        ("prediction, best sample", metrics["prediction"]["best"]),
+        (_of_one("prediction, mean of samples", several), mean),
+        *([("prediction, best sample", best)] if several else []),
         ("repeating the last context frame", repeated),
         ("the tokenizer's reconstruction", metrics["reconstruction"]),
     ]
@@ -229,6 +232,11 @@ def _table(metrics: dict[str, Any]) -> str:
         for name, row in rows
     )
     return f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>"
+
+
+def _of_one(text: str, several: bool) -> str:
+    """What a row or curve is called where there is one sample: nothing is averaged then."""
+    return text if several else text.removesuffix(", mean of samples")
 
 
 def _gain(decibels: float) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -61,6 +62,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         trained = CompressiveVQModel.from_pretrained(options.init_from)
         given = [field.name for field in dataclasses.fields(TokenizerConfig) if _is_given(parser, field.name, arguments)]
         recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     output = Path(options.output)
     _check_output(output, recipe, options.resume)
     place = find_place(os.environ)

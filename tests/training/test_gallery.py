@@ -133,6 +133,16 @@ def test_names_from_inputs_are_text(browser, tmp_path):
     assert "taken" not in browser.run("return document.title").replace(hostile, "")
 
 
+def test_one_sample_is_neither_averaged_nor_best(tmp_path):
+    different = prediction()
+    different.frames[1] *= 0.5
+    several, one = (write(tmp_path / name, made).read_text() for name, made in (("2", different), ("1", prediction(samples=1))))
+    assert several.count("mean of samples") == 2  # in the table and beneath the chart
+    assert several.count("best sample") == 1
+    assert "mean of samples" not in one
+    assert "best sample" not in one
+
+
 def test_sprite_holds_every_pixel_of_small_frames():
     frames = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
     uri = gallery.sprite(frames)
