@@ -20,7 +20,8 @@ _FIRST_PORT, _PORTS = 20000, 12000
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """RANK and its companions of a process that srun started directly; empty for all others.
 
-    The first node of the step hosts the store, on a port that follows from the job's and the step's number.
+    The first node of the step hosts the store, on a port that follows from the job's and the step's number, unless MASTER_ADDR
+    and MASTER_PORT say otherwise. A shell of `salloc` is a step of one task, and no process among many.
     """
     size = environment.get("SLURM_STEP_NUM_TASKS", "1")
     if "RANK" in environment or size == "1" or "SLURM_PROCID" not in environment:
@@ -32,8 +33,8 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
         "WORLD_SIZE": size,
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
-        "MASTER_ADDR": first_host(environment["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(_FIRST_PORT + number % _PORTS),
+        "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(_FIRST_PORT + number % _PORTS),
     }
 
 

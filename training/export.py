@@ -76,5 +76,14 @@ def export_model(
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)
     (staging / PROVENANCE_NAME).write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    _put_in_place(staging, folder)
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Rename a folder, in place of what is there, which goes only when the new one has its name."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    made.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -6,7 +6,6 @@ a GPU wait.
 """
 
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import ConfigError
+from tokenize_offline.launch import slurm_variables
 
 # A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
 _TIMEOUT = timedelta(minutes=30)
-_FIRST_PORT = 20_000
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,9 @@ def find_place(environment: Mapping[str, str]) -> Place:
     Raises:
         ConfigError: The variables contradict each other or some are missing.
     """
-    if "RANK" in environment:
-        source, names = environment, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        source, names = _from_slurm(environment), ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    else:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    source = {**environment, **slurm_variables(environment)}
+    if "RANK" not in source:
         return Place(0, 1, 0, 1, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     missing = [name for name in names if name not in source]
     if missing:
@@ -64,21 +61,6 @@ def find_place(environment: Mapping[str, str]) -> Place:
     if not 0 <= local_rank <= rank < world_size:
         raise ConfigError(f"LOCAL_RANK {local_rank}, RANK {rank} and WORLD_SIZE {world_size} contradict each other")
     return Place(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})
-
-
-def _from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
-    """torchrun's variables out of those that srun gives each of its processes."""
-    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", environment.get("SLURM_STEP_NODELIST", "localhost"))
-    here = environment.get("SLURM_STEP_TASKS_PER_NODE", environment["SLURM_NTASKS"]).split(",")[0].split("(")[0]
-    port = _FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % 10_000 + int(environment["SLURM_STEP_ID"]) % 100
-    return {
-        "RANK": environment["SLURM_PROCID"],
-        "WORLD_SIZE": environment["SLURM_NTASKS"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "LOCAL_WORLD_SIZE": here,
-        "MASTER_ADDR": environment.get("MASTER_ADDR") or ("".join(first.groups("")) if first else "localhost"),
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
-    }
 
 
 class Processes:

@@ -141,7 +141,8 @@ def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
+    shared = {**step, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     options = ["--tokenizer.steps", "1000", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "1000"]
     command = [sys.executable, "-m", "training.train_tokenizer", *_arguments(episodes, tmp_path, *options)]
     running = [

@@ -25,6 +25,8 @@ def test_a_task_of_srun_gets_the_place_that_torchrun_would_give_it():
     assert made == {"RANK": "6", "WORLD_SIZE": "7", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "gpu007"}
     assert 1024 < port < 32768 and port == int(slurm_variables(STEP | {"SLURM_PROCID": "0"})["MASTER_PORT"])
     assert port != int(slurm_variables(STEP | {"SLURM_STEP_ID": "3"})["MASTER_PORT"])
+    meeting = {"MASTER_ADDR": "ib0.gpu007", "MASTER_PORT": "29500"}
+    assert slurm_variables(STEP | meeting).items() >= meeting.items()
 
 
 @pytest.mark.parametrize("change", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])
