@@ -1,5 +1,6 @@
 """The command `ivideogpt-train`: token shards become a trained transformer."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,12 @@ from pipeline.command import CommandParser, add_section_folder, parse_recipe, re
 
 def build_parser() -> CommandParser:
     """The command's options beside the recipe."""
-    parser = recipe_parser("ivideogpt-train", "Pre-train the transformer on token shards, alone or under a launcher.")
+    parser = recipe_parser(
+        "ivideogpt-train",
+        "Pre-train the transformer on token shards, alone or under a launcher.",
+        helped={"data", "model", "training"},
+    )
+    parser.usage = "%(prog)s --tokens DIR [DIR ...] --output DIR [OPTION ...]"
     parser.add_argument(
         "--tokens", nargs="+", type=str, required=True, metavar="DIR", help="Folders or URLs that ivideogpt-tokenize wrote."
     )
@@ -49,7 +55,7 @@ def build_parser() -> CommandParser:
         help="Numbers of processes for --verify_resume. Default: all GPUs of this machine and half of them, or 2 and 1.",
     )
     # The deepspeed launcher passes its rank as an option too; the environment says the same.
-    parser.add_argument("--local_rank", type=int, default=0, help="Ignored.")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
