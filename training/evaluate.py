@@ -28,6 +28,7 @@ from training.model_folder import locate_model
 from training.prediction import Sampling, clips_for, cut_clip
 from training.processes import Processes, find_place
 from training.protocols import PROTOCOLS, Protocol, require_fit
+from training.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
 
 _ALL = "all data sets"
@@ -85,14 +86,13 @@ def build_parser() -> CommandParser:
     )
     parser.add_argument("--split", type=str, default="train", help="Whose episodes are evaluated.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
-    parser.add_argument("--episodes", type=int | None, default=None, help="Of each data set at most, the first ones.")
+    parser.add_argument(
+        "--episodes", type=int | None, default=None, help="How many of each data set at most, from the first on."
+    )
     parser.add_argument("--start", type=int, default=0, help="First frame of the clips.")
     parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
-    parser.add_argument("--samples", type=int | None, default=None, help="Futures per clip; 1, or what the protocol says.")
+    add_sampling_options(parser, samples=None, of_samples="; by default as many as the protocol has, else 1")
     parser.add_argument("--samples_at_once", type=int, default=25, help="Samples in one batch; bounds memory.")
-    parser.add_argument("--top_k", type=int, default=100, help="Only the k likeliest ids are drawn; 0 allows all.")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Of sampling; 0 is greedy.")
-    parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same futures.")
     return parser
 
 
@@ -114,8 +114,9 @@ def _plan(model: WorldModel, clips: ClipsConfig, options: Any, length_given: boo
         protocol = require_fit(options.protocol, model.geometry.context_length, model.tokenizer.config.resolution)
         samples, episodes, steps = options.samples or protocol.samples, options.episodes or protocol.clips, protocol.future
         clips = dataclasses.replace(clips, stride="1")
-    sampling = Sampling(samples, options.top_k or None, options.temperature, options.seed)
-    return Evaluation(clips_for(model, clips, steps), options.start, episodes, sampling, options.samples_at_once)
+    return Evaluation(
+        clips_for(model, clips, steps), options.start, episodes, sampling_of(options, samples), options.samples_at_once
+    )
 
 
 def _require_enough(sets: Sequence[TestSet], metrics: MetricSet) -> None:

@@ -25,6 +25,7 @@ from training.model_clips import clips_as_trained
 from training.model_folder import locate_model
 from training.pictures import Strip
 from training.prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
+from training.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
 
 GIF, MP4, SHEET, METRICS = "prediction.gif", "prediction.mp4", "contact_sheet.png", "metrics.json"
@@ -176,18 +177,17 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--episode", metavar="KEY_OR_NUMBER", type=str | None, default=None, help="Key of one episode, or its number from 0."
     )
-    parser.add_argument("--episodes", type=int, default=1, help="Predict so many episodes, the first ones, and average.")
+    parser.add_argument(
+        "--episodes", type=int, default=1, help="How many episodes to predict, from the first on; the result has their average."
+    )
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--start", type=int, default=0, help="First frame of the clip.")
     parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
-    parser.add_argument("--samples", type=int, default=1, help="Futures drawn per episode.")
-    parser.add_argument("--top_k", type=int, default=100, help="Only the k likeliest ids are drawn; 0 allows all.")
-    parser.add_argument("--temperature", type=float, default=1.0, help="Of sampling; 0 is greedy.")
-    parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same futures.")
+    add_sampling_options(parser)
     recipe, options = parse_recipe(parser, arguments)
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
-    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
+    sampling = sampling_of(options)
     folder = locate_model(options.model_dir)
     clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
     held_out = clips.held_out if options.held_out else None

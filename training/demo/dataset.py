@@ -96,7 +96,7 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate and write the data set, unless it is there already; prints a summary as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="Becomes an Open X-Embodiment root.")
+    parser.add_argument("--output", type=Path, required=True, help="Folder to write; it becomes an Open X-Embodiment root.")
     parser.add_argument("--episodes", type=int, default=160, help="Of the split train.")
     parser.add_argument("--test_episodes", type=int, default=8, help="Of the split test.")
     parser.add_argument("--steps", type=int, default=40, help="Frames of an episode.")

@@ -11,7 +11,7 @@ from training.model_clips import clips_as_trained
 from training.model_folder import locate_model
 from training.play.game import Game
 from training.play.server import PlayServer
-from training.prediction import Sampling
+from training.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
 
 log = logging.getLogger(__name__)
@@ -33,19 +33,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
     )
-    parser.add_argument("--episodes", type=int, default=16, help="Offer so many episodes as starts, the first ones.")
+    parser.add_argument("--episodes", type=int, default=16, help="How many episodes to offer as starts, from the first on.")
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
-    parser.add_argument("--samples", type=int, default=1, help="Futures side by side at first; the page can change it.")
-    parser.add_argument("--top_k", type=int, default=100, help="Only the k likeliest ids are drawn; 0 allows all.")
     # One unlikely id stays in view for as long as a person plays, so fewer of them are drawn than in predictions.
-    parser.add_argument("--temperature", type=float, default=0.5, help="Of sampling, at first; 0 is greedy.")
-    parser.add_argument("--seed", type=int, default=0, help="Of sampling, at first.")
+    add_sampling_options(parser, of_samples=", shown side by side; the page can change all this", temperature=0.5)
     parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="Address to listen on; others than loopback let others in."
+        "--host", type=str, default="127.0.0.1", help="Address to listen on; any but the default lets other machines in."
     )
     parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
     recipe, options = parse_recipe(parser, arguments)
-    sampling = Sampling(options.samples, options.top_k or None, options.temperature, options.seed)
+    sampling = sampling_of(options)
     folder = locate_model(options.model_dir)
     clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
     held_out = clips.held_out if options.held_out else None
