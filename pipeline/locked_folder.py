@@ -1,12 +1,14 @@
 """Temporary folders that tell whether their process still lives, so that what killed processes leave can be cleared.
 
-A folder is locked as long as the process that made it holds it; the lock goes with the process, however that ends.
+A folder is locked as long as the process that made it holds it; the lock goes with the process, however that ends. The name of
+the host is part of a folder's, since hosts that share a `TMPDIR` don't always see each other's locks.
 """
 
 import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +16,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked_folder(prefix: str) -> Iterator[Path]:
-    """A new folder in `TMPDIR`, gone after the block; those of the same prefix that nobody holds any more are cleared first.
+    """A new folder in `TMPDIR`, gone after the block; this host's of the same prefix that nobody holds are cleared first.
 
     Where a file system knows no locks, nothing is ever cleared.
     """
-    parent = Path(tempfile.gettempdir())
+    parent, prefix = Path(tempfile.gettempdir()), f"{prefix}{socket.gethostname()}-"
     _clear_abandoned(parent, prefix)
     folder, descriptor = _made_and_locked(parent, prefix)
     try:

@@ -42,24 +42,22 @@ def staged_on_disk(final: Path) -> Iterator[Path]:
         StorageError: The disk is full, or this user may not write there.
     """
     own = final.with_name(f".{final.name}{PARTIAL}")
-    file, descriptor = own / f"{uuid.uuid4().hex[:8]}{PARTIAL}", -1
-    try:
-        with _refusal_explained(str(final), final.parent, file):
-            descriptor = _create_locked(file)
+    with _refusal_explained(str(final), final.parent, own):
+        file, descriptor = _create_locked(own)
+        try:
             yield file
             with file.open("rb") as written:
                 os.fsync(written.fileno())
             # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
             file.chmod(0o666 & ~_UMASK)
             file.replace(final)
-        _remove_abandoned(own)
-    finally:
-        if descriptor >= 0:
+            _remove_abandoned(own)
+        finally:
             os.close(descriptor)
-        # What can't be removed either, the next one that publishes `final` removes.
-        with contextlib.suppress(OSError):
-            file.unlink(missing_ok=True)
-            own.rmdir()
+            # What can't be removed either, the next one that publishes `final` removes.
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+                own.rmdir()
 
 
 @contextlib.contextmanager
@@ -75,18 +73,20 @@ def staged_for_upload(url: str, name: str) -> Iterator[Path]:
     """
     with locked_folder("ivideogpt-stage-") as folder:
         file = folder / name
-        with _refusal_explained(url, folder, file):
+        with _refusal_explained(url, folder, folder):
             yield file
 
 
 @contextlib.contextmanager
 def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]:
-    """Turn what a local disk says that can't take `path` in `folder`, or there as `staging`, into `StorageError`."""
+    """Turn what a local disk says that can't take `path` in `folder`, or in the folder `staging`, into `StorageError`."""
     try:
         yield
     except OSError as error:
         # Whoever writes may be reading other files meanwhile, whose errors name them.
-        own = error.filename is None or staging.is_relative_to(error.filename) or Path(error.filename).parent == folder
+        own = (
+            error.filename is None or Path(error.filename).parent in (folder, staging) or staging.is_relative_to(error.filename)
+        )
         if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
             raise
         raise StorageError(
@@ -95,15 +95,17 @@ def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]
         ) from error
 
 
-def _create_locked(file: Path) -> int:
-    """Create an empty file and the folders above it; a descriptor that holds a lock on it, so that nobody clears it.
+def _create_locked(own: Path) -> tuple[Path, int]:
+    """Create an empty file in `own` and the folders above it; its path, and a descriptor that holds a lock on it.
 
-    Another writer of the same path may clear the folder, or the file before it is locked; then they are made again.
+    Another writer of the same file may clear the folder, or the file before it is locked. Then another one is made, always by a
+    new name: whoever is about to clear the old one goes by its name.
     """
-    file.parent.parent.mkdir(parents=True, exist_ok=True)
+    own.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with contextlib.suppress(FileExistsError):
-            file.parent.mkdir()
+            own.mkdir()
+        file = own / f"{uuid.uuid4().hex}{PARTIAL}"
         try:
             # Network file systems lock only what is open for writing.
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -112,7 +114,7 @@ def _create_locked(file: Path) -> int:
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
-            return descriptor
+            return file, descriptor
         os.close(descriptor)
 
 

@@ -8,7 +8,6 @@ into, two as a rule.
 import dataclasses
 import functools
 import logging
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ import torch
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ShardError
+from pipeline.locked_folder import locked_folder
 from pipeline.records import LeftOut, ShardRecord, record_path, sha256_of
 from pipeline.shards import open_shard
 from tokenize_offline.batching import Batches, IdsOfShard
@@ -281,8 +281,8 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
             continue
         excluded = frozenset(task.excluded)
         try:
-            with tempfile.TemporaryDirectory(prefix="ivideogpt-shard-") as folder:
-                for episode in open_shard(_checked(task, Path(folder))):
+            with locked_folder("ivideogpt-shard-") as folder:
+                for episode in open_shard(_checked(task, folder)):
                     if episode.key not in excluded:
                         yield EpisodeWork(task, episode)
         except (ShardError, OSError) as error:

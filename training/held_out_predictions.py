@@ -5,13 +5,13 @@ whatever a training engine makes of them meanwhile; gathering, writing and readi
 is what the tokenizer makes of a clip's own ids: token shards hold no frames. The first rank predicts, the others wait.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.locked_folder import locked_folder
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.batches import Batch, as_batch
 from training.engine import full_weights
@@ -84,7 +84,7 @@ class HeldOutPredictions:
         files = self._run.tokenizer
         assert files is not None
         tokenizer = CompressiveVQModel.from_files(files)
-        with tempfile.TemporaryDirectory(prefix="ivideogpt-model-") as folder:
+        with locked_folder("ivideogpt-model-") as folder:
             self._run.network.save_transformer(folder, weights)
             network = load_transformer(folder, tokenizer.geometry)
         return WorldModel(tokenizer.to(self._processes.device), network.to(self._processes.device))

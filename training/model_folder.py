@@ -1,10 +1,12 @@
 """Where a model lies: a folder, a URL or the Hugging Face hub, brought to a local folder of its two parts and its recipe."""
 
-import tempfile
+import atexit
+import contextlib
 from pathlib import Path
 
 from pipeline import storage
 from pipeline.errors import SourceError
+from pipeline.locked_folder import locked_folder
 from tokenize_offline import hub
 from training.transformer_files import CONFIG
 
@@ -55,7 +57,10 @@ def locate_transformer(path: str) -> Path:
 
 
 def _fetched(url: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ivideogpt-model-"))
+    # It lasts as long as the process, not longer: another model of equal size may come to the same URL.
+    lasting = contextlib.ExitStack()
+    folder = lasting.enter_context(locked_folder("ivideogpt-model-"))
+    atexit.register(lasting.close)
     for part in (TOKENIZER, TRANSFORMER):
         for name in storage.list_files(storage.join(url, part)):
             if name.endswith(_KINDS):

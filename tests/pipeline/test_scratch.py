@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import socket
 import tempfile
 from pathlib import Path
 
@@ -41,6 +42,16 @@ def test_folders_of_killed_runs_are_cleared_and_those_of_living_ones_stay(parent
             assert (living / "file").exists() and not killed.exists()
     finally:
         os.close(descriptor)
+
+
+def test_a_folder_of_another_host_is_left_alone_since_its_lock_may_not_be_seen_here(parent, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        with scratch_folder() as theirs:
+            pass
+    theirs.mkdir()
+    with scratch_folder() as ours:
+        assert theirs.exists() and theirs != ours
 
 
 def test_what_beam_said_is_kept_where_it_fails_and_nowhere_else(parent):
