@@ -80,6 +80,12 @@ def parser() -> CommandParser:
     made.add_argument(
         "--episode_frames", metavar="N", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes."
     )
+    _add_work_options(made)
+    return made
+
+
+def _add_work_options(made: CommandParser) -> None:
+    """Where the work is done, and what becomes of what was done before."""
     made.add_argument(
         "--dask", metavar="ADDRESS", type=str, help="Scheduler of a Dask cluster that does the work, e.g. tcp://host:8786."
     )
@@ -95,7 +101,6 @@ def parser() -> CommandParser:
         help="Make shards anew that were made in another way, and those that lost episodes to damaged files; without it these "
         "are made anew only where a file's size or one of its ends differs.",
     )
-    return made
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

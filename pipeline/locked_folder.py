@@ -46,10 +46,19 @@ def _made_and_locked(parent: Path, prefix: str) -> tuple[Path, int]:
 
 def _clear_abandoned(parent: Path, prefix: str) -> None:
     for folder in parent.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(descriptor)
+        remove_unheld(folder)
+
+
+def remove_unheld(path: Path) -> None:
+    """Remove a file or folder unless somebody holds a lock on it, or it can't be removed."""
+    with contextlib.suppress(OSError):
+        # Network file systems lock files only where they are open for writing; folders never are.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        finally:
+            os.close(descriptor)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import StorageError
-from pipeline.locked_folder import locked_folder
+from pipeline.locked_folder import locked_folder, remove_unheld
 
 # Names that end so are not for readers.
 PARTIAL = ".partial"
@@ -122,10 +122,4 @@ def _remove_abandoned(own: Path) -> None:
     """Remove the files in a folder of staged ones that nobody holds any more: those of killed writers."""
     with contextlib.suppress(FileNotFoundError):
         for file in list(own.iterdir()):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(file, os.O_RDWR)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    file.unlink()
-                finally:
-                    os.close(descriptor)
+            remove_unheld(file)

@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 from network_hosts import needs_hosts, network_hosts
-from rlds_data import NAME, write_set
-
-from pipeline.catalog import dataset
-from pipeline.frames import FrameForm
-from pipeline.job import ingest
-from pipeline.lock import LOCK_FILE
-from pipeline.plan import make_plan
-from pipeline.sources.locate import open_source
+from one_process import contents, source_and_outcome
+from rlds_data import NAME
 
 SMALL = {"OMP_NUM_THREADS": "1"}
 # How long a scheduler waits for a host that fell silent.
@@ -25,17 +19,7 @@ IMPATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "4s"}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    """A source, and what one process makes of it."""
-    folder = write_set(tmp_path_factory.mktemp("source"), episodes=9, per_shard=1, frames=60, height=192, width=256)
-    output = tmp_path_factory.mktemp("one process")
-    source = open_source(dataset(NAME, "image", 10.0), str(folder), FrameForm("source"))
-    ingest(make_plan(source, None, None, 1 << 20), source, NAME, str(output), ["--direct_running_mode=in_memory"], False)
-    return folder, contents(output)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the lock file, which the command alone writes."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != LOCK_FILE}
+    return source_and_outcome(tmp_path_factory)
 
 
 def dask(*words: str) -> list[str]:

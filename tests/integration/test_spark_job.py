@@ -3,16 +3,10 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from one_process import contents
 from rlds_data import write_set
-
-from pipeline.lock import LOCK_FILE
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != LOCK_FILE}
 
 
 @pytest.mark.soak
