@@ -149,16 +149,26 @@ def _walk(fs: Any, folder: str, nested: bool, above: tuple[Path, ...] = ()) -> d
 
     Neither a link to nothing nor a device is a file.
     """
-    above = (*above, Path(folder).resolve())
+    here = Path(folder).resolve()
+    if any(one.is_relative_to(here) for one in above):
+        return {}
     found = {}
     for entry in fs.ls(folder, detail=True):
-        path, name = Path(entry["name"]), basename(entry["name"])
-        if path.is_file():
+        name, kind = basename(entry["name"]), _kind(entry)
+        if kind == "file":
             found[name] = entry
-        elif nested and path.is_dir() and not any(one.is_relative_to(path.resolve()) for one in above):
-            below = _walk(fs, entry["name"], nested, above)
+        elif nested and kind == "directory":
+            below = _walk(fs, entry["name"], nested, (*above, here))
             found |= {f"{name}/{file}": entry for file, entry in below.items()}
     return found
+
+
+def _kind(entry: dict[str, Any]) -> str:
+    """`file`, `directory` or `other`: what is listed, or what a link on a local disk points to."""
+    if not entry.get("islink"):
+        return str(entry["type"])
+    target = Path(entry["name"])
+    return "directory" if target.is_dir() else "file" if target.is_file() else "other"
 
 
 def list_folders(folder: str) -> list[str]:
@@ -167,13 +177,8 @@ def list_folders(folder: str) -> list[str]:
     with _explained(folder):
         if not fs.isdir(inner):
             return []
-        entries = fs.ls(inner, detail=True)
-        names = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory" or _links_to_folder(entry)}
+        names = {entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True) if _kind(entry) == "directory"}
     return sorted(basename(name) for name in names - {inner.rstrip("/")} if not name.endswith(PARTIAL))
-
-
-def _links_to_folder(entry: dict[str, Any]) -> bool:
-    return bool(entry.get("islink")) and Path(entry["name"]).is_dir()
 
 
 @contextlib.contextmanager
