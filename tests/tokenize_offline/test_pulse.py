@@ -29,9 +29,9 @@ def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
 
 
 def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
-    monkeypatch.setattr(pulse, "_PATIENCE", 2)
-    monkeypatch.setattr(Listener, "interval", 0.1)
-    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(pulse, "_PATIENCE", 10)
+    monkeypatch.setattr(Listener, "interval", 0.2)
+    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.02)
     store = dist.HashStore()
     first, lost, slow = (Fleet(rank, 3, 3, torch.device("cpu"), store) for rank in range(3))
     claims = [fleet.claim("abcde") for fleet in (lost, first, lost, slow, slow)]
@@ -40,7 +40,7 @@ def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
 
     def finish_late():
         with beating(store, 2):
-            time.sleep(1.5)
+            time.sleep(4)
             slow.report("slow")
 
     thread = threading.Thread(target=finish_late)
@@ -56,12 +56,12 @@ def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
     program = f"""
         import time
         from tokenize_offline import pulse
-        pulse._BEAT_SECONDS, pulse._PATIENCE = 0.05, 3
+        pulse._BEAT_SECONDS, pulse._PATIENCE = 0.02, 100
         class Store:
             def add(self, key, number):
                 time.sleep(0 if {answers} else 60)
         with pulse.beating(Store(), 1):
-            time.sleep(1.5)
+            time.sleep(5)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
