@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.episode import Episode
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import parse_shard_name
 from pipeline.quality import COLUMNS as QUALITY_COLUMNS
 from pipeline.records import ShardRecord, read_record
@@ -55,6 +55,38 @@ _SCHEMA = pa.schema(
 )
 # What a record's entry holds of each episode beside its quality; shard and split are the record's own.
 ENTRY_COLUMNS = tuple(name for name in _SCHEMA.names if name not in ("split", "shard", *QUALITY_COLUMNS))
+
+
+def find_datasets(folders: Sequence[str]) -> dict[str, str]:
+    """Data set -> its folder, of every data set in some folders, whether its ingest is finished or not.
+
+    Args:
+        folders: Output folders of ingest, or folders of single data sets; paths or URLs.
+
+    Raises:
+        ConfigError: A folder holds no data set, or one of the same name is in two places.
+    """
+    found: dict[str, str] = {}
+    for folder in folders:
+        below = (storage.join(folder, name) for name in storage.list_folders(folder))
+        own = folder.rstrip("/")
+        there = [own] if _is_dataset(own) else [path for path in below if _is_dataset(path)]
+        if not there:
+            raise ConfigError(
+                f"{folder}: no episode shards there or one level below; name an output folder of ivideogpt-ingest"
+            )
+        for path in there:
+            name = storage.basename(path)
+            if found.setdefault(name, path) != path:
+                raise ConfigError(
+                    f"data set {name} is in both {found[name]} and {path}; name one of them, or give one another name"
+                )
+    return found
+
+
+def _is_dataset(folder: str) -> bool:
+    names = storage.list_files(folder)
+    return INDEX_FILE in names or any(name.endswith(".tar") and parse_shard_name(name) for name in names)
 
 
 def read_records(folder: str) -> Iterator[ShardRecord]:

@@ -43,9 +43,9 @@ class TokenizerConfig:
             a clip's frames, so that every frame weighs the same, in place of once each.
         commitment_weight: Of both commitment losses.
         still_weight: Of the pull that gives one code to all patches that look as in the last context frame; 0 as published. A
-            transformer then has little to predict where nothing moves. See `training.tokenizer_stillness`.
+            transformer then has little to predict where nothing moves. See `training.tokenizer_training.stillness`.
         local_attention: Whether cross-attention starts at the place that it looks from; as published, it starts everywhere. See
-            `training.tokenizer_attention`.
+            `training.tokenizer_training.attention`.
         ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
         revive_every: Steps between replacements of rarely used codes by current features; 0 turns it off.
         quantize_warmup: Steps over which quantization sets in, from none to all; 0, as published, quantizes from the first

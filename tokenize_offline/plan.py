@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
+from pipeline.index import find_datasets
 from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from pipeline.network_recipe import Precision
 from pipeline.recipe import ClipsConfig, QualityConfig
@@ -180,16 +181,7 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
         ConfigError: A folder holds no shards, two of them hold the same data set, or a split is nowhere.
         ShardError: A shard has no record, or a record is damaged.
     """
-    datasets: dict[str, str] = {}
-    for folder in folders:
-        found = _dataset_folders(folder)
-        if not found:
-            raise ConfigError(f"--shards {folder}: no episode shards there or one level below; name an output folder of ingest")
-        for path in found:
-            name = storage.basename(path)
-            if datasets.setdefault(name, path) != path:
-                raise ConfigError(f"data set {name} is in both {datasets[name]} and {path}; tokenize them into two outputs")
-    tasks = [task for name, path in datasets.items() for task in _tasks_of(name, path)]
+    tasks = [task for name, path in find_datasets(folders).items() for task in _tasks_of(name, path)]
     known = sorted({task.split for task in tasks})
     for split in splits or ():
         if split not in known:
@@ -228,13 +220,6 @@ def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         return [task for task, done in zip(tasks, pool.map(job.is_done, tasks), strict=True) if not done]
-
-
-def _dataset_folders(folder: str) -> list[str]:
-    if _shards_in(folder):
-        return [folder.rstrip("/")]
-    below = (storage.join(folder, name) for name in storage.list_folders(folder))
-    return [path for path in below if _shards_in(path)]
 
 
 def _shards_in(folder: str) -> list[str]:

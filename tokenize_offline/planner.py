@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
-from pipeline.index import INDEX_FILE, read_index
+from pipeline.index import find_datasets, read_index
 from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
 from tokenize_offline.clips import is_held_out, resolve_clips
@@ -103,16 +103,14 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
         clips_per_second: Of one GPU, such as `scripts/benchmarks/tokenize_stage.py` measures; None leaves GPU-hours out.
 
     Raises:
-        ConfigError: There are no data sets with an index, or see `shares`.
+        ConfigError: There are no data sets, or see `shares`.
+        ShardError: One has no index, because its ingest is not finished.
     """
-    names = [name for name in storage.list_folders(folder) if storage.exists(storage.join(folder, name, INDEX_FILE))]
-    if not names:
-        raise ConfigError(f"{folder} holds no data sets with an {INDEX_FILE}; name an output folder of ivideogpt-ingest")
-    folders = {name: storage.join(folder, name) for name in names}
-    excluded: dict[str, dict[str, str]] = {name: {} for name in names}
+    folders = find_datasets([folder])
+    excluded: dict[str, dict[str, str]] = {name: {} for name in folders}
     for episode in select(list(folders.values()), recipe.quality, recipe.clips.held_out):
         excluded[episode.dataset][episode.key] = episode.reason
-    planned = {name: plan_dataset(folders[name], recipe, excluded[name]) for name in names}
+    planned = {name: plan_dataset(path, recipe, excluded[name]) for name, path in folders.items()}
     ids = ids_of_a_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
     samples = recipe.training.steps * recipe.training.global_batch

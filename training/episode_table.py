@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import ShardError
-from pipeline.index import INDEX_FILE, read_index
+from pipeline.index import find_datasets, read_index
 from pipeline.recipe import QualityConfig
 from tokenize_offline.clips import EpisodeShape, is_held_out
 from tokenize_offline.selection import select
@@ -65,20 +65,9 @@ class EpisodeRows:
         return (self[number] for number in range(len(self)))
 
 
-@dataclass(frozen=True)
-class EpisodeTable:
-    """The episodes of several data sets, without their frames.
-
-    Attributes:
-        rows: Data set -> its episodes; those without any are left out.
-    """
-
-    rows: dict[str, EpisodeRows]
-
-
 def open_tables(
     shards: Sequence[str], split: str, held_out: float, quality: QualityConfig | None = None
-) -> tuple[EpisodeTable, EpisodeTable]:
+) -> tuple[dict[str, EpisodeRows], dict[str, EpisodeRows]]:
     """Open the indexes of data sets.
 
     Args:
@@ -88,16 +77,18 @@ def open_tables(
         quality: Limits of the recipe; episodes beyond them are not taken. None takes all.
 
     Returns:
-        The episodes that are not held out, and those that are.
+        The episodes that are not held out, and those that are, by data set; data sets without any are left out.
 
     Raises:
-        ShardError: There is no data set, or quality was not measured.
+        ConfigError: There is no data set, or one is there twice.
+        ShardError: There is no episode of the split, a data set has no index, or its quality was not measured.
     """
-    kept, held = EpisodeTable({}), EpisodeTable({})
-    folders = [dataset for root in shards for dataset in _dataset_folders(root)]
-    excluded = {(each.dataset, each.key) for each in select(folders, quality, held_out)} if quality is not None else set()
-    for folder in folders:
-        dataset = storage.basename(folder)
+    kept: dict[str, EpisodeRows] = {}
+    held: dict[str, EpisodeRows] = {}
+    folders = find_datasets(shards)
+    chosen = select(list(folders.values()), quality, held_out) if quality is not None else []
+    excluded = {(each.dataset, each.key) for each in chosen}
+    for dataset, folder in folders.items():
         found = read_index(folder, _COLUMNS)
         found = found.filter(pc.equal(found["split"], split)).drop_columns("split")
         found = found.set_column(found.column_names.index("shard"), "shard", found["shard"].dictionary_encode())
@@ -106,14 +97,7 @@ def open_tables(
         apart = np.array([is_held_out(dataset, key, held_out) for key in keys], bool)
         for table, mask in ((kept, taken & ~apart), (held, taken & apart)):
             if mask.any():
-                table.rows[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))
-    if not kept.rows and not held.rows:
-        places = ", ".join(shards)
-        raise ShardError(f"no episode of split {split!r} under {places}; name the output folder of ivideogpt-ingest")
+                table[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))
+    if not kept and not held:
+        raise ShardError(f"no episode of split {split!r} under {', '.join(shards)}; name another split or folder")
     return kept, held
-
-
-def _dataset_folders(root: str) -> list[str]:
-    """The data set folders under an output folder of ingest, or `root` itself where it is one."""
-    folders = [root, *(storage.join(root, name) for name in storage.list_folders(root))]
-    return [folder for folder in folders if storage.exists(storage.join(folder, INDEX_FILE))]

@@ -18,18 +18,18 @@ from pipeline.command import CommandParser, add_section_folder, given_value, par
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import ClipsConfig
-from training import i3d
-from training.evaluation import ClipScores, score_clip, summarise
-from training.evaluation_card import versions, weights_hashes, write_card
-from training.evaluation_data import TestSet, open_test_sets, read_row
-from training.evaluation_metrics import Metric, MetricSet
-from training.model_clips import clips_as_trained
-from training.model_folder import locate_model
-from training.prediction import Sampling, clips_for, cut_clip
+from training.evaluation.card import versions, weights_hashes, write_card
+from training.evaluation.data import TestSet, open_test_sets, read_row
+from training.evaluation.metrics import Metric, MetricSet
+from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
+from training.evaluation.scores import ClipScores, score_clip, summarise
+from training.model_files.model_folder import locate_model
+from training.prediction.clip_prediction import Sampling, clips_for, cut_clip
+from training.prediction.model_clips import clips_as_trained
+from training.prediction.sampling_options import add_sampling_options, sampling_of
 from training.processes import Processes, find_place
-from training.protocols import PROTOCOLS, Protocol, require_fit
-from training.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
+from training.video_metrics import i3d
 
 _ALL = "all data sets"
 

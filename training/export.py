@@ -15,8 +15,8 @@ from pipeline.errors import ConflictError
 from pipeline.recipe import Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import loading
-from training.model_card import model_card
-from training.model_folder import RECIPE, TOKENIZER, TRANSFORMER
+from training.model_files.model_card import model_card
+from training.model_files.model_folder import RECIPE, TOKENIZER, TRANSFORMER
 from training.world_model import WorldModelNetwork
 
 MODEL_NAME = "model"

@@ -12,8 +12,8 @@ import torch
 
 from pipeline.network_recipe import TrainingConfig
 from pipeline.records import sha256_of
-from training.model_folder import locate_transformer
-from training.transformer_files import WEIGHTS
+from training.model_files.model_folder import locate_transformer
+from training.model_files.transformer_files import WEIGHTS
 from training.world_model import WorldModelNetwork, load_pretrained_llama
 
 if TYPE_CHECKING:

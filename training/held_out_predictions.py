@@ -16,10 +16,10 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 from training.batches import Batch, as_batch
 from training.engine import full_weights
 from training.held_out import mixture_shares, spread_rows
-from training.pictures import Strip, write_gif
 from training.preparation import Run
 from training.processes import Processes
 from training.session import WorldModel
+from training.visuals.pictures import Strip, write_gif
 from training.world_model import load_transformer
 
 FOLDER_NAME = "predictions"

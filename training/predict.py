@@ -19,14 +19,14 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import ClipsConfig
-from training import gallery, movies, pictures
-from training.episodes import choose_episodes, open_episodes
-from training.model_clips import clips_as_trained
-from training.model_folder import locate_model
-from training.pictures import Strip
-from training.prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
-from training.sampling_options import add_sampling_options, sampling_of
+from training.model_files.model_folder import locate_model
+from training.prediction.clip_prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
+from training.prediction.episodes import choose_episodes, open_episodes
+from training.prediction.model_clips import clips_as_trained
+from training.prediction.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
+from training.visuals import gallery, movies, pictures
+from training.visuals.pictures import Strip
 
 GIF, MP4, SHEET, METRICS = "prediction.gif", "prediction.mp4", "contact_sheet.png", "metrics.json"
 # Samples in the pictures; all are measured.

@@ -24,7 +24,7 @@ from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, find_tokenizer
 from training.fine_tuning import start_from
-from training.model_folder import RECIPE
+from training.model_files.model_folder import RECIPE
 from training.order import SampleOrder
 from training.processes import Place
 from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity

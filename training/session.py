@@ -21,13 +21,13 @@ import torch
 from pipeline.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training import drafting
-from training.frame_decoder import FrameDecoder
-from training.incremental_llama import IncrementalLlama
-from training.kv_cache import KeyValueCache
-from training.model_folder import TOKENIZER, TRANSFORMER, locate_model
-from training.sampling import SamplingRule, uniforms
-from training.session_inputs import Action, Frames, checked_action, checked_context
+from training.inference import drafting
+from training.inference.frame_decoder import FrameDecoder
+from training.inference.incremental_llama import IncrementalLlama
+from training.inference.kv_cache import KeyValueCache
+from training.inference.sampling import SamplingRule, uniforms
+from training.inference.session_inputs import Action, Frames, checked_action, checked_context
+from training.model_files.model_folder import TOKENIZER, TRANSFORMER, locate_model
 from training.world_model import WorldModelNetwork, load_transformer
 
 _LONGEST = max(drafting.BLOCK_LENGTHS)

@@ -22,8 +22,8 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 from training.processes import find_place
 from training.run_folder import sole_writer
 from training.stopping import StopRequest
-from training.tokenizer_start import take_shape
-from training.tokenizer_trainer import TokenizerTrainer
+from training.tokenizer_training.start import take_shape
+from training.tokenizer_training.trainer import TokenizerTrainer
 
 # What a resumed run may change without becoming another experiment.
 _MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch", "vgg_weights")

@@ -17,8 +17,8 @@ from pipeline.errors import ConfigError
 from pipeline.network_recipe import ModelConfig
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
-from training import transformer_files
 from training.loss import next_id_losses, squared_error
+from training.model_files import transformer_files
 
 if TYPE_CHECKING:
     from training.fine_tuning import Updates

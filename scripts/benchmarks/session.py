@@ -33,9 +33,9 @@ from pipeline.network_recipe import ModelConfig
 from pipeline.recipe import ClipsConfig
 from tokenize_offline.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.episodes import open_episodes
-from training.prediction import clips_for, cut_clip
-from training.sampling import SamplingRule, uniforms
+from training.inference.sampling import SamplingRule, uniforms
+from training.prediction.clip_prediction import clips_for, cut_clip
+from training.prediction.episodes import open_episodes
 from training.session import Session, WorldModel
 from training.world_model import build_network
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from pipeline.index import read_records, write_index
 from training import evaluate
-from training.perceptual import VGGFeatures
-from training.transformer_files import WEIGHTS
+from training.model_files.transformer_files import WEIGHTS
+from training.video_metrics.perceptual import VGGFeatures
 
 
 def _data_set(root: Path, dataset: str, frames: list[int]) -> None:

@@ -24,9 +24,9 @@ from pipeline.naming import episode_key, shard_name
 from pipeline.records import ShardRecord, write_record
 from pipeline.shards import EpisodeShardWriter
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.perceptual import VGGFeatures
-from training.tokenizer_trainer import TokenizerTrainer
+from training.tokenizer_training.trainer import TokenizerTrainer
 from training.train_tokenizer import main
+from training.video_metrics.perceptual import VGGFeatures
 
 RECIPE = """
 clips: {stride: "1", held_out: 0.3}

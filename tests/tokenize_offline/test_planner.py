@@ -84,4 +84,4 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
     for line in map(json.loads, capsys.readouterr().out.splitlines()):
         assert line["gpu_hours"] == round(line["rows"] / 2 / 3600, 4)
     assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 1
-    assert "holds no data sets" in capsys.readouterr().err
+    assert "no episode shards there" in capsys.readouterr().err

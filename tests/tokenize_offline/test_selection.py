@@ -212,11 +212,7 @@ def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
     left = {(e.dataset, e.key) for e in select(folders(episodes), limits, 0.0)}
     whole, limited = (
-        {
-            (name, row.shape.key)
-            for name, rows in open_tables([str(episodes)], "train", 0.0, quality)[0].rows.items()
-            for row in rows
-        }
+        {(name, row.shape.key) for name, rows in open_tables([str(episodes)], "train", 0.0, quality)[0].items() for row in rows}
         for quality in (None, limits)
     )
     assert limited == whole - left and len(left & whole) == 3

@@ -33,7 +33,7 @@ def test_the_summary_is_one_json_line(command, capsys):
 @pytest.mark.parametrize(
     ("more", "changes", "said"),
     [
-        ([], {"shards": "/nowhere"}, "--shards /nowhere: no episode shards"),
+        ([], {"shards": "/nowhere"}, "/nowhere: no episode shards"),
         ([], {"tokenizer": "/nowhere"}, "/nowhere is neither a folder nor an id"),
         (["--data.resolution", "64"], {}, "is a tokenizer for 32 x 32 frames"),
         (["--clips.context_length", "3"], {}, "clips.context_length must be 1 to 2"),

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.index import INDEX_FILE
 from training.episode_table import open_tables
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> str:
 
 
 def test_every_episode_of_the_split_is_held_out_or_not_and_in_the_order_of_the_index(folder):
-    kept, held = (list(table.rows["made_up"]) for table in open_tables([folder], "train", 0.1))
+    kept, held = (list(table["made_up"]) for table in open_tables([folder], "train", 0.1))
     assert 0.05 * ROWS < len(held) < 0.15 * ROWS
     for rows in (kept, held):
         assert [row.size for row in rows] == sorted(row.size for row in rows)
@@ -52,11 +52,22 @@ def test_a_reading_process_gets_its_copy_of_a_million_episodes_in_a_tenth_of_a_g
     kept, _ = open_tables([folder], "train", 0.0)
     data = pickle.dumps(kept)
     assert len(data) < 100 * ROWS
-    assert list(pickle.loads(data).rows["made_up"]) == list(kept.rows["made_up"])
+    assert list(pickle.loads(data)["made_up"]) == list(kept["made_up"])
 
 
 def test_an_empty_split_is_named_and_none_held_out_is_no_error(folder):
     kept, held = open_tables([folder], "test", 0.0)
-    assert len(kept.rows["made_up"]) == 1 and held.rows == {}
+    assert len(kept["made_up"]) == 1 and held == {}
     with pytest.raises(ShardError, match="no episode of split 'val'"):
         open_tables([folder], "val", 0.0)
+
+
+def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_part_of_the_training(folder, tmp_path):
+    (tmp_path / "twice").mkdir()
+    (tmp_path / "twice" / "made_up").symlink_to(f"{folder}/made_up")
+    with pytest.raises(ConfigError, match="made_up is in both"):
+        open_tables([folder, str(tmp_path / "twice")], "train", 0.0)
+    (tmp_path / "unfinished" / "begun").mkdir(parents=True)
+    (tmp_path / "unfinished" / "begun" / "train-000000.tar").touch()
+    with pytest.raises(ShardError, match=r"begun.*run ivideogpt-ingest again"):
+        open_tables([folder, str(tmp_path / "unfinished")], "train", 0.0)

@@ -14,7 +14,7 @@ from pipeline.network_recipe import ModelConfig, TrainingConfig
 from pipeline.recipe import DataConfig, Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training.model_card import model_card
+from training.model_files.model_card import model_card
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 

@@ -13,7 +13,7 @@ from pipeline.recipe import ClipsConfig
 from training.play.controls import Slider, read_action, sliders_for
 from training.play.game import Game, Start
 from training.play.server import PlayServer
-from training.prediction import Sampling
+from training.prediction.clip_prediction import Sampling
 
 DIM = tiny_models.ACTION_DIM
 CLIPS = ClipsConfig(length=tiny_models.CLIP_LENGTH)

@@ -14,9 +14,9 @@ from pipeline.frames import encode_png
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import EpisodeShardWriter
 from training import predict
-from training.episodes import choose_episodes, open_episodes
-from training.prediction import Sampling, clips_for, cut_clip, measure, predict_clip
-from training.video_metrics import MAX_PSNR
+from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, measure, predict_clip
+from training.prediction.episodes import choose_episodes, open_episodes
+from training.video_metrics.frame_metrics import MAX_PSNR
 
 CLIPS = ClipsConfig(length=tiny_models.CLIP_LENGTH)
 

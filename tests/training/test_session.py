@@ -8,7 +8,7 @@ import torch
 
 from pipeline.errors import ConfigError, SourceError
 from training import WorldModel
-from training.sampling import SamplingRule, uniforms
+from training.inference.sampling import SamplingRule, uniforms
 
 SIDE = tiny_models.TOKENIZER.resolution
 

@@ -13,8 +13,8 @@ from wandb_logs import logged
 from pipeline.errors import ConfigError
 from training import tracking
 from training.metrics import METRICS_NAME
-from training.pictures import Strip, write_gif
 from training.tracking import WANDB_NAME, MetricsWriter, WandbRun, require_wandb
+from training.visuals.pictures import Strip, write_gif
 
 
 def _animation(folder: Path) -> Path:

@@ -24,9 +24,9 @@ from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from tokenize_offline.augment import to_square
 from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
-from training.pictures import Strip, write_contact_sheet, write_gif
 from training.session import WorldModel
-from training.video_metrics import psnr_per_frame
+from training.video_metrics.frame_metrics import psnr_per_frame
+from training.visuals.pictures import Strip, write_contact_sheet, write_gif
 
 _MIDDLE, _NEAR, _FAR = WORLD_SIZE / 2, 0.12 * WORLD_SIZE, 0.88 * WORLD_SIZE
 # Where each plan pushes the block, in the simulator's units; y points down.

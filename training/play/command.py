@@ -6,12 +6,12 @@ import signal
 from collections.abc import Sequence
 
 from pipeline.command import add_section_folder, given_value, parse_recipe, recipe_parser, run_command
-from training.episodes import choose_episodes, open_episodes
-from training.model_clips import clips_as_trained
-from training.model_folder import locate_model
+from training.model_files.model_folder import locate_model
 from training.play.game import Game
 from training.play.server import PlayServer
-from training.sampling_options import add_sampling_options, sampling_of
+from training.prediction.episodes import choose_episodes, open_episodes
+from training.prediction.model_clips import clips_as_trained
+from training.prediction.sampling_options import add_sampling_options, sampling_of
 from training.session import WorldModel
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ import torch
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.recipe import ClipsConfig
-from training.gallery import sprite
 from training.play.controls import read_action, recorded_actions, sliders_for
-from training.prediction import Sampling, clips_for, decode_frames, stride_for
+from training.prediction.clip_prediction import Sampling, clips_for, decode_frames, stride_for
 from training.session import Session, WorldModel
+from training.visuals.gallery import sprite
 
 MAX_FUTURES = 4
 _MAX_SESSIONS = 4

@@ -1,0 +1,66 @@
+"""LPIPS and its weights: torchmetrics' outcome, gradients, and refusals that say what to do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchmetrics.functional.image import lpips as reference
+
+from pipeline.errors import ConfigError, SourceError
+from training.video_metrics.perceptual import LPIPS, VGGFeatures
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
+    # The classifier of the published file is there too, and left unread.
+    save_file(VGGFeatures().state_dict() | {"classifier.0.weight": torch.zeros(2, 2)}, path)
+    return path
+
+
+def test_it_is_the_lpips_of_torchmetrics(weights: Path, monkeypatch: pytest.MonkeyPatch):
+    ours = LPIPS(str(weights))
+    # The backbone alone is put in, in place of torchvision's and its download.
+    monkeypatch.setattr(reference, "_get_tv_model_features", lambda net, pretrained: ours.backbone.features)
+    theirs = reference._NoTrainLpips(net="vgg")
+    left, right = torch.rand(2, 3, 3, 40, 32)
+    torch.testing.assert_close(ours(left, right), theirs(left, right, normalize=True).reshape(3), rtol=1e-4, atol=1e-7)
+
+
+def test_equal_pictures_are_no_distance_apart_and_gradients_reach_the_prediction_alone(weights: Path):
+    lpips = LPIPS(str(weights))
+    picture = torch.rand(1, 3, 16, 16)
+    assert lpips(picture, picture).item() == 0
+    moved = (picture + 0.1 * torch.rand_like(picture)).requires_grad_()
+    lpips(moved, picture).sum().backward()
+    assert moved.grad is not None and moved.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in lpips.parameters())
+
+
+def test_a_plain_state_dict_counts_as_much_as_safetensors(weights: Path, tmp_path: Path):
+    lpips = LPIPS(str(weights))
+    torch.save(lpips.backbone.state_dict(), tmp_path / "vgg.pth")
+    pictures = torch.rand(2, 1, 3, 16, 16)
+    assert torch.equal(LPIPS(str(tmp_path / "vgg.pth"))(*pictures), lpips(*pictures))
+
+
+@pytest.mark.parametrize("path", [None, "nowhere.pth"])
+def test_absent_weights_are_refused_with_where_to_get_them(path: str | None):
+    with pytest.raises(ConfigError, match=r"--metrics lpips needs .*download.pytorch.org.*vgg_weights"):
+        LPIPS(path, "--metrics lpips")
+
+
+def test_archives_that_run_code_and_other_networks_are_refused(tmp_path: Path):
+    script = tmp_path / "script.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(script)
+    whole = tmp_path / "whole.pt"
+    torch.save(torch.nn.Linear(2, 2), whole)
+    for path in (script, whole):
+        with pytest.raises(SourceError, match="plain PyTorch state dict"):
+            LPIPS(str(path))
+    other = tmp_path / "other.safetensors"
+    save_file({"features.0.weight": torch.zeros(3, 3)}, other)
+    with pytest.raises(SourceError, match=r"26 of 26 parameters are missing"):
+        LPIPS(str(other))

@@ -1,0 +1,86 @@
+"""The Fréchet distance against its closed form, and the network whose features FVD compares."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from pipeline.errors import ConfigError
+from training.video_metrics.frechet import frechet_distance
+from training.video_metrics.i3d import I3DFeatures, _padded
+
+
+def _with_moments(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Features whose mean and covariance are exactly these: +- the root's rows, scaled."""
+    count = len(root)
+    return np.concatenate([root, -root]) * np.sqrt(count) + mean
+
+
+@given(shift=st.floats(-3, 3), left=st.floats(0.1, 4), right=st.floats(0.1, 4), seed=st.integers(0, 99))
+def test_covariances_that_commute_have_the_textbook_distance(shift: float, left: float, right: float, seed: int):
+    random = np.random.default_rng(seed)
+    rotation = np.linalg.qr(random.normal(size=(3, 3)))[0]
+    scales = np.array([1.0, 2.0, 0.0])  # one direction without any spread
+    features = [_with_moments(mean, factor * np.diag(scales) @ rotation) for mean, factor in ((0.0, left), (shift, right))]
+    expected = 3 * shift**2 + (left - right) ** 2 * (scales**2).sum()
+    assert frechet_distance(*features) == pytest.approx(expected, abs=1e-6)
+
+
+def test_covariances_that_do_not_commute_have_the_distance_of_two_by_two_matrices():
+    left, right = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[3.0, 0.0], [0.0, 1.0]])
+    features = [_with_moments(np.zeros(2), np.linalg.cholesky(covariance).T) for covariance in (left, right)]
+    product = left @ right
+    # Of a 2 x 2 matrix: tr(A^(1/2)) = sqrt(tr A + 2 sqrt(det A)).
+    overlap = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    assert frechet_distance(*features) == pytest.approx(np.trace(left + right) - 2 * overlap)
+
+
+@given(seed=st.integers(0, 99))
+def test_a_set_is_no_distance_from_itself_and_the_distance_has_no_direction(seed: int):
+    left, right = np.random.default_rng(seed).normal(size=(2, 4, 6))  # fewer rows than columns
+    assert frechet_distance(left, left) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(left, right) == pytest.approx(frechet_distance(right, left))
+    assert frechet_distance(left, right) > 0
+
+
+def test_one_video_is_refused():
+    with pytest.raises(ConfigError, match="at least 2 videos"):
+        frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
+
+
+@given(size=st.integers(1, 40), kernel=st.integers(1, 7), stride=st.integers(1, 3))
+def test_same_padding_leaves_one_position_a_stride(size: int, kernel: int, stride: int):
+    padded = _padded(torch.zeros(1, 1, size, 1, 1), (kernel, 1, 1), (stride, 1, 1))
+    positions = (padded.shape[2] - max(kernel, 1)) // stride + 1
+    assert positions >= -(-size // stride)
+    if kernel >= stride:
+        assert positions == -(-size // stride)
+
+
+def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path):
+    torch.manual_seed(0)
+    network = I3DFeatures()
+    # Carreira & Zisserman 2017, with 400 classes.
+    assert sum(parameter.numel() for parameter in network.parameters()) == 12_697_264
+    save_file(network.state_dict(), tmp_path / "i3d.safetensors")
+    loaded = I3DFeatures().load(str(tmp_path / "i3d.safetensors"))
+    videos = torch.rand(2, 9, 3, 16, 16)
+    features = loaded(videos)
+    assert features.shape == (2, 400)
+    assert not torch.allclose(features[0], features[1])
+    torch.testing.assert_close(features[:1], loaded(videos[:1]), rtol=1e-4, atol=1e-6)
+
+
+def test_i3d_normalises_with_the_epsilon_of_the_weights_on_tensorflow_hub():
+    """The published conversion of these weights: `1e-5`, where the network of other I3D weights has `1e-3`."""
+    found = {module.eps for module in I3DFeatures().modules() if isinstance(module, torch.nn.BatchNorm3d)}
+    assert found == {1e-5}
+
+
+def test_fvd_without_weights_is_refused_with_where_to_get_them():
+    with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*i3d_pretrained_400\.pt"):
+        I3DFeatures().load(None)

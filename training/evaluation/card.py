@@ -1,0 +1,90 @@
+"""The evaluation card: one JSON and one Markdown file that say what was measured, on what, with which weights, and how."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.records import sha256_of
+from training.evaluation.scores import ROWS
+
+CARD_JSON, CARD_MARKDOWN = "evaluation.json", "evaluation.md"
+_LIBRARIES = ("ivideogpt-pipeline", "torch", "torchmetrics", "transformers", "numpy")
+_TITLES = {
+    "prediction": "prediction",
+    "repeat_last_frame": "repeating the last frame",
+    "reconstruction": "tokenizer's reconstruction (ceiling)",
+}
+_SCORES = ("best", "mean", "best_with_context")
+
+
+def weights_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every weights file of a model folder, by its name within."""
+    return {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.glob("*/*.safetensors"))}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that the numbers depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def write_card(output: str, card: dict[str, Any]) -> None:
+    """Publish both files in a folder (or URL)."""
+    text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
+    storage.write_bytes(storage.join(output, CARD_JSON), text.encode() + b"\n")
+    storage.write_bytes(storage.join(output, CARD_MARKDOWN), as_markdown(card).encode())
+
+
+def as_markdown(card: dict[str, Any]) -> str:
+    """The card for people."""
+    protocol = card["protocol"]
+    lines = [f"# Evaluation of {card['model']['name']}", ""]
+    lines += [
+        f"{protocol['future']} frames predicted from {protocol['context']} at {protocol['resolution']} x "
+        f"{protocol['resolution']} pixels, {protocol['samples']} sample(s) a clip"
+        f"{', with actions' if protocol['with_actions'] else ''}. Protocol: {protocol['name'] or 'none published'}.",
+        "",
+    ]
+    lines += [f"- departs from the protocol: {text}" for text in protocol["departures"]]
+    for dataset, rows in card["results"].items():
+        lines += ["", f"## {dataset}", "", *_table(rows, protocol["samples"]), "", *_per_frame(rows)]
+    if protocol["published"]:
+        lines += ["", "## Reported in the literature under this protocol (SSIM and LPIPS times 100)", ""]
+        lines += [
+            f"- {name}: " + ", ".join(f"{m} {v:g}" for m, v in row.items()) for name, row in protocol["published"].items()
+        ]
+    lines += ["", "## How it was measured", ""]
+    lines += [f"- {name}: {text}" for name, text in card["metrics"].items()]
+    lines += [f"- {name}: {value}" for name, value in card["sampling"].items()]
+    lines += [f"- frames: {protocol['frames']}", "", "## Data", ""]
+    lines += [f"- {name}: `{json.dumps(facts, ensure_ascii=False)}`" for name, facts in card["data"].items()]
+    lines += ["", "## Weights (SHA-256)", "", *(f"- `{name}`: {digest}" for name, digest in card["model"]["weights"].items())]
+    lines += ["", "## Versions", "", ", ".join(f"{name} {version}" for name, version in card["versions"].items()), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: dict[str, Any], samples: int) -> list[str]:
+    """A line a score, a column a row of the evaluation: there are many scores, and pages are narrow."""
+    metrics = list(rows["prediction"])
+    titles = {"best": f"best of {samples}", "mean": "mean of samples", "best_with_context": "best, context frames counted"}
+    scores = [(name, score) for name in metrics for score in ((*_SCORES,) if name != "fvd" else ("all",))]
+    lines = [f"| | {' | '.join(_TITLES[row] for row in ROWS)} |", "|---" + "|--:" * len(ROWS) + "|"]
+    for name, score in scores:
+        head = name.upper() if score == "all" else f"{name.upper()}, {titles[score]}"
+        lines.append(f"| {head} | {' | '.join(f'{rows[row][name][score]:.4g}' for row in ROWS)} |")
+    return lines
+
+
+def _per_frame(rows: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, found in rows["prediction"].items():
+        if name == "fvd":
+            continue
+        heads = " | ".join(f"+{number}" for number in range(1, len(found["per_frame"]) + 1))
+        lines += [f"{name.upper()} by frame:", "", f"| | {heads} |", "|---" * (len(found["per_frame"]) + 1) + "|"]
+        for row in ROWS:
+            lines.append(f"| {_TITLES[row]} | " + " | ".join(f"{v:.4g}" for v in rows[row][name]["per_frame"]) + " |")
+        lines.append("")
+    return lines

@@ -1,0 +1,126 @@
+"""The metrics of an evaluation: which were asked for, with which backbones, and the scores of videos under them.
+
+A metric whose backbone is missing is refused before any work, never left out.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from training.video_metrics import i3d
+from training.video_metrics.backbones import I3D
+from training.video_metrics.frame_metrics import MAX_PSNR, SSIM_WINDOW, psnr_per_frame, ssim_per_frame
+from training.video_metrics.perceptual import LEAST_SIDE, LPIPS
+
+Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
+FRAME_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim", "lpips")
+# Metrics of which more is better.
+RISING = ("psnr", "ssim")
+# I3D sees frames of 224 x 224 whatever their own size, 60 MB of activations a frame in its first layers.
+_VIDEOS_AT_ONCE = 4
+
+
+class MetricSet:
+    """Scores videos.
+
+    Attributes:
+        frame_metrics: Those of single frames, in the order of `frame_scores`.
+        with_fvd: Whether features for FVD are wanted.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        vgg_weights: str | None,
+        i3d_weights: str | None,
+        frames: int,
+        side: int,
+        device: torch.device,
+    ) -> None:
+        """Load what the metrics need.
+
+        Args:
+            metrics: Their names.
+            vgg_weights: File with the weights of VGG16, for LPIPS.
+            i3d_weights: File with the weights of I3D, for FVD.
+            frames: Frames of the clips.
+            side: Their side in pixels.
+            device: Where to compute.
+
+        Raises:
+            ConfigError: Weights are missing, or clips are too small or too short for a metric.
+            SourceError: A file holds other weights.
+        """
+        least = {"ssim": SSIM_WINDOW, "lpips": LEAST_SIDE}
+        for name in metrics:
+            if side < least.get(name, 1):
+                raise ConfigError(f"{name} needs frames of at least {least[name]} pixels a side, not {side}: leave it out")
+        if "fvd" in metrics and frames < i3d.LEAST_FRAMES:
+            raise ConfigError(f"fvd needs clips of at least {i3d.LEAST_FRAMES} frames, not {frames}: leave it out")
+        self.frame_metrics = tuple(name for name in FRAME_METRICS if name in metrics)
+        self.with_fvd = "fvd" in metrics
+        self._lpips = LPIPS(vgg_weights, "--metrics lpips").to(device) if "lpips" in metrics else None
+        self._i3d = i3d.I3DFeatures().load(i3d_weights).to(device) if self.with_fvd else None
+        self._device = device
+
+    @torch.no_grad()
+    def frame_scores(self, predicted: Tensor, truth: Tensor) -> Tensor:
+        """Every frame under every metric.
+
+        Args:
+            predicted: (N, T, 3, S, S) in [0, 1], N videos of the same clip.
+            truth: (T, 3, S, S).
+
+        Returns:
+            (N, metrics, T) float64 on the CPU.
+        """
+        truth = truth.to(self._device)
+        # One video at a time bounds memory whatever N is.
+        return torch.stack([self._scores_of_one(video.to(self._device), truth) for video in predicted])
+
+    def _scores_of_one(self, video: Tensor, truth: Tensor) -> Tensor:
+        rows = []
+        for name in self.frame_metrics:
+            if name == "mse":
+                rows.append((video - truth).square().mean(dim=(1, 2, 3)))
+            elif name == "psnr":
+                rows.append(psnr_per_frame(video, truth))
+            elif name == "ssim":
+                rows.append(ssim_per_frame(video, truth))
+            elif self._lpips is not None:
+                rows.append(self._lpips(video, truth))
+        return torch.stack(rows).double().cpu() if rows else torch.empty(0, len(video), dtype=torch.float64)
+
+    def features(self, videos: Tensor) -> Tensor:
+        """What FVD compares: (N, T, 3, S, S) in [0, 1] to (N, 400) float64 on the CPU."""
+        if self._i3d is None:
+            raise ValueError("FVD was not asked for")
+        parts = [self._i3d(part.to(self._device)) for part in videos.split(_VIDEOS_AT_ONCE)]
+        return torch.cat(parts).double().cpu()
+
+    def describe(self) -> dict[str, str]:
+        """What each metric is, with every resize and backbone, in words."""
+        known = {
+            "mse": "mean squared error of values in [0, 1]",
+            "psnr": f"10 log10(1 / mse) in dB of each frame, at most {MAX_PSNR:g}; torchmetrics",
+            "ssim": f"structural similarity over windows within the frame, Gaussian of {SSIM_WINDOW} pixels, deviation 1.5, "
+            "constants 0.01 and 0.03; torchmetrics",
+        }
+        described: dict[str, str] = {name: known[name] for name in self.frame_metrics if name in known}
+        if self._lpips is not None:
+            described["lpips"] = (
+                "LPIPS v0.1 over VGG16 of values in [-1, 1] at the frames' own size, calibrated weights as torchmetrics ships "
+                f"them; backbone weights SHA-256 {self._lpips.weights_sha256}"
+            )
+        if self._i3d is not None:
+            described["fvd"] = (
+                f"Fréchet distance over the {i3d.FEATURES} logits of {I3D.name}, averaged over time; all frames of a clip, "
+                "context included (of predictions as the tokenizer shows it), values in [-1, 1], resized to "
+                f"{i3d.SIDE} x {i3d.SIDE}, bilinear with half-pixel centres (align_corners off), without antialiasing; "
+                f"batch norm epsilon {i3d.BATCH_NORM_EPSILON:g}; covariances over n; "
+                f"backbone weights SHA-256 {self._i3d.weights_sha256}"
+            )
+        return described

@@ -1,0 +1,188 @@
+"""A Llama that reads a few ids at a time into a key-value cache of fixed shape: the session's transformer.
+
+The same weights and arithmetic as `transformers`' Llama without what that does anew for every call: tables of the rotary
+embedding are made once, queries, keys and values come from one product, gate and up from another, and attention reads the
+cache's buffers where they lie. The joined matrices replace the model's own, which become views of them; the price is that a
+model moved to another device or type afterwards needs a new one of these. On a CPU matrices are packed (see `packed_layers`):
+a step is bound by reading them, and so they are read at nearly the speed of memory, for four ids in the time of one.
+
+Compiled, a step is one graph over buffers that never move, which on a GPU is replayed as a CUDA graph: a step of one id
+is bound by launches there. On a CPU it is bound by reading the weights, and compiling saves little.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+
+from training.inference.kv_cache import KeyValueCache
+from training.inference.packed_layers import PackedLinear
+
+_SPAN = 128  # attention reads whole multiples of so many positions, to meet few shapes
+
+
+class IncrementalLlama:
+    """Appends ids to a cache and gives the hidden states after them.
+
+    Args:
+        model: In evaluation mode, on its device; its projections become views of joined ones.
+        spare: Positions beyond the model's own that may be written, but not be seen by a position that counts.
+        compiled: Whether steps after the first run through `torch.compile`.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, spare: int, compiled: bool = False) -> None:
+        llama, config = model.model, model.config
+        self._capacity = config.max_position_embeddings + spare
+        self._layers = len(llama.layers)
+        self._stack = _Stack(llama, spare)
+        self._head = PackedLinear(model.lm_head)
+        self._compiled = torch.compile(self._stack, mode="reduce-overhead") if compiled else None
+
+    def prefill(self, embedded: torch.Tensor) -> KeyValueCache:
+        """A new cache that holds the first n positions: input embeddings (R, n, width)."""
+        rows, count, _ = embedded.shape
+        cache = KeyValueCache.zeros(self._layers, (rows, self._stack.heads, self._capacity, self._stack.head_width), embedded)
+        positions = torch.arange(count, device=embedded.device).expand(rows, -1)
+        self._stack(embedded, positions, cache.keys, cache.values, self._span(count))
+        return cache
+
+    def copied(self, cache: KeyValueCache, copies: int = 1) -> KeyValueCache:
+        """A cache of its own in which every row became so many neighbouring rows."""
+        taken = cache.repeated(copies)
+        if self._compiled is not None:
+            for buffer in (*taken.keys, *taken.values):
+                # Else every replay of a CUDA graph would copy the buffer into memory of the graph.
+                torch._dynamo.mark_static_address(buffer, guard=False)
+        return taken
+
+    def step(self, embedded: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache, length: int) -> torch.Tensor:
+        """Write n positions of every row and look from them at all before them.
+
+        Args:
+            embedded: (R, n, width) input embeddings.
+            positions: (R, n) int64, where they stand; ascending in a row.
+            cache: Of R rows, from `copied`.
+            length: Above all `positions`; known without asking the device.
+
+        Returns:
+            (R, n, width) hidden states after the last normalisation.
+        """
+        if self._compiled is None:
+            return self._stack(embedded, positions, cache.keys, cache.values, self._span(length))
+        torch.compiler.cudagraph_mark_step_begin()
+        # One span for all: shapes that change would be compiled anew. Cloned, since the next replay writes over it.
+        return self._compiled(embedded, positions, cache.keys, cache.values, self._capacity).clone()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., V) fp32 scores of the next id after hidden states (..., width)."""
+        return self._head(hidden).float()
+
+    def _span(self, length: int) -> int:
+        return min(-(-length // _SPAN) * _SPAN, self._capacity)
+
+
+class _Stack(nn.Module):
+    """The layers, with joined projections."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+    def __init__(self, llama: LlamaModel, spare: int) -> None:
+        super().__init__()
+        layers = [_Layer(layer) for layer in cast(Iterable[LlamaDecoderLayer], llama.layers)]
+        self.layers = nn.ModuleList(layers)
+        self.heads, self.head_width = layers[0].held_heads, layers[0].head_width
+        self.norm = llama.norm
+        weight = llama.embed_tokens.weight
+        tables = llama.rotary_emb(weight, torch.arange(llama.config.max_position_embeddings, device=weight.device)[None])
+        for name, table in zip(("cosines", "sines"), tables, strict=True):
+            self.register_buffer(name, F.pad(table[0], (0, 0, 0, spare)), persistent=False)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+        span: int,
+    ) -> torch.Tensor:
+        """(R, n, width) at `positions` (R, n), which may look at what stands in the first `span` positions before them."""
+        rotation = (self.cosines[positions].unsqueeze(2), self.sines[positions].unsqueeze(2))
+        hidden_places = torch.arange(span, device=positions.device) > positions[:, None, :, None]
+        # As numbers to add, made once: attention would turn truth values into them for every layer.
+        mask = torch.zeros(hidden_places.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(hidden_places, -torch.inf)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        for layer, held_keys, held_values in zip(self.layers, keys, values, strict=True):
+            hidden = layer(hidden, rotation, (rows, positions), (held_keys, held_values), mask)
+        return _normalised(hidden, self.norm)
+
+
+class _Layer(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, layer: LlamaDecoderLayer) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
+        self.joined_attention = PackedLinear(_joined((attention.q_proj, attention.k_proj, attention.v_proj)))
+        self.joined_mlp = PackedLinear(_joined((mlp.gate_proj, mlp.up_proj)))
+        self.attention_out, self.mlp_out = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
+        self.activation = mlp.act_fn
+        self.head_width, self.scale = attention.head_dim, attention.scaling
+        self.held_heads = attention.k_proj.out_features // attention.head_dim
+        self.grouped = attention.num_key_value_groups > 1
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        place: tuple[torch.Tensor, torch.Tensor],
+        held: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
+        joined = self.joined_attention(_normalised(hidden, self.before_attention))
+        joined = joined.unflatten(-1, (-1, self.head_width))
+        turned, values = joined.split([joined.shape[2] - self.held_heads, self.held_heads], dim=2)
+        queries, keys = _rotated(turned, rotation).split([turned.shape[2] - self.held_heads, self.held_heads], dim=2)
+        for buffer, new in zip(held, (keys, values), strict=True):
+            buffer.transpose(1, 2).index_put_(place, new)
+        seen_keys, seen_values = (buffer[:, :, : mask.shape[-1]] for buffer in held)
+        attended = F.scaled_dot_product_attention(
+            queries.transpose(1, 2),
+            seen_keys,
+            seen_values,
+            attn_mask=mask,
+            scale=self.scale,
+            enable_gqa=self.grouped,
+        )
+        hidden = hidden + self.attention_out(attended.transpose(1, 2).flatten(2))
+        gate, up = self.joined_mlp(_normalised(hidden, self.before_mlp)).chunk(2, dim=-1)
+        return hidden + self.mlp_out(self.activation(gate) * up)
+
+
+def _normalised(hidden: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _rotated(heads: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """The rotary embedding of (R, n, heads, width), each half of a head's width turned against the other."""
+    cosines, sines = rotation
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+def _joined(parts: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear layer that gives the outputs of several side by side; their parameters become views of its own."""
+    rows = [part.out_features for part in parts]
+    biased = parts[0].bias is not None
+    whole = nn.Linear(parts[0].in_features, sum(rows), bias=biased, device="meta")
+    for name in ("weight", "bias") if biased else ("weight",):
+        joined = torch.cat([getattr(part, name).detach() for part in parts])
+        setattr(whole, name, nn.Parameter(joined, requires_grad=False))
+        for part, own in zip(parts, joined.split(rows), strict=True):
+            getattr(part, name).data = own
+    return whole

@@ -1,0 +1,62 @@
+"""How the clips were cut that a model learned from: what predicts with a model cuts its own likewise unless told otherwise.
+
+An exported model carries its recipe. A model that learned neighbouring frames and is shown every third one predicts badly and
+says nothing, so the recipe within counts before the defaults. A published checkpoint carries none: there the defaults count.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import SourceError
+from pipeline.recipe import ClipsConfig
+from training.model_files.model_folder import RECIPE
+
+_MAX_BYTES = 1 << 20
+# What decides which frames a model sees, and which episodes it never saw; the rest of the section is about making token shards.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "stride": (str,),
+    "length": (int, type(None)),
+    "goal": (bool,),
+    "held_out": (int, float),
+}
+log = logging.getLogger(__name__)
+
+
+def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any]) -> ClipsConfig:
+    """A command's clips, with what its user left open as the model was trained.
+
+    Args:
+        folder: Of the model.
+        clips: The command's section.
+        given: Keys of it that the user gave.
+
+    Raises:
+        SourceError: The model's recipe can't be read.
+        ConfigError: It holds a value that can't be.
+    """
+    path = folder / RECIPE
+    if not path.is_file():
+        return clips
+    trained = {name: value for name, value in _section(path).items() if name in _KINDS and name not in given}
+    for name, value in trained.items():
+        if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
+            raise SourceError(f"{path} has {value!r} for clips.{name}: take the file out of the model, or mend it")
+    changed = {name: value for name, value in trained.items() if value != getattr(clips, name)}
+    if changed:
+        log.info("as the model was trained: %s", ", ".join(f"clips.{name} {value}" for name, value in changed.items()))
+    return dataclasses.replace(clips, **changed)
+
+
+def _section(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_BYTES:
+        raise SourceError(f"{path} is larger than a recipe can be ({_MAX_BYTES} bytes): take it out of the model")
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return dict(recipe["clips"])
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
+        raise SourceError(f"{path} is no recipe with a section `clips`: take it out of the model, or mend it") from error

@@ -1,0 +1,172 @@
+"""Keeping the tokenizer's codebooks alive: how often each code is chosen, and new values for those that hardly ever are.
+
+A collapsed codebook looks fine in the loss, so its use is counted and reported. The cure is the usual one of the field: a code
+that the processes have hardly chosen for a while takes the value of a current feature. Features are drawn in proportion to
+their squared distance from the nearest code (as k-means++ seeds its centres: Arthur and Vassilvitskii, 2007), because a small
+thing in few patches, which no code serves, would hardly be met by even chance.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+
+from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.tokenizer_training.weight_average import WeightAverage
+
+# A code with less than this part of an even share of the choices is taken from its few features.
+_RARE = 0.02
+_LLOYD_STEPS = 20
+
+
+@dataclass
+class CodebookUse:
+    """Counts of how often each code of a codebook was chosen.
+
+    Attributes:
+        counts: (codes,) float64.
+    """
+
+    counts: Tensor
+
+    @classmethod
+    def empty(cls, codes: int, device: torch.device) -> "CodebookUse":
+        """No choices yet."""
+        return cls(torch.zeros(codes, dtype=torch.float64, device=device))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts, for a checkpoint."""
+        return {"counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take counts from a checkpoint."""
+        self.counts = state["counts"].to(self.counts.device)
+
+    def clear(self) -> None:
+        """Forget all choices."""
+        self.counts.zero_()
+
+    def add(self, ids: Tensor) -> None:
+        """Count choices; `ids` of any shape, from 0."""
+        self.counts += torch.bincount(ids.reshape(-1), minlength=len(self.counts)).to(self.counts.dtype)
+
+    def share_used(self) -> float:
+        """Share of the codes that were chosen at least once."""
+        return float((self.counts > 0).double().mean())
+
+    def perplexity(self) -> float:
+        """Exponential of the entropy of the choices: the number of codes that would be chosen if all were equally."""
+        shares = self.counts / self.counts.sum().clamp(min=1)
+        return float(torch.exp(-(shares * torch.log(shares.clamp(min=1e-12))).sum()))
+
+    def rare(self) -> Tensor:
+        """Numbers of the codes with less than 2 % of an even share of the choices, int64."""
+        return torch.nonzero(self.counts <= _RARE * self.counts.mean()).reshape(-1)
+
+
+def distant_features(vectors: Tensor, distances: Tensor, count: int) -> Tensor:
+    """Features in proportion to their squared distance from the nearest code; evenly where every distance is 0.
+
+    Args:
+        vectors: (N, D) features.
+        distances: (N,) their squared distances.
+        count: How many to draw, with replacement.
+
+    Returns:
+        (count, D) float32.
+    """
+    weights = distances if bool((distances > 0).any()) else torch.ones_like(distances)
+    return vectors[torch.multinomial(weights, count, replacement=True)].float()
+
+
+def cluster_centres(codes: Tensor, count: int) -> Tensor:
+    """A smaller codebook that covers what a trained one covers, by k-means (Lloyd's steps).
+
+    It starts from codes that are far from each other (Gonzalez, 1985), so that rare ones stay, and needs no chance.
+
+    Args:
+        codes: (N, D).
+        count: Codes wanted, at most N.
+
+    Returns:
+        (count, D) of the type of `codes`.
+    """
+    points = codes.float()
+    centres = points[:1]
+    nearest = torch.cdist(points, centres)[:, 0]
+    while len(centres) < count:
+        centres = torch.cat([centres, points[nearest.argmax()][None]])
+        nearest = torch.minimum(nearest, torch.cdist(points, centres[-1:])[:, 0])
+    for _ in range(_LLOYD_STEPS):
+        owner = torch.cdist(points, centres).argmin(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, owner, points)
+        sizes = torch.bincount(owner, minlength=count)[:, None]
+        centres = torch.where(sizes > 0, sums / sizes.clamp(min=1), centres)
+    return centres.to(codes.dtype)
+
+
+class CodebookKeeper:
+    """Counts the use of both codebooks over all processes and revives unused codes.
+
+    Attributes:
+        uses: By name, `context` and `future`; what a checkpoint holds of this.
+    """
+
+    def __init__(self, model: CompressiveVQModel, accelerator: Accelerator) -> None:
+        self._model = model
+        self._accelerator = accelerator
+        device = accelerator.device
+        self.uses = {
+            "context": CodebookUse.empty(model.config.num_vq_embeddings, device),
+            "future": CodebookUse.empty(model.config.num_dyn_embeddings, device),
+        }
+
+    def add(self, output: TokenizerOutput) -> None:
+        """Count the codes of one step."""
+        self.uses["context"].add(output.context_ids)
+        self.uses["future"].add(output.future_ids)
+
+    def harden(self, strength: float) -> None:
+        """Let training move vectors so far to their codes, 0 to 1; more counts as 1."""
+        for quantizer in (self._model.quantize, self._model.dynamics_quantize):
+            quantizer.strength = min(1.0, strength)
+
+    def gather(self) -> None:
+        """Bring all processes' counts to the first one, which is the one whose counts a checkpoint holds."""
+        for use in self.uses.values():
+            total = self._accelerator.reduce(use.counts, "sum")
+            use.counts = total if self._accelerator.is_main_process else torch.zeros_like(total)
+
+    def describe(self) -> dict[str, float]:
+        """Share used and perplexity of both codebooks since codes were last revived, by this process's counts."""
+        named: dict[str, float] = {}
+        for name, use in self.uses.items():
+            named |= {f"{name}_codes_used": use.share_used(), f"{name}_perplexity": use.perplexity()}
+        return named
+
+    def revive(self, clips: Tensor, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> None:
+        """Put features of `clips` in place of the codes that the processes have hardly used since the last time."""
+        model = self._model
+        with torch.no_grad():
+            output = model(clips)
+        parts = (
+            ("quantize", self.uses["context"], output.context_vectors),
+            ("dynamics_quantize", self.uses["future"], output.future_vectors),
+        )
+        for name, use, vectors in parts:
+            use.counts = self._accelerator.reduce(use.counts, "sum")
+            rare, quantizer = use.rare(), getattr(model, name)
+            if len(rare):
+                distances = (vectors.float() - quantizer.lookup(quantizer.nearest(vectors)).float()).square().sum(dim=1)
+                values = broadcast(distant_features(vectors, distances.detach(), len(rare)))
+                quantizer.replace_codes(rare, values)
+                # The moments and the average belong to the codes that are gone.
+                state = optimizer.state.get(quantizer.embedding.weight, {})
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment in state:
+                        state[moment][rare] = 0
+                if average is not None:
+                    average.values[f"{name}.embedding.weight"][rare] = values
+            use.clear()

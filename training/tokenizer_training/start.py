@@ -1,0 +1,94 @@
+"""What tokenizer training starts from: a new network of the recipe's shape, or a trained one.
+
+The trained one may come to another context length, or get codebooks of another size; all else of its shape stays.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+from pipeline.network_recipe import TokenizerConfig
+from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
+from training.tokenizer_training.attention import attend_locally
+from training.tokenizer_training.codebooks import cluster_centres
+
+_CONTEXT_ROWS, _CODES = "kv_pos_emb", "quantize.embedding.weight"
+_CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
+
+
+def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
+    """The shape of a new tokenizer, from the recipe."""
+    names = [field.name for field in dataclasses.fields(CompressiveVQConfig) if hasattr(config, field.name)]
+    shape = {name: getattr(config, name) for name in names}
+    return CompressiveVQConfig(**shape | {"block_out_channels": tuple(config.block_out_channels)})
+
+
+def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Iterable[str]) -> TokenizerConfig:
+    """The recipe with the shape of a trained tokenizer in place of its own, but for context length and sizes of codebooks.
+
+    Args:
+        config: The recipe's section.
+        trained: Of the tokenizer to start from.
+        given: Keys of the section that the user gave.
+
+    Raises:
+        ConfigError: The user gave a shape that is not that of the trained tokenizer.
+    """
+    names = {field.name for field in dataclasses.fields(TokenizerConfig)} - {"context_length"}
+    shape = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained) if field.name in names}
+    for name in sorted(set(given) & shape.keys()):
+        wanted = getattr(config, name)
+        if name in _CODEBOOKS:
+            shape[name] = wanted
+        if _listed(wanted) != _listed(shape[name]):
+            raise ConfigError(
+                f"tokenizer.{name} is {wanted}, but the tokenizer of --init_from has {shape[name]}: "
+                "leave the key out of the recipe"
+            )
+    return dataclasses.replace(config, **shape)
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) -> CompressiveVQModel:
+    """The network that training starts from, in training mode.
+
+    With fewer context frames than the trained one had, the last of its positions are kept, as published. With more, every
+    added earlier frame begins with the positions of the earliest frame that was learned. Codes added to a codebook begin at
+    random, until `tokenizer.revive_every` gives them features; a smaller codebook begins with the centres of its trained codes.
+
+    Args:
+        config: Its shape and context length.
+        trained: From `from_pretrained`, of the same shape but for these; None starts with random weights.
+    """
+    model = CompressiveVQModel(model_config(config))
+    if trained is not None:
+        model.load_state_dict(_fitted(trained, model.state_dict()))
+    if config.local_attention:
+        attend_locally(model)
+    return model
+
+
+def _fitted(trained: CompressiveVQModel, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained weights in the shapes of `own`."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in trained.state_dict().items():
+        if name.endswith(_CONTEXT_ROWS):
+            tensor = _with_context(tensor, len(own[name]), trained.config.context_length)
+        elif name.endswith(_CODES):
+            count = len(own[name])
+            tensor = cluster_centres(tensor, count) if count < len(tensor) else torch.cat([tensor, own[name][len(tensor) :]])
+        state[name] = tensor
+    return state
+
+
+def _with_context(rows: Tensor, wanted: int, context_length: int) -> Tensor:
+    """(t H W, C) positions, cut or grown at the front to `wanted` rows."""
+    grid = len(rows) // context_length
+    added = max(wanted - len(rows), 0) // grid
+    return torch.cat([rows[:grid]] * added + [rows])[-wanted:].clone()

@@ -1,0 +1,291 @@
+"""The training loop of the tokenizer: one optimizer over both autoencoders, codebooks kept alive, exact resume.
+
+A checkpoint is accelerate's whole state: tokenizer, discriminator, both optimizers, averaged weights, counts of codes. The
+order of samples needs the step alone.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline import storage
+from pipeline.catalog import mixture
+from pipeline.errors import ConfigError
+from pipeline.progress import progress_line
+from pipeline.recipe import Recipe
+from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.episode_table import open_tables
+from training.metrics import METRICS_NAME, cut_metrics
+from training.stopping import StopRequest, signals_held_back
+from training.tokenizer_training.adversary import Adversary, measure_of
+from training.tokenizer_training.codebooks import CodebookKeeper
+from training.tokenizer_training.data import StepBatches, TokenizerClips
+from training.tokenizer_training.evaluation import TokenizerReport, evaluate_tokenizer, write_reconstructions
+from training.tokenizer_training.loss import tokenizer_losses
+from training.tokenizer_training.start import starting_model
+from training.tokenizer_training.stillness import stillness
+from training.tokenizer_training.weight_average import WeightAverage
+from training.video_metrics.perceptual import LPIPS
+
+log = logging.getLogger(__name__)
+_EVALUATION_BATCHES = 8
+_SHOWN_CLIPS = 2
+# Published: clipping of the gradient norm at 1.
+_GRADIENT_NORM = 1.0
+
+
+class TokenizerTrainer:
+    """One run: model, optimizer, step, and the folder it writes to.
+
+    Args:
+        recipe: Its `tokenizer`, `clips` and `data` sections are used.
+        shards: Output folders of ingest.
+        output: Run folder.
+        workers: Processes that read clips.
+        trained: A tokenizer to start from; None starts with random weights.
+
+    Raises:
+        ConfigError: The batch does not divide among the processes, or a loss lacks its weights.
+        ShardError: There are no episodes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, shards: Sequence[str], output: Path, workers: int, trained: CompressiveVQModel | None = None
+    ) -> None:
+        self.config = recipe.tokenizer
+        self.output = output
+        self.step = 0
+        self._workers = workers
+        bf16 = self.config.training_precision == "bf16"
+        # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
+        processes = self.accelerator.num_processes
+        # On the host, so that asking each other never waits for a GPU.
+        self._host_group = dist.new_group(backend="gloo") if processes > 1 else None
+        self._local_batch, rest = divmod(self.config.batch_size, processes)
+        if rest or not self._local_batch:
+            raise ConfigError(
+                f"tokenizer.batch_size {self.config.batch_size} does not divide among {processes} processes; "
+                f"take a multiple of {processes}"
+            )
+        weights = recipe.data.weights or (mixture(recipe.data.mixture) if recipe.data.mixture else None)
+        table, held_out = open_tables(shards, "train", recipe.clips.held_out, recipe.quality)
+        if not table:
+            raise ConfigError(f"clips.held_out {recipe.clips.held_out} leaves no episode of {', '.join(shards)} to train on")
+        self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
+        plain = dataclasses.replace(recipe.clips, views=1)
+        self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out else None
+        self._lpips = self._open_lpips()
+        set_seed(self.config.seed)
+        model = starting_model(self.config, trained)
+        # Published: betas 0.9 and 0.999, no weight decay.
+        optimizer = torch.optim.AdamW(model.parameters(), self.config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self._codebooks = CodebookKeeper(self.bare, self.accelerator)
+        self.accelerator.register_for_checkpointing(*self._codebooks.uses.values())
+        self._adversary, self._average = None, None
+        if self.config.disc_weight:
+            settings = (self.config.disc_learning_rate, self.config.disc_weight, self.config.disc_start)
+            self._adversary = Adversary(*settings, self.accelerator)
+        if self.config.ema_decay:
+            self._average = WeightAverage(self.bare, self.config.ema_decay)
+            self.accelerator.register_for_checkpointing(self._average)
+
+    @property
+    def bare(self) -> CompressiveVQModel:
+        """The model without accelerate's wrapping."""
+        model: CompressiveVQModel = self.accelerator.unwrap_model(self.model)
+        return model
+
+    def run(self, stop: StopRequest) -> dict[str, Any]:
+        """Train up to the recipe's last step, or until asked to stop, and write the tokenizer.
+
+        Args:
+            stop: Looked at after every step.
+
+        Returns:
+            How far it came, and the numbers of the last evaluation.
+        """
+        config, main = self.config, self.accelerator.is_main_process
+        # What held-out clips measure, or None where there are none.
+        report = None
+        with (
+            progress_line(config.steps, "step", "train tokenizer", self.step, main) as progress,
+            closing(self._batches()) as batches,
+        ):
+            for clips in batches:
+                terms = self._train_step(clips)
+                progress.update()
+                if self.step % config.log_every == 0:
+                    progress.set_postfix_str(self._log(terms), refresh=False)
+                if config.revive_every and self.step % config.revive_every == 0:
+                    self._codebooks.revive(clips, self.optimizer, self._average)
+                due = self.step % config.checkpoint_every == 0 or self.step == config.steps
+                stopping = self._any(stop.made)
+                if due or stopping:
+                    self.save_checkpoint()
+                if due:
+                    with self._judged():
+                        report = self._evaluate()
+                if stopping:
+                    log.info("stopped after step %d; --resume auto goes on from there", self.step)
+                    break
+        self._write_tokenizer()
+        summary = {"steps": self.step, "finished": self.step >= config.steps, "tokenizer": str(self.output / "tokenizer")}
+        return summary | (report.as_dict() if report else {})
+
+    def save_checkpoint(self) -> None:
+        """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
+        name = f"step-{self.step:08d}"
+        folder = self.output / "checkpoints"
+        self._codebooks.gather()
+        self.accelerator.save_state(str(folder / name), safe_serialization=True)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            storage.write_bytes(str(folder / "latest.json"), json.dumps({"name": name, "step": self.step}).encode())
+            for other in folder.iterdir():
+                if other.is_dir() and other.name != name:
+                    shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
+
+    def load_checkpoint(self) -> bool:
+        """Continue from the newest whole checkpoint; False where there is none."""
+        latest = self.output / "checkpoints" / "latest.json"
+        if not latest.exists():
+            return False
+        pointer = json.loads(latest.read_bytes())
+        self.accelerator.load_state(str(latest.parent / pointer["name"]))
+        self.step = int(pointer["step"])
+        log.info("continuing from step %d", self.step)
+        return True
+
+    def begin(self, resume: bool) -> None:
+        """Continue from the newest checkpoint where there is one and `resume` asks for it; cut what a crash left behind."""
+        if resume:
+            self.load_checkpoint()
+        if self.accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            cut_metrics(self.output, self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        if self._host_group is None:
+            return flag
+        count = torch.tensor(float(flag))
+        dist.all_reduce(count, group=self._host_group)
+        return bool(count > 0)
+
+    def _batches(self) -> Generator[Tensor]:
+        accelerator = self.accelerator
+        sampler = StepBatches(
+            self.step, self.config.steps, self._local_batch, accelerator.process_index, accelerator.num_processes
+        )
+        loader: Iterable[Tensor] = DataLoader(
+            self._clips,
+            batch_sampler=sampler,
+            num_workers=self._workers,
+            pin_memory=accelerator.device.type == "cuda",
+            # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
+            multiprocessing_context="spawn" if self._workers else None,
+        )
+        with signals_held_back():
+            batches = iter(loader)
+        for clips in batches:
+            yield clips.to(accelerator.device, non_blocking=True)
+
+    def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
+        # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
+        torch.manual_seed((self.config.seed << 40) + (self.step << 12) + self.accelerator.process_index)
+        warmup = min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warmup
+        self._codebooks.harden((self.step + 1) / max(self.config.quantize_warmup, 1))
+        output = self.model(clips, self._still_patches(clips))
+        terms = tokenizer_losses(clips, output, self.config, self._lpips if self.config.lpips_weight else None)
+        adversary = self._adversary if self._adversary is not None and self._adversary.active(self.step) else None
+        made = _all_frames(output)
+        if adversary is not None:
+            last_layer = self.bare.cond_decoder.conv_out.weight
+            terms["adversarial"] = adversary.tokenizer_term(made, measure_of(terms), last_layer)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(torch.stack(list(terms.values())).sum())
+        self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
+        self.optimizer.step()
+        if adversary is not None:
+            terms["discriminator"] = adversary.learn(clips.flatten(0, 1), made, warmup)
+        if self._average is not None:
+            self._average.update(self.bare)
+        self._codebooks.add(output)
+        self.step += 1
+        return terms
+
+    def _still_patches(self, clips: Tensor) -> Tensor | None:
+        """The patches that the decoder has to show from the context alone, where the recipe pulls them to one code."""
+        config, geometry = self.config, self.bare.geometry
+        if not config.still_weight:
+            return None
+        return stillness(clips, config.context_length, geometry.future_grid) > 0.5
+
+    def _log(self, terms: dict[str, Tensor]) -> str:
+        """Write a line of metrics and return a short one for people."""
+        values = self.accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
+        line: dict[str, Any] = {"step": self.step} | dict(zip(terms, values.tolist(), strict=True))
+        line |= self._codebooks.describe()
+        self._append(line)
+        return f"future l1 {line['future_l1']:.4f}, codes used {line['context_codes_used']:.0%}/{line['future_codes_used']:.0%}"
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _evaluate(self) -> TokenizerReport | None:
+        if self._held_out is None or not self.accelerator.is_main_process:
+            return None
+        clips = self._held_out
+        batches = (
+            torch.stack([clips[batch * self._local_batch + number] for number in range(self._local_batch)])
+            for batch in range(_EVALUATION_BATCHES)
+        )
+        report = evaluate_tokenizer(self.bare, (frames.to(self.accelerator.device) for frames in batches), self._lpips)
+        self._append({"step": self.step, "held_out": report.as_dict()})
+        shown = torch.stack([clips[number] for number in range(_SHOWN_CLIPS)]).to(self.accelerator.device)
+        write_reconstructions(str(self.output / "reconstructions" / f"step-{self.step:08d}.png"), self.bare, shown)
+        return report
+
+    def _open_lpips(self) -> LPIPS | None:
+        """LPIPS for loss and evaluation, where the recipe asks for it or has the weights."""
+        config = self.config
+        if not config.lpips_weight and config.vgg_weights is None:
+            return None
+        asked = "tokenizer.lpips_weight" if config.lpips_weight else "tokenizer.vgg_weights"
+        return LPIPS(config.vgg_weights, f"the perceptual loss ({asked})").to(self.accelerator.device)
+
+    def _judged(self) -> AbstractContextManager[None]:
+        """The weights that are evaluated and written: the averaged ones where there are any."""
+        return nullcontext() if self._average is None else self._average.applied(self.bare)
+
+    def _write_tokenizer(self) -> None:
+        if self.accelerator.is_main_process:
+            precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
+            with self._judged():
+                self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
+        self.accelerator.wait_for_everyone()
+
+
+def _all_frames(output: TokenizerOutput) -> Tensor:
+    """(B T, 3, S, S): reconstructions of all frames of all clips, in their order."""
+    return torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).flatten(0, 1)

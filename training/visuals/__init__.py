@@ -1,0 +1,1 @@
+"""Frames and curves as pictures, films and pages."""
