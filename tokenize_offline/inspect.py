@@ -1,6 +1,6 @@
 """`ivideogpt-inspect` with what needs more than records: plans, codebooks of token shards, rows decoded back to pictures.
 
-It adds to `pipeline.inspect`, which knows nothing of tokens; torch is imported only to decode.
+It adds to `pipeline.inspection.inspect`, which knows nothing of tokens; torch is imported only to decode.
 """
 
 import json
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from pipeline import inspect, storage
+from pipeline import storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
+from pipeline.inspection import inspect
 from pipeline.recipe import Recipe
 from pipeline.records import read_record, record_path
 from tokenize_offline.planner import plan
@@ -24,7 +25,7 @@ _MARGIN = 2
 
 
 def parser() -> CommandParser:
-    """The command line: that of `pipeline.inspect`, and what decodes."""
+    """The command line: that of `pipeline.inspection.inspect`, and what decodes."""
     made = inspect.parser()
     made.add_argument(
         "--codebooks",
@@ -58,7 +59,7 @@ def parser() -> CommandParser:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The body of the command: what `pipeline.inspect` prints, and a JSON line per data set for its codebooks and samples.
+    """The body of the command: what `pipeline.inspection` prints, and a JSON line per data set for its codebooks and samples.
 
     Raises:
         ProjectError: Of all kinds; the message says what to do.

@@ -11,7 +11,7 @@ import pytest
 import webdataset
 from rlds_data import NAME, write_set
 
-from pipeline.inspect import run as inspect
+from pipeline.inspection.inspect import run as inspect
 
 ONE_WORKER = ["--direct_running_mode=multi_processing", "--direct_num_workers=1"]
 DESCRIBED = ["--dataset", NAME, "--camera", "image", "--rate", "10"]

@@ -25,7 +25,7 @@ from pipeline.__main__ import run as ingest_command
 from pipeline.catalog import DatasetEntry, dataset
 from pipeline.errors import ConflictError, StorageError
 from pipeline.frames import FrameForm
-from pipeline.inspect import run as inspect
+from pipeline.inspection.inspect import run as inspect
 from pipeline.job import ingest
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan

@@ -13,7 +13,7 @@ from pipeline import index, open_shard, storage
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, ShardError, SourceError
 from pipeline.frames import FrameForm, encode_jpeg
-from pipeline.inspect import run as inspect
+from pipeline.inspection.inspect import run as inspect
 from pipeline.job import Outcome, check_outcomes, ingest, refuse_strays
 from pipeline.plan import make_plan
 from pipeline.records import LeftOut, ShardRecord, describe_difference, find_done

@@ -10,11 +10,11 @@ from html import escape
 import numpy as np
 
 from pipeline import storage
-from pipeline.charts import bars, histogram, shares
-from pipeline.films import Film, animation, films, strip
 from pipeline.index import read_index
-from pipeline.overview import Inspected, Overview
-from pipeline.web import asset
+from pipeline.inspection.charts import bars, histogram, shares
+from pipeline.inspection.films import Film, animation, films, strip
+from pipeline.inspection.overview import Inspected, Overview
+from pipeline.inspection.web import asset
 
 # Bytes of pictures on a page, and of one data set at most.
 _PAGE_BUDGET = 24 << 20

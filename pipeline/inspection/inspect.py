@@ -13,13 +13,13 @@ from pipeline import storage
 from pipeline.command import CommandParser, run_command
 from pipeline.errors import ConfigError, ShardError
 from pipeline.index import INDEX_FILE, read_index
+from pipeline.inspection.overview import Inspected, Overview, overview
+from pipeline.inspection.page import write_page
+from pipeline.inspection.verify import faults_of, index_fault
 from pipeline.ledger import LEDGER_FILE, read_ledger
 from pipeline.naming import parse_shard_name
-from pipeline.overview import Inspected, Overview, overview
-from pipeline.page import write_page
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
-from pipeline.verify import faults_of, index_fault
 
 _ENDINGS = ("tar", "arrow")
 _DEPTH = 3
@@ -81,7 +81,7 @@ def _doctor(path: str, names: Sequence[str] | None) -> int:
     """A JSON line per data set on stdout, differences from the catalog on stderr."""
     # Imported here because it needs the `ingest` extra, which inspecting shards does without.
     try:
-        from pipeline.doctor import diagnose, entries_at
+        from pipeline.inspection.doctor import diagnose, entries_at
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'ivideogpt-pipeline[ingest]'") from error
 

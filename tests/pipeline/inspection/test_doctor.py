@@ -6,9 +6,9 @@ import pytest
 from rlds_data import F, episode, features, write_set
 
 from pipeline.catalog import dataset
-from pipeline.doctor import diagnose, entries_at
 from pipeline.errors import SourceError
-from pipeline.inspect import run as inspect
+from pipeline.inspection.doctor import diagnose, entries_at
+from pipeline.inspection.inspect import run as inspect
 
 
 def test_a_real_sample_agrees_with_the_catalog(shared, capsys):

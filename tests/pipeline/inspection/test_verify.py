@@ -12,14 +12,14 @@ from rlds_data import NAME, episode, write_set
 from pipeline import index, storage
 from pipeline.catalog import DatasetEntry
 from pipeline.frames import FrameForm, encode_jpeg
-from pipeline.inspect import run as inspect
+from pipeline.inspection.inspect import run as inspect
+from pipeline.inspection.overview import language_facts, overview
+from pipeline.inspection.verify import fault_of, faults_of, index_fault
 from pipeline.ledger import write_ledger
-from pipeline.overview import language_facts, overview
 from pipeline.plan import make_plan
 from pipeline.records import ShardRecord, read_record, sha256_of, write_record
 from pipeline.sources.rlds import RldsSource
 from pipeline.unit import run_unit
-from pipeline.verify import fault_of, faults_of, index_fault
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 

@@ -14,10 +14,10 @@ from PIL import Image
 from rlds_data import picture, plain_episode
 
 from pipeline import index
-from pipeline.charts import bars, histogram, shares
-from pipeline.films import MOMENTS, Film, animation, films, strip
 from pipeline.frames import encode_png
-from pipeline.inspect import run as inspect
+from pipeline.inspection.charts import bars, histogram, shares
+from pipeline.inspection.films import MOMENTS, Film, animation, films, strip
+from pipeline.inspection.inspect import run as inspect
 from pipeline.ledger import write_ledger
 from pipeline.quality import measure
 from pipeline.records import LeftOut, ShardRecord, write_record
