@@ -8,8 +8,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
-from pipeline.naming import episode_key
-from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_size, pad_actions
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, make_episode, pad_actions
 from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.tfrecord import count_records
 
@@ -62,22 +61,12 @@ class BairSource(Source):
         camera = _CAMERAS.get(self.entry.image_key, self.entry.image_key)
         count = _length(columns, camera)
         kept = [self.form.keep_pixels(_pixels(columns, f"{step}/{camera}/encoded")) for step in range(count)]
-        frames = [data for data, _ in kept]
-        check_size(frames)
         action = _steps(columns, "action", 4, count)
-        height, width = kept[0][1]
-        return Episode(
-            key=episode_key(shard.split, shard.number, position),
-            dataset=self.entry.name,
-            frames=frames,
-            height=height,
-            width=width,
-            rate=self.entry.control_hz,
-            base_step=self.entry.base_step,
-            camera=self.entry.image_key,
-            language="",
-            source_file=shard.file,
-            source_record=position,
+        return make_episode(
+            self.entry,
+            shard,
+            position,
+            kept,
             action_meaning="action: 4",
             action=pad_actions(action, count),
             state=_steps(columns, "endeffector_pos", 3, count).astype(np.float32),

@@ -16,7 +16,10 @@ from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm
+from pipeline.naming import episode_key
 
+# An encoded image, and its height and width.
+KeptFrame = tuple[bytes, tuple[int, int]]
 MAX_FRAMES = 100_000
 MAX_EPISODE_BYTES = 2 << 30
 MAX_RECORDS = 100_000  # that may be stated of one file, each of which is listed where the file is lost
@@ -168,9 +171,36 @@ def check_count(frames: int) -> None:
         raise BadEpisodeError(f"{frames} frames, the limit is {MAX_FRAMES}")
 
 
-def check_size(frames: list[bytes]) -> None:
-    """Raise `BadEpisodeError` for an episode without frames, or with more than a shard can take."""
-    check_count(len(frames))
+def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: Sequence[KeptFrame], **own: Any) -> Episode:
+    """The episode of some frames, with what the catalog says of its data set.
+
+    Args:
+        entry: Of the data set.
+        shard: File that it lies in.
+        position: Its number in that file, from 0.
+        kept: Its frames.
+        own: Further fields of `Episode`, or other values than the catalog's.
+
+    Raises:
+        BadEpisodeError: There are no frames, more than a shard can take, or frames of several sizes.
+    """
+    check_count(len(kept))
+    frames = [data for data, _ in kept]
     total = sum(map(len, frames))
     if total > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"frames of {total} bytes in all, the limit is {MAX_EPISODE_BYTES}")
+    sizes = sorted({size for _, size in kept})
+    if len(sizes) > 1:
+        raise BadEpisodeError(f"the size of the picture changes: {', '.join(f'{h}x{w}' for h, w in sizes[:5])}")
+    height, width = sizes[0]
+    known: dict[str, Any] = {
+        "key": episode_key(shard.split, shard.number, position),
+        "dataset": entry.name,
+        "rate": entry.control_hz,
+        "base_step": entry.base_step,
+        "camera": entry.image_key,
+        "language": "",
+        "source_file": shard.file,
+        "source_record": position,
+    }
+    return Episode(frames=frames, height=height, width=width, **known | own)

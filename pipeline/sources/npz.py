@@ -24,8 +24,7 @@ from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.frames import FrameForm
-from pipeline.naming import episode_key
-from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, pad_actions
+from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, make_episode, pad_actions
 
 ENDINGS = (".npz",)
 # What zipfile and numpy raise for damage, depending on where it lies.
@@ -113,21 +112,14 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         raise DamagedEpisodeError(f"no sound npz file: {error}") from error
     except _DAMAGE as error:
         raise DamagedEpisodeError(f"no sound npz file: {error}") from error
-    height, width = kept[0][1]
     if action is not None:
         action = pad_actions(action.reshape(len(action), -1), len(kept))
-    return Episode(
-        key=episode_key(shard.split, shard.number, 0),
-        dataset=entry.name,
-        frames=[data for data, _ in kept],
-        height=height,
-        width=width,
-        rate=entry.control_hz,
-        base_step=entry.base_step,
+    return make_episode(
+        entry,
+        shard,
+        0,
+        kept,
         camera=camera,
-        language="",
-        source_file=shard.file,
-        source_record=0,
         action_meaning="" if action is None else f"action: {action.shape[1]}",
         action=action,
     )

@@ -25,9 +25,18 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import decode
 from pipeline.json_files import read_json
-from pipeline.naming import TRAINING_SPLIT, episode_key
+from pipeline.naming import TRAINING_SPLIT
 from pipeline.quality import anchors
-from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, check_count, check_size, pad_actions
+from pipeline.sources.base import (
+    MAX_RECORDS,
+    BadEpisode,
+    KeptFrame,
+    Source,
+    SourceShard,
+    check_count,
+    make_episode,
+    pad_actions,
+)
 from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
 from pipeline.sources.tfrecord import count_records
@@ -154,22 +163,16 @@ class RldsSource(Source):
         return shard.first + position in held.values() or name in held
 
     def _episode(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode:
-        frames, (height, width) = self._frames(columns, spec)
-        count = len(frames)
+        kept = self._frames(columns, spec)
+        count = len(kept)
         action = _joined(columns, spec.action)
         state = _joined(columns, spec.state)
-        return Episode(
-            key=episode_key(shard.split, shard.number, position),
-            dataset=self.entry.name,
-            frames=frames,
-            height=height,
-            width=width,
-            rate=self.entry.control_hz,
-            base_step=self.entry.base_step,
-            camera=self.entry.image_key,
+        return make_episode(
+            self.entry,
+            shard,
+            position,
+            kept,
             language=_text(columns, spec.instruction),
-            source_file=shard.file,
-            source_record=position,
             episode_id=_text(columns, spec.episode_id),
             action_meaning=spec.action_meaning,
             action=None if action is None else pad_actions(action, count),
@@ -178,7 +181,7 @@ class RldsSource(Source):
             is_terminal=_per_step(columns, spec.is_terminal, count, np.bool_),
         )
 
-    def _frames(self, columns: Columns, spec: EpisodeSpec) -> tuple[list[bytes], tuple[int, int]]:
+    def _frames(self, columns: Columns, spec: EpisodeSpec) -> list[KeptFrame]:
         swap = self.entry.image_key in self.entry.bgr
         if spec.encoded:
             # Taken out of the record one by one: a list would be a copy of all of them.
@@ -187,15 +190,8 @@ class RldsSource(Source):
             if _is_placeholder(images):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
             looked_at = set(anchors(len(images)).tolist())
-            kept = [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
-        else:
-            kept = [self.form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
-        frames = [data for data, _ in kept]
-        check_size(frames)
-        sizes = {size for _, size in kept}
-        if len(sizes) > 1:
-            raise BadEpisodeError(f"frames of different sizes: {sorted(sizes)}")
-        return frames, sizes.pop()
+            return [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
+        return [self.form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
 
 
 def _with_first(shards: list[SourceShard]) -> list[SourceShard]:

@@ -16,17 +16,14 @@ from pipeline import storage
 from pipeline.catalog import robonet_test_files
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
-from pipeline.naming import episode_key
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions
+from pipeline.sources.base import BadEpisode, KeptFrame, SourceShard, check_count, make_episode, pad_actions
 from pipeline.sources.hdf5_process import Hdf5Source
 from pipeline.sources.video import decoded
 
 ACTION_DIM = 5
 _CAMERA = re.compile(r"^(image|cam)(?P<number>\d{0,3})$")
 _FORMATS = {"RGB": False, "BGR": True}  # whether red and blue are swapped
-
-Frame = tuple[bytes, tuple[int, int]]
 
 
 class RobonetSource(Hdf5Source):
@@ -57,31 +54,20 @@ class RobonetSource(Hdf5Source):
         state = hdf5.numbers(file, "env/state")
         action = hdf5.numbers(file, "policy/actions")
         kept = self._frames(file, min(len(state), len(action) + 1))
-        frames = [data for data, _ in kept]
-        check_size(frames)
-        if len({size for _, size in kept}) > 1:
-            raise BadEpisodeError("the size of the picture changes")
-        height, width = kept[0][1]
-        state, action = state[: len(frames)], five_dimensional(file, action[: len(frames) - 1], state)
-        return Episode(
-            key=episode_key(shard.split, shard.number, 0),
-            dataset=self.entry.name,
-            frames=frames,
-            height=height,
-            width=width,
-            rate=self.entry.control_hz,
-            base_step=self.entry.base_step,
-            camera=self.entry.image_key,
-            language="",
-            source_file=shard.file,
-            source_record=0,
+        check_count(len(kept))
+        state, action = state[: len(kept)], five_dimensional(file, action[: len(kept) - 1], state)
+        return make_episode(
+            self.entry,
+            shard,
+            0,
+            kept,
             episode_id=shard.file.rpartition(".")[0],
             action_meaning=f"action: {ACTION_DIM}",
-            action=pad_actions(action, len(frames)),
+            action=pad_actions(action, len(kept)),
             state=state.astype(np.float32),
         )
 
-    def _frames(self, file: h5py.File, most: int) -> list[Frame]:
+    def _frames(self, file: h5py.File, most: int) -> list[KeptFrame]:
         """At most `most` frames of the camera."""
         env = hdf5.find(file, "env")
         match = _CAMERA.match(self.entry.image_key)
@@ -96,7 +82,7 @@ class RobonetSource(Hdf5Source):
             return self._of_video(file, f"{place}/frames", most)
         return self._of_images(file, place, most)
 
-    def _of_video(self, file: h5py.File, path: str, most: int) -> list[Frame]:
+    def _of_video(self, file: h5py.File, path: str, most: int) -> list[KeptFrame]:
         data = hdf5.array(file, path).astype(np.uint8).tobytes()
         video = hdf5.dataset(file, path)
         stated = int(hdf5.attribute(video, "T"))
@@ -107,12 +93,12 @@ class RobonetSource(Hdf5Source):
             raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {stated} are stated")
         return kept
 
-    def _of_images(self, file: h5py.File, place: str, most: int) -> list[Frame]:
+    def _of_images(self, file: h5py.File, place: str, most: int) -> list[KeptFrame]:
         # Looked up once: libhdf5 takes longer to find a frame than to read it.
         camera = hdf5.find(file, place)
         if not isinstance(camera, h5py.Group):
             raise BadEpisodeError(f"the file has no group {place}")
-        kept: list[Frame] = []
+        kept: list[KeptFrame] = []
         swap = False
         while len(kept) < most and hdf5.find(camera, frame := f"frame{len(kept)}") is not None:
             data = hdf5.array(camera, frame).astype(np.uint8).tobytes()

@@ -27,8 +27,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
 from pipeline.frames import MAX_PIXELS, FrameForm, shrunk_size
 from pipeline.json_files import parse_json
-from pipeline.naming import episode_key
-from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard
+from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.containers import bytes_missing, is_lfs_pointer
 
 ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
@@ -177,22 +176,7 @@ def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sour
             if record == 0:
                 raise BadEpisodeError("no frames")
             return
-        height, width = kept[0][1]
-        if any(size != (height, width) for _, size in kept):
-            raise BadEpisodeError("the size of the picture changes")
-        yield Episode(
-            key=episode_key(shard.split, shard.number, record),
-            dataset=entry.name,
-            frames=[data for data, _ in kept],
-            height=height,
-            width=width,
-            rate=_rate(times, entry.control_hz),
-            base_step=entry.base_step,
-            camera=entry.image_key,
-            language=shard.text,
-            source_file=shard.file,
-            source_record=record,
-        )
+        yield make_episode(entry, shard, record, kept, rate=_rate(times, entry.control_hz), language=shard.text)
 
 
 def _rate(times: list[float], wanted: float | None) -> float | None:

@@ -16,9 +16,8 @@ import numpy as np
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
-from pipeline.naming import episode_key
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, SourceShard, check_size, pad_actions
+from pipeline.sources.base import BadEpisode, SourceShard, make_episode, pad_actions
 from pipeline.sources.hdf5_process import Hdf5Source, call
 
 _log = logging.getLogger(__name__)
@@ -97,22 +96,13 @@ class Vp2Source(Hdf5Source):
         swap = self.entry.image_key in self.entry.bgr
         blocks = hdf5.blocks(file, f"{place}/obs/{camera}", _BLOCK)
         kept = [self.form.keep_pixels(pixels, swap) for block in blocks for pixels in block]
-        frames = [data for data, _ in kept]
-        check_size(frames)
-        action = pad_actions(hdf5.numbers(file, f"{place}/actions"), len(frames))
-        height, width = kept[0][1]
-        return Episode(
-            key=episode_key(shard.split, shard.number, position),
-            dataset=self.entry.name,
-            frames=frames,
-            height=height,
-            width=width,
-            rate=self.entry.control_hz,
-            base_step=self.entry.base_step,
+        action = pad_actions(hdf5.numbers(file, f"{place}/actions"), len(kept))
+        return make_episode(
+            self.entry,
+            shard,
+            position,
+            kept,
             camera=camera,
-            language="",
-            source_file=shard.file,
-            source_record=position,
             episode_id=demo,
             action_meaning=f"action: {action.shape[1]}",
             action=action,

@@ -270,7 +270,7 @@ def test_two_files_in_one_place_are_refused(tmp_path):
         (lambda c: c["steps/reward"].float_list.value.append(0.0), "7 reward for 6 frames"),
         (
             lambda c: c["steps/observation/image"].bytes_list.value.__setitem__(0, encode_jpeg(picture(0, 20, 20))),
-            "different sizes",
+            "the size of the picture changes",
         ),
     ],
 )
