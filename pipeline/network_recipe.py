@@ -9,22 +9,42 @@ from typing import Literal
 from pipeline.errors import require
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+# Groups of every group normalisation in the tokenizer.
+NORM_GROUPS = 32
 
 
-@dataclass
-class TokenizerConfig:
-    """The tokenizer: its shape when it is trained from scratch, its training, and how it runs over shards.
+@dataclass(frozen=True)
+class TokenizerShape:
+    """Shape of a compressive VQ tokenizer. Defaults are the published 64x64 model.
 
     Attributes:
         resolution: Side of the square frames in pixels.
-        context_length: Context frames it is trained with.
+        context_length: Context frames t.
         block_out_channels: Channels of the blocks, from full resolution down.
-        layers_per_block: Residual layers of an encoder block.
-        latent_channels: Width of a code.
+        layers_per_block: Residual layers of an encoder block; a decoder block has one more.
+        latent_channels: Width D of the latent and of a code.
         num_vq_embeddings: Codes for context frames.
         num_dyn_embeddings: Codes for future frames.
         patch_size: Latent positions along one side that share one future-frame code.
-        max_att_resolution: Cross-attention happens up to this feature resolution.
+        max_att_resolution: Cross-attention happens at features of at most this side.
+    """
+
+    resolution: int = 64
+    context_length: int = 2
+    block_out_channels: tuple[int, ...] = (128, 256, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 64
+    num_vq_embeddings: int = 8192
+    num_dyn_embeddings: int = 8192
+    patch_size: int = 4
+    max_att_resolution: int = 16
+
+
+@dataclass(frozen=True)
+class TokenizerConfig(TokenizerShape):
+    """The tokenizer: its shape when it is trained from scratch, its training, and how it runs over shards.
+
+    Attributes:
         segment_length: Frames of a training clip.
         horizon: Strides out of which the frames of a training clip are drawn.
         steps: Optimizer steps of training.
@@ -59,15 +79,6 @@ class TokenizerConfig:
         clips_per_batch: Clips that go through the frozen tokenizer at once.
     """
 
-    resolution: int = 64
-    context_length: int = 2
-    block_out_channels: tuple[int, ...] = (128, 256, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 64
-    num_vq_embeddings: int = 8192
-    num_dyn_embeddings: int = 8192
-    patch_size: int = 4
-    max_att_resolution: int = 16
     segment_length: int = 8
     horizon: int = 16
     steps: int = 1_000_000
@@ -99,8 +110,8 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         grid = self.resolution >> (len(self.block_out_channels) - 1)
         require(
-            all(channels % 32 == 0 for channels in self.block_out_channels),
-            f"tokenizer.block_out_channels must be multiples of 32 (group normalisation): {self.block_out_channels}",
+            all(channels % NORM_GROUPS == 0 for channels in self.block_out_channels),
+            f"tokenizer.block_out_channels must be multiples of {NORM_GROUPS} (group normalisation): {self.block_out_channels}",
         )
         require(
             grid % self.patch_size == 0,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
+from pipeline.network_recipe import NORM_GROUPS, TokenizerShape
 from tokenize_offline.geometry import IdGeometry, id_geometry, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
@@ -27,35 +28,11 @@ _FIXED_VALUES: dict[str, Any] = {
     "norm_type": "group",
     "mid_block_add_attention": False,
 }
-# Groups of every group normalisation.
-NORM_GROUPS = 32
 
 
 @dataclass(frozen=True)
-class CompressiveVQConfig:
-    """Shape of a compressive VQ tokenizer. Defaults are the official 64x64 model.
-
-    Attributes:
-        resolution: Side of the square frames in pixels.
-        context_length: Context frames t.
-        block_out_channels: Channels of the blocks, from full resolution down.
-        layers_per_block: Residual layers of an encoder block; a decoder block has one more.
-        latent_channels: Width D of the latent and of a code.
-        num_vq_embeddings: Codes for context frames.
-        num_dyn_embeddings: Codes for future frames.
-        patch_size: Latent positions along one side that share one future-frame code.
-        max_att_resolution: Cross-attention happens at features of at most this side.
-    """
-
-    resolution: int = 64
-    context_length: int = 2
-    block_out_channels: tuple[int, ...] = (128, 256, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 64
-    num_vq_embeddings: int = 8192
-    num_dyn_embeddings: int = 8192
-    patch_size: int = 4
-    max_att_resolution: int = 16
+class CompressiveVQConfig(TokenizerShape):
+    """The shape of a tokenizer that exists, checked, with what follows from it and its published form."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
