@@ -14,16 +14,14 @@ import numpy as np
 import torch
 
 from pipeline import storage
-from pipeline.command import add_section_folder, given_value, parse_recipe, recipe_parser, run_command
+from pipeline.command import parse_recipe, recipe_parser, run_command
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.progress import progress_line
 from pipeline.recipe import ClipsConfig
-from training.model_files.model_folder import locate_model
 from training.prediction.clip_prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
-from training.prediction.episodes import choose_episodes, open_episodes
-from training.prediction.model_clips import clips_as_trained
 from training.prediction.sampling_options import add_sampling_options, sampling_of
+from training.prediction.start_options import add_start_options, open_start
 from training.session import WorldModel
 from training.visuals import gallery, movies, pictures
 from training.visuals.pictures import Strip
@@ -160,17 +158,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         helped=("clips",),
     )
     parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL --output DIR_OR_URL [OPTION ...]"
-    add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
-    parser.add_argument(
-        "--input",
-        metavar="PATH_OR_URL",
-        type=str,
-        required=True,
-        help="An episode (.npz), a video, an episode shard (.tar) or a data set's folder.",
-    )
-    parser.add_argument(
-        "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
-    )
+    add_start_options(parser)
     parser.add_argument(
         "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for pictures, pages and metrics."
     )
@@ -180,7 +168,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--episodes", type=int, default=1, help="How many episodes to predict, from the first on; the result has their average."
     )
-    parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
     parser.add_argument("--start", type=int, default=0, help="First frame of the clip.")
     parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
     add_sampling_options(parser)
@@ -188,13 +175,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
     sampling = sampling_of(options)
-    folder = locate_model(options.model_dir)
-    clips = clips_as_trained(folder, recipe.clips, given_value(parser, "clips", arguments) or {})
-    held_out = clips.held_out if options.held_out else None
-    chosen = choose_episodes(
-        open_episodes(options.input, options.camera), options.episode, options.episodes, held_out, options.input
-    )
-    model = WorldModel.from_pretrained(folder)
+    model, chosen, clips = open_start(parser, arguments, options, recipe.clips, options.episodes, options.episode)
     outcome = predict_episodes(model, chosen, options.output, clips, sampling, options.start, options.steps)
     averages = outcome if "episodes" in outcome else _averages([outcome])
     json.dump(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig, TokenizerShape
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.attention import attend_locally
 from training.tokenizer_training.codebooks import cluster_centres
@@ -21,8 +21,7 @@ _CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
 
 def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
     """The shape of a new tokenizer, from the recipe."""
-    names = [field.name for field in dataclasses.fields(CompressiveVQConfig) if hasattr(config, field.name)]
-    shape = {name: getattr(config, name) for name in names}
+    shape = {field.name: getattr(config, field.name) for field in dataclasses.fields(TokenizerShape)}
     return CompressiveVQConfig(**shape | {"block_out_channels": tuple(config.block_out_channels)})
 
 
@@ -37,8 +36,8 @@ def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Ite
     Raises:
         ConfigError: The user gave a shape that is not that of the trained tokenizer.
     """
-    names = {field.name for field in dataclasses.fields(TokenizerConfig)} - {"context_length"}
-    shape = {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained) if field.name in names}
+    names = [field.name for field in dataclasses.fields(TokenizerShape) if field.name != "context_length"]
+    shape = {name: getattr(trained, name) for name in names}
     for name in sorted(set(given) & shape.keys()):
         wanted = getattr(config, name)
         if name in _CODEBOOKS:
