@@ -70,7 +70,7 @@ def find_datasets(folders: Sequence[str]) -> dict[str, str]:
     for folder in folders:
         below = (storage.join(folder, name) for name in storage.list_folders(folder))
         own = folder.rstrip("/")
-        there = [own] if _is_dataset(own) else [path for path in below if _is_dataset(path)]
+        there = [own] if episode_shards(own) else [path for path in below if episode_shards(path)]
         if not there:
             raise ConfigError(
                 f"{folder}: no episode shards there or one level below; name an output folder of ivideogpt-ingest"
@@ -84,9 +84,9 @@ def find_datasets(folders: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _is_dataset(folder: str) -> bool:
-    names = storage.list_files(folder)
-    return INDEX_FILE in names or any(name.endswith(".tar") and parse_shard_name(name) for name in names)
+def episode_shards(folder: str) -> list[str]:
+    """File names of the episode shards in a data set's folder, in order."""
+    return [name for name in storage.list_files(folder) if name.endswith(".tar") and parse_shard_name(name)]
 
 
 def read_records(folder: str) -> Iterator[ShardRecord]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
-from pipeline.index import find_datasets
+from pipeline.index import episode_shards, find_datasets
 from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from pipeline.network_recipe import Precision
 from pipeline.recipe import ClipsConfig, QualityConfig
@@ -222,13 +222,9 @@ def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
         return [task for task, done in zip(tasks, pool.map(job.is_done, tasks), strict=True) if not done]
 
 
-def _shards_in(folder: str) -> list[str]:
-    return [name for name in storage.list_files(folder) if name.endswith(".tar") and parse_shard_name(name)]
-
-
 def _tasks_of(dataset: str, folder: str) -> list[ShardTask]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda name: _task_of(dataset, storage.join(folder, name)), _shards_in(folder)))
+        return list(pool.map(lambda name: _task_of(dataset, storage.join(folder, name)), episode_shards(folder)))
 
 
 def _task_of(dataset: str, path: str) -> ShardTask:

@@ -15,9 +15,10 @@ ROWS = 5000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """A data set of `ROWS` training episodes and one test episode, of which there is but the index."""
+    """A data set of `ROWS` training episodes and one test episode, of which there is little but the index."""
     root = tmp_path_factory.mktemp("shards")
     (root / "made_up").mkdir()
+    (root / "made_up" / "train-000000.tar").touch()
     numbers = range(ROWS + 1)
     table = {
         "key": [f"train-{number // 100:05d}-{number:06d}" for number in numbers],
