@@ -62,4 +62,4 @@ def test_a_mistake_stops_the_whole_fleet_with_one_message(alone, tmp_path):
     ]
     done = run(launcher, alone / "nowhere", alone / "tok", tmp_path)
     assert done.returncode != 0
-    assert done.stderr.count("error: --shards") == 1
+    assert done.stderr.count("no episode shards") == 1
