@@ -6,13 +6,11 @@ before they were measured. Equal records give equal bytes.
 
 import collections
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.episode import Episode
@@ -21,6 +19,7 @@ from pipeline.naming import parse_shard_name
 from pipeline.quality import COLUMNS as QUALITY_COLUMNS
 from pipeline.records import ShardRecord, read_record
 from pipeline.shards import read_sample
+from pipeline.tables import read_table, write_table
 
 INDEX_FILE = "index.parquet"
 SUMMARY_FILE = "dataset.json"
@@ -118,9 +117,7 @@ def write_index(folder: str, dataset: str, records: Iterable[ShardRecord], missi
         of_shard = {"shard": record.shard, "split": _split(record)}
         tables.append(pa.Table.from_pylist([{**entry, **of_shard} for entry in record.entries], schema=_SCHEMA))
         kept.append(dataclasses.replace(record, entries=[]))
-    buffer = io.BytesIO()
-    pq.write_table(pa.concat_tables(tables).combine_chunks(), buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, INDEX_FILE), buffer.getvalue())
+    write_table(storage.join(folder, INDEX_FILE), pa.concat_tables(tables).combine_chunks())
     text = json.dumps(_summary(dataset, kept, missing), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
     return kept
@@ -161,7 +158,7 @@ def read_index(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         ShardError: There is none, or it can't be read.
     """
-    return _read_table(folder, columns=list(columns) if columns is not None else None)
+    return read_table(storage.join(folder, INDEX_FILE), columns)
 
 
 def read_episode(folder: str, key: str) -> Episode:
@@ -170,19 +167,11 @@ def read_episode(folder: str, key: str) -> Episode:
     Raises:
         ShardError: There is no index, no such episode, or its shard is damaged.
     """
-    rows = _read_table(folder, columns=["shard", "offset", "size"], filters=[("key", "==", key)]).to_pylist()
+    path = storage.join(folder, INDEX_FILE)
+    rows = read_table(path, ["shard", "offset", "size"], [("key", "==", key)]).to_pylist()
     if not rows:
-        raise ShardError(f"{storage.join(folder, INDEX_FILE)} knows no episode {key!r}")
+        raise ShardError(f"{path} knows no episode {key!r}")
     row = rows[0]
     if parse_shard_name(row["shard"]) is None:
-        raise ShardError(f"{storage.join(folder, INDEX_FILE)} names the shard {row['shard']!r}, which can't be one")
+        raise ShardError(f"{path} names the shard {row['shard']!r}, which can't be one")
     return read_sample(storage.join(folder, row["shard"]), row["offset"], row["size"])
-
-
-def _read_table(folder: str, **how: Any) -> pa.Table:
-    path = storage.join(folder, INDEX_FILE)
-    try:
-        with storage.open_read(path) as file:
-            return pq.read_table(file, **how)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again, which writes it anew") from error

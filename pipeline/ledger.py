@@ -5,16 +5,15 @@ that was killed and went on leaves the same file as one that was not. A sound da
 missing file never passes for a clean one.
 """
 
-import io
 from collections.abc import Iterable
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ShardError
 from pipeline.naming import parse_shard_name
 from pipeline.records import ShardRecord
+from pipeline.tables import read_table, write_table
 
 LEDGER_FILE = "left_out.parquet"
 
@@ -50,9 +49,7 @@ def write_ledger(folder: str, dataset: str, records: Iterable[ShardRecord]) -> N
             raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
         for item in record.left_out:
             rows.append({"dataset": dataset, "split": parsed[0], "shard": record.shard, **vars(item)})
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
-    storage.write_bytes(storage.join(folder, LEDGER_FILE), buffer.getvalue())
+    write_table(storage.join(folder, LEDGER_FILE), pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def read_ledger(folder: str) -> pa.Table:
@@ -68,9 +65,4 @@ def read_ledger(folder: str) -> pa.Table:
     Raises:
         ShardError: There is none, or it can't be read.
     """
-    path = storage.join(folder, LEDGER_FILE)
-    try:
-        with storage.open_read(path) as file:
-            return pq.read_table(file, columns=_SCHEMA.names)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again, which writes it anew") from error
+    return read_table(storage.join(folder, LEDGER_FILE), _SCHEMA.names)
