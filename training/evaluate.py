@@ -23,9 +23,9 @@ from training.evaluation.data import TestSet, open_test_sets, read_row
 from training.evaluation.metrics import Metric, MetricSet
 from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
 from training.evaluation.scores import ClipScores, score_clip, summarise
+from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
 from training.prediction.clip_prediction import Sampling, clips_for, cut_clip
-from training.prediction.model_clips import clips_as_trained
 from training.prediction.sampling_options import add_sampling_options, sampling_of
 from training.processes import Processes, find_place
 from training.session import WorldModel

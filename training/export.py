@@ -14,7 +14,8 @@ from pipeline import storage
 from pipeline.errors import ConflictError
 from pipeline.recipe import Recipe
 from pipeline.records import sha256_of
-from tokenize_offline.tokenizer import loading
+from tokenize_offline.tokenizer import CompressiveVQModel, loading
+from tokenize_offline.tokenizer.config import parse_config
 from training.model_files.model_card import model_card
 from training.model_files.model_folder import RECIPE, TOKENIZER, TRANSFORMER
 from training.world_model import WorldModelNetwork
@@ -68,15 +69,26 @@ def export_model(
     staging.mkdir(parents=True)
     network.save_transformer(staging / TRANSFORMER, weights)
     if tokenizer is not None:
-        (staging / TOKENIZER).mkdir()
-        shutil.copyfile(tokenizer.weights, staging / TOKENIZER / loading.WEIGHTS_NAME)
-        (staging / TOKENIZER / loading.CONFIG_NAME).write_bytes(storage.read_bytes(tokenizer.config))
+        _write_tokenizer(tokenizer, network.layout.context_length, staging / TOKENIZER)
     (staging / RECIPE).write_text(recipe.as_yaml(), encoding="utf-8")
     (staging / CARD_NAME).write_text(model_card(provenance, recipe), encoding="utf-8")
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)
     (staging / PROVENANCE_NAME).write_text(text + "\n", encoding="utf-8")
     _put_in_place(staging, folder)
+
+
+def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder: Path) -> None:
+    """A tokenizer as the clips were tokenized with it: with fewer context frames than its own, where the recipe said so."""
+    config = storage.read_bytes(files.config)
+    if parse_config(config, files.config).context_length != context_length:
+        tokenizer = CompressiveVQModel.from_files(files)
+        tokenizer.set_context_length(context_length)
+        tokenizer.save_pretrained(str(folder))
+        return
+    folder.mkdir()
+    shutil.copyfile(files.weights, folder / loading.WEIGHTS_NAME)
+    (folder / loading.CONFIG_NAME).write_bytes(config)
 
 
 def _put_in_place(made: Path, folder: Path) -> None:

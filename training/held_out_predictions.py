@@ -84,6 +84,7 @@ class HeldOutPredictions:
         files = self._run.tokenizer
         assert files is not None
         tokenizer = CompressiveVQModel.from_files(files)
+        tokenizer.set_context_length(self._run.store.layout.context_length)
         with locked_folder("ivideogpt-model-") as folder:
             self._run.network.save_transformer(folder, weights)
             network = load_transformer(folder, tokenizer.geometry)

@@ -24,6 +24,7 @@ from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, find_tokenizer
 from training.fine_tuning import start_from
+from training.model_files.model_clips import clips_as_cut
 from training.model_files.model_folder import RECIPE
 from training.order import SampleOrder
 from training.processes import Place
@@ -62,7 +63,7 @@ class Run:
     """A run that is ready to start.
 
     Attributes:
-        recipe: As resolved.
+        recipe: As resolved, with clips as the token shards have them.
         folder: Of the run.
         store: Training clips.
         held_out: Held-out clips of the same data sets, None where there are none.
@@ -153,6 +154,8 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
     _require_clips(recipe, store)
+    clips = clips_as_cut(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}")
+    recipe = dataclasses.replace(recipe, clips=clips)
     if recipe.model.rewards and not store.has_reward:
         raise ConfigError(
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"

@@ -9,9 +9,10 @@ import concurrent.futures
 import fcntl
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +65,7 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class _Shard:
-    """An opened shard: its metadata and its columns as arrays over the mapped file, one array per record batch."""
+    """An opened shard: metadata, columns as arrays over the mapped file (one per record batch), how its clips were cut."""
 
     path: str
     info: TokenShardInfo
@@ -72,6 +73,7 @@ class _Shard:
     ids: list[np.ndarray]
     action: list[np.ndarray]
     reward: list[np.ndarray]
+    clips: Mapping[str, Any]
 
 
 class _Dataset:
@@ -80,7 +82,7 @@ class _Dataset:
     def __init__(self, shards: list[_Shard]) -> None:
         # A shard whose episodes were all left out doesn't know what rows would have carried.
         shards = [shard for shard in shards if any(map(len, shard.ids))] or shards[:1]
-        self.info = shards[0].info
+        self.info, self.clips = shards[0].info, shards[0].clips
         for shard in shards[1:]:
             _require_same_rows(shards[0], shard)
         self._ids = [array for shard in shards for array in shard.ids]
@@ -199,6 +201,11 @@ class TokenStore:
         return next(iter(dims.values()))
 
     @property
+    def clips(self) -> Mapping[str, Any]:
+        """The recipe's section by which all clips were cut, as records have it; empty where they don't."""
+        return self._by_name[self.datasets[0]].clips
+
+    @property
     def has_reward(self) -> bool:
         """Whether all data sets carry rewards."""
         return all(self._by_name[name].info.has_reward for name in self.datasets)
@@ -279,11 +286,9 @@ def _find(folder: str, splits: set[str]) -> Iterator[str]:
 
 
 def _nothing_found(folders: Sequence[str], splits: Sequence[str]) -> str:
-    there: set[str] = set()
-    for folder in folders:
-        for dataset in storage.list_folders(folder):
-            names = (parse_shard_name(name) for name in storage.list_files(storage.join(folder, dataset)))
-            there |= {parsed[0] for parsed in names if parsed}
+    below = [storage.join(folder, dataset) for folder in folders for dataset in storage.list_folders(folder)]
+    names = (parse_shard_name(name) for folder in below for name in storage.list_files(folder))
+    there = {parsed[0] for parsed in names if parsed}
     hint = f"there are shards of {', '.join(sorted(there))}" if there else "give the folder that ivideogpt-tokenize wrote to"
     return f"no finished token shards with clips of split {', '.join(splits)} under {', '.join(folders)}: {hint}"
 
@@ -322,6 +327,7 @@ def _open(path: str, cache: Path) -> _Shard:
         list(fixed_size_column(table, "ids", layout.sequence_length)),
         list(fixed_size_column(table, "action", layout.clip_length * info.action_dim)) if info.action_dim else [],
         list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],
+        record.inputs.get("clips", {}),
     )
 
 

@@ -1,7 +1,7 @@
 """Small token shards with made-up ids, written as stage 2 writes them; for tests of training alone."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,7 @@ def write_shard(
     has_reward: bool = False,
     seed: int = 0,
     bad_rows: Sequence[int] = (),
+    clips: Mapping[str, object] | None = None,
 ) -> Path:
     """One token shard with its record; returns the shard's path. The actions of `bad_rows` are not finite."""
     count = positions * views
@@ -71,7 +72,7 @@ def write_shard(
     path = root / dataset / f"{name}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_token_shard(path, info, rows)
-    inputs = {"layout": dataclasses.asdict(layout)}
+    inputs = {"layout": dataclasses.asdict(layout), **({"clips": clips} if clips else {})}
     record = ShardRecord(
         path.name, fingerprint(inputs), inputs, count, count * layout.clip_length, path.stat().st_size, sha256_of(path)
     )

@@ -11,10 +11,12 @@ from synthetic_tokens import write_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.recipe import ClipsConfig, DataConfig, Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel
+from training import WorldModel
 from training.model_files.model_card import model_card
+from training.model_files.model_clips import clips_as_trained
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 
@@ -143,3 +145,26 @@ def test_a_data_set_can_not_break_the_cards_table(run):
     provenance = _provenance(run[0])
     provenance["datasets"]["a|b`\n# c"] = provenance["datasets"].pop("alpha")
     assert "\n| `a/b' # c` | " in model_card(provenance, Recipe())
+
+
+def test_a_model_predicts_from_as_many_context_frames_and_clips_as_its_token_shards_had(tmp_path):
+    tiny_models.tokenizer().save_pretrained(str(tmp_path / "tokenizer"))
+    tokenizer = CompressiveVQModel.from_pretrained(str(tmp_path / "tokenizer"))
+    assert tokenizer.config.context_length == 2
+    layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=tokenizer.weights_sha256, context_length=1)
+    clips = dataclasses.asdict(ClipsConfig(stride="3", length=5, held_out=0.25, context_length=1))
+    for split in ("train", "train_heldout"):
+        write_shard(tmp_path / "tokens", split=split, layout=layout, clips=clips)
+    recipe = Recipe(
+        model=ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=192),
+        training=TrainingConfig(global_batch=2, steps=1, precision="fp32", warmup_steps=1, evaluate_predictions=1),
+    )
+    pretrain(recipe, RunOptions([str(tmp_path / "tokens")], str(tmp_path / "out"), tokenizer=str(tmp_path / "tokenizer")))
+    model = WorldModel.from_pretrained(tmp_path / "out" / "model")
+    assert model.geometry.context_length == 1
+    tokenizer.set_context_length(1)
+    frames = torch.rand(2, 3, 3, 32, 32)
+    assert torch.equal(model.tokenizer.tokenize(frames), tokenizer.tokenize(frames))
+    taken = clips_as_trained(tmp_path / "out" / "model", ClipsConfig(), {})
+    assert (taken.stride, taken.length, taken.held_out) == ("3", 5, 0.25)
+    assert len(list((tmp_path / "out" / "predictions").rglob("*.gif"))) == 1

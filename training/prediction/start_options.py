@@ -9,9 +9,9 @@ from typing import Any
 from pipeline.command import CommandParser, add_section_folder, given_value
 from pipeline.episode import Episode
 from pipeline.recipe import ClipsConfig
+from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
 from training.prediction.episodes import choose_episodes, open_episodes
-from training.prediction.model_clips import clips_as_trained
 from training.session import WorldModel
 
 

@@ -1,12 +1,13 @@
 """How the clips were cut that a model learned from: what predicts with a model cuts its own likewise unless told otherwise.
 
-An exported model carries its recipe. A model that learned neighbouring frames and is shown every third one predicts badly and
-says nothing, so the recipe within counts before the defaults. A published checkpoint carries none: there the defaults count.
+A model that learned neighbouring frames and is shown every third one predicts badly and says nothing. So an exported model
+carries a recipe that says how its token shards were made, whatever the recipe of the training said, and that counts before the
+defaults. A published checkpoint carries none: there the defaults count.
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,29 @@ def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any])
     path = folder / RECIPE
     if not path.is_file():
         return clips
-    trained = {name: value for name, value in _section(path).items() if name in _KINDS and name not in given}
-    for name, value in trained.items():
+    return clips_as_cut(clips, _section(path), given, f"{path} (the model's own recipe)")
+
+
+def clips_as_cut(clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str) -> ClipsConfig:
+    """A recipe's clips, with what decides which frames a clip has as it was when clips were cut.
+
+    Args:
+        clips: The recipe's section.
+        cut: The section by which they were cut, as it was read from a file.
+        given: Keys that stay as they are in `clips`.
+        where: The file, for messages.
+
+    Raises:
+        SourceError: It has a value that is no such key's.
+        ConfigError: It has a value that can't be.
+    """
+    found = {name: value for name, value in cut.items() if name in _KINDS and name not in given}
+    for name, value in found.items():
         if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
-            raise SourceError(f"{path} has {value!r} for clips.{name}: take the file out of the model, or mend it")
-    changed = {name: value for name, value in trained.items() if value != getattr(clips, name)}
+            raise SourceError(f"{where} has {value!r} for clips.{name}, which can't be: remove the file, or mend it")
+    changed = {name: value for name, value in found.items() if value != getattr(clips, name)}
     if changed:
-        log.info("as the model was trained: %s", ", ".join(f"clips.{name} {value}" for name, value in changed.items()))
+        log.info("as in %s: %s", where, ", ".join(f"clips.{name} {value}" for name, value in changed.items()))
     return dataclasses.replace(clips, **changed)
 
 

@@ -10,8 +10,8 @@ import tiny_models
 from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig, Recipe
 from training import evaluate, predict
+from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import RECIPE, locate_model
-from training.prediction.model_clips import clips_as_trained
 
 TRAINED = ClipsConfig(stride="1", length=5, goal=True, held_out=0.2, per_episode=9, context_length=1)
 
