@@ -8,14 +8,15 @@ and, at 256 to 80 pixels, 40 dB from area averaging (a box filter after DCT scal
 import functools
 import io
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipeline.errors import BadEpisodeError, DamagedEpisodeError
+from pipeline.errors import BadEpisodeError, ConfigError, DamagedEpisodeError
 from pipeline.image_scan import looks_whole
 from pipeline.recipe import DataConfig, FrameEncoding
 
@@ -136,6 +137,35 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
     if short <= short_side:
         return height, width
     return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
+
+
+def shrunk_to(form: Mapping[str, Any], short_sides: Iterable[int]) -> int | None:
+    """The short side to which episodes were shrunk; None where all are as large as their source has them.
+
+    Args:
+        form: A `FrameForm` as a record has it.
+        short_sides: Of the episodes' frames, in pixels.
+    """
+    side = form.get("short_side")
+    return side if side is not None and side in set(short_sides) else None
+
+
+def require_detail(shrunk: int | None, side: int, where: str) -> None:
+    """Refuse to enlarge to `side` pixels what was shrunk below that, since its source has more to show.
+
+    Args:
+        shrunk: See `shrunk_to`.
+        side: Of the square frames that are wanted, in pixels.
+        where: The shard or data set, for the message.
+
+    Raises:
+        ConfigError: It was.
+    """
+    if shrunk is not None and shrunk < side:
+        raise ConfigError(
+            f"{where}: frames were shrunk to {shrunk} pixels when they were ingested, fewer than the {side} that are wanted "
+            f"here: ingest again with --data.resolution {side}, with --overwrite or into another folder"
+        )
 
 
 def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float] | None = None) -> np.ndarray:

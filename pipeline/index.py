@@ -152,6 +152,19 @@ def _summary(dataset: str, records: Sequence[ShardRecord], missing: Sequence[str
     }
 
 
+def read_summary(folder: str) -> dict[str, Any]:
+    """What `dataset.json` says of a data set.
+
+    Raises:
+        ShardError: There is none, or it can't be read.
+    """
+    path = storage.join(folder, SUMMARY_FILE)
+    try:
+        return dict(json.loads(storage.read_bytes(path)))
+    except (OSError, ValueError, TypeError) as error:
+        raise ShardError(f"{path} can't be read ({error}); run ivideogpt-ingest again, which writes it anew") from error
+
+
 def read_index(folder: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The index of a data set, or some of its columns.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
 from pipeline.errors import ConfigError, ShardError
+from pipeline.frames import require_detail
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.batch_limit import BatchLimit
@@ -102,10 +103,12 @@ def find_tasks(job: TokenizeJob, shards: Sequence[str], splits: Sequence[str] | 
     """All episode shards, each with the episodes that the recipe's quality limits leave out.
 
     Raises:
-        ConfigError: See `find_shards`.
+        ConfigError: See `find_shards` and `require_detail`.
         ShardError: See `find_shards` and `select`.
     """
     found = find_shards(shards, splits)
+    for task in found:
+        require_detail(task.shrunk, job.layout.resolution, task.source)
     if not job.quality.active:
         return found
     # Duplicates are sought in whole data sets, so that runs over single splits leave out the same.

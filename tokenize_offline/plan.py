@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
+from pipeline.frames import shrunk_to
 from pipeline.index import episode_shards, find_datasets
 from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from pipeline.network_recipe import Precision
@@ -39,6 +40,7 @@ class ShardTask:
         bytes: Its size.
         sha256: Of the file.
         samples: Its episodes.
+        shrunk: Short side to which its frames were shrunk; see `pipeline.frames.shrunk_to`.
         excluded: Keys of those that the recipe's quality limits leave out, in order; see `selection`.
     """
 
@@ -49,6 +51,7 @@ class ShardTask:
     bytes: int
     sha256: str
     samples: int
+    shrunk: int | None = None
     excluded: tuple[str, ...] = ()
 
 
@@ -235,4 +238,6 @@ def _task_of(dataset: str, path: str) -> ShardTask:
     if not storage.exists(record_path(path)):
         raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
     record = read_record(record_path(path))
-    return ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples)
+    short_sides = (min(entry["height"], entry["width"]) for entry in record.entries)
+    shrunk = shrunk_to(record.inputs.get("frames", {}), short_sides)
+    return ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples, shrunk)

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import ShardError
-from pipeline.index import find_datasets, read_index
+from pipeline.frames import shrunk_to
+from pipeline.index import find_datasets, read_index, read_summary
 from pipeline.recipe import QualityConfig
 from tokenize_offline.clips import EpisodeShape, is_held_out
 from tokenize_offline.selection import select
@@ -52,6 +53,12 @@ class EpisodeRows:
         self._dataset = dataset
         self._folder = folder
         self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
+
+    @property
+    def shrunk(self) -> int | None:
+        """Short side to which the frames were shrunk; see `pipeline.frames.shrunk_to`."""
+        short_sides = np.unique(np.minimum(*(self._columns[name].to_numpy() for name in ("height", "width")))).tolist()
+        return shrunk_to(read_summary(self._folder)["made_with"].get("frames", {}), short_sides)
 
     def __len__(self) -> int:
         return len(self._columns["key"])

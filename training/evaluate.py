@@ -210,7 +210,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         length, side = evaluation.clips.length or 0, model.tokenizer.config.resolution
         metrics = MetricSet(options.metrics, options.vgg_weights, options.i3d_weights, length, side, processes.device)
         sets = open_test_sets(
-            options.shards, options.split, options.held_out, evaluation.clips, evaluation.start, evaluation.episodes
+            options.shards, options.split, options.held_out, evaluation.clips, evaluation.start, evaluation.episodes, side
         )
         _require_enough(sets, metrics)
         scores = _score_all(model, sets, evaluation, metrics, processes)

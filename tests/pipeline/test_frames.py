@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from rlds_data import picture
 
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm, decode, dimensions, encode_jpeg, encode_png, shrink, shrunk_size, sniff
+from pipeline.errors import BadEpisodeError, ConfigError
+from pipeline.frames import (
+    FrameForm,
+    decode,
+    dimensions,
+    encode_jpeg,
+    encode_png,
+    require_detail,
+    shrink,
+    shrunk_size,
+    shrunk_to,
+    sniff,
+)
 from pipeline.recipe import DataConfig
 
 WHOLE = encode_jpeg(picture(1, 96, 128))
@@ -126,3 +137,22 @@ def test_other_colour_modes_become_rgb(mode):
 def test_the_recipe_decides_the_form():
     assert FrameForm.of(DataConfig(resolution=64)) == FrameForm("jpeg", 80, 95)
     assert FrameForm.of(DataConfig(frames="source", resolution=64)) == FrameForm.of(DataConfig(frames="source", resolution=256))
+
+
+@pytest.mark.parametrize(
+    ("form", "short_sides", "shrunk"),
+    [
+        ({"encoding": "jpeg", "short_side": 80}, [80, 64], 80),
+        ({"encoding": "jpeg", "short_side": 80}, [64], None),  # its source has no more to show
+        ({"encoding": "source", "short_side": None}, [80], None),
+        ({}, [80], None),
+    ],
+)
+def test_only_what_was_shrunk_below_what_is_wanted_is_refused(form, short_sides, shrunk):
+    assert shrunk_to(form, short_sides) == shrunk
+    require_detail(shrunk, 80, "bridge")
+    if shrunk is None:
+        require_detail(shrunk, 256, "bridge")
+        return
+    with pytest.raises(ConfigError, match=r"bridge: .*80 pixels.*256.*--data.resolution 256"):
+        require_detail(shrunk, 256, "bridge")

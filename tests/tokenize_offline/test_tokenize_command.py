@@ -1,10 +1,12 @@
 """The command: one line for every mistake, the recipe's resolution checked only where it is given."""
 
+import dataclasses
 import json
 
 import pytest
-from synthetic_episodes import tiny_tokenizer, write_shards
+from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
 
+from pipeline.records import fingerprint, read_record, record_path, write_record
 from tokenize_offline.__main__ import main
 
 
@@ -74,3 +76,15 @@ def test_a_damaged_shard_fails_the_command_by_name(command, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "train-000000.tar" in captured.err
     assert len(json.loads(captured.out)["failures"]) == 1
+
+
+def test_frames_that_ingest_made_smaller_than_the_tokenizers_are_refused_and_natively_small_ones_are_not(
+    command, tmp_path, capsys
+):
+    path = write_shard(tmp_path / "small", 0, [make_episode(0, 8)])
+    record = read_record(record_path(str(path)))
+    for short_side, status in ((30, 1), (40, 0)):
+        inputs = {"frames": {"encoding": "jpeg", "short_side": short_side, "quality": 95}}
+        write_record(str(path.parent), dataclasses.replace(record, inputs=inputs, fingerprint=fingerprint(inputs)))
+        assert main(arguments(command, shards=str(tmp_path / "small"))) == status
+    assert "train-000000.tar: frames were shrunk to 30 pixels" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Episodes by their index: every one in its place, held-out ones apart, in memory that full collections allow."""
 
+import json
 import pickle
 
 import pyarrow as pa
@@ -7,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, ShardError
-from pipeline.index import INDEX_FILE
+from pipeline.index import INDEX_FILE, SUMMARY_FILE
+from pipeline.recipe import ClipsConfig
 from training.episode_table import open_tables
+from training.evaluation.data import open_test_sets
 
 ROWS = 5000
 
@@ -33,6 +36,8 @@ def folder(tmp_path_factory) -> str:
         "base_step": [1.0] * (ROWS + 1),
     }
     pq.write_table(pa.table(table), root / "made_up" / INDEX_FILE, row_group_size=1000)
+    frames = {"encoding": "jpeg", "short_side": 80, "quality": 95}
+    (root / "made_up" / SUMMARY_FILE).write_text(json.dumps({"made_with": {"frames": frames}}))
     return str(root)
 
 
@@ -72,3 +77,11 @@ def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_
     (tmp_path / "unfinished" / "begun" / "train-000000.tar").touch()
     with pytest.raises(ShardError, match=r"begun.*run ivideogpt-ingest again"):
         open_tables([folder, str(tmp_path / "unfinished")], "train", 0.0)
+
+
+def test_frames_that_ingest_made_smaller_than_the_models_are_not_evaluated(folder):
+    assert open_tables([folder], "train", 0.0)[0]["made_up"].shrunk == 80
+    clips = ClipsConfig(length=4)
+    assert len(open_test_sets([folder], "train", False, clips, 0, None, side=64)[0].rows) > ROWS // 2
+    with pytest.raises(ConfigError, match="made_up: frames were shrunk to 80 pixels"):
+        open_test_sets([folder], "train", False, clips, 0, None, side=256)

@@ -4,7 +4,6 @@ Episodes too short for a clip are left out and counted; a clip that ended in rep
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import ShardError
-from pipeline.index import SUMMARY_FILE, read_records
+from pipeline.frames import require_detail
+from pipeline.index import read_records, read_summary
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import read_sample
 from tokenize_offline.clips import EpisodeShape, frame_indices, stride_of
@@ -48,12 +48,12 @@ class TestSet:
             "first_episode": self.rows[0].shape.key,
             "last_episode": self.rows[-1].shape.key,
             "shards_sha256": digest.hexdigest(),
-            "made_with": json.loads(storage.read_bytes(storage.join(folder, SUMMARY_FILE)))["made_with"],
+            "made_with": read_summary(folder)["made_with"],
         }
 
 
 def open_test_sets(
-    shards: Sequence[str], split: str, held_out: bool, clips: ClipsConfig, start: int, limit: int | None
+    shards: Sequence[str], split: str, held_out: bool, clips: ClipsConfig, start: int, limit: int | None, side: int
 ) -> list[TestSet]:
     """The first `limit` episodes of every data set that are long enough.
 
@@ -64,13 +64,16 @@ def open_test_sets(
         clips: With length filled in.
         start: First frame of every clip.
         limit: Episodes of a data set at most; None takes all.
+        side: Of the square frames that the model sees, in pixels.
 
     Raises:
+        ConfigError: Frames were shrunk below that when they were ingested.
         ShardError: There is no episode to evaluate.
     """
     table = open_tables(shards, split, clips.held_out)[1] if held_out else open_tables(shards, split, 0.0)[0]
     sets = []
     for dataset, rows in sorted(table.items()):
+        require_detail(rows.shrunk, side, dataset)
         enough = [row for row in rows if _last_frame(clips, row.shape, start) < row.shape.num_frames]
         if enough:
             sets.append(TestSet(dataset, enough[:limit], len(rows) - len(enough)))

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
+from pipeline.frames import require_detail
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
@@ -84,6 +85,8 @@ class TokenizerTrainer:
         table, held_out = open_tables(shards, "train", recipe.clips.held_out, recipe.quality)
         if not table:
             raise ConfigError(f"clips.held_out {recipe.clips.held_out} leaves no episode of {', '.join(shards)} to train on")
+        for dataset, rows in table.items():
+            require_detail(rows.shrunk, self.config.resolution, dataset)
         self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
         plain = dataclasses.replace(recipe.clips, views=1)
         self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out else None
