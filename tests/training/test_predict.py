@@ -197,6 +197,18 @@ def test_input_of_no_known_kind_is_refused(tmp_path):
         open_episodes(str(tmp_path / "empty"))
 
 
+def test_frames_that_are_smaller_than_the_models_are_told_of(tmp_path, capsys, caplog, free_folder):
+    small = dataclasses.replace(episode(), frames=[encode_png(frame) for frame in pixels(12, 0, 24, 30)], height=24, width=30)
+    for each in (episode(), small):
+        shard = write_shard(tmp_path / f"train-{each.height:06d}.tar", [each])
+        arguments = ["--model", str(free_folder), "--input", str(shard), "--output", str(tmp_path / "out"), "--steps", "1"]
+        assert predict.main(arguments) == 0
+    capsys.readouterr()
+    assert [one.getMessage() for one in caplog.records if "enlarged" in one.getMessage()] == [
+        f"{tmp_path}/train-000024.tar has frames of 24 pixels, enlarged to the 32 that the model sees"
+    ]
+
+
 def test_clip_frames_and_actions_lie_at_the_stride(driven):
     source = episode(count=20)
     clip = cut_clip(source, driven, clips_for(driven, dataclasses.replace(CLIPS, stride="3"), None), start=2)

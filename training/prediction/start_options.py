@@ -3,6 +3,7 @@
 The same for predicting and playing. A model is opened last: whatever is wrong with the rest is said before seconds go by.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
 from training.prediction.episodes import choose_episodes, open_episodes
 from training.session import WorldModel
+
+log = logging.getLogger(__name__)
 
 
 def add_start_options(parser: CommandParser) -> None:
@@ -57,4 +60,8 @@ def open_start(
     fitted = clips_as_trained(folder, clips, given_value(parser, "clips", arguments) or {})
     held_out = fitted.held_out if options.held_out else None
     episodes = choose_episodes(open_episodes(options.input, options.camera), wanted, count, held_out, options.input)
-    return WorldModel.from_pretrained(folder), episodes, fitted
+    model = WorldModel.from_pretrained(folder)
+    side = model.tokenizer.config.resolution
+    if (least := min(min(episode.height, episode.width) for episode in episodes)) < side:
+        log.warning("%s has frames of %d pixels, enlarged to the %d that the model sees", options.input, least, side)
+    return model, episodes, fitted
