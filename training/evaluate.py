@@ -203,8 +203,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     recipe, options = parse_recipe(parser, arguments)
     folder = locate_model(options.model_dir)
     given = given_value(parser, "clips", arguments) or {}
-    clips = clips_as_trained(folder, recipe.clips, given)
-    with Processes(find_place(os.environ)) as processes:
+    place = find_place(os.environ)
+    clips = clips_as_trained(folder, recipe.clips, given, tells=place.rank == 0)
+    with Processes(place) as processes:
         model = WorldModel.from_pretrained(folder, str(processes.device))
         evaluation = _plan(model, clips, options, "length" in given)
         length, side = evaluation.clips.length or 0, model.tokenizer.config.resolution

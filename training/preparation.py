@@ -150,22 +150,23 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     checkpoint = newest_checkpoint(folder / CHECKPOINTS_NAME, at_most) if known else None
     record = _settle_record(recipe, store, folder, checkpoint, repeat=options.replay is not None)
     order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
-    if unused := sorted(set(store.datasets) - set(order.datasets)):
+    first = place.rank == 0
+    if first and (unused := sorted(set(store.datasets) - set(order.datasets))):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
     _require_clips(recipe, store)
-    clips = clips_as_cut(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}")
+    clips = clips_as_cut(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}", first)
     recipe = dataclasses.replace(recipe, clips=clips)
     if recipe.model.rewards and not store.has_reward:
         raise ConfigError(
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
         )
     network = build_network(recipe.model, store.layout, store.action_dim if recipe.model.actions else 0, training.seed)
-    initial = start_from(network, training, exports=place.rank == 0)
+    initial = start_from(network, training, exports=first)
     identity = identify(recipe, store, initial)
     if known is not None:
         require_same_run(folder, known, identity, checkpoint)
-    if place.rank == 0:
+    if first:
         _tell_changes(record, read_record(folder), training)
     engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
     return Run(

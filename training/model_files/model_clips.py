@@ -28,13 +28,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
 log = logging.getLogger(__name__)
 
 
-def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any]) -> ClipsConfig:
+def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any], tells: bool = True) -> ClipsConfig:
     """A command's clips, with what its user left open as the model was trained.
 
     Args:
         folder: Of the model.
         clips: The command's section.
         given: Keys of it that the user gave.
+        tells: See `clips_as_cut`.
 
     Raises:
         SourceError: The model's recipe can't be read.
@@ -43,10 +44,12 @@ def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any])
     path = folder / RECIPE
     if not path.is_file():
         return clips
-    return clips_as_cut(clips, _section(path), given, f"{path} (the model's own recipe)")
+    return clips_as_cut(clips, _section(path), given, f"{path} (the model's own recipe)", tells)
 
 
-def clips_as_cut(clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str) -> ClipsConfig:
+def clips_as_cut(
+    clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str, tells: bool = True
+) -> ClipsConfig:
     """A recipe's clips, with what decides which frames a clip has as it was when clips were cut.
 
     Args:
@@ -54,6 +57,7 @@ def clips_as_cut(clips: ClipsConfig, cut: Mapping[str, Any], given: Container[st
         cut: The section by which they were cut, as it was read from a file.
         given: Keys that stay as they are in `clips`.
         where: The file, for messages.
+        tells: Whether this process is the one of several that logs what changes.
 
     Raises:
         SourceError: It has a value that is no such key's.
@@ -64,7 +68,7 @@ def clips_as_cut(clips: ClipsConfig, cut: Mapping[str, Any], given: Container[st
         if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
             raise SourceError(f"{where} has {value!r} for clips.{name}, which can't be: remove the file, or mend it")
     changed = {name: value for name, value in found.items() if value != getattr(clips, name)}
-    if changed:
+    if changed and tells:
         log.info("as in %s: %s", where, ", ".join(f"clips.{name} {value}" for name, value in changed.items()))
     return dataclasses.replace(clips, **changed)
 
