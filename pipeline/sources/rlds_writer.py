@@ -1,7 +1,8 @@
 """Writes data sets in RLDS form, as tensorflow-datasets does, without TensorFlow.
 
 Specs, encoding of examples and `dataset_info.json` are tensorflow-datasets' own; only its TFRecord and image writers need
-TensorFlow, so records are framed by `tfrecord.py` and images come encoded. For small sets: the demo's, benchmarks', tests'.
+TensorFlow, so records are framed by `tfrecord.py` and images come encoded. Equal episodes give equal bytes. For small sets: the
+demo's, benchmarks', tests'.
 """
 
 import itertools
@@ -44,7 +45,9 @@ def write_rlds(
     infos = []
     for split, episodes in splits.items():
         template = tfds.core.ShardedFileTemplate(dataset_name=name, data_dir=folder, split=split, filetype_suffix="tfrecord")
-        records = (serializer.serialize_example(features.encode_example(episode)) for episode in episodes)
+        examples = (serializer.get_tf_example(features.encode_example(episode)) for episode in episodes)
+        # The serializer's own way writes the features of an example in an order by chance.
+        records = (example.SerializeToString(deterministic=True) for example in examples)
         lengths, num_bytes = _write_shards(folder, f"{name}-{split}", records, episodes_per_shard)
         for index, final in enumerate(template.sharded_filepaths(len(lengths))):
             _unfinished(folder, f"{name}-{split}", index).replace(final)

@@ -30,7 +30,7 @@ def bair_record(seed: int, steps: int = 3, change=None) -> bytes:
             example.features.feature[name].bytes_list.value.append(value)
         else:
             example.features.feature[name].float_list.value.extend(value)
-    return example.SerializeToString()
+    return example.SerializeToString(deterministic=True)
 
 
 def write_bair(root: Path, train: list[bytes]) -> None:

@@ -59,6 +59,13 @@ def test_a_clean_set_comes_out_as_it_went_in(tmp_path):
     assert (one.height, one.width, one.source_record) == (48, 64, 1)
 
 
+def test_equal_episodes_are_written_as_equal_bytes_by_every_process(tmp_path):
+    (path,) = write_set(tmp_path, episodes=2).glob("*-train.tfrecord-*")
+    for record in read_records(str(path)):
+        # A process orders the entries of a map by a number of its own unless it is told otherwise.
+        assert record == tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
+
+
 def test_actions_that_are_dicts_lie_side_by_side_in_the_order_of_names(tmp_path):
     spec = features(
         action=F.FeaturesDict(
