@@ -207,7 +207,7 @@ class Session:
     def rollout(self, actions: Iterable[Action | None]) -> list[StepResult]:
         """What `step` gives for every entry of `actions`; `[None] * n` for n frames of a model without actions.
 
-        Frames are decoded many at a time at the end, which is quicker than one by one and differs by rounding alone.
+        Frames are decoded many at a time at the end: a small model's are quicker than one by one, and differ by rounding alone.
         """
         rewards, frames = [], []
         for action in actions:
