@@ -67,7 +67,7 @@ def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: 
 
     config = LoraConfig(
         r=training.lora_rank,
-        lora_alpha=training.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=training.lora_alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=training.lora_dropout,
         target_modules=list(LORA_MODULES),
     )

@@ -75,9 +75,10 @@ def upload(folder: Path, url: str) -> None:
         fs.mkdir(bucket)
     for file in folder.rglob("*"):
         if file.is_file():
-            fs.put_file(str(file), f"{inner}/{file.relative_to(folder)}")
+            there = f"{inner}/{file.relative_to(folder)}"
+            fs.put_file(str(file), there)
             # The server that speaks GCS drops a carriage return at the end of a file.
-            assert fs.size(f"{inner}/{file.relative_to(folder)}") == file.stat().st_size, f"{file} was cut short"
+            assert fs.size(there) == file.stat().st_size, f"{file} was cut short"
 
 
 def _free_port() -> int:

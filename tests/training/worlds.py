@@ -48,9 +48,10 @@ def _answer(pipe: Any) -> tuple[bool, Any]:
     if not pipe.poll(_SECONDS):
         return False, "no answer"
     try:
-        return pipe.recv()  # type: ignore[no-any-return]
+        answer: tuple[bool, Any] = pipe.recv()
     except EOFError:
         return False, "the process died"
+    return answer
 
 
 def _work(sender: Any, rank: int, processes: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
