@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Progress:
         loss_steps: Steps in these sums.
         run: Fingerprint of the run.
         skipped: Steps in a row, up to this one, that were skipped.
+        results: Newest value of each number that the run's summary holds, as JSON; empty in a checkpoint of before they were
+            kept.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Progress:
     loss_steps: int
     run: str
     skipped: int = 0
+    results: dict[str, Any] = field(default_factory=dict)
 
     def loss_total(self, rank: int, world_size: int) -> float:
         """The running sum that rank `rank` of `world_size` goes on from."""

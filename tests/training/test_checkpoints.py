@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there: cut short at any point it is never picked."""
 
+import json
 import shutil
 
 import pytest
@@ -86,6 +87,17 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, m
         prune(tmp_path, 1)
     shutil.move(tmp_path / tag(2), tmp_path / "elsewhere")
     assert newest_checkpoint(tmp_path) is None
+
+
+def test_results_come_back_from_a_checkpoint_and_one_written_without_any_has_none(tmp_path):
+    results = {"loss": 1.5, "held_out_loss_by_dataset": {"alpha": 2.0}, "mfu": None}
+    path = _write(tmp_path, 10, marked=False)
+    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16, results=results))
+    assert newest_checkpoint(tmp_path).progress.results == results
+    marker = json.loads((path / COMPLETE_NAME).read_bytes())
+    del marker["progress"]["results"]
+    (path / COMPLETE_NAME).write_text(json.dumps(marker))
+    assert newest_checkpoint(tmp_path).progress.results == {}
 
 
 def test_a_running_loss_goes_on_with_the_same_ranks_and_is_shared_out_among_others():
