@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import require
+from pipeline.recipe_bounds import MAX_CODES, MODEL_BOUNDS, TOKENIZER_BOUNDS, TRAINING_BOUNDS, check_bounds
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 # Groups of every group normalisation in the tokenizer.
 NORM_GROUPS = 32
+# Frames of fewer pixels a side come to nothing in VGG16, which halves them four times, or in the discriminator.
+_LPIPS_SIDE, _DISCRIMINATOR_SIDE = 16, 32
 
 
 @dataclass(frozen=True)
@@ -108,35 +111,47 @@ class TokenizerConfig(TokenizerShape):
     clips_per_batch: int = 16
 
     def __post_init__(self) -> None:
-        grid = self.resolution >> (len(self.block_out_channels) - 1)
+        check_bounds("tokenizer", self, TOKENIZER_BOUNDS)
         require(
-            all(channels % NORM_GROUPS == 0 for channels in self.block_out_channels),
-            f"tokenizer.block_out_channels must be multiples of {NORM_GROUPS} (group normalisation): {self.block_out_channels}",
+            len(self.block_out_channels) > 0 and all(channels % NORM_GROUPS == 0 for channels in self.block_out_channels),
+            f"tokenizer.block_out_channels must be one or more multiples of {NORM_GROUPS} (group normalisation), "
+            f"not {self.block_out_channels}",
         )
+        halvings = len(self.block_out_channels) - 1
         require(
-            grid % self.patch_size == 0,
-            f"tokenizer.patch_size {self.patch_size} must divide the latent grid of {grid} "
-            f"({self.resolution} pixels halved {len(self.block_out_channels) - 1} times)",
+            self.resolution % (self.patch_size << halvings) == 0,
+            f"tokenizer.resolution {self.resolution} must be a multiple of {self.patch_size << halvings}: "
+            f"tokenizer.block_out_channels halve it {halvings} times, and tokenizer.patch_size {self.patch_size} must divide "
+            "the latent grid that is left",
+        )
+        codes = self.num_vq_embeddings + self.num_dyn_embeddings
+        require(
+            codes <= MAX_CODES,
+            f"tokenizer.num_vq_embeddings + tokenizer.num_dyn_embeddings must be at most {MAX_CODES} (ids have 16 bits), "
+            f"not {codes}",
         )
         require(
             self.context_length < self.segment_length <= self.horizon,
             "tokenizer.context_length < tokenizer.segment_length <= tokenizer.horizon must hold, not "
             f"{self.context_length}, {self.segment_length}, {self.horizon}",
         )
-        for name in (
-            "l1_weight",
-            "l2_weight",
-            "lpips_weight",
-            "disc_weight",
-            "commitment_weight",
-            "disc_start",
-            "still_weight",
-        ):
-            require(getattr(self, name) >= 0, f"tokenizer.{name} must be at least 0, not {getattr(self, name)}")
-        require(0 <= self.ema_decay < 1, f"tokenizer.ema_decay must be in [0, 1), not {self.ema_decay}")
         require(
-            not self.disc_weight or self.resolution >= 32,
-            f"tokenizer.disc_weight needs frames of at least 32 pixels a side, not {self.resolution}: set it to 0",
+            self.l1_weight + self.l2_weight + self.lpips_weight > 0,
+            "tokenizer.l1_weight, tokenizer.l2_weight and tokenizer.lpips_weight are all 0, so that reconstructions count for "
+            "nothing: set one above 0",
+        )
+        require(
+            not self.lpips_weight or self.resolution >= _LPIPS_SIDE,
+            f"tokenizer.lpips_weight needs frames of at least {_LPIPS_SIDE} pixels a side, not {self.resolution}: set it to 0",
+        )
+        require(
+            self.vgg_weights is None or self.resolution >= _LPIPS_SIDE,
+            f"tokenizer.vgg_weights needs frames of at least {_LPIPS_SIDE} pixels a side, not {self.resolution}: leave it out",
+        )
+        require(
+            not self.disc_weight or self.resolution >= _DISCRIMINATOR_SIDE,
+            f"tokenizer.disc_weight needs frames of at least {_DISCRIMINATOR_SIDE} pixels a side, not {self.resolution}: "
+            "set it to 0",
         )
 
 
@@ -170,11 +185,7 @@ class ModelConfig:
     action_reconstruction: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.reward_weight > 0, f"model.reward_weight must be above 0, not {self.reward_weight}")
-        require(
-            self.action_reconstruction >= 0,
-            f"model.action_reconstruction must be at least 0, not {self.action_reconstruction}",
-        )
+        check_bounds("model", self, MODEL_BOUNDS)
         require(
             self.actions or not self.action_reconstruction,
             "model.action_reconstruction needs model.actions: turn that on, or set it to 0",
@@ -262,31 +273,17 @@ class TrainingConfig:
     splits: tuple[str, ...] = ("train",)
 
     def __post_init__(self) -> None:
-        require(self.global_batch >= 1, f"training.global_batch must be at least 1, not {self.global_batch}")
-        require(self.steps >= 1, f"training.steps must be at least 1, not {self.steps}")
-        require(self.lora_rank >= 0, f"training.lora_rank must be at least 0, not {self.lora_rank}")
+        check_bounds("training", self, TRAINING_BOUNDS)
         require(
             self.lora_rank == 0 or self.init_from is not None,
             "training.lora_rank trains updates of a trained model: name that by training.init_from, or set it to 0",
         )
-        require(0 <= self.lora_dropout < 1, f"training.lora_dropout must be in [0, 1), not {self.lora_dropout}")
-        require(self.lora_alpha > 0, f"training.lora_alpha must be above 0, not {self.lora_alpha}")
         require(
-            self.decay_steps is None or self.decay_steps >= 1,
-            f"training.decay_steps must be at least 1, not {self.decay_steps}",
-        )
-        require(self.learning_rate > 0, f"training.learning_rate must be above 0, not {self.learning_rate}")
-        require(self.checkpoint_every >= 1, f"training.checkpoint_every must be at least 1, not {self.checkpoint_every}")
-        require(self.keep_checkpoints >= 1, f"training.keep_checkpoints must be at least 1, not {self.keep_checkpoints}")
-        require(
-            self.keep_every >= 0 and self.keep_every % self.checkpoint_every == 0,
+            self.keep_every % self.checkpoint_every == 0,
             f"training.keep_every must be 0 or a multiple of training.checkpoint_every {self.checkpoint_every}, "
             f"not {self.keep_every}",
         )
-        require(self.nonfinite_limit >= 1, f"training.nonfinite_limit must be at least 1, not {self.nonfinite_limit}")
-        require(self.log_every >= 1, f"training.log_every must be at least 1, not {self.log_every}")
-        require(self.evaluate_every >= 1, f"training.evaluate_every must be at least 1, not {self.evaluate_every}")
-        require(self.evaluate_clips >= 1, f"training.evaluate_clips must be at least 1, not {self.evaluate_clips}")
         require(
-            self.evaluate_predictions >= 0, f"training.evaluate_predictions must be at least 0, not {self.evaluate_predictions}"
+            len(self.splits) > 0 and all(self.splits),
+            f"training.splits must name one or more splits of the token shards, not {list(self.splits)}",
         )

@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.errors import require
 from pipeline.network_recipe import ModelConfig, TokenizerConfig, TrainingConfig
+from pipeline.recipe_bounds import CLIPS_BOUNDS, DATA_BOUNDS, QUALITY_BOUNDS, STRIDE, check_bounds
 
 FrameEncoding = Literal["jpeg", "source", "png"]
 
@@ -41,10 +42,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require(not (self.mixture and self.weights), "data.mixture and data.weights exclude each other: remove one")
-        require(all(w > 0 for w in self.weights.values()), "data.weights must all be above 0: leave a data set out instead")
-        require(8 <= self.resolution <= 4096, f"data.resolution must be 8 to 4096, not {self.resolution}")
-        require(1 <= self.jpeg_quality <= 100, f"data.jpeg_quality must be 1 to 100, not {self.jpeg_quality}")
-        require(self.shard_mib >= 1, f"data.shard_mib must be at least 1, not {self.shard_mib}")
+        check_bounds("data", self, DATA_BOUNDS)
 
 
 @dataclass
@@ -85,17 +83,15 @@ class ClipsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        valid = self.stride == "reference" or re.fullmatch(r"\d+|\d*\.?\d+s", self.stride)
+        check_bounds("clips", self, CLIPS_BOUNDS)
+        valid = self.stride == "reference" or re.fullmatch(r"[0-9]+|[0-9]*\.?[0-9]+s", self.stride)
         require(bool(valid), f"clips.stride must be `reference`, seconds such as `0.33s`, or frames, not {self.stride!r}")
-        require(self.length is None or self.length >= 2, f"clips.length must be at least 2, not {self.length}")
-        require(self.per_episode >= 1, f"clips.per_episode must be at least 1, not {self.per_episode}")
-        require(1 <= self.views <= 32767, f"clips.views must be 1 to 32767, not {self.views}")
-        require(0 <= self.held_out < 1, f"clips.held_out must be in [0, 1), not {self.held_out}")
         require(
-            0 < self.crop_scale[0] <= self.crop_scale[1] <= 1,
-            f"clips.crop_scale is no range in (0, 1]: {self.crop_scale}",
+            self.stride == "reference" or STRIDE.hold(float(self.stride.removesuffix("s"))),
+            f"clips.stride must be a time or a number of frames above 0 and at most {STRIDE.high:g}, not {self.stride}",
         )
-        require(0 < self.crop_ratio[0] <= self.crop_ratio[1], f"clips.crop_ratio is no range above 0: {self.crop_ratio}")
+        require(self.crop_scale[0] <= self.crop_scale[1], f"clips.crop_scale is no range: {self.crop_scale}")
+        require(self.crop_ratio[0] <= self.crop_ratio[1], f"clips.crop_ratio is no range: {self.crop_ratio}")
 
 
 @dataclass
@@ -119,12 +115,7 @@ class QualityConfig:
     near_bits: int = 24
 
     def __post_init__(self) -> None:
-        for name in ("max_static", "max_uniform", "max_repeated"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value <= 1, f"quality.{name} is a share, 0 to 1, not {value}")
-        score = self.max_swap_score
-        require(score is None or -1 <= score <= 1, f"quality.max_swap_score must be -1 to 1, not {score}")
-        require(0 <= self.near_bits <= 200, f"quality.near_bits must be 0 to 200 of 568 bits, not {self.near_bits}")
+        check_bounds("quality", self, QUALITY_BOUNDS)
 
     @property
     def active(self) -> bool:

@@ -104,10 +104,8 @@ def resolve_clips(config: ClipsConfig, context_length: int) -> ClipsConfig:
         context_length: The tokenizer's own.
 
     Raises:
-        ConfigError: Context and clip length don't go together, or time stands still.
+        ConfigError: Context and clip length don't go together.
     """
-    if config.stride != "reference" and float(config.stride.removesuffix("s")) == 0:
-        raise ConfigError(f"clips.stride {config.stride} would repeat one frame: give a time or a number of frames above 0")
     length = config.length if config.length is not None else _PUBLISHED_LENGTH + config.goal
     context = config.context_length if config.context_length is not None else context_length
     if not 1 <= context <= context_length:

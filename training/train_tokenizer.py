@@ -14,7 +14,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.command import CommandParser, given_value, parse_recipe, recipe_parser, run_command
-from pipeline.errors import ConflictError
+from pipeline.errors import ConfigError, ConflictError
 from pipeline.network_recipe import TokenizerConfig
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
@@ -57,6 +57,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         help="Folder (or URL, or hub id) of a tokenizer to start from.",
     )
     recipe, options = parse_recipe(parser, arguments)
+    if options.workers < 0:
+        raise ConfigError(f"--workers must be at least 0, not {options.workers}")
     trained = None
     if options.init_from is not None:
         trained = CompressiveVQModel.from_pretrained(options.init_from)

@@ -113,6 +113,7 @@ def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_not
     episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     options = ["--workers", "1", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "6"]
+    options += ["--tokenizer.seed", str(2**63 - 1)]
     assert main(_arguments(episodes, tmp_path / "whole", *options)) == 0
     assert json.loads(capsys.readouterr().out)["finished"]
     step = TokenizerTrainer._train_step

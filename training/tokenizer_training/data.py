@@ -52,7 +52,7 @@ class TokenizerClips(Dataset[Tensor]):
         """The clip of sample number `sample`."""
         dataset, number = self._order[sample]
         row = self._table[dataset][number]
-        generator = np.random.default_rng([self._tokenizer.seed, sample])
+        generator = sample_generator(self._tokenizer.seed, sample)
         stride = stride_of(self._clips, row.shape)
         chosen = training_frames(row.shape.num_frames, stride, self._tokenizer, generator, shuffled=self._clips.goal)
         episode = read_sample(row.shard, row.offset, row.size)
@@ -61,6 +61,11 @@ class TokenizerClips(Dataset[Tensor]):
         if self._clips.views == 1:
             return to_square(pixels, side)
         return augment(pixels, side, draw_augmentation(Draws(self._tokenizer.seed, sample), self._clips, row.shape))
+
+
+def sample_generator(seed: int, sample: int) -> np.random.Generator:
+    """Where the choice of frames of a sample comes from."""
+    return np.random.default_rng([seed, sample])
 
 
 class StepBatches:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -43,6 +42,8 @@ from training.video_metrics.perceptual import LPIPS
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8
 _SHOWN_CLIPS = 2
+# The odd number nearest to 2^64 over the golden ratio (Knuth's multiplicative hashing).
+_MIXER = 0x9E3779B97F4A7C15
 # Published: clipping of the gradient norm at 1.
 _GRADIENT_NORM = 1.0
 
@@ -91,7 +92,7 @@ class TokenizerTrainer:
         plain = dataclasses.replace(recipe.clips, views=1)
         self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out else None
         self._lpips = self._open_lpips()
-        set_seed(self.config.seed)
+        torch.manual_seed(self.config.seed)
         model = starting_model(self.config, trained)
         # Published: betas 0.9 and 0.999, no weight decay.
         optimizer = torch.optim.AdamW(model.parameters(), self.config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
@@ -211,7 +212,7 @@ class TokenizerTrainer:
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
         # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
-        torch.manual_seed((self.config.seed << 40) + (self.step << 12) + self.accelerator.process_index)
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.accelerator.process_index))
         warmup = min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
@@ -287,6 +288,14 @@ class TokenizerTrainer:
             with self._judged():
                 self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
         self.accelerator.wait_for_everyone()
+
+
+def step_seed(seed: int, step: int, process: int) -> int:
+    """The seed of the randomness inside one process's step: 64 bits.
+
+    Steps and processes share the lower 40 bits, so a seed of more than the upper 24 is mixed with what is left of it.
+    """
+    return ((seed << 40) + (seed >> 24) * _MIXER + (step << 12) + process) % 2**64
 
 
 def _all_frames(output: TokenizerOutput) -> Tensor:
