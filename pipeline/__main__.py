@@ -1,7 +1,6 @@
 """`ivideogpt-ingest`: one data set becomes episode shards."""
 
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.plan import make_plan, read_ends
 from pipeline.recipe import Recipe
+from pipeline.results import show
 from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES
 from pipeline.sources.locate import open_source
@@ -104,7 +104,7 @@ def _add_work_options(made: CommandParser) -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The body of the command. Prints a summary as one JSON line on stdout; see `run_command` for errors."""
+    """The body of the command. Shows a summary of each data set; see `run_command` for errors."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     own, beam_options = given, []
     if "--" in given:
@@ -127,9 +127,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
         )
     outcomes = ingest_together(jobs, beam_options, options.overwrite, engine)
+    summaries = []
     for (job, lock), outcome in zip(planned, outcomes, strict=True):
         lock.add(job.units, outcome.records, options.overwrite)
-        print(json.dumps(_summary(job.dataset, job.folder, outcome)))
+        summaries.append(_summary(job.dataset, job.folder, outcome))
+    show(summaries, options)
     check_outcomes({job.dataset: outcome for job, outcome in zip(jobs, outcomes, strict=True)}, options.max_bad_fraction)
     return 0
 

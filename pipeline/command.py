@@ -4,55 +4,104 @@ Built on jsonargparse, which fills the recipe's dataclasses from `--config RECIP
 is the nearest valid key for one that is not known.
 """
 
+import argparse
 import dataclasses
-import difflib
+import importlib.metadata
 import logging
-import re
 import sys
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+from jsonargparse import DefaultHelpFormatter
 
+from pipeline import storage
+from pipeline.command_errors import Option, Options, explain
 from pipeline.errors import ConfigError, ProjectError
 from pipeline.recipe import Recipe
 
 # A recipe may lie on an object store.
 jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)
 
-_UNKNOWN = (
-    re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"),
-    re.compile(r"Option '(?P<key>[^']+)' is not accepted"),
-    re.compile(r"unrecognized arguments: (?P<key>\S+)"),
-)
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_DISTRIBUTION = "ivideogpt-pipeline"
+
+
+class _PlainHelp(DefaultHelpFormatter):
+    """Help whose options name no Python types, and whose defaults are left out where there are none."""
+
+    def _get_help_string(self, action: Any) -> str:
+        text = action.help or ""
+        default = action.default
+        if default is None or default is False or default == argparse.SUPPRESS or not action.option_strings:
+            return text
+        return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
 
 
 class CommandParser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that names the nearest valid key when it meets one it doesn't know.
+    """A jsonargparse parser that speaks of options as they are typed, and of types in plain words.
+
+    Every command has `--version` and `--json` through it.
 
     Attributes:
         unhelped: Groups of options that `--help` doesn't list.
+        folders: Options that are typed `--NAME` and that the parser calls `--NAME_dir`.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
         """See `jsonargparse.ArgumentParser`."""
         self.unhelped: list[Any] = []
-        super().__init__(*args, **named)
+        self.folders: set[str] = set()
+        self._given: list[str] = []
+        super().__init__(*args, **{"formatter_class": _PlainHelp, "allow_abbrev": False, **named})
+        self.add_argument("--version", action="version", version=f"{self.prog} {_version()}", help="Print the version.")
+        self.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="Print results as JSON on a terminal too; where output is piped they always are.",
+        )
+
+    def parse_args(  # type: ignore[override]  # as jsonargparse has it, not argparse
+        self, args: Sequence[str] | None = None, *rest: Any, **named: Any
+    ) -> Any:
+        """Parse a command line; see `jsonargparse.ArgumentParser`."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(_recipes_found(_spelled_out(self, self._given)), *rest, **named)
 
     def format_help(self, *args: Any, **named: Any) -> str:
         """The text of `--help`."""
-        every = self._action_groups
+        every, renamed = self._action_groups, [action for action in self._actions if action.dest[:-4] in self.folders]
         self._action_groups = [group for group in every if group not in self.unhelped]
         try:
+            for action in renamed:
+                action.option_strings = [f"--{action.dest[:-4]}"]
             return str(super().format_help(*args, **named))
         finally:
             self._action_groups = every
+            for action in renamed:
+                action.option_strings = [f"--{action.dest}"]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the message, with a suggestion where a key is unknown, and exit with status 2."""
-        print(f"{self.prog}: error: {message}{self._suggestion(message)}", file=sys.stderr)
+        """Print what is wrong in plain words and exit with status 2."""
+        print(f"{self.prog}: error: {explain(message, self._options())}", file=sys.stderr)
         print(f"{self.prog}: see `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
+
+    def _options(self) -> Options:
+        known = []
+        for action in self._actions:
+            names = [name for name in action.option_strings if name.startswith("--")]
+            name = f"--{action.dest[:-4]}" if action.dest[:-4] in self.folders else names[0] if names else action.dest
+            hint = getattr(action, "_typehint", None) or action.type or (None if action.nargs == 0 else str)
+            known.append(Option(name, action.dest, hint, tuple(map(str, action.choices or ()))))
+        recipes = [
+            self._given[place + 1] if word == "--config" else word.partition("=")[2]
+            for place, word in enumerate(self._given)
+            if word.startswith("--config=") or (word == "--config" and place + 1 < len(self._given))
+        ]
+        return Options(known, recipes, self._given)
 
     def _check_value_key(self, action: Any, value: Any, key: str, *rest: Any, **named: Any) -> Any:
         # jsonargparse takes a lone value for an option of several from the command line, and from YAML it should too.
@@ -60,22 +109,52 @@ class CommandParser(jsonargparse.ArgumentParser):
             value = [value]
         return super()._check_value_key(action, value, key, *rest, **named)
 
-    def _suggestion(self, message: str) -> str:
-        for pattern in _UNKNOWN:
-            match = pattern.search(message)
-            if match is None:
-                continue
-            group = match.groupdict().get("group")
-            key = match["key"].lstrip("-").split("=")[0]
-            unknown = f"{group}.{key}" if group else key
-            known = [name for action in self._actions for name in _dotted_names(action)]
-            nearest = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
-            return f" (did you mean `{nearest[0]}`?)" if nearest else ""
-        return ""
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from a checkout, not installed)"
 
 
-def _dotted_names(action: Any) -> list[str]:
-    return [option.lstrip("-") for option in action.option_strings if option.startswith("--")]
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the project, for `--config NAME`."""
+    return sorted(path.stem for path in _CONFIGS.glob("*.yaml") if _is_recipe(path))
+
+
+def _is_recipe(path: Path) -> bool:
+    """Whether a file of `configs/` is a recipe; the catalog's tables lie there too."""
+    sections = {section.name for section in dataclasses.fields(Recipe)}
+    text = path.read_text(encoding="utf-8")
+    return any(line.partition(":")[0] in sections for line in text.splitlines())
+
+
+def find_recipe(name: str) -> str:
+    """The file that `--config NAME` means: a file or URL of that name, else a recipe that comes with the project.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    if storage.exists(name):
+        return name
+    packaged = _CONFIGS / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
+    if "/" not in name and packaged.is_file() and _is_recipe(packaged):
+        return str(packaged)
+    raise ConfigError(
+        f"--config {name}: there is no such file, nor a recipe of that name that comes with the project. Those are: "
+        + ", ".join(packaged_recipes())
+    )
+
+
+def _recipes_found(arguments: Sequence[str]) -> list[str]:
+    """A command line whose `--config` options name files."""
+    found = list(arguments)
+    for place, word in enumerate(found):
+        if word == "--config" and place + 1 < len(found):
+            found[place + 1] = find_recipe(found[place + 1])
+        elif word.startswith("--config="):
+            found[place] = f"--config={find_recipe(word.partition('=')[2])}"
+    return found
 
 
 def recipe_parser(prog: str, description: str, helped: Collection[str] | None = None) -> CommandParser:
@@ -86,8 +165,14 @@ def recipe_parser(prog: str, description: str, helped: Collection[str] | None = 
         description: What it does.
         helped: The sections of the recipe whose keys `--help` lists, those that matter to the command; None lists all.
     """
-    parser = CommandParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="A recipe (YAML); later options override it.")
+    parser = CommandParser(prog=prog, description=description)
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="RECIPE",
+        help="A recipe: a YAML file, or the name of one that comes with the project, such as oxe-64-act-free-small. Later "
+        "options override it.",
+    )
     for section in dataclasses.fields(Recipe):
         parser.add_class_arguments(section.default_factory, section.name)
         if helped is not None and section.name not in helped:
@@ -98,19 +183,19 @@ def recipe_parser(prog: str, description: str, helped: Collection[str] | None = 
 def add_section_folder(parser: CommandParser, section: str, help: str, required: bool = True) -> None:
     """Let `--{section} DIR` name a folder (or URL, or hub id) beside the section's own keys.
 
-    jsonargparse keeps `--{section}` for the section as a whole, so the option is `--{section}_dir` within the parser, and
-    `parse_recipe` takes the short spelling for it. Its value is `{section}_dir` of the namespace.
+    jsonargparse keeps `--{section}` for the section as a whole, so within the parser the option is `--{section}_dir`, and its
+    value is `{section}_dir` of the namespace.
     """
-    parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=required, help=f"{help} Short: --{section} DIR.")
+    parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=required, help=help)
+    parser.folders.add(section)
 
 
 def _spelled_out(parser: CommandParser, arguments: Sequence[str]) -> list[str]:
-    known = {name for action in parser._actions for name in _dotted_names(action)}
-    folders = {f"--{section.name}" for section in dataclasses.fields(Recipe) if f"{section.name}_dir" in known}
+    """A command line with the parser's own names of `--{section} DIR` options."""
     spelled = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        spelled.append(f"{name}_dir{equals}{value}" if name in folders else argument)
+        spelled.append(f"{name}_dir{equals}{value}" if name[2:] in parser.folders and name.startswith("--") else argument)
     return spelled
 
 
@@ -121,8 +206,7 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
         ConfigError: A section's own check failed.
     """
     try:
-        spelled = _spelled_out(parser, sys.argv[1:] if arguments is None else arguments)
-        namespace = parser.instantiate(parser.parse_args(spelled))
+        namespace = parser.instantiate(parser.parse_args(arguments))
     except ConfigError as error:
         parser.error(str(error))
     sections = {section.name: namespace.pop(section.name) for section in dataclasses.fields(Recipe)}
@@ -131,12 +215,12 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
 
 def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None = None) -> Any:
     """What the command line or its `--config` file gives for a dotted key of the recipe; None where neither does."""
-    spelled = _spelled_out(parser, sys.argv[1:] if arguments is None else arguments)
-    return parser.parse_args(spelled, defaults=False).get(key)
+    return parser.parse_args(arguments, defaults=False).get(key)
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command's body; a `ProjectError` becomes one line on stderr and exit status 1."""
+    """Run a command's body. A `ProjectError` becomes one line on stderr and exit status 1, or 2 where the command line or the
+    recipe is wrong (`ConfigError`)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for library in ("aiobotocore", "botocore"):  # They tell of every login.
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -144,7 +228,7 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
         return main(arguments)
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except PermissionError as error:
         print(f"error: {error.filename}: {error.strerror}. Let this user have it, and run the command again", file=sys.stderr)
         return 1

@@ -3,7 +3,6 @@
 It adds to `pipeline.inspection.inspect`, which knows nothing of tokens; torch is imported only to decode.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.inspection import inspect
 from pipeline.recipe import Recipe
 from pipeline.records import read_record, record_path
+from pipeline.results import show
 from tokenize_offline.planner import plan
 from tokenize_offline.rates import clips_per_second
 from tokenize_offline.statistics import code_counts, codebook_statistics, merged_reconstruction
@@ -72,8 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.plan is not None:
         rate = None if options.rate is None else clips_per_second(options.rate)
-        for line in plan(str(options.folder).rstrip("/"), read_recipe(options.plan), rate):
-            print(json.dumps(line))
+        show(plan(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
         return 0
     status = inspect.carry_out(options)
     if options.codebooks and options.folder is not None:
@@ -82,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             if arrows:
                 recorded = [path for path in map(record_path, arrows) if storage.exists(path)]
                 reconstruction = merged_reconstruction([read_record(path).statistics for path in recorded])
-                print(json.dumps({"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}))
+                show({"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}, options)
     return status
 
 

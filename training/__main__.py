@@ -1,11 +1,11 @@
 """The command `ivideogpt-train`: token shards become a trained transformer."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from pipeline.command import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
+from pipeline.results import show
 
 
 def build_parser() -> CommandParser:
@@ -80,11 +80,11 @@ def train(arguments: Sequence[str] | None = None) -> int:
     run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir)
     if options.verify_resume is not None:
         verdict = verify_resume(recipe, run_options, options.verify_resume, options.processes)
-        print(json.dumps(verdict))
+        show(verdict, options)
         return 0 if verdict["passed"] else 1
     summary = pretrain(recipe, run_options) if options.replay is None else replay(recipe, run_options, options.replay)
     if summary is not None:
-        print(json.dumps(summary))
+        show(summary, options, look_at=summary.get("model"))
     return 0
 
 

@@ -4,7 +4,6 @@ Episode shards and token shards keep records of one form, so one command looks a
 """
 
 import collections
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.ledger import LEDGER_FILE, read_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
+from pipeline.results import show
 
 _ENDINGS = ("tar", "arrow")
 _DEPTH = 3
@@ -77,7 +77,7 @@ def parser() -> CommandParser:
     return made
 
 
-def _doctor(path: str, names: Sequence[str] | None) -> int:
+def _doctor(path: str, options: Any) -> int:
     """A JSON line per data set on stdout, differences from the catalog on stderr."""
     # Imported here because it needs the `ingest` extra, which inspecting shards does without.
     try:
@@ -85,9 +85,9 @@ def _doctor(path: str, names: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed: pip install 'ivideogpt-pipeline[ingest]'") from error
 
-    found = [diagnose(entry, path) for entry in entries_at(path, names)]
+    found = [diagnose(entry, path) for entry in entries_at(path, options.dataset)]
+    show([diagnosis.as_dict() for diagnosis in found], options)
     for diagnosis in found:
-        print(json.dumps(diagnosis.as_dict()))
         for difference in diagnosis.differences:
             print(f"{diagnosis.dataset}: {difference}", file=sys.stderr)
     return 1 if any(diagnosis.differences for diagnosis in found) else 0
@@ -103,16 +103,16 @@ def carry_out(options: Any) -> int:
     if (options.folder is None) == (options.doctor is None):
         raise ConfigError("pass a folder of shards, or --doctor SOURCE, and not both")
     if options.doctor is not None:
-        return _doctor(options.doctor.rstrip("/"), options.dataset)
+        return _doctor(options.doctor.rstrip("/"), options)
     found = list(find_shards(options.folder.rstrip("/")))
     if not found:
         raise ShardError(f"{options.folder} holds no shards, nor does any folder up to {_DEPTH} levels below it")
     inspected = []
     for folder, shards in found:
         inspected.append(_inspect(folder, shards, options.verify))
-        print(json.dumps(inspected[-1].as_dict()))
     if options.html is not None:
         write_page(options.html, options.folder.rstrip("/"), inspected, verified=options.verify)
+    show([one.as_dict() for one in inspected], options, look_at=options.html)
     faults = [fault for one in inspected for fault in one.faults]
     for fault in faults:
         print(fault, file=sys.stderr)

@@ -80,7 +80,7 @@ def test_the_real_set_comes_out_alike_with_one_and_two_workers(shared, tmp_path)
         ({"--dataset": "toy_sat", "--camera": None, "--rate": None}, "'toy_sat' is not in the catalog"),
         ({"--camera": "imege"}, "no camera 'imege' (did you mean 'image'?)"),
         ({"--splits": "tran"}, "no split 'tran'; it has train, val"),
-        ({"--data.framez": "png"}, "did you mean `data.frames`?"),
+        ({"--data.framez": "png"}, "did you mean --data.frames?"),
         ({"--data.frames": "gif"}, "gif"),
         ({"--max_bad_fraction": "5"}, "--max_bad_fraction must be 0 to 1"),
         ({"--max_episodes": "0"}, "--max_episodes must be at least 1"),

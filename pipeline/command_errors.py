@@ -1,0 +1,196 @@
+"""What is wrong with a command line or a recipe, in plain words.
+
+argparse and jsonargparse say it in terms of Python's types and of their own keys. This translates their messages: the option as
+it is typed, the value that was given, and what would be valid.
+"""
+
+import difflib
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin
+
+# A nearest name must be this much alike (difflib's ratio); below, a suggestion is noise.
+_ALIKE = 0.7
+_WORDS: Mapping[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "true or false"),
+}
+_GIVEN = re.compile(r"(?:Got value|Given value): (?P<value>.*?)(?:\n|$)", re.DOTALL)
+_KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:\s*(?P<reason>.*)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as a person types it.
+
+    Attributes:
+        name: With its dashes; without for a positional argument.
+        key: What the parser calls it.
+        hint: Its Python type; None where it takes no value.
+        choices: The values that it takes; empty where its type decides.
+    """
+
+    name: str
+    key: str
+    hint: Any = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a command.
+
+    Attributes:
+        known: Every one of them.
+        recipes: Recipes that were given by `--config`.
+        given: The words of the command line.
+    """
+
+    known: Sequence[Option]
+    recipes: Sequence[str] = ()
+    given: Sequence[str] = field(default=())
+
+    def by_key(self, key: str) -> Option | None:
+        """The option that the parser calls `key`."""
+        return next((option for option in self.known if option.key == key), None)
+
+    def typed(self, key: str) -> str:
+        """An option as it is typed, or as the recipe calls it where the command line doesn't name it."""
+        option = self.by_key(key)
+        name = option.name if option else f"--{key}"
+        parts = {name, f"--{key}"}
+        on_line = any(word.split("=", 1)[0] in parts for word in self.given)
+        if self.recipes and not on_line:
+            return f"{', '.join(self.recipes)}: {key}"
+        return name
+
+    def nearest(self, name: str) -> str:
+        """The known option most like `name`, as a question in brackets; empty where none is near."""
+        wanted = name.lstrip("-")
+        known = {option.name.lstrip("-"): option.name for option in self.known}
+        found = difflib.get_close_matches(wanted, known, n=1, cutoff=_ALIKE)
+        return f" (did you mean {known[found[0]]}?)" if found else ""
+
+
+def describe_type(hint: Any, many: bool = False) -> str:
+    """What values a type allows, in plain words.
+
+    Args:
+        hint: A type as an annotation writes it.
+        many: Whether to speak of several such values.
+    """
+    if hint in _WORDS:
+        return _WORDS[hint][many]
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (Union, types.UnionType):
+        # That a value may be left out needs no saying to someone who gave one.
+        return " or ".join(describe_type(part, many) for part in inner if part is not type(None))
+    if origin is not None and issubclass(origin, Mapping):
+        return f"a mapping of names to {describe_type(inner[1], many=True)}, such as {{name: value}}"
+    if origin is not None and issubclass(origin, Sequence):
+        return f"a list of {describe_type(inner[0], many=True)} in square brackets" if inner else "a list"
+    return "a section of keys"
+
+
+def explain(message: str, options: Options) -> str:
+    """A parser's message in plain words, on one line."""
+    for pattern, speak in _PATTERNS:
+        if match := pattern.search(message):
+            message = speak(match, options)
+            break
+    return " ".join(message.split())
+
+
+def _choice(match: re.Match[str], options: Options) -> str:
+    values = match["choices"].replace("'", "")
+    return f"{match['name'].split('/')[-1]}: {match['value']!r} is not one of {values}"
+
+
+def _count(match: re.Match[str], options: Options) -> str:
+    wanted = {"one argument": "a value", "at least one argument": "one value or more"}
+    count = wanted.get(match["count"], match["count"].replace("arguments", "values"))
+    return f"{_spelled(match['name'], options)} needs {count} after it"
+
+
+def _spelled(name: str, options: Options) -> str:
+    """The option's own name for what argparse calls `--name/--name+` or by its key."""
+    first = name.split("/")[0]
+    option = options.by_key(first.lstrip("-"))
+    return option.name if option else first
+
+
+def _missing(match: re.Match[str], options: Options) -> str:
+    names = [_spelled(key.strip(), options) for key in match["keys"].split(",")]
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing"
+
+
+def _unrecognized(match: re.Match[str], options: Options) -> str:
+    word = match["words"].strip().split(" ")[0]
+    first = word.split("=", 1)[0]
+    if not first.startswith("-"):
+        return f"{word!r} belongs to no option"
+    return f"there is no option {first}{options.nearest(first)}"
+
+
+def _native(match: re.Match[str], options: Options) -> str:
+    kinds = {"int": int, "float": float}
+    wanted = describe_type(kinds[match["kind"]]) if match["kind"] in kinds else f"a {match['kind'].strip('_')}"
+    return f"{_spelled(match['name'], options)}: {match['value']!r} is not {wanted}"
+
+
+def _unknown_key(match: re.Match[str], options: Options) -> str:
+    group = match.groupdict().get("group")
+    key = f"{group}.{match['key']}" if group else match["key"].lstrip("-").split("=")[0]
+    place = f"{', '.join(options.recipes)}: " if options.recipes else ""
+    known = {option.key for option in options.known}
+    found = difflib.get_close_matches(key, known, n=1, cutoff=_ALIKE)
+    return f"{place}there is no key {key}" + (f" (did you mean {found[0]}?)" if found else "")
+
+
+def _bad_value(match: re.Match[str], options: Options) -> str:
+    key, reason = match["key"], match["reason"]
+    name, option = options.typed(key), options.by_key(key)
+    if "File does not exist" in reason:
+        return f"{name}: there is no file {reason.rpartition(': ')[2].strip()}"
+    given = _GIVEN.search(reason)
+    if given is None:
+        choice = re.search(r"^(?P<value>.+) not among choices", reason)
+        if choice is None or option is None:
+            if "Unable to load config" in reason or option is None or option.hint is None:
+                return f"{name}: {_unquoted(reason)} can't be read as a section of keys"
+            return f"{name}: {' '.join(reason.split())}"
+        return f"{name}: {choice['value']} is not one of {', '.join(option.choices)}"
+    wanted = "valid"
+    if option is not None:
+        wanted = "one of " + ", ".join(option.choices) if option.choices else describe_type(option.hint)
+    return f"{name}: {given['value']!r} is not {wanted}"
+
+
+def _unquoted(reason: str) -> str:
+    found = re.search(r"Unable to load config (?P<value>'.*?'|\".*?\"|\S+)", reason)
+    return found["value"] if found else " ".join(reason.split())
+
+
+def _broken_recipe(match: re.Match[str], options: Options) -> str:
+    place = ", ".join(options.recipes) or "the recipe"
+    reason = " ".join(match["reason"].replace('in "<unicode string>",', "at").split())
+    return f"{place} is not valid YAML: {reason}"
+
+
+_PATTERNS = (
+    (re.compile(r"argument (?P<name>\S+): invalid choice: '?(?P<value>.*?)'? \(choose from (?P<choices>.*)\)"), _choice),
+    (re.compile(r"argument (?P<name>\S+): expected (?P<count>.+ arguments?)"), _count),
+    (re.compile(r"argument (?P<name>\S+): invalid (?P<kind>\w+) value: '(?P<value>.*)'"), _native),
+    (re.compile(r"the following arguments are required: (?P<keys>.*)"), _missing),
+    (re.compile(r"unrecognized arguments: (?P<words>.*)"), _unrecognized),
+    (re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'"), _unknown_key),
+    (re.compile(r"Option '(?P<key>[^']+)' is not accepted"), _unknown_key),
+    (re.compile(r"Problems parsing config: (?P<reason>.*)", re.DOTALL), _broken_recipe),
+    (_KEY, _bad_value),
+)

@@ -1,0 +1,155 @@
+"""Wrong command lines and recipes end with status 2 and plain words; packaged recipes are found by name."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.__main__ import main as ingest
+from pipeline.__main__ import parser as ingest_parser
+from pipeline.command import CommandParser, find_recipe, packaged_recipes, recipe_parser
+from pipeline.command_errors import Option, Options, describe_type, explain
+from pipeline.errors import ConfigError
+
+PYTHON = re.compile(
+    r"typing|class '|NoneType|Union|Literal|Parser key|namespace|Traceback|ParserError|<.*object|invalid \w+ value"
+)
+
+
+def refusal(parser: CommandParser, capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(list(words))
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert not PYTHON.search(text), text
+    return text.splitlines()[0].split(": error: ", 1)[1]
+
+
+def every_section() -> CommandParser:
+    parser = recipe_parser("some-command", "Does something.")
+    parser.add_argument("--count", type=int | None, default=None)
+    parser.add_argument("--form", choices=["round", "square"])
+    parser.add_argument("--names", type=str, nargs="+", required=True)
+    return parser
+
+
+OPTIONS = [action for action in every_section()._actions if action.option_strings and action.nargs != 0]
+
+
+@pytest.mark.parametrize("action", OPTIONS, ids=lambda action: action.dest)
+@pytest.mark.parametrize("value", ["{1: [", "[a, {b: c}]", "nan-nan"])
+def test_no_wrong_value_of_any_option_is_told_in_pythons_words(action, value, capsys):
+    try:
+        every_section().parse_args(["--names", "a", f"{action.option_strings[0]}={value}"])
+        return  # Any text will do.
+    except SystemExit as ended:
+        assert ended.code == 2
+        said = capsys.readouterr().err
+    except ConfigError as error:
+        said = str(error)
+    assert "--" in said
+    assert not PYTHON.search(said), said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--training.steps", "many"], "--training.steps: 'many' is not a whole number"),
+        (["--training.zero_stage", "9"], "--training.zero_stage: '9' is not one of 0, 1, 2, 3"),
+        (["--model.actions", "perhaps"], "--model.actions: 'perhaps' is not true or false"),
+        (["--data.weights", "3"], "--data.weights: '3' is not a mapping of names to numbers, such as {name: value}"),
+        (["--count", "x"], "--count: 'x' is not a whole number"),
+        (["--form", "oval"], "--form: 'oval' is not one of round, square"),
+        (["--names"], "--names needs one value or more after it"),
+        ([], "--names is missing"),
+        (["--names", "a", "--versoin"], "there is no option --versoin (did you mean --version?)"),
+        (["--names", "a", "--overwrite"], "there is no option --overwrite"),
+        (["--names", "a", "--training.step", "3"], "there is no option --training.step (did you mean --training.steps?)"),
+    ],
+)
+def test_a_wrong_command_line_names_the_option_the_value_and_what_is_valid(words, said, capsys):
+    assert refusal(every_section(), capsys, *words) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training:\n  steps: many\n", "training.steps: 'many' is not a whole number"),
+        ("training:\n  step: 3\n", "there is no key training.step (did you mean training.steps?)"),
+        ("nonsense: 3\n", "there is no key nonsense"),
+        ("training: [1\n", "is not valid YAML: while parsing a flow sequence at line 1, column 11 did not find expected"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told_with_its_file_and_key(text, said, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    found = refusal(every_section(), capsys, "--config", str(recipe), "--names", "a")
+    assert found.startswith(str(recipe)) and said in found
+
+
+def test_the_command_line_is_blamed_for_its_own_value_and_not_the_recipe(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training:\n  steps: 3\n")
+    found = refusal(every_section(), capsys, "--config", str(recipe), "--training.steps", "many")
+    assert found == "--training.steps: 'many' is not a whole number"
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300)
+def test_any_message_becomes_one_line(message):
+    options = Options([Option("--count", "count", int)])
+    for text in (message, f'Parser key "count": {message}', f"unrecognized arguments: {message}"):
+        assert "\n" not in explain(text, options)
+
+
+def test_types_are_described_as_values_that_a_person_types():
+    assert describe_type(int | None) == "a whole number"
+    assert describe_type(list[int]) == "a list of whole numbers in square brackets"
+    assert describe_type(tuple[float, float]) == "a list of numbers in square brackets"
+
+
+def test_a_bare_name_finds_the_recipe_that_comes_with_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in packaged_recipes():
+        assert find_recipe(name).endswith(f"/{name}.yaml")
+    parsed = every_section().parse_args(["--config", "demo", "--names", "a"])
+    assert parsed.training.global_batch == 16
+
+
+def test_a_file_of_the_users_goes_before_a_recipe_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("training:\n  global_batch: 24\n")
+    assert every_section().parse_args(["--config", "demo", "--names", "a"]).training.global_batch == 24
+
+
+@pytest.mark.parametrize("name", ["nothing", "datasets", "../configs/nothing.yaml"])
+def test_a_recipe_that_is_not_there_is_told_with_the_names_of_those_that_are(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        ingest(["--config", name, "--dataset", "a", "--source", "b", "--output", "c"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"--config {name}: there is no such file" in said and "oxe-64-act-free-small" in said
+
+
+def test_a_command_line_that_asks_for_what_cannot_be_ends_with_status_2(capsys):
+    assert ingest(["--dataset", "a", "--source", "b", "--output", "c", "--max_episodes", "0"]) == 2
+    assert capsys.readouterr().err == "error: --max_episodes must be at least 1, not 0\n"
+
+
+def test_version_is_printed_by_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        ingest_parser().parse_args(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"ivideogpt-ingest \S.*\n", capsys.readouterr().out)
+
+
+def test_help_speaks_of_options_as_they_are_typed_and_of_no_python_types(capsys):
+    from pipeline.command import add_section_folder
+
+    parser = every_section()
+    add_section_folder(parser, "model", "Folder of a model.")
+    shown = parser.format_help()
+    assert "--model DIR" in shown and "--model_dir" not in shown
+    assert not re.search(r"\(type: |<class|NoneType", shown)
