@@ -62,7 +62,7 @@ def export_model(
         weights: All parameters by name, in fp32.
         tokenizer: What becomes `tokenizer/`; None leaves it out.
         recipe: As resolved.
-        provenance: Where the model comes from and how good it is; see `model_card` for what it must tell.
+        provenance: Where the model comes from and how good it is, as JSON holds it; see `model_card` for what it must tell.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)

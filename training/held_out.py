@@ -22,6 +22,8 @@ from training.world_model import WorldModelNetwork
 class HeldOutScores:
     """Losses in nats per label id.
 
+    None of them need be finite: a model may be broken, or a clip hold what isn't.
+
     Attributes:
         loss: Mean of the data sets' losses, weighted as the mixture weighs them.
         by_dataset: Data set -> mean loss of its clips.
@@ -72,27 +74,28 @@ class HeldOutLoss:
     def measure(self, engine: torch.nn.Module, processes: Processes) -> HeldOutScores:
         """The losses, the same on every rank. Call it on all ranks."""
         layout, place = self._store.layout, processes.place
-        labels = np.arange(layout.sequence_length - layout.prefix_length)
         # The first future frame's own special id carries no label.
-        frame_of_label = torch.from_numpy((labels + 1) // layout.future_ids)
-        to_frames = torch.nn.functional.one_hot(frame_of_label).double().to(processes.device)
-        totals = torch.zeros(len(self._store.datasets), to_frames.shape[1], dtype=torch.float64, device=processes.device)
+        ids_per_frame = np.full(layout.clip_length - layout.context_length, layout.future_ids)
+        ids_per_frame[0] -= 1
+        totals = torch.zeros(len(self._store.datasets), len(ids_per_frame), dtype=torch.float64, device=processes.device)
         rounds = -(-len(self._rows) // (self._micro_batch * place.world_size))
         engine.eval()
         with torch.no_grad():
             for number in range(rounds):
                 first = (number * place.world_size + place.rank) * self._micro_batch
                 chosen = np.arange(first, first + self._micro_batch)
-                counts = torch.from_numpy((chosen < len(self._rows)).astype(np.float64)).to(processes.device)
+                counts = torch.from_numpy(chosen < len(self._rows)).to(processes.device)
                 chosen %= len(self._rows)
                 dataset = self._dataset[chosen]
                 clips = self._store.read(self._store.datasets, dataset, self._rows[chosen], *self._columns)
                 output = engine(*as_batch(clips).to(processes.device))
-                by_frame = (output.id_losses.double() @ to_frames) * counts[:, None]
+                losses = torch.nn.functional.pad(output.id_losses.double(), (1, 0)).unflatten(1, (-1, layout.future_ids))
+                # No product with 0: one loss that isn't finite would spread to frames and clips that it isn't of.
+                by_frame = losses.sum(dim=2).where(counts[:, None], 0.0)
                 totals.index_add_(0, torch.from_numpy(dataset).to(processes.device), by_frame)
         engine.train()
         summed = torch.stack(processes.gather_tensor(totals.cpu())).sum(dim=0).numpy()
-        return self._scores(summed, np.bincount(frame_of_label.numpy()))
+        return self._scores(summed, ids_per_frame)
 
     def _scores(self, totals: np.ndarray, ids_per_frame: np.ndarray) -> HeldOutScores:
         """Means out of (data sets, future frames) sums of losses, and the (future frames,) label ids of a clip."""
@@ -100,8 +103,10 @@ class HeldOutLoss:
         means = totals / (clips[:, None] * ids_per_frame)
         by_dataset = totals.sum(axis=1) / (clips * ids_per_frame.sum())
         shares = np.array([self._shares[name] for name in self._store.datasets])
+        # What has no share has no say, whatever its loss.
+        shares, means, own = shares[shares > 0], means[shares > 0], by_dataset[shares > 0]
         return HeldOutScores(
-            loss=float(shares @ by_dataset),
+            loss=float(shares @ own),
             by_dataset=dict(zip(self._store.datasets, by_dataset.tolist(), strict=True)),
             by_frame={str(number + 1): loss for number, loss in enumerate((shares @ means).tolist())},
         )

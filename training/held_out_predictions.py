@@ -5,6 +5,7 @@ whatever a training engine makes of them meanwhile; gathering, writing and readi
 is what the tokenizer makes of a clip's own ids: token shards hold no frames. The first rank predicts, the others wait.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.visuals.pictures import Strip, write_gif
 from training.world_model import load_transformer
 
 FOLDER_NAME = "predictions"
+log = logging.getLogger(__name__)
 
 
 class HeldOutPredictions:
@@ -44,7 +46,12 @@ class HeldOutPredictions:
         rows = {name: spread_rows(run.held_out, name, turns) for name in names}
         # A data set of few clips is out of turns before the others are.
         chosen = [(name, int(rows[name][turn])) for turn in range(turns) for name in names if turn < len(rows[name])]
-        self._clips = chosen[:clips]
+        batch = self._read(chosen[:clips])
+        finite = [batch.action is None or bool(torch.isfinite(batch.action[number]).all()) for number in range(len(batch.ids))]
+        # No model takes actions that are not finite.
+        self._clips = [clip for clip, good in zip(chosen, finite, strict=False) if good]
+        if (left_out := len(finite) - len(self._clips)) and processes.is_first:
+            log.warning("%d of %d held-out clips are not predicted: their actions are not finite", left_out, len(finite))
 
     def write(self, engine: Any, done: int) -> dict[str, Path]:
         """Predict with the weights after `done` steps. Call it on all ranks.
@@ -52,6 +59,8 @@ class HeldOutPredictions:
         Returns:
             GIF files in the run folder by the names of their clips; none on every rank but 0.
         """
+        if not self._clips:
+            return {}
         weights = full_weights(engine, self._run.network)
         animations = {} if weights is None else self._predict(weights, done)
         self._processes.barrier()
@@ -59,7 +68,7 @@ class HeldOutPredictions:
 
     def _predict(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
         folder = self._run.folder / FOLDER_NAME / f"step-{done:08d}"
-        truth, predicted = predict_clips(self._model(weights), self._read())
+        truth, predicted = predict_clips(self._model(weights), self._read(self._clips))
         animations = {}
         context = self._run.store.layout.context_length
         for number, (name, _) in enumerate(self._clips):
@@ -72,11 +81,11 @@ class HeldOutPredictions:
             animations[path.stem] = path
         return animations
 
-    def _read(self) -> Batch:
+    def _read(self, clips: list[tuple[str, int]]) -> Batch:
         store = self._run.held_out
         assert store is not None
-        dataset = np.array([store.datasets.index(name) for name, _ in self._clips])
-        rows = np.array([row for _, row in self._clips])
+        dataset = np.array([store.datasets.index(name) for name, _ in clips])
+        rows = np.array([row for _, row in clips])
         return as_batch(store.read(store.datasets, dataset, rows, bool(self._run.network.action_dim)))
 
     def _model(self, weights: dict[str, torch.Tensor]) -> WorldModel:

@@ -6,7 +6,9 @@ skipping without asking each other, and a good step costs nothing more. The pric
 a forward pass, not by the clip; `--replay` looks at single clips.
 """
 
+import collections
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from training.processes import Processes
 
 SKIPPED_NAME = "skipped.jsonl"
 _CLIPS_NAMED = 8
+log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ProjectError):
@@ -42,12 +45,14 @@ class SkippedSteps:
 
     Attributes:
         in_row: Steps skipped one after the other, up to now.
+        total: Steps skipped since the run began; of rank 0 alone, which has the list.
     """
 
     def __init__(self, run: Run, processes: Processes) -> None:
         self._run = run
         self._processes = processes
         self.in_row = run.checkpoint.progress.skipped if run.checkpoint else 0
+        self.total = _lines(run.folder / SKIPPED_NAME) if processes.is_first else 0
 
     def count(self, step: int, applied: bool, losses: Sequence[torch.Tensor]) -> None:
         """Take note of a step. Call it on all ranks.
@@ -68,6 +73,8 @@ class SkippedSteps:
         entry = self._describe(step, torch.cat(ranks).tolist())
         if self._processes.is_first:
             append_line(self._run.folder / SKIPPED_NAME, entry)
+            self.total += 1
+            log.warning("%s", self._told(entry))
         if self.in_row >= self._run.recipe.training.nonfinite_limit:
             raise NonFiniteError(self._reason(entry))
 
@@ -80,8 +87,21 @@ class SkippedSteps:
             clip["loss"] = json_number(losses[number // plan.micro_batch])
         return {"step": step + 1, "in_row": self.in_row, "clips": clips}
 
+    def _told(self, entry: dict[str, Any]) -> str:
+        """One skipped step in words."""
+        suspects = _suspects(entry)
+        clips = collections.Counter(clip["dataset"] for clip in suspects or entry["clips"])
+        counted = ", ".join(f"{count} of {name}" for name, count in sorted(clips.items()))
+        losses = " or ".join(sorted({clip["loss"] for clip in suspects}))
+        what = (
+            f"a loss is {losses} among its clips, {counted}"
+            if suspects
+            else f"its gradient is not finite; its clips: {counted}"
+        )
+        return f"step {entry['step']} is skipped: {what}. {SKIPPED_NAME} lists them; {self.total} steps of the run were skipped"
+
     def _reason(self, entry: dict[str, Any]) -> str:
-        suspects = [clip for clip in entry["clips"] if isinstance(clip["loss"], str)]
+        suspects = _suspects(entry)
         named = (suspects or entry["clips"])[:_CLIPS_NAMED]
         rest = len(suspects or entry["clips"]) - len(named)
         what = "loss" if suspects else "gradient"
@@ -91,6 +111,16 @@ class SkippedSteps:
             f"those of every skipped step, `--replay {entry['step']}` shows the loss of each. Leave the clips out, lower "
             "training.learning_rate, or raise training.nonfinite_limit."
         )
+
+
+def _suspects(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The clips of the forward passes whose loss was not finite."""
+    return [clip for clip in entry["clips"] if isinstance(clip["loss"], str)]
+
+
+def _lines(path: Path) -> int:
+    """Lines of a file, none where it isn't there."""
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 def clip_name(clip: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import ConflictError
+from pipeline.measured_json import describe_not_finite, measured_json, told
 from pipeline.recipe import Recipe
 from pipeline.records import fingerprint
 from training.batches import Batch
@@ -109,7 +110,8 @@ class Trainer:
                 done += 1
                 last = done == training.steps
                 if last or done % training.log_every == 0:
-                    reporter.write_line(done, self._run.learning_rate(done - 1), self.stepper.engine.get_global_grad_norm())
+                    norm = self.stepper.engine.get_global_grad_norm()
+                    reporter.write_line(done, self._run.learning_rate(done - 1), norm, self._skipped.total)
                 if last or done % training.evaluate_every == 0:
                     with reporter.paused():
                         self._evaluate(done, reporter)
@@ -167,6 +169,7 @@ class Trainer:
         summary = {
             "steps": done,
             **results,
+            "skipped_steps": self._skipped.total,
             "label_entropy": label_entropy(self.stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
             "samples": run.order.drawn(done * run.plan.global_batch),
             "processes": run.plan.world_size,
@@ -185,8 +188,10 @@ class Trainer:
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
         }
-        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, provenance)
+        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, told(provenance))
+        if bad := describe_not_finite(summary):
+            log.warning("%s is written, but not all of its results are finite: %s", run.model, bad)
         summary |= {"output": str(run.folder), "model": str(run.model), "finished": done == self._training.steps}
-        storage.write_bytes(str(run.folder / SUMMARY_NAME), json.dumps(summary, indent=1).encode())
+        storage.write_bytes(str(run.folder / SUMMARY_NAME), measured_json(summary, indent=1).encode())
         self._processes.barrier()
-        return summary
+        return told(summary)

@@ -4,6 +4,7 @@ Only time spent in steps counts for the rates: evaluating and saving stop the cl
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from pipeline.measured_json import restored, told
 from pipeline.progress import progress_line
 from training.checkpoints import Progress
 from training.held_out import HeldOutScores
@@ -23,8 +25,9 @@ from training.run_folder import run_fingerprint
 from training.tracking import MetricsWriter, WandbRun
 
 # What a summary holds: of the last line, and of the last evaluation.
-_SUMMARIZED = ("loss", "ids_per_second", "mfu", "data_wait", "memory_bytes")
+_SUMMARIZED = ("loss", "skipped_steps", "ids_per_second", "mfu", "data_wait", "memory_bytes")
 _HELD_OUT = ("held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame")
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -35,7 +38,7 @@ class Reporter:
         processes: That train it.
 
     Attributes:
-        results: The newest value of each number that a summary holds.
+        results: The newest value of each number that a summary holds, also of before a resume; some may not be finite.
     """
 
     def __init__(self, run: Run, processes: Processes) -> None:
@@ -48,6 +51,7 @@ class Reporter:
         self.results: dict[str, Any] = dict.fromkeys(_SUMMARIZED) | dict.fromkeys(_HELD_OUT)
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
+            self.results |= restored(progress.results)
             self._loss.reset(progress.loss_total(processes.place.rank, processes.place.world_size), progress.loss_steps)
 
     def __enter__(self) -> Self:
@@ -79,13 +83,14 @@ class Reporter:
         self._waited += waited
         self._line.update(1)
 
-    def write_line(self, done: int, learning_rate: float, gradient_norm: float | torch.Tensor | None) -> None:
+    def write_line(self, done: int, learning_rate: float, gradient_norm: float | torch.Tensor | None, skipped: int) -> None:
         """Write the line of the steps since the last one. Call it on all ranks.
 
         Args:
             done: Steps done.
             learning_rate: Of the last of them.
             gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
+            skipped: Steps of the run that were skipped so far, on rank 0.
         """
         run, device, world_size = self._run, self._processes.device, self._processes.place.world_size
         own = torch.tensor([self._loss.total, self._waited, peak_memory(device)], dtype=torch.float64)
@@ -101,7 +106,8 @@ class Reporter:
         values = {
             "loss": loss,
             "learning_rate": learning_rate,
-            "gradient_norm": None if gradient_norm is None or not math.isfinite(gradient_norm) else float(gradient_norm),
+            "gradient_norm": None if gradient_norm is None else float(gradient_norm),
+            "skipped_steps": skipped,
             "ids_per_second": ids_per_second,
             "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
             "mfu": ids_per_second * flops_per_id(run.recipe.model, layout) / peak if peak else 0.0,
@@ -127,6 +133,13 @@ class Reporter:
         self.results |= values
         if self._writer is not None:
             self._writer.write(done, values)
+            if bad := [f"{name} {loss}" for name, loss in scores.by_dataset.items() if not math.isfinite(loss)]:
+                log.warning(
+                    "step %d: the held-out loss of %s is not finite: the model is broken, or held-out clips hold numbers that "
+                    "are not finite (ivideogpt-inspect --verify looks for them)",
+                    done,
+                    ", ".join(bad),
+                )
 
     def show(self, done: int, animations: Mapping[str, Path]) -> None:
         """Show predictions of held-out clips after `done` steps, GIF files by name."""
@@ -144,7 +157,8 @@ class Reporter:
             self._writer.flush()
         totals = self._processes.gather(self._loss.total)
         fingerprint = run_fingerprint(self._run.identity)
-        return Progress(done, self._processes.place.world_size, totals, self._loss.steps, fingerprint, skipped)
+        place, results = self._processes.place, told(self.results)
+        return Progress(done, place.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.measured_json import measured_json
 from training.metrics import METRICS_NAME
 
 WANDB_NAME = "wandb.json"
@@ -58,7 +59,7 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups of charts."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(measured_json({"step": step, **values}) + "\n")
         self._lines.flush()
         numbers = _flat(values)
         for tag, number in numbers.items():

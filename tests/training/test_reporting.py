@@ -65,10 +65,10 @@ def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, mon
             reporter.add_step([torch.tensor(loss) for loss in losses], applied, waited=0.5)
             with reporter.paused():
                 clock.now += 100.0
-        reporter.write_line(3, 0.25, torch.tensor(7.0))
+        reporter.write_line(3, 0.25, torch.tensor(7.0), skipped=1)
         clock.now += 1.0
         reporter.add_step([torch.tensor(9.0)], True, waited=0.0)
-        reporter.write_line(4, 0.25, torch.tensor(math.inf))
+        reporter.write_line(4, 0.25, torch.tensor(math.inf), skipped=1)
     first, second = _lines(tmp_path / "run")
     ids = 3 * 8 * LAYOUT.sequence_length / 6.0
     assert (first["step"], first["loss"], first["learning_rate"], first["gradient_norm"]) == (3, 3.0, 0.25, 7.0)
@@ -80,6 +80,7 @@ def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, mon
     assert first["epochs"] == {name: count / run.store.positions(name) for name, count in first["samples"].items()}
     assert 1 << 26 < first["memory_bytes"] <= peak_memory(torch.device("cpu"))
     assert (second["loss"], second["gradient_norm"], second["data_wait"]) == (9.0, None, 0.0)
+    assert (second["not_finite"], first["skipped_steps"]) == ({"gradient_norm": "inf"}, 1)
     assert second["ids_per_second"] == pytest.approx(8 * LAYOUT.sequence_length)
     shown = capsys.readouterr().err
     assert f"loss 9.000, {8 * LAYOUT.sequence_length:.3g} ids/s, MFU " in shown and "4/4" in shown

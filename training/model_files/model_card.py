@@ -3,8 +3,10 @@
 Every number is of the run that made the model, out of its provenance; what a run can't know, such as a licence, is not made up.
 """
 
+import math
 from typing import Any
 
+from pipeline.measured_json import restored
 from pipeline.recipe import Recipe
 
 _HEAD = """---
@@ -32,7 +34,8 @@ def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
     """The card as Markdown.
 
     Args:
-        provenance: As written to `provenance.json`: a summary of the run, layout of its clips, data sets.
+        provenance: As written to `provenance.json`: a summary of the run, layout of its clips, data sets. Numbers that are not
+            finite are as `pipeline.measured_json` tells them.
         recipe: As resolved.
     """
     layout = provenance["layout"]
@@ -52,7 +55,7 @@ def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
         "",
         *_training(provenance, recipe),
         "",
-        *_results(provenance),
+        *_results(restored(provenance)),
         "",
         "## Where it comes from",
         "",
@@ -97,6 +100,8 @@ def _training(provenance: dict[str, Any], recipe: Recipe) -> list[str]:
         f"{provenance['processes']} x {provenance['hardware']}, {_or_unknown(provenance['ids_per_second'])} ids/s at the end"
         + (f", {provenance['mfu']:.1%} of peak FLOPs" if provenance["mfu"] else ""),
     ]
+    if provenance.get("skipped_steps"):
+        facts.append(f"{provenance['skipped_steps']} steps were skipped: their loss or gradient was not finite")
     if training.init_from is not None:
         facts.insert(0, f"started from the Llama of {training.init_from}")
     return ["## Training", "", *[f"- {fact}" for fact in facts]]
@@ -130,7 +135,9 @@ def _cell(text: str) -> str:
 
 
 def _loss(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"
+    if value is None:
+        return "not measured"
+    return f"{value:.4f}" if math.isfinite(value) else f"not finite ({value})"
 
 
 def _or_unknown(value: float | None) -> str:
