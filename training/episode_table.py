@@ -96,9 +96,8 @@ def open_tables(
     chosen = select(list(folders.values()), quality, held_out) if quality is not None else []
     excluded = {(each.dataset, each.key) for each in chosen}
     for dataset, folder in folders.items():
-        found = read_index(folder, _COLUMNS)
+        found = read_episodes(folder)
         found = found.filter(pc.equal(found["split"], split)).drop_columns("split")
-        found = found.set_column(found.column_names.index("shard"), "shard", found["shard"].dictionary_encode())
         keys = found["key"].to_pylist()
         taken = np.array([(dataset, key) not in excluded for key in keys], bool)
         apart = np.array([is_held_out(dataset, key, held_out) for key in keys], bool)
@@ -108,3 +107,13 @@ def open_tables(
     if not kept and not held:
         raise ShardError(f"no episode of split {split!r} under {', '.join(shards)}; name another split or folder")
     return kept, held
+
+
+def read_episodes(folder: str) -> pa.Table:
+    """What `EpisodeRows` needs of all episodes of a data set, and the split of each, in the order of its index.
+
+    Raises:
+        ShardError: The data set has no index, or it can't be read.
+    """
+    found = read_index(folder, _COLUMNS)
+    return found.set_column(found.column_names.index("shard"), "shard", found["shard"].dictionary_encode())

@@ -1,6 +1,5 @@
 """`ivideogpt-evaluate`, alone and over two processes, on small data sets and a small model."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -9,23 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import synthetic_episodes
 import tiny_models
+from evaluation_worlds import data_set
 from safetensors.torch import save_file
 
-from pipeline.index import read_records, write_index
 from training import evaluate
 from training.model_files.transformer_files import WEIGHTS
 from training.video_metrics.perceptual import VGGFeatures
-
-
-def _data_set(root: Path, dataset: str, frames: list[int]) -> None:
-    """Moving gradients, one episode of each length."""
-    made = [synthetic_episodes.make_episode(number, count, dataset, "test") for number, count in enumerate(frames)]
-    synthetic_episodes.write_shard(root, 0, made, dataset, "test")
-    statistics = {"filtered": 0, "actions": {}}
-    records = [dataclasses.replace(record, statistics=statistics) for record in read_records(str(root / dataset))]
-    write_index(str(root / dataset), dataset, records, [])
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +22,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, episodes of two data sets, and VGG16 with random weights."""
     root = tmp_path_factory.mktemp("world")
     tiny_models.save_model(root / "model", tiny_models.world_model())
-    _data_set(root / "episodes", "left", [8, 3, 8])
-    _data_set(root / "episodes", "right", [8, 8])
+    data_set(root / "episodes", "left", {"test": [8, 3, 8]})
+    data_set(root / "episodes", "right", {"test": [8, 8]})
     save_file(VGGFeatures().state_dict(), root / "vgg.safetensors")
     return root
 
@@ -73,7 +62,7 @@ def test_two_processes_measure_what_one_does_and_the_card_says_how(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == card["results"]
     assert card["results"].keys() == {"left", "right", "all data sets"}
     assert card["data"]["left"]["clips"] == 2
-    assert card["data"]["left"]["left_out_too_short"] == 1
+    assert card["data"]["left"]["left_out"]["too_short"] == 1
     assert card["model"]["weights"].keys() == {f"transformer/{WEIGHTS}", "tokenizer/diffusion_pytorch_model.safetensors"}
     rows = card["results"]["left"]
     for metric, sign in (("mse", -1), ("psnr", 1), ("ssim", 1), ("lpips", -1)):
@@ -94,7 +83,7 @@ def test_two_processes_measure_what_one_does_and_the_card_says_how(
         (["--metrics", "[psnr,lpips]"], "--metrics lpips needs the weights of VGG16"),
         (["--metrics", "[fvd]"], "fvd needs clips of at least 9 frames, not 5"),
         (["--protocol", "bair"], "leave out --steps, --start, --clips.length"),
-        (["--split", "val"], "no episode of split 'val'"),
+        (["--split", "val"], "--split val: no data set has that split; there are test"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(

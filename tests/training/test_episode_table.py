@@ -1,5 +1,6 @@
 """Episodes by their index: every one in its place, held-out ones apart, in memory that full collections allow."""
 
+import dataclasses
 import json
 import pickle
 
@@ -11,7 +12,8 @@ from pipeline.errors import ConfigError, ShardError
 from pipeline.index import INDEX_FILE, SUMMARY_FILE
 from pipeline.recipe import ClipsConfig
 from training.episode_table import open_tables
-from training.evaluation.data import open_test_sets
+from training.evaluation.data import Wanted, open_test_data
+from training.model_files.trained_on import TrainedOn
 
 ROWS = 5000
 
@@ -81,7 +83,7 @@ def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_
 
 def test_frames_that_ingest_made_smaller_than_the_models_are_not_evaluated(folder):
     assert open_tables([folder], "train", 0.0)[0]["made_up"].shrunk == 80
-    clips = ClipsConfig(length=4)
-    assert len(open_test_sets([folder], "train", False, clips, 0, None, side=64)[0].rows) > ROWS // 2
+    wanted = Wanted("train", False, None, ClipsConfig(length=4), start=0, context=1, side=64)
+    assert len(open_test_data([folder], wanted, TrainedOn()).clips) > ROWS // 2
     with pytest.raises(ConfigError, match="made_up: frames were shrunk to 80 pixels"):
-        open_test_sets([folder], "train", False, clips, 0, None, side=256)
+        open_test_data([folder], dataclasses.replace(wanted, side=256), TrainedOn())

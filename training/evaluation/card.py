@@ -40,7 +40,8 @@ def write_card(output: str, card: dict[str, Any]) -> None:
 def as_markdown(card: dict[str, Any]) -> str:
     """The card for people."""
     protocol = card["protocol"]
-    lines = [f"# Evaluation of {card['model']['name']}", ""]
+    seen = ", on episodes that it was TRAINED ON" if card["evaluated"]["trained_on"] else ""
+    lines = [f"# Evaluation of {card['model']['name']}{seen}", "", f"{card['evaluated']['in_words']}.", ""]
     lines += [
         f"{protocol['future']} frames predicted from {protocol['context']} at {protocol['resolution']} x "
         f"{protocol['resolution']} pixels, {protocol['samples']} sample(s) a clip"
@@ -48,6 +49,7 @@ def as_markdown(card: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- departs from the protocol: {text}" for text in protocol["departures"]]
+    lines += [f"- {name} is left out: {reason}" for name, reason in card["evaluated"]["left_out_data_sets"].items()]
     for dataset, rows in card["results"].items():
         lines += ["", f"## {dataset}", "", *_table(rows, protocol["samples"]), "", *_per_frame(rows)]
     if protocol["published"]:
@@ -59,10 +61,20 @@ def as_markdown(card: dict[str, Any]) -> str:
     lines += [f"- {name}: {text}" for name, text in card["metrics"].items()]
     lines += [f"- {name}: {value}" for name, value in card["sampling"].items()]
     lines += [f"- frames: {protocol['frames']}", "", "## Data", ""]
+    lines += [line for name, facts in card["data"].items() for line in _coverage(name, facts)]
     lines += [f"- {name}: `{json.dumps(facts, ensure_ascii=False)}`" for name, facts in card["data"].items()]
     lines += ["", "## Weights (SHA-256)", "", *(f"- `{name}`: {digest}" for name, digest in card["model"]["weights"].items())]
     lines += ["", "## Versions", "", ", ".join(f"{name} {version}" for name, version in card["versions"].items()), ""]
     return "\n".join(lines)
+
+
+def _coverage(dataset: str, facts: dict[str, Any]) -> list[str]:
+    """A table of how many of a data set's episodes were evaluated, and a line on those that weren't."""
+    lines = [f"{dataset}:", "", "| split | episodes | evaluated | of these trained on |", "|---|--:|--:|--:|"]
+    for split, count in facts["splits"].items():
+        lines.append(f"| {split} | {count['episodes']} | {count['evaluated']} | {count['trained_on']} |")
+    left = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in facts["left_out"].items() if number)
+    return [*lines, "", f"Left out: {left or 'none'}. Frames: {'; '.join(facts['time_step'])}.", ""]
 
 
 def _table(rows: dict[str, Any], samples: int) -> list[str]:

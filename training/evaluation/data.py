@@ -1,96 +1,274 @@
 """The clips of an evaluation: one a episode, of the data sets' episode shards, read by offset so that a process opens its own.
 
-Episodes too short for a clip are left out and counted; a clip that ended in repeated frames would flatter every row.
+What the model was trained on is left out unless it is asked for, and so are episodes too short for a clip: one that ended in
+repeated frames would flatter every row. Whatever is left out is counted, with the reason.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.episode import Episode
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.frames import require_detail
-from pipeline.index import read_records, read_summary
+from pipeline.index import find_datasets, read_records, read_summary
+from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import read_sample
-from tokenize_offline.clips import EpisodeShape, frame_indices, stride_of
-from training.episode_table import EpisodeRow, open_tables
+from tokenize_offline.clips import is_held_out, stride_of
+from training.episode_table import EpisodeRow, EpisodeRows, read_episodes
+from training.model_files.trained_on import TrainedOn
+from training.prediction.clip_fit import frames_needed, what_fits
+from training.prediction.time_step import fit_time_step
+
+# Data sets named in one message.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Which episodes are evaluated, and how clips are cut of them.
+
+    Attributes:
+        split: The split that they are of; None takes all splits.
+        held_out: Only episodes that the model was never trained on.
+        limit: Episodes of a data set at most; None takes all.
+        clips: With length filled in.
+        start: First frame of every clip.
+        context: Context frames of a clip.
+        side: Of the square frames that the model sees, in pixels.
+        stride_given: Whether the stride is the user's or a protocol's, and not the model's own.
+        free: Whether start, steps and stride may be chosen; a protocol sets them.
+    """
+
+    split: str | None
+    held_out: bool
+    limit: int | None
+    clips: ClipsConfig
+    start: int
+    context: int
+    side: int
+    stride_given: bool = False
+    free: bool = True
+
+
+@dataclass(frozen=True)
+class TestClip:
+    """The episode of a clip, and how the clip is cut."""
+
+    row: EpisodeRow
+    clips: ClipsConfig
+
+    @property
+    def stride(self) -> float:
+        """Frames between neighbours."""
+        return stride_of(self.clips, self.row.shape)
+
+    def read(self) -> Episode:
+        """Its episode."""
+        return read_sample(self.row.shard, self.row.offset, self.row.size)
+
+
+@dataclass
+class SplitCount:
+    """Of one split of a data set: its episodes, those evaluated, and those of these that the model was trained on."""
+
+    episodes: int = 0
+    evaluated: int = 0
+    trained_on: int = 0
+
+
+@dataclass
 class TestSet:
     """The clips of one data set.
 
     Attributes:
         dataset: Its name.
-        rows: Episodes whose clips are evaluated, in order.
-        too_short: Episodes left out.
+        folder: Where it lies.
+        clips: What is evaluated, in order: splits that no training took first, then held-out episodes.
+        splits: Counts by split.
+        left_out: Reason -> episodes left out for it: `trained_on`, `too_short`, `beyond_episodes`.
+        time_steps: How strides were found, in words -> whether that is doubtful.
+        short: (frames, frames needed, stride) of the longest and the shortest of the episodes that are too short.
     """
 
     dataset: str
-    rows: list[EpisodeRow]
-    too_short: int
+    folder: str
+    clips: list[TestClip] = field(default_factory=list)
+    splits: dict[str, SplitCount] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=lambda: {"trained_on": 0, "too_short": 0, "beyond_episodes": 0})
+    time_steps: dict[str, bool] = field(default_factory=dict)
+    short: list[tuple[int, int, float]] = field(default_factory=list)
 
-    def describe(self, split: str, held_out: bool) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What an evaluation card says of it: where it is from, and a hash over the records of its shards."""
-        folder = self.rows[0].shard.rsplit("/", 1)[0]
-        used = {row.shard for row in self.rows}
-        records = [record for record in read_records(folder) if storage.join(folder, record.shard) in used]
+        used = {clip.row.shard for clip in self.clips}
+        records = [record for record in read_records(self.folder) if storage.join(self.folder, record.shard) in used]
         digest = hashlib.sha256("\n".join(f"{record.shard} {record.sha256}" for record in records).encode())
+        strides = [(clip.stride, clip.row.shape.rate) for clip in self.clips]
+        seconds = [stride / rate for stride, rate in strides if rate is not None]
         return {
-            "folder": storage.basename(folder),
-            "split": split,
-            "held_out_only": held_out,
-            "clips": len(self.rows),
-            "left_out_too_short": self.too_short,
-            "first_episode": self.rows[0].shape.key,
-            "last_episode": self.rows[-1].shape.key,
+            "folder": storage.basename(self.folder),
+            "clips": len(self.clips),
+            "splits": {name: vars(count) for name, count in sorted(self.splits.items())},
+            "left_out": self.left_out,
+            "first_episode": self.clips[0].row.shape.key,
+            "last_episode": self.clips[-1].row.shape.key,
+            "stride": [min(stride for stride, _ in strides), max(stride for stride, _ in strides)],
+            "seconds_per_frame": [min(seconds), max(seconds)] if seconds else None,
+            "time_step": list(self.time_steps),
             "shards_sha256": digest.hexdigest(),
-            "made_with": read_summary(folder)["made_with"],
+            "made_with": read_summary(self.folder)["made_with"],
         }
 
 
-def open_test_sets(
-    shards: Sequence[str], split: str, held_out: bool, clips: ClipsConfig, start: int, limit: int | None, side: int
-) -> list[TestSet]:
-    """The first `limit` episodes of every data set that are long enough.
+@dataclass(frozen=True)
+class TestData:
+    """What there is to evaluate.
+
+    Attributes:
+        sets: With at least one clip each.
+        left_out: Data set -> why nothing of it is evaluated.
+    """
+
+    sets: list[TestSet]
+    left_out: dict[str, str]
+
+    @property
+    def clips(self) -> list[TestClip]:
+        """Of all data sets, in order."""
+        return [clip for test_set in self.sets for clip in test_set.clips]
+
+    @property
+    def trained_on(self) -> int:
+        """Clips of episodes that the model was trained on."""
+        return sum(count.trained_on for test_set in self.sets for count in test_set.splits.values())
+
+
+def open_test_data(shards: Sequence[str], wanted: Wanted, trained: TrainedOn) -> TestData:
+    """The first episodes of every data set that are long enough and new to the model, or all of them where asked for.
 
     Args:
         shards: Output folders of ingest, or folders of single data sets.
-        split: Whose episodes are taken.
-        held_out: Only the episodes that `clips.held_out` keeps from training.
-        clips: With length filled in.
-        start: First frame of every clip.
-        limit: Episodes of a data set at most; None takes all.
-        side: Of the square frames that the model sees, in pixels.
+        wanted: Which episodes.
+        trained: What the model was trained on. Where its share of held-out episodes is not known, `clips.held_out` counts.
 
     Raises:
-        ConfigError: Frames were shrunk below that when they were ingested.
-        ShardError: There is no episode to evaluate.
+        ConfigError: No data set has the split, more would count as held out than was, or frames were shrunk too much.
+        ShardError: There is no episode to evaluate; the message says why and what would do.
     """
-    table = open_tables(shards, split, clips.held_out)[1] if held_out else open_tables(shards, split, 0.0)[0]
-    sets = []
-    for dataset, rows in sorted(table.items()):
-        require_detail(rows.shrunk, side, dataset)
-        enough = [row for row in rows if _last_frame(clips, row.shape, start) < row.shape.num_frames]
-        if enough:
-            sets.append(TestSet(dataset, enough[:limit], len(rows) - len(enough)))
-    if not sets:
-        which = "held-out episode" if held_out else "episode"
-        raise ShardError(
-            f"no {which} of split {split!r} under {', '.join(shards)} is long enough for clips of {clips.length} frames: "
-            "choose another --split, a shorter --steps, or a smaller --clips.stride"
+    share = wanted.clips.held_out
+    if wanted.held_out and trained.held_out is not None and share > trained.held_out:
+        raise ConfigError(
+            f"clips.held_out is {share:g}, but the model was trained without {trained.held_out:g} of the episodes: the others "
+            "are no test. Leave it out, or score them with --held_out false"
         )
-    return sets
+    tables = {name: (folder, read_episodes(folder)) for name, folder in sorted(find_datasets(shards).items())}
+    there = sorted({split for _, table in tables.values() for split in table["split"].unique().to_pylist()})
+    if wanted.split is not None and wanted.split not in there:
+        raise ConfigError(
+            f"--split {wanted.split}: no data set has that split; there are {', '.join(there)}. "
+            "Leave --split out for all of them"
+        )
+    found = [_open_set(name, folder, table, wanted, trained) for name, (folder, table) in tables.items()]
+    sets = [test_set for test_set in found if test_set.clips]
+    left_out = {each.dataset: _why_empty(each, wanted, trained) for each in found if not each.clips}
+    if not sets:
+        named = [f"{name}: {reason}" for name, reason in left_out.items()]
+        more = f"; and {len(named) - _NAMED} more data sets" if len(named) > _NAMED else ""
+        raise ShardError(f"nothing to evaluate. {'; '.join(named[:_NAMED])}{more}: {_what_would_do(found, wanted)}")
+    return TestData(sets, left_out)
 
 
-def _last_frame(clips: ClipsConfig, shape: EpisodeShape, start: int) -> int:
-    """Where a clip would end if the episode went on for ever."""
-    return max(frame_indices(clips, start, stride_of(clips, shape), 1 << 62)[int(clips.goal) :])
+def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, trained: TrainedOn) -> TestSet:
+    test_set = TestSet(dataset, folder)
+    # Where episodes are limited, those of test splits come before those held out of a split that was trained on.
+    order = np.argsort(np.array([split in trained.splits for split in table["split"].to_pylist()], bool), kind="stable")
+    table = table.take(pa.array(order))
+    splits, rows = table["split"].to_pylist(), EpisodeRows(dataset, folder, table)
+    if len(rows):
+        require_detail(rows.shrunk, wanted.side, dataset)
+    share = wanted.clips.held_out if trained.held_out is None else trained.held_out
+    for number, split in enumerate(splits):
+        if wanted.split not in (None, split):
+            continue
+        count = test_set.splits.setdefault(split, SplitCount())
+        count.episodes += 1
+        row = rows[number]
+        if wanted.held_out and _is_seen(row, split, trained, wanted.clips.held_out):
+            test_set.left_out["trained_on"] += 1
+        elif (clip := _clip_of(row, wanted, trained, test_set)) is not None:
+            if wanted.limit is not None and len(test_set.clips) >= wanted.limit:
+                test_set.left_out["beyond_episodes"] += 1
+                continue
+            test_set.clips.append(clip)
+            count.evaluated += 1
+            count.trained_on += _is_seen(row, split, trained, share)
+    return test_set
 
 
-def read_row(row: EpisodeRow) -> Episode:
-    """The episode of a row."""
-    return read_sample(row.shard, row.offset, row.size)
+def _is_seen(row: EpisodeRow, split: str, trained: TrainedOn, share: float) -> bool:
+    """Whether the model was trained on an episode, if it was trained without this share of the split `train`."""
+    held_out = split == TRAINING_SPLIT and is_held_out(row.shape.dataset, row.shape.key, share)
+    return split in trained.splits and not held_out
+
+
+def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: TestSet) -> TestClip | None:
+    """The clip of an episode, or None where that is too short, which is counted."""
+    step = fit_time_step(row.shape, wanted.clips, trained.seconds_per_frame, of_shard=True, given=wanted.stride_given)
+    test_set.time_steps[step.told] = step.doubtful
+    clip = TestClip(row, step.clips)
+    needed = frames_needed(step.clips, wanted.start, clip.stride)
+    if needed <= row.shape.num_frames:
+        return clip
+    test_set.left_out["too_short"] += 1
+    short = sorted([*test_set.short, (row.shape.num_frames, needed, clip.stride)], reverse=True)
+    test_set.short = [short[0], short[-1]]
+    return None
+
+
+def _why_empty(test_set: TestSet, wanted: Wanted, trained: TrainedOn) -> str:
+    """Why nothing of a data set is evaluated."""
+    episodes = sum(count.episodes for count in test_set.splits.values())
+    if not episodes:
+        return "it has no episode" if wanted.split is None else f"it has no episode of split {wanted.split}"
+    names = ", ".join(sorted(test_set.splits))
+    if not test_set.left_out["too_short"]:
+        share = wanted.clips.held_out if trained.held_out is None else trained.held_out
+        return f"the model was trained on all of its {episodes} episodes ({names}; clips.held_out {share:g})"
+    (longest, needed, stride), (shortest, _, _) = test_set.short
+    frames = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
+    new = f" that the model was not trained on ({names})" if test_set.left_out["trained_on"] else ""
+    begun = f" from frame {wanted.start}" if wanted.start else ""
+    return (
+        f"its {test_set.left_out['too_short']} episodes{new} have {frames} frames, and a clip of {wanted.clips.length} at a "
+        f"stride of {stride:g} needs {needed}{begun}"
+    )
+
+
+def _what_would_do(sets: Sequence[TestSet], wanted: Wanted) -> str:
+    """What to ask for where nothing is left to evaluate."""
+    short = [test_set.short[0] for test_set in sets if test_set.short]
+    if not short:
+        return "name data sets with a test split, or score what the model was trained on with --held_out false"
+    frames, _, stride = max(short)
+    return what_fits(wanted.clips, wanted.start, stride, frames, wanted.context, wanted.free)
+
+
+def require_enough(sets: Sequence[TestSet], with_fvd: bool) -> None:
+    """Refuse what could not be summed up in the end.
+
+    Raises:
+        ConfigError: FVD is asked for, and a data set has a single clip.
+    """
+    for test_set in sets:
+        if with_fvd and len(test_set.clips) < 2:
+            raise ConfigError(
+                f"fvd compares sets of clips, and {test_set.dataset} has {len(test_set.clips)} to evaluate: "
+                "raise --episodes, or leave fvd out"
+            )

@@ -74,10 +74,21 @@ def clips_as_cut(
 
 
 def _section(path: Path) -> dict[str, Any]:
+    section = read_recipe(path).get("clips")
+    if not isinstance(section, dict):
+        raise SourceError(f"{path} is no recipe with a section `clips`: take it out of the model, or mend it")
+    return section
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The recipe in a model's folder as it was written, section by section.
+
+    Raises:
+        SourceError: It is too large, or no recipe.
+    """
     if path.stat().st_size > _MAX_BYTES:
         raise SourceError(f"{path} is larger than a recipe can be ({_MAX_BYTES} bytes): take it out of the model")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return dict(recipe["clips"])
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
         raise SourceError(f"{path} is no recipe with a section `clips`: take it out of the model, or mend it") from error

@@ -12,7 +12,8 @@ from training.model_files.transformer_files import CONFIG
 
 TOKENIZER = "tokenizer"
 TRANSFORMER = "transformer"
-RECIPE = "recipe.yaml"  # of this project's own models
+# Of this project's own models: how clips were cut, and the seconds between their frames by data set.
+RECIPE, CLIPS = "recipe.yaml", "clips.json"
 _KINDS = (".json", ".safetensors")
 
 
@@ -21,7 +22,7 @@ def locate_model(path: str) -> Path:
 
     Args:
         path: A local folder, a URL that fsspec opens (copied to local disk), or a hub id (cached by `huggingface_hub`). Only
-            JSON and safetensors files are fetched, and the recipe where there is one.
+            JSON and safetensors files are fetched, and what there is of recipe and clips.
 
     Raises:
         SourceError: There is no such model, or it lacks a part.
@@ -32,7 +33,7 @@ def locate_model(path: str) -> Path:
         folder = storage.local_path(path)
     else:
         parts = [f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS]
-        folder = Path(hub.fetch(path, [RECIPE, *parts]))
+        folder = Path(hub.fetch(path, [RECIPE, CLIPS, *parts]))
     missing = [part for part in (TOKENIZER, TRANSFORMER) if not (folder / part).is_dir()]
     if missing:
         raise SourceError(
@@ -66,6 +67,7 @@ def _fetched(url: str) -> Path:
             if name.endswith(_KINDS):
                 (folder / part).mkdir(exist_ok=True)
                 storage.local_copy(storage.join(url, part, name), folder / part)
-    if storage.exists(storage.join(url, RECIPE)):
-        storage.local_copy(storage.join(url, RECIPE), folder)
+    for name in (RECIPE, CLIPS):
+        if storage.exists(storage.join(url, name)):
+            storage.local_copy(storage.join(url, name), folder)
     return folder

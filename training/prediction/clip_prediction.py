@@ -19,6 +19,7 @@ from pipeline.recipe import ClipsConfig
 from tokenize_offline.augment import to_square
 from tokenize_offline.clips import EpisodeShape, frame_indices, resolve_clips, stride_of
 from training.inference.sampling import SamplingRule
+from training.prediction.clip_fit import frames_needed, what_fits
 from training.session import WorldModel
 from training.video_metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 
@@ -112,16 +113,17 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
 
     Raises:
         SourceError: The episode is too short, a frame can't be decoded, or an action is no number.
-        ConfigError: The model wants actions that the episode doesn't have, or of another dimension.
+        ConfigError: `start` is below 0, or the model wants actions that the episode doesn't have, or of another dimension.
     """
+    if start < 0:
+        raise ConfigError(f"--start must be at least 0, not {start}")
     stride = stride_for(episode, clips)
-    # One frame more than there are would be repeated, so an episode that never ends shows how many are needed.
-    wanted = frame_indices(clips, start, stride, 1 << 62)
-    needed = max(wanted[int(clips.goal) :]) + 1
-    if start < 0 or needed > episode.num_frames:
+    needed = frames_needed(clips, start, stride)
+    if needed > episode.num_frames:
+        fits = what_fits(clips, start, stride, episode.num_frames, model.geometry.context_length)
         raise SourceError(
-            f"episode {episode.key} has {episode.num_frames} frames; {len(wanted)} frames at a stride of {stride:g} from frame "
-            f"{start} need {needed}: choose a smaller --start, --steps or --clips.stride"
+            f"episode {episode.key} has {episode.num_frames} frames; {clips.length} frames at a stride of {stride:g} from "
+            f"frame {start} need {needed}: {fits}"
         )
     indices = frame_indices(clips, start, stride, episode.num_frames)
     action = None

@@ -10,6 +10,7 @@ import tiny_models
 from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig, Recipe
 from training import evaluate, predict
+from training.evaluation.plan import plan
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import RECIPE, locate_model
 
@@ -78,4 +79,4 @@ def test_a_protocol_comes_before_the_models_own_clips():
     options = parser.parse_args(["--model_dir", "m", "--shards", "s", "--output", "o", "--protocol", "bair"])
     model = tiny_models.world_model()
     with pytest.raises(ConfigError, match="defined for 1 context frames"):  # and not that the length is the user's
-        evaluate._plan(model, ClipsConfig(stride="2", length=5), options, length_given=False)
+        plan(model, ClipsConfig(stride="2", length=5), options)

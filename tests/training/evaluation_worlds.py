@@ -1,0 +1,47 @@
+"""Small evaluations: episodes of made-up pictures, a model folder that says what it was trained on, a short command line."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import synthetic_episodes
+import tiny_models
+
+from pipeline.index import read_records, write_index
+from pipeline.recipe import ClipsConfig, Recipe
+from training.model_files.model_folder import RECIPE
+
+# Of the episodes 0 to 7 of `left` this share holds out some and leaves some.
+SHARE = 0.4
+
+
+def data_set(root: Path, dataset: str, frames: dict[str, Sequence[int]], rate: float | None = 5.0) -> None:
+    """One data set: split -> frames of each of its episodes."""
+    for split, lengths in frames.items():
+        made = [synthetic_episodes.make_episode(number, count, dataset, split) for number, count in enumerate(lengths)]
+        made = [dataclasses.replace(episode, rate=rate) for episode in made]
+        synthetic_episodes.write_shard(root, 0, made, dataset, split)
+    statistics = {"filtered": 0, "actions": {}}
+    records = [dataclasses.replace(record, statistics=statistics) for record in read_records(str(root / dataset))]
+    write_index(str(root / dataset), dataset, records, [])
+
+
+def model_folder(folder: Path, clips: ClipsConfig | None = None) -> Path:
+    """A small action-free model, with the recipe it was trained by where `clips` are given."""
+    tiny_models.save_model(folder, tiny_models.world_model())
+    if clips is not None:
+        (folder / RECIPE).write_text(Recipe(clips=clips).as_yaml())
+    return folder
+
+
+def arguments(model: Path, episodes: Path, output: Path | str, *options: str) -> list[str]:
+    """Of `ivideogpt-evaluate`."""
+    return ["--model", str(model), "--shards", str(episodes), "--output", str(output), "--metrics", "[mse]", *options]
+
+
+def card(output: Path) -> dict[str, Any]:
+    """What an evaluation found."""
+    found: dict[str, Any] = json.loads((output / "evaluation.json").read_text())
+    return found
