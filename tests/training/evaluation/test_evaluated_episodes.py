@@ -89,7 +89,7 @@ def test_a_share_above_that_which_the_model_was_trained_without_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     asked = arguments(world / "model", world / "episodes", tmp_path, "--clips.held_out", "0.9")
-    assert evaluate.main(asked) == 1
+    assert evaluate.main(asked) == 2
     error = capsys.readouterr().err
     assert "clips.held_out is 0.9" in error and "0.4" in error and "--held_out false" in error
 
@@ -106,25 +106,26 @@ def test_data_sets_and_episodes_that_are_left_out_are_named_with_counts_and_reas
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "status", "message"),
     [
         (
             ["--start", "4"],
+            1,
             "needs 9 from frame 4; short: its 2 episodes have 3 to 4 frames, and a clip of 5 at a stride of 1 needs 9",
         ),
-        (["--start", "4"], ": --start 3 at most fits, or --steps 2 fits"),
-        (["--start", "90"], ": --start 3 at most fits"),
-        (["--steps", "9"], ": --steps 6 fits"),
-        (["--clips.stride", "3"], ": --steps 1 fits, or --clips.stride 1 fits"),
-        (["--split", "all"], "--split all: no data set has that split; there are test, train"),
-        (["--start", "-1"], "--start must be at least 0, not -1"),
-        (["--episodes", "0"], "--episodes must be at least 1, not 0"),
+        (["--start", "4"], 1, ": --start 3 at most fits, or --steps 2 fits"),
+        (["--start", "90"], 1, ": --start 3 at most fits"),
+        (["--steps", "9"], 1, ": --steps 6 fits"),
+        (["--clips.stride", "3"], 1, ": --steps 1 fits, or --clips.stride 1 fits"),
+        (["--split", "all"], 2, "--split all: no data set has that split; there are test, train"),
+        (["--start", "-1"], 2, "--start must be at least 0, not -1"),
+        (["--episodes", "0"], 2, "--episodes must be at least 1, not 0"),
     ],
 )
 def test_what_leaves_nothing_to_evaluate_says_what_would_fit(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
 ):
-    assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path / "out", *options)) == 1
+    assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path / "out", *options)) == status
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
