@@ -16,7 +16,7 @@ from pipeline.plan import make_plan, read_ends
 from pipeline.recipe import Recipe
 from pipeline.results import show
 from pipeline.runners import dask, spark
-from pipeline.sources.base import MAX_FRAMES
+from pipeline.sources.base import MAX_FRAMES, Source
 from pipeline.sources.locate import open_source
 from pipeline.sources.video import EPISODE_FRAMES
 
@@ -78,7 +78,10 @@ def parser() -> CommandParser:
         help="Of Something-Something-v2, in place of the 95; `all` takes all.",
     )
     made.add_argument(
-        "--episode_frames", metavar="N", type=int, default=EPISODE_FRAMES, help="Longer videos are cut into such episodes."
+        "--episode_frames",
+        metavar="N",
+        type=int,
+        help=f"Longer videos are cut into such episodes. (default: {EPISODE_FRAMES})",
     )
     _add_work_options(made)
     return made
@@ -112,7 +115,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     recipe, options = parse_recipe(parser(), own)
     if options.max_episodes is not None and options.max_episodes < 1:
         raise ConfigError(f"--max_episodes must be at least 1, not {options.max_episodes}")
-    if not 1 <= options.episode_frames <= MAX_FRAMES:
+    if options.episode_frames is not None and not 1 <= options.episode_frames <= MAX_FRAMES:
         raise ConfigError(f"--episode_frames must be 1 to {MAX_FRAMES}, not {options.episode_frames}")
     if not 0 <= options.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be 0 to 1, not {options.max_bad_fraction}")
@@ -149,7 +152,10 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     entry = catalog.dataset(name, options.camera, options.rate)
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
-    source = open_source(entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames)
+    source = open_source(
+        entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames or EPISODE_FRAMES
+    )
+    _require_effect(options, source)
     folder = storage.join(options.output, entry.name)
     lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
     known = ends.setdefault(source.folder, lock.known_ends())
@@ -158,6 +164,27 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     if not options.overwrite:
         lock.check(units)
     return Job(units, source, entry.name, folder), lock
+
+
+# Options that some kinds of source have no use for, and the kinds that do.
+_HEEDED = {
+    "camera": ("rlds", "npz", "bair", "robonet", "vp2"),
+    "classes": ("something-something-v2",),
+    "episode_frames": ("video",),
+}
+
+
+def _require_effect(options: Any, source: Source) -> None:
+    """Refuse an option that this kind of source has no use for.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, kinds in _HEEDED.items():
+        if getattr(options, name) is not None and source.kind not in kinds:
+            raise ConfigError(
+                f"--{name} has no effect on {source.kind}, which {source.folder} is; it is for {', '.join(kinds)}. Leave it out"
+            )
 
 
 def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:

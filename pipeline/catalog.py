@@ -7,7 +7,9 @@ defaults and errors. The catalog is a help and no gate: a data set that isn't in
 import dataclasses
 import difflib
 import functools
+import logging
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import yaml
 from pipeline.errors import ConfigError
 
 DEFAULT_CAMERA = "image"
+_log = logging.getLogger(__name__)
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -149,6 +152,35 @@ def mixture(name: str) -> dict[str, float]:
         near = difflib.get_close_matches(name, mixtures, n=1, cutoff=0.0)
         raise ConfigError(f"no mixture is called {name!r} (did you mean {near[0]!r}?); there are {', '.join(sorted(mixtures))}")
     return dict(mixtures[name])
+
+
+def weights_of(mixture_name: str | None, weights: Mapping[str, float], there: Collection[str], skip: bool) -> dict[str, float]:
+    """Data set -> weight as a recipe's `data` section has it; empty where it names none.
+
+    Args:
+        mixture_name: `data.mixture`.
+        weights: `data.weights`.
+        there: The data sets that there are.
+        skip: Whether data sets that are not there are passed over (`data.missing: skip`), with a word.
+
+    Raises:
+        ConfigError: There is no such mixture, or one of its data sets is not there and must not be passed over.
+    """
+    named = mixture(mixture_name) if mixture_name else dict(weights)
+    absent = sorted(named.keys() - set(there))
+    if not absent:
+        return named
+    left = {name: weight for name, weight in named.items() if name in there}
+    share = 1 - sum(left.values()) / sum(named.values())
+    what = f"data.mixture {mixture_name}" if mixture_name else "data.weights"
+    said = (
+        f"{what}: {len(absent)} of {len(named)} data sets have no token shards, {share:.1%} of the weight: {', '.join(absent)}"
+    )
+    if not skip or not left:
+        way_out = ", or set data.missing to skip, which shares the samples out over the others" if left else ""
+        raise ConfigError(f"{said}. There are: {', '.join(there) or 'none'}. Tokenize the missing ones{way_out}")
+    _log.warning("%s. Skipped; the others share the samples out by their weights", said)
+    return left
 
 
 @functools.cache

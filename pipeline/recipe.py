@@ -27,6 +27,8 @@ class DataConfig:
         mixture: Name of a published mixture (`configs/mixtures.yaml`); None weighs data sets by `weights`, or, without
             these, by their number of clips.
         weights: Data set name -> weight, in place of a named mixture.
+        missing: What training does where the mixture or the weights name data sets without token shards: `error`, or `skip`
+            these and share the samples out over the others by their weights.
         frames: How frames are kept in episode shards: `source` (bytes untouched), `jpeg` (resized) or `png` (resized).
         resolution: Side in pixels of the frames that the model will see; shards keep the short side at 1.25 x this.
         jpeg_quality: Quality of re-encoded frames.
@@ -35,6 +37,7 @@ class DataConfig:
 
     mixture: str | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    missing: Literal["error", "skip"] = "error"
     frames: FrameEncoding = "jpeg"
     resolution: int = 64
     jpeg_quality: int = 95

@@ -15,6 +15,7 @@ from typing import IO, Any
 from fsspec.core import url_to_fs
 
 from pipeline.errors import StorageError
+from pipeline.locked_folder import locked_folder
 from pipeline.staging import PARTIAL, staged_for_upload, staged_on_disk
 
 # Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
@@ -243,6 +244,20 @@ def remove(path: str) -> None:
     with _explained(path), contextlib.suppress(FileNotFoundError):
         if fs.exists(inner):
             fs.rm_file(inner)
+
+
+@contextlib.contextmanager
+def local_file(path: str) -> Iterator[Path]:
+    """A file as a local one while this context lasts: itself where it is local, else a copy.
+
+    Raises:
+        FileNotFoundError: It isn't there.
+    """
+    if is_local(path):
+        yield local_path(path)
+        return
+    with locked_folder("ivideogpt-copy-") as folder:
+        yield local_copy(path, folder)
 
 
 def local_copy(path: str, folder: Path) -> Path:

@@ -4,14 +4,15 @@ It adds to `pipeline.inspection.inspect`, which knows nothing of tokens; torch i
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pipeline import storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.inspection import inspect
 from pipeline.recipe import Recipe
 from pipeline.records import read_record, record_path
@@ -65,24 +66,66 @@ def run(arguments: Sequence[str] | None = None) -> int:
         ProjectError: Of all kinds; the message says what to do.
     """
     options = parser().parse_args(list(arguments) if arguments is not None else None)
+    _require_effect(options)
     if options.rows is not None:
         if options.tokenizer is None or not str(options.folder).endswith(".arrow"):
             raise ConfigError("--rows needs one token shard (.arrow) in place of the folder, and --tokenizer")
         draw_rows(options.folder, options.rows, options.tokenizer, options.picture)
         return 0
     if options.plan is not None:
+        if options.folder is None:
+            raise ConfigError("--plan needs a folder of episode shards, an output folder of ivideogpt-ingest")
         rate = None if options.rate is None else clips_per_second(options.rate)
         show(plan(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
         return 0
     status = inspect.carry_out(options)
-    if options.codebooks and options.folder is not None:
-        for folder, shards in inspect.find_shards(options.folder.rstrip("/")):
-            arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
-            if arrows:
-                recorded = [path for path in map(record_path, arrows) if storage.exists(path)]
-                reconstruction = merged_reconstruction([read_record(path).statistics for path in recorded])
-                show({"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}, options)
+    if options.codebooks:
+        show(list(_codebooks(options.folder.rstrip("/"))), options)
     return status
+
+
+# Each way of using the command, by the option that asks for it, and the options that have an effect then.
+_MODES = {
+    "rows": ("tokenizer", "picture"),
+    "plan": ("rate",),
+    "doctor": ("dataset",),
+    "": ("verify", "html", "codebooks"),
+}
+
+
+def _require_effect(options: Any) -> None:
+    """Refuse an option that what was asked for has no use for.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    asked = [mode for mode in _MODES if mode and getattr(options, mode) is not None]
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[0]} and --{asked[1]} are two things to do: run the command once for each")
+    mode = asked[0] if asked else ""
+    for of_mode, names in _MODES.items():
+        for name in names if of_mode != mode else ():
+            if getattr(options, name) != parser().get_default(name):
+                here = f"with --{mode}" if mode else f"without --{of_mode}"
+                raise ConfigError(f"--{name} has no effect {here}: leave it out")
+
+
+def _codebooks(path: str) -> Iterator[dict[str, Any]]:
+    """Codebooks and reconstruction of every folder of token shards at or below `path`.
+
+    Raises:
+        ShardError: There are none.
+    """
+    found = False
+    for folder, shards in inspect.find_shards(path):
+        arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
+        if arrows:
+            found = True
+            recorded = [path for path in map(record_path, arrows) if storage.exists(path)]
+            reconstruction = merged_reconstruction([read_record(path).statistics for path in recorded])
+            yield {"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}
+    if not found:
+        raise ShardError(f"--codebooks: {path} holds no token shards (.arrow), which ivideogpt-tokenize writes")
 
 
 def read_recipe(path: str) -> Recipe:
@@ -92,26 +135,33 @@ def read_recipe(path: str) -> Recipe:
 
 
 def codebooks_of(shards: Sequence[str]) -> dict[str, float]:
-    """Codes used and perplexities over all ids of local token shards of one layout."""
-    first, table = open_token_shard(storage.local_path(shards[0]))
-    counts = np.zeros(first.layout.vocabulary, np.int64)
+    """Codes used and perplexities over all ids of token shards of one layout, which may lie on an object store."""
+    first, counts = None, np.zeros(0, np.int64)
     for shard in shards:
-        info, table = open_token_shard(storage.local_path(shard))
-        require_same_layout(first, shards[0], info, shard)
-        for ids in fixed_size_column(table, "ids", info.layout.sequence_length):
-            counts += code_counts(ids, info.layout)
+        with storage.local_file(shard) as path:
+            info, table = open_token_shard(path)
+            if first is None:
+                first, counts = info, np.zeros(info.layout.vocabulary, np.int64)
+            require_same_layout(first, shards[0], info, shard)
+            for ids in fixed_size_column(table, "ids", info.layout.sequence_length):
+                counts += code_counts(ids, info.layout)
+            del table, ids
+    assert first is not None
     return codebook_statistics(counts, first.layout)
 
 
 def draw_rows(shard: str, rows: Sequence[int], tokenizer: str, picture: str) -> None:
-    """Decode rows of a local token shard and draw their frames, a line a row, the context first.
+    """Decode rows of a token shard and draw their frames, a line a row, the context first.
 
     Raises:
         ConfigError: There is no such row, or the tokenizer is another one than that which made the shard.
     """
-    info, table = open_token_shard(storage.local_path(shard))
-    if not rows or not all(0 <= row < table.num_rows for row in rows):
-        raise ConfigError(f"--rows {list(rows)}: {shard} has rows 0 to {table.num_rows - 1}")
+    with storage.local_file(shard) as path:
+        info, table = open_token_shard(path)
+        if not rows or not all(0 <= row < table.num_rows for row in rows):
+            raise ConfigError(f"--rows {list(rows)}: {shard} has rows 0 to {table.num_rows - 1}")
+        ids = np.concatenate(list(fixed_size_column(table, "ids", info.layout.sequence_length)))[list(rows)]
+        del table
     import torch
 
     from tokenize_offline.tokenizer import CompressiveVQModel
@@ -123,7 +173,6 @@ def draw_rows(shard: str, rows: Sequence[int], tokenizer: str, picture: str) -> 
             f"{str(model.weights_sha256)[:12]}..: name the one that made it"
         )
     model.set_context_length(info.layout.context_length)
-    ids = np.concatenate(list(fixed_size_column(table, "ids", info.layout.sequence_length)))[list(rows)]
     frames = model.detokenize(torch.from_numpy(ids.astype(np.int64))).clamp(0, 1)
     pixels = (frames * 255).round().byte().permute(0, 3, 1, 4, 2)
     # (rows, S, T, S, 3): a margin after every frame and every line.

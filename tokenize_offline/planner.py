@@ -5,6 +5,7 @@ told apart by the same hash. Bytes leave out the few hundred that a file's schem
 """
 
 import collections
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.geometry import id_geometry
 from tokenize_offline.selection import select
 
+log = logging.getLogger(__name__)
 # episode (dictionary index), start, stride, view.
 _BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
 
@@ -83,15 +85,18 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> Pl
 def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
     """Data set -> share of the training samples, by the recipe's mixture or weights, else by clip positions.
 
+    Data sets of the mixture that are not there have their share too, unless the recipe skips them (`data.missing`).
+
     Raises:
         ConfigError: No data set of the mixture is there.
     """
-    weights = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights or None
-    chosen = {name: positions[name] if weights is None else weights.get(name, 0) for name in positions}
-    total = sum(chosen.values())
-    if not total:
+    weights = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights or positions
+    if not any(positions.get(name) for name in weights):
         raise ConfigError(f"the recipe's mixture names none of the data sets that are there: {', '.join(sorted(positions))}")
-    return {name: weight / total for name, weight in chosen.items()}
+    skips = recipe.data.missing == "skip"
+    chosen = {name: weight for name, weight in weights.items() if name in positions or not skips}
+    total = sum(chosen.values())
+    return {name: chosen.get(name, 0) / total for name in dict.fromkeys((*positions, *chosen))}
 
 
 def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[dict[str, Any]]:
@@ -114,7 +119,9 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
     ids = ids_of_a_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
     samples = recipe.training.steps * recipe.training.global_batch
-    return [
+    absent = {name: part for name, part in share.items() if name not in planned}
+    _tell_mixture(folder, share, absent, len(planned))
+    rows: list[dict[str, Any]] = [
         {
             "dataset": name,
             "clips": dataset.positions,
@@ -125,6 +132,23 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
             "ids_per_epoch": dataset.positions * ids,
             "share_of_samples": round(share[name], 6),
             "epochs": round(samples * share[name] / dataset.positions, 3) if dataset.positions else None,
+            "missing": False,
         }
         for name, dataset in planned.items()
     ]
+    nothing = dict.fromkeys(rows[0])
+    return rows + [
+        {**nothing, "dataset": name, "share_of_samples": round(part, 6), "missing": True} for name, part in absent.items()
+    ]
+
+
+def _tell_mixture(folder: str, share: Mapping[str, float], absent: Mapping[str, float], found: int) -> None:
+    """Say which data sets of the mixture are not in the folder, and which in the folder are not in the mixture."""
+    if absent:
+        log.warning(
+            "%d data sets of the mixture, with %.1f %% of its samples, are not in %s: %s. The shares and epochs of the %d "
+            "others are those of a training that has all of them",
+            *(len(absent), 100 * sum(absent.values()), folder, ", ".join(absent), found),
+        )
+    if unused := [name for name, part in share.items() if not part]:
+        log.warning("not in the recipe's mixture, so training draws no samples of: %s", ", ".join(unused))

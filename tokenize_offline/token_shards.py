@@ -184,8 +184,10 @@ def open_token_shard(path: Path) -> tuple[TokenShardInfo, pa.Table]:
     """Memory-map a local token shard.
 
     Raises:
-        ShardError: The file is cut short or no token shard.
+        ShardError: The file is not there, cut short, or no token shard.
     """
+    if not path.is_file():
+        raise ShardError(f"{path}: there is no such file")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:

@@ -251,7 +251,7 @@ def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float
     if absent:
         raise ConfigError(
             f"the mixture names data sets without token shards: {', '.join(absent)}. "
-            f"There are: {', '.join(sizes)}. Tokenize the missing ones, or give data.weights without them."
+            f"There are: {', '.join(sizes)}. Tokenize the missing ones, or set data.missing to skip."
         )
     unusable = [name for name, weight in weights.items() if not 0 < weight < float("inf")]
     if unusable or not weights:

@@ -6,14 +6,14 @@ this for itself from the same files, so all of them find the same.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import storage
-from pipeline.catalog import mixture
+from pipeline.catalog import weights_of
 from pipeline.errors import ConfigError, ConflictError
 from pipeline.naming import held_out_split
 from pipeline.network_recipe import TrainingConfig
@@ -201,7 +201,8 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
 
 def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunRecord:
     """The record of the run as it will go on from a checkpoint, or begin; as it was where steps are only repeated."""
-    weights: Mapping[str, float] = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights
+    data = recipe.data
+    weights = weights_of(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
     exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
     by_clips = {name: str(store.positions(name)) for name in store.datasets}
     wanted = Phase(checkpoint.progress.step if checkpoint else 0, exact or by_clips, recipe.training.steps)

@@ -37,6 +37,7 @@ class Diagnosis:
         spec: Cameras and actions, as the source's spec has them; empty where it has none.
         first_episode: Facts of the first episode that can be read.
         differences: In words, each with what to do; empty where all agrees.
+        notes: What differs and ingest does not use, so that nothing needs to be done.
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class Diagnosis:
     spec: dict[str, Any] = field(default_factory=dict)
     first_episode: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """In a form that JSON holds."""
@@ -60,8 +62,10 @@ def entries_at(path: str, names: Sequence[str] | None = None) -> list[DatasetEnt
         names: Only these, of the catalog or not; by default, what the names of folders say.
 
     Raises:
-        SourceError: No folder there is called like a data set of the catalog.
+        SourceError: There is no such folder, or no folder there is called like a data set of the catalog.
     """
+    if not storage.exists(path):
+        raise SourceError(f"--doctor {path}: there is no such folder")
     if names:
         return [catalog.datasets().get(name, DatasetEntry(name, name, catalog.DEFAULT_CAMERA)) for name in names]
     called = set(path.rstrip("/").split("/")[-2:])
@@ -116,7 +120,7 @@ def _check_spec(found: Diagnosis, source: Source) -> None:
     entry, cameras = source.entry, sorted(camera_paths(features))
     found.spec = {"cameras": cameras}
     for camera in sorted({*entry.other_cameras, *entry.bgr} - {entry.image_key, *cameras}):
-        found.differences.append(f"no camera {camera!r}, which the catalog names; there are {', '.join(cameras) or 'none'}")
+        found.notes.append(f"no camera {camera!r}, which the catalog names too; there are {', '.join(cameras) or 'none'}")
     try:
         spec = episode_spec(features, entry)
     except ConfigError as error:

@@ -131,7 +131,9 @@ def _inspect(folder: str, shards: Sequence[str], every_byte: bool) -> Inspected:
     episodes = any(shard.endswith(".tar") for shard in shards)
     if episodes and every_byte and not faults and (fault := index_fault(folder, records)) is not None:
         found.append(fault)
-    return Inspected(folder, summarize(records), found, _overview(folder) if episodes else None)
+    if not episodes:
+        return Inspected(folder, summarize(records), found, None, "tokens")
+    return Inspected(folder, summarize(records), found, _overview(folder))
 
 
 def _overview(folder: str) -> Overview | None:

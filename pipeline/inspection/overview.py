@@ -7,7 +7,7 @@ import collections
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -79,17 +79,19 @@ class Inspected:
         splits: Split -> shards, samples, frames, bytes, episodes left out.
         faults: What is wrong with its shards, a sentence each.
         overview: Facts of the episodes; None for token shards, and where there is no index.
+        kind: Of the shards: `episodes` or `tokens`.
     """
 
     folder: str
     splits: dict[str, dict[str, int]]
     faults: list[str]
     overview: Overview | None
+    kind: Literal["episodes", "tokens"] = "episodes"
 
     def as_dict(self) -> dict[str, Any]:
         """What was found, ready for JSON."""
         facts = {} if self.overview is None else self.overview.as_dict()
-        return {"folder": self.folder, "splits": self.splits, "faults": len(self.faults), **facts}
+        return {"folder": self.folder, "kind": self.kind, "splits": self.splits, "faults": len(self.faults), **facts}
 
 
 def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:

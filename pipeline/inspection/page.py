@@ -56,7 +56,10 @@ def write_page(path: str, title: str, inspected: Sequence[Inspected], verified: 
     if shown:
         body.append(_table({names[folder]: facts for folder, facts in shown.items()}))
         body += [_card(number, names[folder], folder, facts, budget) for number, (folder, facts) in enumerate(shown.items())]
-    body.append(_others([one for one in inspected if one.overview is None]))
+    tokens = [one for one in inspected if one.kind == "tokens"]
+    unfinished = [one for one in inspected if one.kind == "episodes" and one.overview is None]
+    body.append(_shards("Token shards", "Clips are rows of token shards; held-out episodes have a split of their own.", tokens))
+    body.append(_shards("Episode shards without an index", "Their ingest has not ended.", unfinished))
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -68,18 +71,9 @@ def write_page(path: str, title: str, inspected: Sequence[Inspected], verified: 
 
 
 def _head(name: str, title: str, inspected: Sequence[Inspected], verified: bool) -> str:
-    overviews = [one.overview for one in inspected if one.overview is not None]
     faults = [fault for one in inspected for fault in one.faults]
-    left_out = sum(len(places) for facts in overviews for places in facts.left_out.values())
-    hours = [facts.hours for facts in overviews if facts.hours is not None]
-    numbers = [
-        (f"{len(overviews):,}", "data sets"),
-        (_count(sum(facts.episodes for facts in overviews)), "episodes"),
-        (_count(sum(facts.frames for facts in overviews)), "frames"),
-        (_hours(sum(hours)) if hours else "unknown", "of video"),
-        (_bytes(sum(facts.bytes for facts in overviews)), "in episode shards"),
-        (_count(left_out), "episodes left out"),
-    ]
+    numbers = _episode_numbers([one.overview for one in inspected if one.overview is not None])
+    numbers += _token_numbers([one for one in inspected if one.kind == "tokens"])
     tiles = "".join(f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in numbers)
     how = "every byte and every sample checked" if verified else "sizes checked; --verify reads every byte"
     state = f"{len(faults):,} fault{'s' * (len(faults) > 1)}" if faults else "no faults"
@@ -90,6 +84,35 @@ def _head(name: str, title: str, inspected: Sequence[Inspected], verified: bool)
         f'<header><h1>{escape(name)}</h1><p class="soft path">{escape(title)}</p><p>{badge}</p></header>'
         f'<section class="tiles">{tiles}</section>{f"<ul class=faults>{listed}{more}</ul>" if faults else ""}'
     )
+
+
+def _episode_numbers(overviews: Sequence[Overview]) -> list[tuple[str, str]]:
+    """(number, what it counts) of data sets of episodes; nothing where there are none."""
+    if not overviews:
+        return []
+    left_out = sum(len(places) for facts in overviews for places in facts.left_out.values())
+    hours = [facts.hours for facts in overviews if facts.hours is not None]
+    return [
+        (f"{len(overviews):,}", "data sets"),
+        (_count(sum(facts.episodes for facts in overviews)), "episodes"),
+        (_count(sum(facts.frames for facts in overviews)), "frames"),
+        (_hours(sum(hours)) if hours else "unknown", "of video"),
+        (_bytes(sum(facts.bytes for facts in overviews)), "in episode shards"),
+        (_count(left_out), "episodes left out"),
+    ]
+
+
+def _token_numbers(folders: Sequence[Inspected]) -> list[tuple[str, str]]:
+    """(number, what it counts) of folders of token shards; nothing where there are none."""
+    splits = [counts for one in folders for counts in one.splits.values()]
+    if not splits:
+        return []
+    return [
+        (f"{len(folders):,}", "tokenized data sets"),
+        (_count(sum(counts["shards"] for counts in splits)), "token shards"),
+        (_count(sum(counts["samples"] for counts in splits)), "tokenized clips"),
+        (_bytes(sum(counts["bytes"] for counts in splits)), "in token shards"),
+    ]
 
 
 def _table(shown: Mapping[str, Overview]) -> str:
@@ -227,19 +250,20 @@ def _left_out(facts: Overview) -> str:
     )
 
 
-def _others(others: Sequence[Inspected]) -> str:
-    """Folders of token shards, and of episode shards whose ingest has not ended, in a few words."""
+def _shards(title: str, note: str, folders: Sequence[Inspected]) -> str:
+    """Folders of shards that have no index, in a few words; nothing where there are none."""
     rows = "".join(
         f"<tr><td>{escape(one.folder)}</td><td>{escape(split)}</td><td class=number>{counts['shards']:,}</td>"
         f"<td class=number>{counts['samples']:,}</td><td class=number>{_bytes(counts['bytes'])}</td></tr>"
-        for one in others
+        for one in folders
         for split, counts in one.splits.items()
     )
     if not rows:
         return ""
-    head = "<th>folder</th><th>split</th><th class=number>shards</th><th class=number>samples</th><th class=number>size</th>"
+    columns = ("shards", "clips or episodes", "size")
+    head = "<th>folder</th><th>split</th>" + "".join(f"<th class=number>{name}</th>" for name in columns)
     return (
-        "<article><h2>Other shards</h2><p class=soft>Token shards, and episode shards without an index.</p>"
+        f"<article><h2>{title}</h2><p class=soft>{note}</p>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></article>'
     )
 

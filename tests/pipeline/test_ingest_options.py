@@ -1,8 +1,9 @@
 """Options of the ingest command in a YAML file mean what they mean on the command line."""
 
 import pytest
+from video_data import write_video
 
-from pipeline.__main__ import parser
+from pipeline.__main__ import main, parser
 from pipeline.command import parse_recipe
 
 
@@ -37,3 +38,31 @@ def test_help_lists_what_matters_to_ingest_and_the_rest_of_a_recipe_is_taken_all
     with pytest.raises(SystemExit):
         parse_recipe(parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--print_config"])
     assert "global_batch: 64" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--classes", "all"], "--classes has no effect on video"),
+        (["--camera", "wrist"], "--camera has no effect on video"),
+        (["--episode_frames", "5"], None),
+    ],
+)
+def test_an_option_that_the_kind_of_source_has_no_use_for_is_refused(tmp_path, capsys, given, said):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", count=6)
+    words = [
+        "--dataset",
+        "mine",
+        "--source",
+        str(tmp_path / "videos"),
+        "--output",
+        str(tmp_path / "out"),
+        "--rate",
+        "10",
+        *given,
+    ]
+    assert main(words) == (0 if said is None else 2)
+    if said is not None:
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -63,4 +64,46 @@ def test_wrong_rows_and_wrong_tokenizers_are_refused(made, tmp_path, capsys, row
     tiny_tokenizer(tmp_path / "tok", seed)
     shard = str(made / "out" / "made_up" / "train-000000.arrow")
     assert main([shard, "--rows", rows, "--tokenizer", str(tmp_path / "tok")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_codebooks_of_shards_on_an_object_store_are_those_of_the_local_ones(made, capsys):
+    fs = fsspec.filesystem("memory")
+    for path in (made / "out" / "made_up").iterdir():
+        if path.is_file():
+            fs.pipe_file(f"/tokens/made_up/{path.name}", path.read_bytes())
+    assert main([str(made / "out"), "--codebooks"]) == 0
+    local = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["memory://tokens", "--codebooks"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["codebooks"] == local["codebooks"]
+
+
+def test_a_page_of_token_shards_counts_their_clips(made, tmp_path):
+    assert main([str(made / "out"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    rows = sum(json.loads(path.read_text())["samples"] for path in (made / "out" / "made_up").glob("*.json"))
+    assert f"<b>{rows}</b><span>tokenized clips</span>" in page and "<h2>Token shards</h2>" in page
+    assert "episodes</span>" not in page and "<b>0</b>" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{out}", "--rate", "3"], "--rate has no effect without --plan"),
+        (["{out}", "--dataset", "bridge"], "--dataset has no effect without --doctor"),
+        (["{out}", "--tokenizer", "{tok}"], "--tokenizer has no effect without --rows"),
+        (["{out}", "--picture", "x.png"], "--picture has no effect without --rows"),
+        (["{eps}", "--plan", "demo", "--html", "x.html"], "--html has no effect with --plan"),
+        (["--doctor", "{eps}", "--verify"], "--verify has no effect with --doctor"),
+        (["--doctor", "{eps}", "--plan", "demo"], "--plan and --doctor are two things to do"),
+        (["--plan", "demo"], "--plan needs a folder of episode shards"),
+        (["{eps}", "--codebooks"], "holds no token shards"),
+        (["{out}/nothing"], "nothing"),
+        ([], "pass a folder of shards"),
+        (["--codebooks"], "pass a folder of shards"),
+    ],
+)
+def test_what_would_have_no_effect_or_nothing_to_look_at_is_refused(made, capsys, words, said):
+    folders = {name: str(made / name) for name in ("out", "eps", "tok")}
+    assert main([word.format(**folders) for word in words]) in (1, 2)
     assert said in capsys.readouterr().err

@@ -85,3 +85,14 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
         assert line["gpu_hours"] == round(line["rows"] / 2 / 3600, 4)
     assert main([str(tmp_path), "--plan", str(tmp_path / "recipe.yaml")]) == 2
     assert "no episode shards there" in capsys.readouterr().err
+
+
+def test_data_sets_of_the_mixture_that_are_not_there_have_their_share_and_a_word(episodes, caplog):
+    weights = {"one": 1.0, "absent": 3.0}
+    rows = {row["dataset"]: row for row in plan(str(episodes), recipe(weights=weights), None)}
+    assert rows["absent"]["missing"] and rows["absent"]["share_of_samples"] == 0.75 and rows["absent"]["clips"] is None
+    assert rows["one"]["share_of_samples"] == 0.25 and rows["two"]["share_of_samples"] == 0
+    alone = {row["dataset"]: row for row in plan(str(episodes), recipe(weights=weights, missing="skip"), None)}
+    assert alone["one"]["share_of_samples"] == 1 and "absent" not in alone
+    assert alone["one"]["epochs"] == pytest.approx(4 * rows["one"]["epochs"], rel=1e-3)
+    assert "75.0 % of its samples" in caplog.text and "no samples of: two" in caplog.text

@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
 
+from pipeline.catalog import mixture
 from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
 from pipeline.network_recipe import ModelConfig, TrainingConfig
 from pipeline.recipe import ClipsConfig, DataConfig, Recipe
@@ -61,7 +62,22 @@ def test_a_recipe_for_other_clips_than_the_shards_hold(tmp_path, key, value):
 def test_a_mixture_with_absent_data_sets(tmp_path):
     write_shard(tmp_path / "tokens", "fractal20220817_data")
     recipe = Recipe(data=DataConfig(mixture="select"), model=MODEL, training=TRAINING)
-    _refused(ConfigError, "names data sets without token shards: asu_table_top", tmp_path, recipe)
+    _refused(ConfigError, "data sets have no token shards, .* asu_table_top.* set data.missing to skip", tmp_path, recipe)
+    _refused(
+        ConfigError, "data.weights: 1 of 1 data sets", tmp_path, dataclasses.replace(recipe, data=DataConfig(weights={"x": 1}))
+    )
+
+
+def test_absent_data_sets_are_skipped_where_that_is_asked_for_and_the_others_share_the_samples(tmp_path, caplog):
+    for name in ("fractal20220817_data", "kuka"):
+        write_shard(tmp_path / "tokens", name)
+    recipe = Recipe(data=DataConfig(mixture="select", missing="skip"), model=MODEL, training=TRAINING)
+    run = _prepare(tmp_path, recipe)
+    published = mixture("select")
+    assert set(run.order.datasets) == {"fractal20220817_data", "kuka"}
+    ratio = run.order.weights["kuka"] / run.order.weights["fractal20220817_data"]
+    assert float(ratio) == pytest.approx(published["kuka"] / published["fractal20220817_data"])
+    assert "asu_table_top" in caplog.text and "Skipped" in caplog.text
 
 
 def test_a_mixture_of_that_name_that_does_not_exist(tmp_path):

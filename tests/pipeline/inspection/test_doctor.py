@@ -24,12 +24,21 @@ def test_a_real_sample_agrees_with_the_catalog(shared, capsys):
 def test_every_camera_of_a_numbered_set_is_held_against_the_spec(tmp_path, capsys):
     spec = features(extra={"image_1": F.Image(shape=(None, None, 3))})
     write_set(tmp_path, 1, spec=spec, name="uiuc_d3field", image_1=lambda t: episode(0)["steps"][t]["observation"]["image"])
-    assert inspect(["--doctor", str(tmp_path), "--dataset", "uiuc_d3field1", "uiuc_d3field2"]) == 1
+    assert inspect(["--doctor", str(tmp_path), "--dataset", "uiuc_d3field1"]) == 0
+    assert inspect(["--doctor", str(tmp_path), "--dataset", "uiuc_d3field2"]) == 1
     shown = capsys.readouterr()
     first, second = map(json.loads, shown.out.splitlines())
-    assert first["differences"] == ["no camera 'image_2', which the catalog names; there are image, image_1"]
+    assert first["notes"] == ["no camera 'image_2', which the catalog names too; there are image, image_1"]
+    assert first["differences"] == []
     assert "has no camera 'image_2'" in second["differences"][0] and "Pass --camera" in second["differences"][0]
     assert "uiuc_d3field2: uiuc_d3field2 has no camera" in shown.err
+
+
+def test_a_folder_that_is_not_there_is_told_as_that(tmp_path):
+    with pytest.raises(SourceError, match="missing: there is no such folder"):
+        inspect(["--doctor", str(tmp_path / "missing")])
+    with pytest.raises(SourceError, match="missing: there is no such folder"):
+        inspect(["--doctor", str(tmp_path / "missing"), "--dataset", "kuka"])
 
 
 def test_missing_and_empty_files_another_version_and_lost_features_are_said(tmp_path):
@@ -56,7 +65,8 @@ def test_an_episode_that_cannot_be_read_and_a_set_that_is_not_there_are_said(tmp
     (said,) = diagnose(dataset("bridge"), str(tmp_path)).differences
     assert "no data of bridge" in said
     with pytest.raises(SourceError, match="pass --dataset NAME"):
-        entries_at(str(tmp_path / "kuka" / "0.1.0" / "deeper"))
+        (tmp_path / "other" / "deeper").mkdir(parents=True)
+        entries_at(str(tmp_path / "other" / "deeper"))
 
 
 def test_a_set_that_the_catalog_does_not_know_is_looked_at_by_its_name(tmp_path, capsys, caplog):
