@@ -58,7 +58,8 @@ class TokenizerConfig(TokenizerShape):
         l2_weight: Of the squared reconstruction error, 0 as published. Absolute error alone spends itself on faint ripples in
             large even areas and neglects small objects, where no perceptual loss brings them back.
         lpips_weight: Of the perceptual loss (LPIPS over VGG16); 1 as published, 0 where no weights of VGG16 are at hand.
-        vgg_weights: File with VGG16's weights, for the perceptual loss and for LPIPS of held-out clips.
+        vgg_weights: File with VGG16's weights, for the perceptual loss and for LPIPS of held-out clips. None takes what
+            `ivideogpt-fetch-weights` brought, where the loss needs it.
         disc_weight: Of the adversarial loss, times the adaptive ratio of gradient norms; 0.8 as published, 0 trains without.
         disc_start: Step from which on there is an adversarial loss.
         disc_learning_rate: Of the discriminator's AdamW.

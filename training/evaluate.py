@@ -18,7 +18,7 @@ from training.evaluation.card import versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
 from training.evaluation.kept_scores import KeptScores
-from training.evaluation.metrics import Metric, MetricSet
+from training.evaluation.metrics import DEFAULT_METRICS, Metric, MetricSet, idle_weights_hint
 from training.evaluation.plan import Evaluation, describe_plan, plan, require_possible
 from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.scores import ClipScores, summarise
@@ -57,13 +57,21 @@ def build_parser() -> CommandParser:
         help="A published protocol: clip length, samples, clips.",
     )
     parser.add_argument(
-        "--metrics", type=list[Metric], default=["mse", "psnr", "ssim"], help="A list, such as [psnr,ssim,lpips,fvd]."
+        "--metrics", type=list[Metric], default=list(DEFAULT_METRICS), help="A list, such as [psnr,ssim,lpips,fvd]."
     )
     parser.add_argument(
-        "--vgg_weights", metavar="FILE", type=str | None, default=None, help="File with VGG16's weights, for lpips."
+        "--vgg_weights",
+        metavar="FILE",
+        type=str | None,
+        default=None,
+        help="File with VGG16's weights, for lpips; by default what ivideogpt-fetch-weights brought.",
     )
     parser.add_argument(
-        "--i3d_weights", metavar="FILE", type=str | None, default=None, help="File with I3D's weights, for fvd."
+        "--i3d_weights",
+        metavar="FILE",
+        type=str | None,
+        default=None,
+        help="File with I3D's weights, for fvd; by default what ivideogpt-fetch-weights brought.",
     )
     parser.add_argument("--split", type=str | None, default=None, help="Whose episodes are evaluated; by default those of all.")
     parser.add_argument(
@@ -146,6 +154,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         require_enough(data.sets, metrics.with_fvd)
         if first:
             _tell(data, trained, wanted)
+            if hint := idle_weights_hint(options.metrics):
+                log.info("%s", hint)
         weights = weights_hashes(folder)
         kept = KeptScores(options.output, _command(weights, evaluation, metrics), empty_scores(1, evaluation, metrics))
         scores = score_all(model, data.clips, evaluation, kept, metrics, processes)

@@ -13,6 +13,7 @@ from evaluation_worlds import data_set
 from safetensors.torch import save_file
 
 from training import evaluate
+from training.metric_weights.published import ALL, I3D_KINETICS, VGG16_LPIPS
 from training.model_files.transformer_files import WEIGHTS
 from training.video_metrics.perceptual import VGGFeatures
 
@@ -77,6 +78,23 @@ def test_two_processes_measure_what_one_does_and_the_card_says_how(
     assert "VGG16" in markdown
 
 
+def test_lpips_and_fvd_find_the_weights_that_were_fetched_and_the_card_names_them(world: Path, tmp_path: Path):
+    if not all(published.cached() for published in ALL):
+        pytest.skip("no weights in the cache: run ivideogpt-fetch-weights")
+    data_set(tmp_path / "episodes", "long", {"test": [9, 9]})
+    named = ["--model", str(world / "model"), "--shards", str(tmp_path / "episodes"), "--output", str(tmp_path / "card")]
+    assert evaluate.main([*named, "--split", "test", "--clips.length", "9", "--metrics", "[lpips,fvd]"]) == 0
+    card = json.loads((tmp_path / "card" / "evaluation.json").read_text())
+    markdown = (tmp_path / "card" / "evaluation.md").read_text()
+    for metric, published in (("fvd", I3D_KINETICS), ("lpips", VGG16_LPIPS)):
+        for part in (published.file, published.sha256, published.source):
+            assert part in card["metrics"][metric]
+            assert part in markdown
+    rows = card["results"]["long"]
+    assert rows["prediction"]["fvd"]["all"] > 0
+    assert 0 < rows["reconstruction"]["lpips"]["best"] < 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -87,8 +105,15 @@ def test_two_processes_measure_what_one_does_and_the_card_says_how(
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    world: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
 ):
+    # No weights in the cache.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert evaluate.main(_arguments(world, tmp_path, *options)) in (1, 2)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "evaluation.json").exists()

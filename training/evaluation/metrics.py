@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS
 from training.video_metrics import i3d
 from training.video_metrics.backbones import I3D
 from training.video_metrics.frame_metrics import MAX_PSNR, SSIM_WINDOW, psnr_per_frame, ssim_per_frame
@@ -17,10 +18,22 @@ from training.video_metrics.perceptual import LEAST_SIDE, LPIPS
 
 Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
 FRAME_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim", "lpips")
+# Need no weights.
+DEFAULT_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim")
 # Metrics of which more is better.
 RISING = ("psnr", "ssim")
 # I3D sees frames of 224 x 224 whatever their own size, 60 MB of activations a frame in its first layers.
 _VIDEOS_AT_ONCE = 4
+
+
+def idle_weights_hint(metrics: Sequence[str]) -> str | None:
+    """What the cache holds weights for and the default metrics leave out, for a person; None where there is nothing to say."""
+    if tuple(metrics) != DEFAULT_METRICS:
+        return None
+    idle = [name for name, weights in (("lpips", VGG16_LPIPS), ("fvd", I3D_KINETICS)) if weights.cached()]
+    if not idle:
+        return None
+    return f"the weights for {' and '.join(idle)} are there too: --metrics [{','.join([*DEFAULT_METRICS, *idle])}] uses them"
 
 
 class MetricSet:
@@ -44,8 +57,8 @@ class MetricSet:
 
         Args:
             metrics: Their names.
-            vgg_weights: File with the weights of VGG16, for LPIPS.
-            i3d_weights: File with the weights of I3D, for FVD.
+            vgg_weights: File with the weights of VGG16, for LPIPS; None takes the cache's.
+            i3d_weights: File with the weights of I3D, for FVD; None takes the cache's.
             frames: Frames of the clips.
             side: Their side in pixels.
             device: Where to compute.
@@ -113,14 +126,14 @@ class MetricSet:
         if self._lpips is not None:
             described["lpips"] = (
                 "LPIPS v0.1 over VGG16 of values in [-1, 1] at the frames' own size, calibrated weights as torchmetrics ships "
-                f"them; backbone weights SHA-256 {self._lpips.weights_sha256}"
+                f"them; {self._lpips.weights.describe()}"
             )
-        if self._i3d is not None:
+        if self._i3d is not None and self._i3d.weights is not None:
             described["fvd"] = (
                 f"Fréchet distance over the {i3d.FEATURES} logits of {I3D.name}, averaged over time; all frames of a clip, "
                 "context included (of predictions as the tokenizer shows it), values in [-1, 1], resized to "
                 f"{i3d.SIDE} x {i3d.SIDE}, bilinear with half-pixel centres (align_corners off), without antialiasing; "
                 f"batch norm epsilon {i3d.BATCH_NORM_EPSILON:g}; covariances over n; "
-                f"backbone weights SHA-256 {self._i3d.weights_sha256}"
+                f"{self._i3d.weights.describe()}"
             )
         return described

@@ -53,14 +53,14 @@ class LPIPS(nn.Module):
     """Learned perceptual distance of pictures in [0, 1]; frozen.
 
     Attributes:
-        weights_sha256: Of the file that holds VGG16's weights.
+        weights: What fills VGG16.
     """
 
     def __init__(self, vgg_weights: str | None, needed_for: str = "LPIPS") -> None:
         """Load it.
 
         Args:
-            vgg_weights: File with VGG16's weights.
+            vgg_weights: File with VGG16's weights; None takes the cache's.
             needed_for: What asks for it, for messages.
 
         Raises:
@@ -69,7 +69,7 @@ class LPIPS(nn.Module):
         """
         super().__init__()
         self.backbone = VGGFeatures()
-        self.weights_sha256 = load_backbone(VGG16, self.backbone, vgg_weights, needed_for)
+        self.weights = load_backbone(VGG16, self.backbone, vgg_weights, needed_for)
         for number, weight in enumerate(_calibration()):
             self.register_buffer(f"channel_weights_{number}", weight)
         self.register_buffer("shift", torch.tensor(_SHIFT).reshape(1, 3, 1, 1))

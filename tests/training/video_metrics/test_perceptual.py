@@ -47,7 +47,8 @@ def test_a_plain_state_dict_counts_as_much_as_safetensors(weights: Path, tmp_pat
 
 
 @pytest.mark.parametrize("path", [None, "nowhere.pth"])
-def test_absent_weights_are_refused_with_where_to_get_them(path: str | None):
+def test_absent_weights_are_refused_with_where_to_get_them(path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--metrics lpips needs .*download.pytorch.org.*vgg_weights"):
         LPIPS(path, "--metrics lpips")
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.errors import ConfigError
 from training.video_metrics.frechet import frechet_distance
-from training.video_metrics.i3d import I3DFeatures, _padded
+from training.video_metrics.i3d import I3DFeatures, _padded, _Unit
 
 
 def _with_moments(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -75,12 +75,27 @@ def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path)
     torch.testing.assert_close(features[:1], loaded(videos[:1]), rtol=1e-4, atol=1e-6)
 
 
-def test_i3d_normalises_with_the_epsilon_of_the_weights_on_tensorflow_hub():
-    """The published conversion of these weights: `1e-5`, where the network of other I3D weights has `1e-3`."""
-    found = {module.eps for module in I3DFeatures().modules() if isinstance(module, torch.nn.BatchNorm3d)}
-    assert found == {1e-5}
+def test_every_batch_norm_of_i3d_divides_by_the_root_of_the_variance_plus_a_thousandth():
+    """As TF Hub's I3D does (Sonnet's batch norm); with variances this small, 1e-5 would give other values by far."""
+    units = [module for module in I3DFeatures().modules() if isinstance(module, _Unit) and module.bn is not None]
+    assert len(units) == 57
+    values = torch.rand(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for unit in units:
+        norm = unit.bn.eval()
+        channels = norm.num_features
+        mean, variance, bias = (
+            torch.linspace(-1, 1, channels),
+            torch.linspace(1e-4, 1e-2, channels),
+            torch.linspace(0, 1, channels),
+        )
+        norm.load_state_dict({"running_mean": mean, "running_var": variance, "bias": bias}, strict=False)
+        video = values.expand(-1, channels, -1, -1, -1)
+        by_channel = [part.reshape(-1, 1, 1, 1) for part in (mean, variance, bias)]
+        expected = (video - by_channel[0]) / (by_channel[1] + 1e-3).sqrt() + by_channel[2]
+        torch.testing.assert_close(norm(video), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_fvd_without_weights_is_refused_with_where_to_get_them():
-    with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*i3d_pretrained_400\.pt"):
+def test_fvd_without_weights_is_refused_with_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*ivideogpt-fetch-weights.*i3d_pretrained_400\.pt"):
         I3DFeatures().load(None)

