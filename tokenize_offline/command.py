@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+import torch
+
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
 from pipeline.errors import ConfigError, ShardError
 from pipeline.frames import require_detail
@@ -21,7 +23,18 @@ from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
 from tokenize_offline.fleet_progress import FleetProgress
 from tokenize_offline.launch import own_share
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, folders_of, token_layout, unfinished, without, work_order
+from tokenize_offline.plan import (
+    ShardTask,
+    TokenizeJob,
+    find_shards,
+    folders_of,
+    precision_begun,
+    token_layout,
+    unfinished,
+    without,
+    work_order,
+)
+from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.reader_pool import prepare_readers
 from tokenize_offline.selection import select
 from tokenize_offline.tokenizer import CompressiveVQModel
@@ -84,18 +97,20 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
                 # The first process found that there is nothing to run, and says why.
                 return 0
             model, job = open_job(recipe, options, resolution)
-            tasks = [ShardTask(**{**task, "excluded": tuple(task["excluded"])}) for task in heard]
-            return _run(fleet, recipe, model, job, tasks, 0)
+            tasks = [ShardTask(**{**task, "excluded": tuple(task["excluded"])}) for task in heard["tasks"]]
+            return _run(fleet, recipe, model, job.in_precision(heard["precision"]), tasks, 0)
         try:
             model, job = open_job(recipe, options, resolution)
             found = own_share(
                 find_tasks(job, options.shards, options.splits), options.worker_index, options.worker_count, os.environ
             )
+            job = settle_precision(job, found, fleet.device, alone=options.worker_count == 1)
             tasks = work_order(unfinished(job, found), Random())
         except BaseException:
             fleet.tell(None)
             raise
-        fleet.tell([dataclasses.asdict(task) for task in tasks])
+        # With the precision, so that processes on other kinds of machines make the same ids.
+        fleet.tell({"precision": job.layout.precision, "tasks": [dataclasses.asdict(task) for task in tasks]})
         return _run(fleet, recipe, model, job, tasks, len(found) - len(tasks))
 
 
@@ -143,12 +158,33 @@ def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[Comp
     return model, TokenizeJob(clips, layout, options.output, options.overwrite, recipe.quality)
 
 
+def settle_precision(job: TokenizeJob, tasks: Sequence[ShardTask], device: torch.device, alone: bool) -> TokenizeJob:
+    """The job in the precision that suits the device, or in which its token shards were begun; see `choose_precision`.
+
+    Args:
+        job: In the precision that the recipe asks for.
+        tasks: Its own.
+        device: Where the tokenizer runs.
+        alone: Whether no other job makes shards of the same output, which would choose for itself.
+    """
+    key, asked, slow = "tokenizer.precision", job.layout.precision, slow_precisions(device)
+    if not alone:
+        if asked in slow:
+            log.warning("%s: this CPU is slow at %s, which all --worker_count jobs share: set it to fp32 for all", key, asked)
+        return job
+    known = None if job.overwrite or asked == "fp32" else precision_begun(job, tasks)
+    choice = choose_precision(key, asked, slow, known)
+    if choice.why:
+        log.warning("%s", choice.why)
+    return job.in_precision(choice.used)
+
+
 def _run(
     fleet: Fleet, recipe: Recipe, model: CompressiveVQModel, job: TokenizeJob, tasks: list[ShardTask], done_before: int
 ) -> int:
     limit = BatchLimit(job.output, fleet.device, job.layout)
     batch = limit.apply(recipe.tokenizer.clips_per_batch)
-    engine = TokenizerEngine(model, fleet.device, recipe.tokenizer.precision, batch, limit.keep)
+    engine = TokenizerEngine(model, fleet.device, job.layout.precision, batch, limit.keep)
     planned = sum(map(job.planned_rows, tasks))
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:

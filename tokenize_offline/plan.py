@@ -112,6 +112,10 @@ class TokenizeJob:
             **self._excluded(task),
         }
 
+    def in_precision(self, precision: Precision) -> "TokenizeJob":
+        """The same job with the tokenizer in another precision."""
+        return dataclasses.replace(self, layout=dataclasses.replace(self.layout, precision=precision))
+
     def _excluded(self, task: ShardTask) -> dict[str, Any]:
         # Without limits nothing is said, and shards that were made before there were any stay what they are.
         if not self.quality.active:
@@ -223,6 +227,24 @@ def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         return [task for task, done in zip(tasks, pool.map(job.is_done, tasks), strict=True) if not done]
+
+
+def precision_begun(job: TokenizeJob, tasks: Sequence[ShardTask]) -> str | None:
+    """The precision of a token shard that one of the tasks has made already, whichever is found first; None without any.
+
+    Raises:
+        ShardError: Its record is damaged.
+    """
+    names: dict[str, set[str]] = {}
+    for task in tasks:
+        folder = job.folder(task)
+        if folder not in names:
+            names[folder] = set(storage.list_files(folder))
+        record = record_path(job.shard(task, held_out=False))
+        if record in names[folder]:
+            layout = read_record(storage.join(folder, record)).inputs.get("layout", {})
+            return str(layout["precision"]) if "precision" in layout else None
+    return None
 
 
 def _tasks_of(dataset: str, folder: str) -> list[ShardTask]:

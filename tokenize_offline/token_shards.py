@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import ShardError
+from pipeline.network_recipe import Precision
 from pipeline.records import describe_difference
 from tokenize_offline.geometry import IdGeometry
 
@@ -38,7 +39,7 @@ class TokenLayout(IdGeometry):
     clip_length: int
     resolution: int
     goal: bool
-    precision: str
+    precision: Precision
     tokenizer_sha256: str
     clips_fingerprint: str
 

@@ -19,6 +19,7 @@ from pipeline.naming import held_out_split
 from pipeline.network_recipe import TrainingConfig
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
+from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer.loading import TokenizerFiles
 from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
 from training.engine import deepspeed_config
@@ -27,7 +28,7 @@ from training.fine_tuning import start_from
 from training.model_files.model_clips import clips_as_cut
 from training.model_files.model_folder import RECIPE
 from training.order import SampleOrder
-from training.processes import Place
+from training.processes import Place, own_device
 from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity
 from training.run_record import Phase, RunRecord, read_record, write_record
 from training.schedule import BatchPlan, learning_rate, plan_batches
@@ -116,6 +117,16 @@ class Run:
         planned = dataclasses.replace(self.recipe.training, steps=self.record.steps_at(step))
         return learning_rate(planned, step)
 
+    def in_fp32(self) -> "Run":
+        """The same run in fp32. For one that begins: a checkpoint holds what fits its own precision."""
+        training = dataclasses.replace(self.recipe.training, precision="fp32")
+        return dataclasses.replace(
+            self,
+            recipe=dataclasses.replace(self.recipe, training=training),
+            engine_config=deepspeed_config(training, self.plan),
+            identity={**self.identity, "training": {**self.identity["training"], "precision": "fp32"}},
+        )
+
     def write_identity(self) -> None:
         """Make the run folder, with the recipe, what identifies the run, and what has changed in it so far."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -133,15 +144,16 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         ConflictError: The run folder or the tokenizer belongs to something else.
         SourceError: There is no such tokenizer.
     """
-    training = recipe.training
     if not storage.is_local(options.output):
         raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: checkpoints are written by all ranks")
-    require_wandb(training.wandb_project)
-    plan = plan_batches(training, place.world_size, place.rank)
-    engine_config = deepspeed_config(training, plan)
-    store = TokenStore.open(options.tokens, training.splits)
+    require_wandb(recipe.training.wandb_project)
+    plan = plan_batches(recipe.training, place.world_size, place.rank)
+    store = TokenStore.open(options.tokens, recipe.training.splits)
     folder = storage.local_path(options.output)
     known = read_identity(folder)
+    recipe = settle_precision(recipe, known.get("training", {}).get("precision") if known else None, place.rank == 0)
+    training = recipe.training
+    engine_config = deepspeed_config(training, plan)
     if known is not None and options.resume == "never":
         raise ConflictError(f"{folder} holds a run already: pass --resume auto to go on with it, or choose another --output")
     if known is None and options.replay is not None:
@@ -183,6 +195,21 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         checkpoint=checkpoint,
         tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
     )
+
+
+def settle_precision(recipe: Recipe, known: str | None, told: bool) -> Recipe:
+    """A recipe with the precision that suits this machine, or that its run has; see `choose_precision`.
+
+    Args:
+        recipe: What the user asks for.
+        known: The precision of the run that goes on; None begins one.
+        told: Whether a choice that differs from the recipe is logged.
+    """
+    training = recipe.training
+    choice = choose_precision("training.precision", training.precision, slow_precisions(own_device()), known)
+    if choice.why and told:
+        log.warning("%s", choice.why)
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, precision=choice.used))
 
 
 def _require_clips(recipe: Recipe, store: TokenStore) -> None:

@@ -57,11 +57,26 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, StopRequest() as stop, Processes(place) as processes:
+        run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
         trainer = Trainer(run, processes, stop)
         result = trainer.train()
         trainer.close()
         return result
+
+
+def _agree_on_precision(run: Run, processes: Processes) -> Run:
+    """The run in one precision on machines of several kinds: in fp32 as soon as one of them is slow at what was asked for.
+
+    A run that goes on has its own precision on all ranks before.
+    """
+    in_fp32 = processes.gather(float(run.recipe.training.precision == "fp32"))
+    if len(set(in_fp32)) == 1:
+        return run
+    if processes.is_first:
+        ranks = ", ".join(str(rank) for rank, is_so in enumerate(in_fp32) if is_so)
+        log.warning("training.precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
+    return run if run.recipe.training.precision == "fp32" else run.in_fp32()
 
 
 def _require_agreement(run: Run, processes: Processes) -> None:

@@ -63,6 +63,11 @@ def find_place(environment: Mapping[str, str]) -> Place:
     return Place(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})
 
 
+def own_device(local_rank: int = 0) -> torch.device:
+    """On which a process computes: the GPU of its rank on this node, or the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
 class Processes:
     """The process group of a run. Form it once, as a context.
 
@@ -73,7 +78,7 @@ class Processes:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = own_device(place.local_rank)
 
     def __enter__(self) -> "Processes":
         self._environment = {name: os.environ.get(name) for name in self.place.variables}

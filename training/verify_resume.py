@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, ConflictError, ProjectError
 from pipeline.recipe import Recipe
 from training.checkpoints import COMPLETE_NAME, tag
 from training.metrics import METRICS_NAME
-from training.preparation import RunOptions, prepare
+from training.preparation import RunOptions, prepare, settle_precision
 from training.processes import find_place
 from training.run_comparison import differing_steps, differing_tensors, loss_differences, read_lines
 from training.run_folder import CHECKPOINTS_NAME
@@ -73,6 +73,8 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
         raise ConfigError(f"--processes must be two different numbers above 0, not {first} and {other}")
     for number in (first, other):
         plan_batches(recipe.training, number, 0)
+    # All its runs are on this machine, so in the precision that suits it.
+    recipe = settle_precision(recipe, None, told=True)
     verification = _Verification(_shortened(recipe, steps), options, steps)
     verdict = verification.run(first, other)
     storage.write_bytes(str(verification.folder / VERDICT_NAME), json.dumps(verdict, indent=1).encode())

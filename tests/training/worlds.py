@@ -103,6 +103,15 @@ def pretrain_apart(recipe: Any, options: Any) -> Any:
     return pretrain(recipe, dataclasses.replace(options, output=f"{options.output}-{os.environ['RANK']}"))
 
 
+def pretrain_on_an_old_cpu(recipe: Any, options: Any, old_rank: int) -> Any:
+    """Pre-train where the CPU of one rank has no instructions for half precision."""
+    from training.pretrain import pretrain
+
+    if os.environ["RANK"] == str(old_rank):
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    return pretrain(recipe, options)
+
+
 def pretrain_in_chunks(recipe: Any, options: Any, chunk: int) -> Any:
     """Pre-train with the loss over so many labelled positions at a time."""
     import functools
