@@ -18,13 +18,15 @@ from pipeline.errors import ConfigError, ConflictError
 from pipeline.network_recipe import TokenizerConfig
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
+from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training.processes import find_place
+from training.processes import find_place, own_device
 from training.run_folder import sole_writer
 from training.stopping import StopRequest
 from training.tokenizer_training.start import take_shape
 from training.tokenizer_training.trainer import TokenizerTrainer
 
+log = logging.getLogger(__name__)
 # What a resumed run may change without becoming another experiment.
 _MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch", "vgg_weights")
 
@@ -66,8 +68,9 @@ def _main(arguments: Sequence[str] | None) -> int:
         recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     output = Path(options.output)
-    _check_output(output, recipe, options.resume)
     place = find_place(os.environ)
+    recipe = _settle_precision(recipe, output, place.rank == 0)
+    _check_output(output, recipe, options.resume)
     if place.world_size > 1:
         os.environ.update(place.variables)  # accelerate knows nothing of srun's own
     lock = sole_writer(output) if place.rank == 0 else contextlib.nullcontext()
@@ -77,7 +80,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)
             trainer.begin(options.resume == "auto")
         if trainer.accelerator.is_main_process:
-            storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(recipe), sort_keys=False).encode())
+            storage.write_bytes(str(output / "recipe.yaml"), yaml.safe_dump(_plain(trainer.recipe), sort_keys=False).encode())
         trainer.accelerator.wait_for_everyone()
         summary = trainer.run(stop)
         if trainer.accelerator.is_main_process:
@@ -101,6 +104,17 @@ def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
     known = json.loads(json.dumps(dataclasses.asdict(TokenizerConfig()))) | recipe["tokenizer"]
     tokenizer = {key: value for key, value in known.items() if key not in _MAY_CHANGE}
     return {"data": recipe["data"], "clips": recipe["clips"], "tokenizer": tokenizer}
+
+
+def _settle_precision(recipe: Recipe, output: Path, told: bool) -> Recipe:
+    """The recipe with the training precision that suits this machine, or that the run in `output` has."""
+    stored = output / "recipe.yaml"
+    known = _identity(yaml.safe_load(stored.read_text()))["tokenizer"]["training_precision"] if stored.exists() else None
+    key, asked = "tokenizer.training_precision", recipe.tokenizer.training_precision
+    choice = choose_precision(key, asked, slow_precisions(own_device()), known)
+    if choice.why and told:
+        log.warning("%s", choice.why)
+    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision=choice.used))
 
 
 def _check_output(output: Path, recipe: Recipe, resume: str) -> None:

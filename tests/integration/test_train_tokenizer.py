@@ -71,11 +71,13 @@ def _arguments(episodes: Path, output: Path, *options: str) -> list[str]:
     return [*given, "--tokenizer.vgg_weights", str(episodes / "vgg.safetensors"), *options]
 
 
-def _train(episodes: Path, output: Path, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def _train(
+    episodes: Path, output: Path, *options: str, processes: int = 1, **variables: str
+) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer"]
     command += _arguments(episodes, output, *options)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
@@ -208,3 +210,18 @@ def test_a_batch_that_does_not_divide_is_refused_by_name(episodes: Path, tmp_pat
     refused = _train(episodes, tmp_path / "refused", "--tokenizer.batch_size", "3", processes=2)
     assert refused.returncode != 0
     assert "tokenizer.batch_size 3 does not divide among 2 processes" in refused.stderr
+
+
+def test_a_cpu_that_is_slow_at_bf16_trains_in_fp32_as_the_recipe_in_the_run_says(episodes: Path, tmp_path: Path):
+    options = ["--tokenizer.lpips_weight", "0", "--tokenizer.disc_weight", "0", "--tokenizer.training_precision", "bf16"]
+    old = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = _train(episodes, tmp_path, *options, "--tokenizer.steps", "1", processes=2, **old)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("tokenizer.training_precision: fp32 in place of bf16") == 1
+    assert "training_precision: fp32" in (tmp_path / "recipe.yaml").read_text()
+    # Any machine goes on with it, in what it is.
+    rest = _train(episodes, tmp_path, *options, "--tokenizer.steps", "2", "--resume", "auto")
+    assert rest.returncode == 0, rest.stderr
+    assert "stays fp32, in which this run began" in rest.stderr
+    refused = _train(episodes, tmp_path, *options, "--tokenizer.steps", "3")
+    assert "--resume auto" in refused.stderr

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -58,6 +59,9 @@ class TokenizerTrainer:
         workers: Processes that read clips.
         trained: A tokenizer to start from; None starts with random weights.
 
+    Attributes:
+        recipe: As the processes agreed on it.
+
     Raises:
         ConfigError: The batch does not divide among the processes, or a loss lacks its weights.
         ShardError: There are no episodes.
@@ -66,13 +70,16 @@ class TokenizerTrainer:
     def __init__(
         self, recipe: Recipe, shards: Sequence[str], output: Path, workers: int, trained: CompressiveVQModel | None = None
     ) -> None:
-        self.config = recipe.tokenizer
+        # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
+        on_cpu = not torch.cuda.is_available()
+        PartialState(cpu=on_cpu)
+        self.recipe = _in_one_precision(recipe)
+        self.config = self.recipe.tokenizer
         self.output = output
         self.step = 0
         self._workers = workers
         bf16 = self.config.training_precision == "bf16"
-        # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on_cpu)
         processes = self.accelerator.num_processes
         # On the host, so that asking each other never waits for a GPU.
         self._host_group = dist.new_group(backend="gloo") if processes > 1 else None
@@ -296,6 +303,16 @@ def step_seed(seed: int, step: int, process: int) -> int:
     Steps and processes share the lower 40 bits, so a seed of more than the upper 24 is mixed with what is left of it.
     """
     return ((seed << 40) + (seed >> 24) * _MIXER + (step << 12) + process) % 2**64
+
+
+def _in_one_precision(recipe: Recipe) -> Recipe:
+    """The recipe in fp32 as soon as one process has it so, where machines of several kinds train together."""
+    found = gather_object([recipe.tokenizer.training_precision])
+    if "fp32" not in found or recipe.tokenizer.training_precision == "fp32":
+        return recipe
+    ranks = ", ".join(str(rank) for rank, precision in enumerate(found) if precision == "fp32")
+    log.warning("tokenizer.training_precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
+    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision="fp32"))
 
 
 def _all_frames(output: TokenizerOutput) -> Tensor:
