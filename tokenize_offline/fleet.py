@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from pipeline.cpus import usable_cpus
 from pipeline.errors import ProjectError
 from tokenize_offline.launch import slurm_variables
 from tokenize_offline.pulse import Listener, beating
@@ -84,7 +85,7 @@ class Fleet:
     @property
     def cores(self) -> int:
         """Processor cores that are this process's share."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        return max(1, usable_cpus() // self.local_size)
 
     def tell(self, plan: Any) -> None:
         """Give all other processes the plan, any value that JSON holds."""

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
 from tokenize_offline.launch import slurm_variables
 
@@ -88,7 +89,10 @@ class Processes:
             torch.cuda.set_device(self.device)
         elif self.place.world_size > 1:
             # torchrun allows one thread each, the other launchers all cores to each; alone, OMP_NUM_THREADS decides.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.place.local_world_size))
+            torch.set_num_threads(max(1, usable_cpus() // self.place.local_world_size))
+        else:
+            # torch counts the machine's cores, a container may have fewer.
+            torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
         # A process that is alone needs no port, so runs side by side on a machine can't meet on one.
         store = dist.HashStore() if self.place.world_size == 1 else None
         dist.init_process_group(

@@ -6,7 +6,6 @@ those on an object store to threads, which wait for the network.
 
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import IO
@@ -14,6 +13,7 @@ from typing import IO
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.cpus import usable_cpus
 from pipeline.errors import ShardError
 from pipeline.index import INDEX_FILE, read_index
 from pipeline.records import ShardRecord, read_record, record_path
@@ -58,7 +58,7 @@ def faults_of(folder: str, shards: Sequence[str], every_byte: bool) -> Iterator[
 def _executor(folder: str, shards: int, every_byte: bool) -> Executor:
     if not every_byte or not storage.is_local(folder):
         return ThreadPoolExecutor(_THREADS)
-    processes = max(1, min(shards, len(os.sched_getaffinity(0))))
+    processes = max(1, min(shards, usable_cpus()))
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pipeline.cpus import usable_cpus
 from pipeline.errors import SourceError
 from pipeline.runners import beam_worker
 from pipeline.runners.claims import claimed
@@ -61,7 +62,7 @@ def _run_here(tasks: Sequence[Task], options: Sequence[str], folder: Path) -> No
     given = PipelineOptions(list(options))
     direct = given.view_as(DirectOptions)
     if not any(option.startswith("--direct_") for option in options):
-        direct.direct_num_workers = min(len(tasks), len(os.sched_getaffinity(0)))
+        direct.direct_num_workers = min(len(tasks), usable_cpus())
         direct.direct_running_mode = "in_memory" if direct.direct_num_workers == 1 else _PROCESSES
     runner = FnApiRunner()
     if direct.direct_running_mode == _PROCESSES:
@@ -72,7 +73,7 @@ def _run_here(tasks: Sequence[Task], options: Sequence[str], folder: Path) -> No
     counter.touch()
     with beam.Pipeline(runner, given) as pipeline:
         # One element a process, or more: those that find nothing left to take cost nothing.
-        takers = max(len(os.sched_getaffinity(0)), direct.direct_num_workers)
+        takers = max(usable_cpus(), direct.direct_num_workers)
         _ = pipeline | beam.Create(range(takers)) | "ingest" >> beam.Map(_take_tasks, list(tasks), str(counter))
 
 

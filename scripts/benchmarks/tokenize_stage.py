@@ -11,7 +11,6 @@ Python's own module.)
 import argparse
 import copy
 import json
-import os
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.cpus import usable_cpus
 from pipeline.episode import Episode
 from pipeline.frames import encode_jpeg
 from pipeline.naming import episode_key, shard_name
@@ -159,9 +159,7 @@ def main() -> int:
         first_batch = time.perf_counter() - started
         before, eager = rates([engine.ids_of, eager_fp32(plain)], resident, options.seconds)
         start = time.perf_counter()
-        report = run_worker(
-            tasks, TokenizeJob(clips, layout, str(Path(folder) / "tokens")), engine, len(os.sched_getaffinity(0))
-        )
+        report = run_worker(tasks, TokenizeJob(clips, layout, str(Path(folder) / "tokens")), engine, usable_cpus())
         stage = report.rows / (time.perf_counter() - start)
         (after,) = rates([engine.ids_of], resident, options.seconds)
     bare = (before + after) / 2

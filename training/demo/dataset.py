@@ -7,7 +7,6 @@ writes `DIR/pusht/0.1.0`, whole or not at all.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pipeline.cpus import usable_cpus
 from pipeline.frames import encode_png
 from pipeline.progress import progress_line
 from pipeline.sources.rlds_writer import write_rlds
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not finished.exists():
         unfinished = options.output / f".{NAME}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        made = write_dataset(unfinished, splits, options.steps, len(os.sched_getaffinity(0)))
+        made = write_dataset(unfinished, splits, options.steps, usable_cpus())
         finished.parent.mkdir(parents=True, exist_ok=True)
         made.replace(finished)
         shutil.rmtree(unfinished)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.command import run_command
+from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
 from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
@@ -53,7 +54,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _run_stages(options: argparse.Namespace) -> list[StageResult]:
     output, recipe = options.output, str(options.config)
     output.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     # Two training processes share the cores; DeepSpeed must not look for a GPU where torch has none.
     base = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     per_process = {**base, "OMP_NUM_THREADS": str(max(1, cores // 2))}
