@@ -46,9 +46,9 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 def _groups(root: Path) -> Iterator[tuple[Path, bool]]:
     """(folder, whether version 2) of the groups that this process is in, and of all groups above them that can be seen."""
     of_process = {}
-    for _, controllers, path in (line.split(":", 2) for line in _lines(root / "proc/self/cgroup") if line.count(":") > 1):
+    for _, controllers, group in (line.split(":", 2) for line in _lines(root / "proc/self/cgroup") if line.count(":") > 1):
         if not controllers or "cpu" in controllers.split(","):
-            of_process[not controllers] = PurePosixPath(path)
+            of_process[not controllers] = PurePosixPath(group)
     for mount in _mounts(root):
         if mount.unified not in of_process:
             continue
@@ -56,8 +56,8 @@ def _groups(root: Path) -> Iterator[tuple[Path, bool]]:
         # Without a namespace of its own, a container sees the host's path here and only its own group in the mount.
         below = path.relative_to(mount.group) if path.is_relative_to(mount.group) and ".." not in path.parts else None
         point = root / mount.point.relative_to("/")
-        for group in [below, *below.parents] if below is not None else [PurePosixPath()]:
-            yield point / group, mount.unified
+        for level in [below, *below.parents] if below is not None else [PurePosixPath()]:
+            yield point / level, mount.unified
 
 
 def _mounts(root: Path) -> Iterator[_Mount]:

@@ -7,9 +7,13 @@ it evenly and leaves a clip picked at random uniform over all starts.
 
 import dataclasses
 import hashlib
+import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
@@ -123,6 +127,15 @@ def resolve_clips(config: ClipsConfig, context_length: int) -> ClipsConfig:
 def is_held_out(dataset: str, key: str, share: float) -> bool:
     """Whether an episode never enters training clips; independent of the seed, so that no new seed leaks it."""
     return Draws("held_out", dataset, key).uniform("share") < share
+
+
+def held_out_among(dataset: str, keys: Iterable[str], share: float) -> np.ndarray:
+    """`is_held_out` of many episodes of a data set, (N,) bool, in a fifth of the time."""
+    before, after = canonical_json(["held_out", dataset])[:-1] + ",", ',"share"]'
+    text = json.JSONEncoder(ensure_ascii=False).encode
+    digests = (hashlib.blake2b((before + text(key) + after).encode(), digest_size=8).digest() for key in keys)
+    drawn = np.frombuffer(b"".join(digests), "<u8")
+    return (drawn >> np.uint64(11)) / 2**53 < share
 
 
 def stride_of(clips: ClipsConfig, episode: EpisodeShape) -> float:

@@ -1,22 +1,23 @@
 """The body of `ivideogpt-tokenize`: episode shards and a tokenizer in, token shards out; alone or as a fleet."""
 
-import collections
 import dataclasses
 import json
 import logging
 import os
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
 import torch
 
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
-from pipeline.errors import ConfigError, ShardError
+from pipeline.errors import ConfigError, ConflictError, ShardError
 from pipeline.frames import require_detail
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
+from pipeline.records import describe_difference
 from tokenize_offline.batch_limit import BatchLimit
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
@@ -36,7 +37,7 @@ from tokenize_offline.plan import (
 )
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.reader_pool import prepare_readers
-from tokenize_offline.selection import select
+from tokenize_offline.selection import counts_of, select
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker import WorkerReport, run_worker
 
@@ -97,8 +98,10 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
                 # The first process found that there is nothing to run, and says why.
                 return 0
             model, job = open_job(recipe, options, resolution)
-            tasks = [ShardTask(**{**task, "excluded": tuple(task["excluded"])}) for task in heard["tasks"]]
-            return _run(fleet, recipe, model, job.in_precision(heard["precision"]), tasks, 0)
+            # In the first one's precision, so that processes on other kinds of machines make the same ids.
+            job = job.in_precision(heard["precision"])
+            require_same_job(job, heard["job"], fleet.rank)
+            return _run(fleet, recipe, model, job, list(map(ShardTask.from_json, heard["tasks"])), 0)
         try:
             model, job = open_job(recipe, options, resolution)
             found = own_share(
@@ -109,8 +112,9 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
         except BaseException:
             fleet.tell(None)
             raise
-        # With the precision, so that processes on other kinds of machines make the same ids.
-        fleet.tell({"precision": job.layout.precision, "tasks": [dataclasses.asdict(task) for task in tasks]})
+        fleet.tell(
+            {"precision": job.layout.precision, "job": job.facts(), "tasks": list(map(dataclasses.asdict, tasks))},
+        )
         return _run(fleet, recipe, model, job, tasks, len(found) - len(tasks))
 
 
@@ -128,8 +132,7 @@ def find_tasks(job: TokenizeJob, shards: Sequence[str], splits: Sequence[str] | 
         return found
     # Duplicates are sought in whole data sets, so that runs over single splits leave out the same.
     excluded = select(folders_of(find_shards(shards)), job.quality, job.clips.held_out)
-    reasons = collections.Counter(episode.reason for episode in excluded)
-    log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), dict(sorted(reasons.items())))
+    log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), counts_of(excluded))
     return without(found, excluded)
 
 
@@ -177,6 +180,19 @@ def settle_precision(job: TokenizeJob, tasks: Sequence[ShardTask], device: torch
     if choice.why:
         log.warning("%s", choice.why)
     return job.in_precision(choice.used)
+
+
+def require_same_job(job: TokenizeJob, first: Mapping[str, Any], rank: int) -> None:
+    """Refuse to make shards otherwise than the first process does.
+
+    Raises:
+        ConflictError: This process was given another command, or finds another tokenizer in the same place.
+    """
+    if difference := describe_difference(dict(first), job.facts()):
+        raise ConflictError(
+            f"process {rank} on {socket.gethostname()} would make other shards than process 0: {difference}. Give all "
+            "processes the same command, and the same files on all machines"
+        )
 
 
 def _run(

@@ -9,12 +9,14 @@ generation a name of its own, and tells it to those that ask; all keys of a gene
 A process that falls silent (`pulse`) is not waited for: the first one makes what nobody else accounts for.
 """
 
+import base64
 import contextlib
 import json
 import os
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -30,6 +32,8 @@ from tokenize_offline.pulse import Listener, beating
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
+# The store of torch 2.13 cuts the connection of whoever sends it a value above 8 MiB.
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,15 @@ class Fleet:
         return max(1, usable_cpus() // self.local_size)
 
     def tell(self, plan: Any) -> None:
-        """Give all other processes the plan, any value that JSON holds."""
-        self.store.set("plan", json.dumps(plan))
+        """Give all other processes the plan, any value that JSON holds, of any size."""
+        _put(self.store, "plan", plan)
 
     def hear(self) -> Any:
         """The plan that the first process gave; waits for it."""
         # Not by a `get` that waits: it would keep this process's beats from the store.
         while not self.store.check(["plan"]):
             time.sleep(_POLL_SECONDS)
-        return json.loads(self.store.get("plan"))
+        return _take(self.store, "plan")
 
     def claim(self, tasks: Sequence[Task]) -> Iterator[Task]:
         """Tasks that no other process has; each is claimed when it is asked for."""
@@ -110,7 +114,7 @@ class Fleet:
 
     def report(self, result: Any) -> None:
         """Leave this process's result, any value that JSON holds, for the first one. Nothing of the fleet is used after it."""
-        self.store.set(f"result {self.rank}", json.dumps({"result": result, "claims": self.claims}))
+        _put(self.store, f"result {self.rank}", {"result": result, "claims": self.claims})
 
     def reports(self, tasks: Sequence[Task], while_waiting: Callable[[], None]) -> tuple[list[Any], list[Task]]:
         """Wait for all processes that are still there. For the first process, after its own `report`.
@@ -132,10 +136,25 @@ class Fleet:
                 break
             while_waiting()
             time.sleep(_POLL_SECONDS)
-        reports = [json.loads(self.store.get(f"result {rank}")) for rank in range(self.size) if rank not in missing]
+        reports = [_take(self.store, f"result {rank}") for rank in range(self.size) if rank not in missing]
         accounted = {number for report in reports for number in report["claims"]}
         orphans = [task for number, task in enumerate(tasks) if number not in accounted]
         return [report["result"] for report in reports], orphans
+
+
+def _put(store: dist.Store, key: str, value: Any) -> None:
+    """Keep a value of any size: in pieces, and under its key their number, which comes last."""
+    data = base64.b64encode(zlib.compress(json.dumps(value).encode(), 1)).decode()
+    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
+    for number, piece in enumerate(pieces):
+        store.set(f"{key}, piece {number}", piece)
+    store.set(key, str(len(pieces)))
+
+
+def _take(store: dist.Store, key: str) -> Any:
+    """The value that `_put` keeps under a key; it must be there."""
+    pieces = [store.get(f"{key}, piece {number}") for number in range(int(store.get(key)))]
+    return json.loads(zlib.decompress(base64.b64decode(b"".join(pieces))))
 
 
 def _device(local_rank: int) -> torch.device:

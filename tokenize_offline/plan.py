@@ -3,13 +3,14 @@
 The plan is made once, by one process, before any model runs, so that a conflict stops the command before work is spent.
 """
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
@@ -20,7 +21,6 @@ from pipeline.network_recipe import Precision
 from pipeline.recipe import ClipsConfig, QualityConfig
 from pipeline.records import find_done, fingerprint, read_record, record_path
 from tokenize_offline.clips import resolve_clips
-from tokenize_offline.selection import Excluded
 from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
@@ -41,7 +41,8 @@ class ShardTask:
         sha256: Of the file.
         samples: Its episodes.
         shrunk: Short side to which its frames were shrunk; see `pipeline.frames.shrunk_to`.
-        excluded: Keys of those that the recipe's quality limits leave out, in order; see `selection`.
+        excluded: Numbers, from 0 and in order, of those that the recipe's quality limits leave out; see `selection`.
+        excluded_keys: Fingerprint of their keys (`fingerprint_of_keys`); empty where the recipe has no limits.
     """
 
     dataset: str
@@ -52,7 +53,13 @@ class ShardTask:
     sha256: str
     samples: int
     shrunk: int | None = None
-    excluded: tuple[str, ...] = ()
+    excluded: tuple[int, ...] = ()
+    excluded_keys: str = ""
+
+    @classmethod
+    def from_json(cls, task: Mapping[str, Any]) -> "ShardTask":
+        """A task that JSON held (`dataclasses.asdict`)."""
+        return cls(**{**task, "excluded": tuple(task["excluded"])})
 
 
 @dataclass(frozen=True)
@@ -120,8 +127,12 @@ class TokenizeJob:
         # Without limits nothing is said, and shards that were made before there were any stay what they are.
         if not self.quality.active:
             return {}
-        keys = {"excluded": len(task.excluded), "excluded_keys": fingerprint({"keys": list(task.excluded)})}
+        keys = {"excluded": len(task.excluded), "excluded_keys": task.excluded_keys}
         return {"quality": {**dataclasses.asdict(self.quality), **keys}}
+
+    def facts(self) -> dict[str, Any]:
+        """All of it in a form that JSON holds, for processes that must agree on it."""
+        return {**dataclasses.asdict(self), "clips": _as_json(self.clips)}
 
     def is_done(self, task: ShardTask) -> bool:
         """Whether a task's token shards are there.
@@ -210,13 +221,26 @@ def folders_of(tasks: Sequence[ShardTask]) -> list[str]:
     return sorted({task.source.rpartition("/")[0] for task in tasks})
 
 
-def without(tasks: Sequence[ShardTask], excluded: Iterable[Excluded]) -> list[ShardTask]:
-    """The tasks, each with those of the `excluded` episodes that lie in its shard."""
-    keys: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    for episode in excluded:
-        keys[episode.dataset, episode.shard].append(episode.key)
-    found = (sorted(keys[task.dataset, storage.basename(task.source)]) for task in tasks)
-    return [dataclasses.replace(task, excluded=tuple(names)) for task, names in zip(tasks, found, strict=True)]
+def without(tasks: Sequence[ShardTask], excluded: pa.Table) -> list[ShardTask]:
+    """The tasks, each with those of the `excluded` episodes (see `selection.select`) that lie in its shard."""
+    places = {(task.dataset, storage.basename(task.source)): place for place, task in enumerate(tasks)}
+    none = fingerprint_of_keys([])
+    made = [dataclasses.replace(task, excluded=(), excluded_keys=none) for task in tasks]
+    of_shard = excluded.select(["dataset", "shard", "row", "key"]).unify_dictionaries().group_by(["dataset", "shard"])
+    lists = of_shard.aggregate([("row", "list"), ("key", "list")])
+    for batch in lists.to_batches(max_chunksize=1):
+        (shard,) = batch.to_pylist()
+        place = places.get((shard["dataset"], shard["shard"]))
+        # Splits that are not asked for have duplicates too.
+        if place is not None:
+            rows, keys = tuple(sorted(shard["row_list"])), fingerprint_of_keys(shard["key_list"])
+            made[place] = dataclasses.replace(made[place], excluded=rows, excluded_keys=keys)
+    return made
+
+
+def fingerprint_of_keys(keys: Iterable[str]) -> str:
+    """What tells one set of episodes from another."""
+    return fingerprint({"keys": sorted(keys)})
 
 
 def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:

@@ -4,11 +4,14 @@ Rows are counted as the tokenize stage would make them: episodes beyond the reci
 told apart by the same hash. Bytes leave out the few hundred that a file's schema takes.
 """
 
-import collections
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.catalog import mixture
@@ -16,9 +19,9 @@ from pipeline.errors import ConfigError
 from pipeline.index import find_datasets, read_index
 from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
-from tokenize_offline.clips import is_held_out, resolve_clips
+from tokenize_offline.clips import held_out_among, resolve_clips
 from tokenize_offline.geometry import id_geometry
-from tokenize_offline.selection import select
+from tokenize_offline.selection import counts_of, select
 
 log = logging.getLogger(__name__)
 # episode (dictionary index), start, stride, view.
@@ -53,13 +56,13 @@ def ids_of_a_clip(recipe: Recipe) -> int:
     return id_geometry(recipe.tokenizer, clips.context_length).ids_of_clip(clips.length)
 
 
-def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> PlannedDataset:
+def plan_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> PlannedDataset:
     """Count the clips of one data set.
 
     Args:
         folder: Of the data set, with its index.
         recipe: Its sections `clips` and `tokenizer`.
-        excluded: Key -> reason of the episodes that give no clips.
+        excluded: Its episodes that give no clips; see `selection.select`.
 
     Raises:
         ShardError: There is no index.
@@ -68,18 +71,18 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: Mapping[str, str]) -> Pl
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None
     ids = ids_of_a_clip(recipe)
-    index = read_index(folder, ["key", "split", "action_dim"]).to_pydict()
-    dataset = storage.basename(folder)
-    positions = rows = row_bytes = 0
-    for key, split, action_dim in zip(index["key"], index["split"], index["action_dim"], strict=True):
-        if key in excluded:
-            continue
-        training = split == TRAINING_SPLIT and not is_held_out(dataset, key, clips.held_out)
-        made = clips.per_episode * (clips.views if training else 1)
-        positions += clips.per_episode if training else 0
-        rows += made
-        row_bytes += made * (2 * ids + 4 * clips.length * (action_dim or 0) + _BYTES_BESIDE_IDS)
-    return PlannedDataset(positions, rows, row_bytes, dict(sorted(collections.Counter(excluded.values()).items())))
+    index = read_index(folder, ["key", "split", "action_dim"])
+    training = pc.equal(index["split"], TRAINING_SPLIT).to_numpy(zero_copy_only=False)
+    keys = index["key"].filter(pa.array(training)).to_pylist()
+    training[training] = ~held_out_among(storage.basename(folder), keys, clips.held_out)
+    stays = np.ones(len(index), bool)
+    stays[excluded["place"].to_numpy()] = False
+    training = training[stays]
+    action_dim = pc.fill_null(index["action_dim"], 0).to_numpy().astype(np.int64)[stays]
+    rows = clips.per_episode * np.where(training, clips.views, 1)
+    row_bytes = rows * (2 * ids + 4 * clips.length * action_dim + _BYTES_BESIDE_IDS)
+    positions = clips.per_episode * int(training.sum())
+    return PlannedDataset(positions, int(rows.sum()), int(row_bytes.sum()), counts_of(excluded))
 
 
 def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
@@ -112,10 +115,10 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
         ShardError: One has no index, because its ingest is not finished.
     """
     folders = find_datasets([folder])
-    excluded: dict[str, dict[str, str]] = {name: {} for name in folders}
-    for episode in select(list(folders.values()), recipe.quality, recipe.clips.held_out):
-        excluded[episode.dataset][episode.key] = episode.reason
-    planned = {name: plan_dataset(path, recipe, excluded[name]) for name, path in folders.items()}
+    excluded = select(list(folders.values()), recipe.quality, recipe.clips.held_out)
+    planned = {
+        name: plan_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name))) for name, path in folders.items()
+    }
     ids = ids_of_a_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
     samples = recipe.training.steps * recipe.training.global_batch

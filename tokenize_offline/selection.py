@@ -2,26 +2,25 @@
 
 Of duplicates the first one stays, in an order in which evaluation comes before training: splits that are not trained on, then
 held-out episodes, then the others, each by data set and key. So what is evaluated is never trained on under another name.
-Near duplicates are found by comparing every two episodes of equal length, which is exact and costs half a minute for 50,000
-of them on one core; shards hold what they held, so another limit needs no ingest.
+Near duplicates are sought among episodes of equal length (`near_duplicates`); shards hold what they held, so another limit
+needs no ingest. Everything stays in Arrow's columns, and of these only what a limit asks for is read.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.errors import ShardError
 from pipeline.index import INDEX_FILE, read_index
 from pipeline.naming import TRAINING_SPLIT
-from pipeline.quality import COLUMNS
 from pipeline.recipe import QualityConfig
-from tokenize_offline.clips import is_held_out
+from tokenize_offline.clips import held_out_among
+from tokenize_offline.near_duplicates import first_of_their_kind
 
-_BLOCK = 1024
-_EARLIER = 8192
 # Column -> limit of the recipe -> name of the reason.
 _LIMITS = (
     ("static_share", "max_static", "static"),
@@ -29,45 +28,24 @@ _LIMITS = (
     ("repeated_share", "max_repeated", "repeated"),
     ("swap_score", "max_swap_score", "swapped"),
 )
+# A row's number is its reason; 0 stays.
+_REASONS = ("", *(reason for *_, reason in _LIMITS), "duplicate", "near duplicate")
+_EXCLUDED = pa.schema(
+    [
+        ("dataset", pa.dictionary(pa.int32(), pa.string())),
+        # File name of its episode shard, and its number in it, from 0.
+        ("shard", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int32()),
+        # Its row in the data set's index.
+        ("place", pa.int64()),
+        ("key", pa.string()),
+        # `static`, `uniform`, `repeated`, `swapped`, `duplicate` or `near duplicate`.
+        ("reason", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
 
 
-class Excluded(NamedTuple):
-    """An episode that is left out.
-
-    Attributes:
-        dataset: Its data set.
-        shard: File name of its episode shard.
-        key: Its key.
-        reason: `static`, `uniform`, `repeated`, `swapped`, `duplicate` or `near duplicate`.
-    """
-
-    dataset: str
-    shard: str
-    key: str
-    reason: str
-
-
-class Measured(NamedTuple):
-    """What is asked of an episode.
-
-    Attributes:
-        dataset: Its data set.
-        shard: File name of its episode shard.
-        key: Its key.
-        rank: 0 where its split isn't trained on, 1 where it is held out, 2 where it is for training.
-        num_frames: Its length.
-        quality: Column -> value, see `pipeline.quality.Quality`.
-    """
-
-    dataset: str
-    shard: str
-    key: str
-    rank: int
-    num_frames: int
-    quality: Mapping[str, float | str | None]
-
-
-def select(folders: Sequence[str], limits: QualityConfig, held_out: float) -> list[Excluded]:
+def select(folders: Sequence[str], limits: QualityConfig, held_out: float) -> pa.Table:
     """The episodes that a recipe leaves out.
 
     Args:
@@ -75,98 +53,139 @@ def select(folders: Sequence[str], limits: QualityConfig, held_out: float) -> li
         limits: The recipe's section.
         held_out: Share of held-out episodes (`clips.held_out`).
 
+    Returns:
+        A row an episode: `dataset`, `shard` (file name), `row` (in that shard, from 0), `place` (row of the data set's index),
+        `key` and `reason`.
+
     Raises:
         ShardError: An index is missing, or its episodes were ingested before quality was measured.
     """
     if not limits.active:
-        return []
-    return exclude([episode for folder in folders for episode in _measured(folder, held_out)], limits)
+        return _EXCLUDED.empty_table()
+    # Folders of one order, so that the tables' order doesn't depend on that in which they were named.
+    return exclude([_measured(folder, limits, held_out) for folder in sorted(folders, key=storage.basename)], limits)
 
 
-def exclude(episodes: Sequence[Measured], limits: QualityConfig) -> list[Excluded]:
-    """Those of `episodes` that are beyond a limit, or that repeat one that stays; see `select`."""
-    found: list[Excluded] = []
-    kept: list[Measured] = []
-    seen: set[object] = set()
-    for episode in sorted(episodes, key=lambda episode: (episode.rank, episode.dataset, episode.key)):
-        reason = _beyond(episode, limits)
-        content = episode.quality["content_hash"]
-        if reason is None and limits.duplicates != "keep" and content in seen:
-            reason = "duplicate"
-        if reason is None:
-            seen.add(content)
-            kept.append(episode)
-        else:
-            found.append(Excluded(episode.dataset, episode.shard, episode.key, reason))
-    if limits.duplicates == "near":
-        near = _near_duplicates(kept, limits.near_bits)
-        found += [Excluded(episode.dataset, episode.shard, episode.key, "near duplicate") for episode in near]
-    return found
+def exclude(measured: Sequence[pa.Table], limits: QualityConfig) -> pa.Table:
+    """The episodes that are beyond a limit, or that repeat one that stays; see `select`.
+
+    Args:
+        measured: A table for every data set, by name, with the columns of `select` but for `reason`; `rank` (0 where a split
+            isn't trained on, 1 where the episode is held out, 2 where it is for training); `num_frames`; and what the limits
+            are about, columns of `pipeline.quality.Quality`.
+        limits: The recipe's section.
+    """
+    numbered = [
+        table.append_column("reason", pa.array(_beyond(table, limits))).append_column(
+            "number", pa.array(np.full(len(table), number, np.int32))
+        )
+        for number, table in enumerate(measured)
+    ]
+    episodes = pa.concat_tables(numbered)
+    reason = episodes["reason"].to_numpy().copy()
+    if limits.duplicates != "keep":
+        order = pc.sort_indices(episodes, sort_keys=[(name, "ascending") for name in ("rank", "number", "key")]).to_numpy()
+        staying = order[reason[order] == 0]
+        # Codes are given in order of appearance.
+        codes = pc.take(episodes["content_hash"], pa.array(staying)).combine_chunks().dictionary_encode().indices.to_numpy()
+        first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
+        reason[staying[~first]] = _REASONS.index("duplicate")
+        if limits.duplicates == "near":
+            staying = staying[first]
+            near = _near_duplicates(pc.take(episodes.select(["num_frames", "perceptual_hash"]), pa.array(staying)), limits)
+            reason[staying[near]] = _REASONS.index("near duplicate")
+    found = episodes.select(_EXCLUDED.names).filter(pa.array(reason > 0))
+    names = pa.DictionaryArray.from_arrays(pa.array(reason[reason > 0], pa.int32()), pa.array(_REASONS))
+    return found.set_column(_EXCLUDED.names.index("reason"), "reason", names).cast(_EXCLUDED)
 
 
-def _measured(folder: str, held_out: float) -> list[Measured]:
-    dataset, path = storage.basename(folder), storage.join(folder, INDEX_FILE)
-    rows = read_index(folder).to_pylist()
-    old = [row for row in rows if row.get("content_hash") is None]
-    if old:
+def _measured(folder: str, limits: QualityConfig, held_out: float) -> pa.Table:
+    path = storage.join(folder, INDEX_FILE)
+    columns = [column for column, limit, _ in _LIMITS if getattr(limits, limit) is not None]
+    columns += ["content_hash"] if limits.duplicates != "keep" else []
+    columns += ["num_frames", "perceptual_hash"] if limits.duplicates == "near" else []
+    index = read_index(folder, ["key", "split", "shard", "measured_frames", *columns])
+    if old := index["measured_frames"].null_count:
+        example = index.filter(pc.is_null(index["measured_frames"]))["shard"][0]
         raise ShardError(
-            f"{path} knows no quality of {len(old)} of its {len(rows)} episodes, the first in {old[0]['shard']}: they were "
+            f"{path} knows no quality of {old} of its {len(index)} episodes, the first in {example}: they were "
             "ingested before it was measured. Ingest the data set again with --overwrite, or take the limits of `quality` out "
             "of the recipe"
         )
-    episodes = []
-    for row in rows:
-        training = row["split"] == TRAINING_SPLIT
-        rank = 0 if not training else 1 if is_held_out(dataset, row["key"], held_out) else 2
-        quality = {name: row[name] for name in COLUMNS}
-        episodes.append(Measured(dataset, row["shard"], row["key"], rank, row["num_frames"], quality))
-    return episodes
+    dataset = storage.basename(folder)
+    shards = index["shard"].combine_chunks().dictionary_encode()
+    made = {
+        "dataset": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(index), np.int32)), pa.array([dataset])),
+        "shard": shards,
+        "row": pa.array(_rows_in(shards.indices.to_numpy())),
+        "place": pa.array(np.arange(len(index))),
+        "key": index["key"],
+        **{column: index[column] for column in columns},
+    }
+    if limits.duplicates != "keep":
+        training = pc.equal(index["split"], TRAINING_SPLIT).to_numpy(zero_copy_only=False)
+        rank = np.where(training, 2, 0).astype(np.int8)
+        held = held_out_among(dataset, index["key"].filter(pa.array(training)).to_pylist(), held_out)
+        rank[np.flatnonzero(training)[held]] = 1
+        made["rank"] = pa.array(rank)
+    if limits.duplicates == "near":
+        made["perceptual_hash"] = _from_hex(index["perceptual_hash"], path)
+    return pa.table(made)
 
 
-def _beyond(episode: Measured, limits: QualityConfig) -> str | None:
-    for column, limit, reason in _LIMITS:
-        most, value = getattr(limits, limit), episode.quality[column]
-        # An episode of one frame has no pairs, and nothing moves in it.
-        if most is not None and float(1.0 if value is None else value) > most:
-            return reason
-    return None
+def _rows_in(shards: np.ndarray) -> np.ndarray:
+    """The number of every row among those of its shard, (N,) int32; shards (N,) are numbers."""
+    order = np.argsort(shards, kind="stable")
+    _, starts, counts = np.unique(shards[order], return_index=True, return_counts=True)
+    rows = np.empty(len(shards), np.int32)
+    rows[order] = np.arange(len(shards)) - np.repeat(starts, counts)
+    return rows
 
 
-def _near_duplicates(episodes: Sequence[Measured], bits: int) -> list[Measured]:
-    """Those that are close to an earlier one that stays, among episodes of one length."""
-    of_length: dict[int, list[Measured]] = collections.defaultdict(list)
-    for episode in episodes:
-        of_length[episode.num_frames].append(episode)
-    found = []
-    for group in of_length.values():
-        hashes = np.array([np.frombuffer(bytes.fromhex(str(each.quality["perceptual_hash"])), np.uint8) for each in group])
-        found += [group[place] for place in np.flatnonzero(~first_of_their_kind(hashes, bits))]
-    return found
+def _from_hex(texts: pa.ChunkedArray, path: str) -> pa.ChunkedArray:
+    """Hex digits as bytes, in half the memory."""
+    widths = pc.unique(pc.binary_length(texts)).to_pylist() or [0]
+    if len(widths) > 1 or widths[0] % 2:
+        raise ShardError(f"{path} has perceptual hashes of {widths} digits; run ivideogpt-ingest again, which writes it anew")
+    value = np.zeros(256, np.uint8)
+    value[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+    made = []
+    for chunk in filter(len, texts.chunks):
+        # The bytes of a string array, from its first string to its last.
+        offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+        digits = value[np.frombuffer(chunk.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]].reshape(-1, 2)
+        data = pa.py_buffer(digits[:, 0] << 4 | digits[:, 1])
+        made.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(widths[0] // 2), len(chunk), [None, data]))
+    return pa.chunked_array(made, pa.binary(widths[0] // 2))
 
 
-def first_of_their_kind(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Whether each hash differs in more than `bits` bits from all before it that are first of their kind, (N,) bool.
-
-    Args:
-        hashes: (N, B) uint8.
-        bits: Greatest distance of two that are of one kind.
-    """
-    kept = np.empty((0, hashes.shape[1]), np.uint8)
-    first = np.ones(len(hashes), bool)
-    for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        fresh = np.ones(len(block), bool)
-        for earlier in range(0, len(kept), _EARLIER):
-            fresh &= ~(_distances(block, kept[earlier : earlier + _EARLIER]) <= bits).any(axis=1)
-        near = np.tril(_distances(block, block) <= bits, -1)
-        for place in np.flatnonzero(near.any(axis=1)):
-            fresh[place] &= not fresh[near[place]].any()
-        first[start : start + _BLOCK] = fresh
-        kept = np.concatenate([kept, block[fresh]])
-    return first
+def _beyond(episodes: pa.Table, limits: QualityConfig) -> np.ndarray:
+    """The number of the first limit that each episode is beyond, 0 where there is none, (N,) int8."""
+    reason = np.zeros(len(episodes), np.int8)
+    for number, (column, limit, _) in enumerate(_LIMITS, 1):
+        most = getattr(limits, limit)
+        if most is not None:
+            # An episode of one frame has no pairs, and nothing moves in it.
+            values = pc.fill_null(episodes[column], 1.0).to_numpy()
+            reason[(values > most) & (reason == 0)] = number
+    return reason
 
 
-def _distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Hamming distances (N, M) of hashes (N, B) and (M, B), by a product of matrices: a ^ b = a + b - 2ab."""
-    first, second = (np.unpackbits(hashes, axis=1).astype(np.float32) for hashes in (one, other))
-    return first.sum(axis=1)[:, None] + second.sum(axis=1) - 2 * (first @ second.T)
+def _near_duplicates(episodes: pa.Table, limits: QualityConfig) -> np.ndarray:
+    """Whether each episode is close to an earlier one of its length that stays, (N,) bool."""
+    lengths = episodes["num_frames"].to_numpy()
+    hashes = episodes["perceptual_hash"].combine_chunks()
+    order = np.argsort(lengths, kind="stable")
+    _, starts = np.unique(lengths[order], return_index=True)
+    near = np.zeros(len(lengths), bool)
+    for places in np.split(order, starts[1:]):
+        group = hashes.take(pa.array(places))
+        width = group.type.byte_width
+        values = np.frombuffer(group.buffers()[1], np.uint8)[group.offset * width :][: len(group) * width]
+        near[places] = ~first_of_their_kind(values.reshape(len(group), width), limits.near_bits)
+    return near
+
+
+def counts_of(excluded: pa.Table) -> dict[str, int]:
+    """Reason -> episodes, in the order of their names."""
+    return dict(sorted(collections.Counter(excluded["reason"].to_pylist()).items()))

@@ -21,12 +21,13 @@ import torch
 from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ShardError
+from pipeline.index import INDEX_FILE
 from pipeline.locked_folder import locked_folder
 from pipeline.records import LeftOut, ShardRecord, record_path, sha256_of
 from pipeline.shards import open_shard
 from tokenize_offline.batching import Batches, IdsOfShard
 from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import ShardTask, TokenizeJob
+from tokenize_offline.plan import ShardTask, TokenizeJob, fingerprint_of_keys
 from tokenize_offline.prefetch import Prefetcher
 from tokenize_offline.publish import publish
 from tokenize_offline.reader import EpisodeClips
@@ -279,12 +280,19 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
         if job.is_done(task):
             yield EndOfShard(task, made_elsewhere=True)
             continue
-        excluded = frozenset(task.excluded)
+        excluded, excluded_keys = frozenset(task.excluded), []
         try:
             with locked_folder("ivideogpt-shard-") as folder:
-                for episode in open_shard(_checked(task, folder)):
-                    if episode.key not in excluded:
+                for number, episode in enumerate(open_shard(_checked(task, folder))):
+                    if number in excluded:
+                        excluded_keys.append(episode.key)
+                    else:
                         yield EpisodeWork(task, episode)
+            if task.excluded_keys and fingerprint_of_keys(excluded_keys) != task.excluded_keys:
+                raise ShardError(
+                    f"{task.source} holds other episodes than {INDEX_FILE} beside it says, by which the recipe's quality "
+                    "limits chose: run ivideogpt-ingest again, which writes the index anew, then this command"
+                )
         except (ShardError, OSError) as error:
             failure = error if isinstance(error, ShardError) else ShardError(f"{task.source} can't be read: {error}")
             yield EndOfShard(task, failure)

@@ -16,7 +16,7 @@ from pipeline.errors import ShardError
 from pipeline.frames import shrunk_to
 from pipeline.index import find_datasets, read_index, read_summary
 from pipeline.recipe import QualityConfig
-from tokenize_offline.clips import EpisodeShape, is_held_out
+from tokenize_offline.clips import EpisodeShape, held_out_among
 from tokenize_offline.selection import select
 
 _OF_SHAPE = ("key", "num_frames", "height", "width", "rate", "base_step")
@@ -93,14 +93,15 @@ def open_tables(
     kept: dict[str, EpisodeRows] = {}
     held: dict[str, EpisodeRows] = {}
     folders = find_datasets(shards)
-    chosen = select(list(folders.values()), quality, held_out) if quality is not None else []
-    excluded = {(each.dataset, each.key) for each in chosen}
+    excluded = select(list(folders.values()), quality or QualityConfig(), held_out)
     for dataset, folder in folders.items():
         found = read_episodes(folder)
-        found = found.filter(pc.equal(found["split"], split)).drop_columns("split")
-        keys = found["key"].to_pylist()
-        taken = np.array([(dataset, key) not in excluded for key in keys], bool)
-        apart = np.array([is_held_out(dataset, key, held_out) for key in keys], bool)
+        taken = pc.equal(found["split"], split).to_numpy(zero_copy_only=False)
+        in_split = taken.copy()
+        taken[excluded.filter(pc.equal(excluded["dataset"], dataset))["place"].to_numpy()] = False
+        taken = taken[in_split]
+        found = found.filter(pa.array(in_split)).drop_columns("split")
+        apart = held_out_among(dataset, found["key"].to_pylist(), held_out)
         for table, mask in ((kept, taken & ~apart), (held, taken & apart)):
             if mask.any():
                 table[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))

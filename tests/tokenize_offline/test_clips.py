@@ -13,6 +13,7 @@ from tokenize_offline.clips import (
     Draws,
     EpisodeShape,
     draw_augmentation,
+    held_out_among,
     is_held_out,
     plan_clips,
     resolve_clips,
@@ -155,6 +156,11 @@ def test_held_out_episodes_are_about_the_share_and_do_not_depend_on_the_seed():
     assert held != [is_held_out("kuka", key, 0.01) for key in keys]
     # A larger share keeps what a smaller one held out.
     assert all(is_held_out("bridge", key, 0.05) for key, out in zip(keys, held, strict=True) if out)
+
+
+@given(st.text(), st.lists(st.text(), max_size=8), st.floats(0, 1))
+def test_many_episodes_are_held_out_as_each_of_them_is(dataset, keys, share):
+    assert held_out_among(dataset, keys, share).tolist() == [is_held_out(dataset, key, share) for key in keys]
 
 
 def test_lengths_follow_the_tokenizer_and_bad_ones_are_refused():

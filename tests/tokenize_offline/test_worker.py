@@ -10,11 +10,11 @@ from synthetic_episodes import TINY, broken, make_episode, tiny_model, write_sha
 
 from pipeline import open_shard
 from pipeline.errors import ConfigError, ConflictError
-from pipeline.recipe import ClipsConfig
+from pipeline.recipe import ClipsConfig, QualityConfig
 from pipeline.records import read_record, sha256_of
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
+from tokenize_offline.plan import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
 from tokenize_offline.reader import read_clips
 from tokenize_offline.token_shards import fixed_size_column, open_token_shard
 from tokenize_offline.worker import run_worker
@@ -188,3 +188,20 @@ def test_another_run_of_another_recipe_on_the_same_output_is_a_conflict(tmp_path
 
     with pytest.raises(ConflictError, match="seed"):
         run_worker(with_another_run(), job, engine, readers=1)
+
+
+def test_episodes_are_left_out_by_number_and_an_index_of_other_episodes_is_noticed(tmp_path, engine):
+    write_shards(tmp_path / "eps", shards=1, episodes=4)
+    (task,) = find_shards([str(tmp_path / "eps")])
+    keys = [episode.key for episode in open_shard(task.source)]
+    clips = dataclasses.replace(CLIPS, held_out=0.0)
+    layout = token_layout(TINY, clips, "fp32", "ab" * 32)
+    chosen = dataclasses.replace(task, excluded=(1, 3), excluded_keys=fingerprint_of_keys([keys[3], keys[1]]))
+    limits = QualityConfig(max_static=0.9)
+    job = TokenizeJob(clips, layout, str(tmp_path / "out"), quality=limits)
+    assert run_worker([chosen], job, engine, readers=1).shards == 1
+    _, table = open_token_shard(tmp_path / "out" / "made_up" / "train-000000.arrow")
+    assert set(table.column("episode").to_pylist()) == {keys[0], keys[2]}
+    job = dataclasses.replace(job, output=str(tmp_path / "out2"))
+    (failure,) = run_worker([dataclasses.replace(chosen, excluded=(1, 2))], job, engine, readers=1).failures
+    assert "holds other episodes than index.parquet" in failure and not list((tmp_path / "out2").rglob("*.arrow"))
