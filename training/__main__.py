@@ -23,8 +23,9 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--resume",
         choices=["auto", "never"],
-        default="never",
-        help="auto: go on from the newest whole checkpoint in --output, or begin there. never: want a new run folder.",
+        default="auto",
+        help="auto: go on from the newest whole checkpoint in --output, or begin there. never: require a new run folder. "
+        "Default: auto.",
     )
     add_section_folder(
         parser,

@@ -1,13 +1,11 @@
-"""Checkpoints of a run: written by all ranks, complete or not there, the newest kept and some for good.
+"""Checkpoints of a run as they lie on disk: judged by one rule, the newest kept and some for good.
 
-A checkpoint is a folder `step-00001000` of DeepSpeed's files. The last thing written into it is `complete.json`, which lists
-all files with their sizes; a folder without it, or with a file that is missing or short, was cut off and is never picked.
-`latest`, which DeepSpeed's own tools read, moves after that.
+A checkpoint is a folder `step-00001000` of DeepSpeed's files. It is written under another name; the last file written into
+it is `complete.json`, which lists all files with their sizes and SHA-256s; then the folder takes its name. So what has the
+name was whole once. `judge` says what it is now, `content_fault` whether a file still holds the bytes that were written.
 
-The same number of processes loads its own parts, bit for bit. Another number goes through a universal checkpoint, which is
-made on the spot and removed again: time and disk space at a resume, none at a save.
-
-The files are torch's, so they are pickles, as DeepSpeed writes them: a run reads its own folder only, never an input.
+A checkpoint that is not whole is never loaded, never counted among those kept, and never removed, except for remains of a
+save that was cut short: what else it still holds is the user's to decide about.
 """
 
 import json
@@ -15,106 +13,56 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from pipeline import storage
-from pipeline.errors import ShardError
-from training.engine import quiet
-from training.processes import Processes
+from pipeline.errors import ConflictError
+from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, Progress, State, Verdict, judge, sealed, tag
 
-COMPLETE_NAME = "complete.json"
-_LATEST = "latest"
-_UNIVERSAL = "universal-"
+LATEST_NAME = "latest"
+UNIVERSAL = "universal-"
+_ASIDE = "damaged-"
 _TAG = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run had come.
+def names_of(folder: Path) -> list[str]:
+    """Names of all that looks like a checkpoint in `folder`, by step, whole or not.
 
-    Attributes:
-        step: Steps done.
-        world_size: Processes that did them.
-        loss_totals: Running sum of losses of every rank since the last line of metrics.
-        loss_steps: Steps in these sums.
-        run: Fingerprint of the run.
-        skipped: Steps in a row, up to this one, that were skipped.
-        results: Newest value of each number that the run's summary holds, as JSON; empty in a checkpoint of before they were
-            kept.
+    Raises:
+        ConflictError: The folder can't be read.
     """
-
-    step: int
-    world_size: int
-    loss_totals: list[float]
-    loss_steps: int
-    run: str
-    skipped: int = 0
-    results: dict[str, Any] = field(default_factory=dict)
-
-    def loss_total(self, rank: int, world_size: int) -> float:
-        """The running sum that rank `rank` of `world_size` goes on from."""
-        if world_size == self.world_size:
-            return self.loss_totals[rank]
-        return sum(self.loss_totals) / self.world_size
+    try:
+        return sorted((name for name in (entry.name for entry in folder.iterdir()) if _TAG.fullmatch(name)), key=_step)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise ConflictError(f"{folder} is a link to nothing: bring back what it points to") from None
+        return []
+    except OSError as error:
+        raise ConflictError(f"{folder} can't be read ({error.strerror}), so the run's checkpoints are not known") from error
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint on disk.
+def judged(folder: Path, at_most: int | None = None, known: Mapping[str, Verdict] | None = None) -> Iterator[Verdict]:
+    """The verdicts on the checkpoints in `folder`, newest first.
 
-    Attributes:
-        folder: Where it lies.
-        progress: Of the run when it was written.
+    Args:
+        folder: Of all checkpoints.
+        at_most: Leaves out those of more steps.
+        known: Verdicts found by reading content, by the checkpoint's name.
+
+    Raises:
+        ConflictError: The folder can't be read.
     """
-
-    folder: Path
-    progress: Progress
-
-
-def tag(step: int) -> str:
-    """Name of the checkpoint's folder after `step` steps."""
-    return f"step-{step:08d}"
+    for name in reversed(names_of(folder)):
+        if at_most is None or _step(name) <= at_most:
+            yield (known or {}).get(name) or judge(folder / name)
 
 
 def newest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`, of at most so many steps where that is given; None where there is none."""
-    for name in reversed(_tags(folder)):
-        if at_most is not None and _step(name) > at_most:
-            continue
-        try:
-            return read_checkpoint(folder / name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s was cut short and is passed over (%s)", folder / name, error)
-    return None
-
-
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's marker and compare the files with it.
-
-    Raises:
-        OSError: The marker or a file is missing.
-        ValueError: A file is of another size, or the marker is damaged.
-    """
-    marker = json.loads((folder / COMPLETE_NAME).read_bytes())
-    for name, size in marker["files"].items():
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes of {size}")
-    return Checkpoint(folder, Progress(**marker["progress"]))
-
-
-def _tags(folder: Path) -> list[str]:
-    """Names of all checkpoint folders, by step, whole or not."""
-    if not folder.is_dir():
-        return []
-    return sorted((entry.name for entry in folder.iterdir() if _TAG.fullmatch(entry.name)), key=_step)
+    return next((verdict.checkpoint for verdict in judged(folder, at_most) if verdict.checkpoint), None)
 
 
 def _step(name: str) -> int:
@@ -122,113 +70,130 @@ def _step(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
-def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: Progress, keep: int, keep_every: int) -> None:
-    """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
+def partial(folder: Path) -> Path:
+    """Where a checkpoint is written before it has its name."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def files_of(folder: Path) -> list[str]:
+    """Names of all files in a checkpoint's folder but its marker, sorted."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != COMPLETE_NAME)
+
+
+def mark_complete(folder: Path, progress: Progress, digests: Mapping[str, str] | None = None) -> None:
+    """Write a checkpoint's marker, with all files on disk before it.
 
     Args:
-        folder: Of all checkpoints; every rank must see the same one.
-        engine: DeepSpeed's.
-        processes: Of the run.
+        folder: Of the checkpoint.
         progress: Of the run.
-        keep: How many of the newest stay.
-        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
+        digests: What `sealed` returned, by file; those that are missing are sealed here.
     """
-    name = tag(progress.step)
-    if processes.is_first:
-        # Left over from a run that was killed here, or from before it was set back to an older checkpoint.
-        shutil.rmtree(folder / name, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    processes.barrier()
-    with quiet():
-        engine.save_checkpoint(str(folder), tag=name, save_latest=False)
-    processes.barrier()
-    if processes.is_first:
-        mark_complete(folder / name, progress)
-        storage.write_bytes(str(folder / _LATEST), name.encode())
-        prune(folder, keep, keep_every)
-
-
-def mark_complete(folder: Path, progress: Progress) -> None:
-    """Bring all files of a checkpoint to disk, then list them in its marker."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = path.stat().st_size
-    marker = {"progress": asdict(progress), "files": files}
+    known = digests or {}
+    names = files_of(folder)
+    marker = {
+        "progress": asdict(progress),
+        "files": {name: (folder / name).stat().st_size for name in names},
+        "sha256": {name: known.get(name) or sealed(folder / name) for name in names},
+    }
+    for below in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        _sync(below)
     storage.write_bytes(str(folder / COMPLETE_NAME), json.dumps(marker, indent=1).encode())
+    _sync(folder)
 
 
-def prune(folder: Path, keep: int, keep_every: int = 0) -> None:
-    """Remove all whole checkpoints but the newest `keep` and every one of a multiple of `keep_every` steps, and all that was
-    cut short."""
-    whole = [name for name in _tags(folder) if (folder / name / COMPLETE_NAME).exists()]
-    kept = {*whole[-keep:], *(name for name in whole if keep_every and _step(name) % keep_every == 0)}
-    for name in set(_tags(folder)) - kept:
-        # The marker goes first: a removal that is cut short must not leave what looks whole.
-        (folder / name / COMPLETE_NAME).unlink(missing_ok=True)
-        shutil.rmtree(folder / name)
-    for leftover in folder.glob(f"{_UNIVERSAL}*"):
-        shutil.rmtree(leftover)
+def put_in_place(made: Path, folder: Path) -> None:
+    """Give a checkpoint its name. A damaged one that has this name already is set aside, any other is replaced."""
+    if os.path.lexists(folder):
+        verdict = judge(folder)
+        if verdict.state in (State.WHOLE, State.UNFINISHED):
+            _remove(folder)
+        else:
+            aside = _free_name(folder.with_name(_ASIDE + folder.name))
+            folder.rename(aside)
+            log.warning("%s; a new one takes its place, and the old one is now %s: remove it", verdict, aside)
+    made.rename(folder)
+    _sync(folder.parent)
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -> None:
-    """Restore parameters and optimizer. Call it on all ranks, with an engine configured by `loading_config`.
+def note_damaged(verdict: Verdict) -> None:
+    """Write down in a checkpoint that its content is damaged, so that it is never taken for a whole one again."""
+    try:
+        storage.write_bytes(str(verdict.folder / DAMAGED_NAME), json.dumps({"reason": verdict.reason}).encode())
+    except OSError as error:
+        log.warning("%s: %s can't be written (%s)", verdict, DAMAGED_NAME, error.strerror)
 
-    Raises:
-        ShardError: A checkpoint of another number of processes could not be converted.
+
+def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = None) -> None:
+    """Remove whole checkpoints that are not to be kept, and what cut-short saves and removals left behind.
+
+    Args:
+        folder: Of all checkpoints.
+        keep: How many of the newest whole ones stay.
+        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
+        written: Steps of the one that was just written; None takes the newest whole one. Newer ones are neither counted nor
+            removed: the run goes on from an older one because they could not be loaded.
     """
-    folder = checkpoint.folder
-    settings = [_settings(group) for group in engine.optimizer.param_groups]
-    if needs_conversion(checkpoint, processes.place.world_size, engine.zero_optimization_stage()):
-        folder = checkpoint.folder.with_name(_UNIVERSAL + checkpoint.folder.name)
-        if processes.is_first:
-            _convert(checkpoint.folder, folder)
-        processes.barrier()
-    with quiet():
-        engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    # DeepSpeed 0.19 gives all groups of ZeRO-3 the first one's hyper-parameters, and all parameters one and the same step
-    # tensor, which AdamW then counts up once per parameter.
-    for group, known in zip(engine.optimizer.param_groups, settings, strict=True):
-        group.update(known)
-    _separate_steps(engine.basic_optimizer)
-    processes.barrier()
-    if processes.is_first and folder != checkpoint.folder:
-        shutil.rmtree(folder)
-        (folder.parent / "latest_universal").unlink(missing_ok=True)
+    verdicts = list(judged(folder))
+    whole = [verdict.checkpoint for verdict in reversed(verdicts) if verdict.checkpoint]
+    if written is not None:
+        whole = [checkpoint for checkpoint in whole if checkpoint.progress.step <= written]
+        if not whole or whole[-1].progress.step != written:
+            log.warning("%s is not whole right after it was written: older checkpoints stay", folder / tag(written))
+            return
+    for checkpoint in whole[:-keep]:
+        if not keep_every or checkpoint.progress.step % keep_every:
+            _remove(checkpoint.folder)
+    for verdict in verdicts:
+        if verdict.state is State.UNFINISHED:
+            _remove(verdict.folder)
+    remove_leftovers(folder)
 
 
-def needs_conversion(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
-    """Whether the parts of a checkpoint don't fit this number of processes; without ZeRO there are no parts."""
-    return zero_stage > 0 and checkpoint.progress.world_size != world_size
+def remove_leftovers(folder: Path) -> None:
+    """Remove what cut-short saves, removals and conversions left in the folder of all checkpoints."""
+    for pattern in (partial(folder / "step-*").name, _doomed(folder / "step-*").name, f"{UNIVERSAL}*"):
+        for leftover in folder.glob(pattern):
+            _clear(leftover)
 
 
-def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> dict[str, Any]:
-    """What DeepSpeed's configuration must say for `load_checkpoint`."""
-    if checkpoint is None or not needs_conversion(checkpoint, world_size, zero_stage):
-        return {}
-    return {"checkpoint": {"load_universal": True}}
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; the name goes first, so that a removal that is cut short leaves nothing that looks whole."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    _clear(_doomed(folder))
+    folder.rename(_doomed(folder))
+    _clear(_doomed(folder))
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "step")}
+def _doomed(folder: Path) -> Path:
+    """Where a checkpoint lies that is about to go."""
+    return folder.with_name(f".{folder.name}.removed")
 
 
-def _separate_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter a step counter of its own, on the device where its kind of optimizer wants it."""
-    for parameter, state in optimizer.state.items():
-        if "step" in state:
-            device = parameter.device if optimizer.defaults["fused"] else "cpu"
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device, copy=True)
+def _clear(folder: Path) -> None:
+    """Remove a folder that nobody needs, where it is there and if possible."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s can't be removed (%s)", folder, error.strerror)
 
 
-def _convert(source: Path, target: Path) -> None:
-    """Write a copy of a checkpoint that any number of processes can load."""
-    shutil.rmtree(target, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    options = ["--input_folder", source, "--output_folder", target, "--inject_missing_state"]
-    log.info("%s was written by another number of processes: converting it", source)
-    result = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=False)
-    if result.returncode:
-        reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise ShardError(f"{source} can't be converted to another number of processes: {reason[0]}")
+def _free_name(wanted: Path) -> Path:
+    """`wanted`, with a number behind it where that is taken."""
+    name, number = wanted, 1
+    while os.path.lexists(name):
+        number += 1
+        name = wanted.with_name(f"{wanted.name}-{number}")
+    return name
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -107,7 +107,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: dict[str, Any], processes: Processes) -> Any:
     """A DeepSpeed engine over `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
-    deepspeed = _import_deepspeed(processes.device)
+    deepspeed = import_deepspeed(processes.device)
     attend_causally(network)
     optimizer = torch.optim.AdamW(
         parameter_groups(network.to(processes.device), training.weight_decay),
@@ -134,7 +134,8 @@ def attend_causally(network: WorldModelNetwork) -> None:
     network.llm.set_attn_implementation(_CAUSAL)
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed's package, set up for a device and without noise on stdout."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed calls collectives by names that torch is about to change, several times a step.

@@ -6,7 +6,7 @@ this for itself from the same files, so all of them find the same.
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +21,8 @@ from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer.loading import TokenizerFiles
-from training.checkpoints import Checkpoint, loading_config, newest_checkpoint
+from training.checkpoint_loading import loading_config
+from training.checkpoint_states import Checkpoint, Verdict
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, find_tokenizer
 from training.fine_tuning import start_from
@@ -29,7 +30,15 @@ from training.model_files.model_clips import clips_as_cut
 from training.model_files.model_folder import RECIPE
 from training.order import SampleOrder
 from training.processes import Place, own_device
-from training.run_folder import CHECKPOINTS_NAME, identify, read_identity, require_same_run, write_identity
+from training.run_folder import (
+    CHECKPOINTS_NAME,
+    SHARDS,
+    find_checkpoint,
+    identify,
+    read_identity,
+    require_same_run,
+    write_identity,
+)
 from training.run_record import Phase, RunRecord, read_record, write_record
 from training.schedule import BatchPlan, learning_rate, plan_batches
 from training.token_store import TokenStore
@@ -46,7 +55,7 @@ class RunOptions:
     Attributes:
         tokens: Folders or URLs of token shards.
         output: Run folder; local, or mounted on all nodes.
-        resume: `auto` goes on from the newest whole checkpoint in `output`; `never` wants a new run folder.
+        resume: `auto` goes on from the newest whole checkpoint in `output`, or begins there; `never` wants a new run folder.
         tokenizer: What made the shards, for the exported model; None exports the transformer alone.
         replay: Step, counted from 1, that shall be made again: go on from the newest checkpoint before it, with the
             mixture and the number of steps that the run had then, whatever the recipe says. None goes on with the run.
@@ -54,7 +63,7 @@ class RunOptions:
 
     tokens: Sequence[str]
     output: str
-    resume: Literal["auto", "never"] = "never"
+    resume: Literal["auto", "never"] = "auto"
     tokenizer: str | None = None
     replay: int | None = None
 
@@ -76,6 +85,7 @@ class Run:
         record: What may change when it is resumed, by step.
         checkpoint: To go on from; None starts anew.
         tokenizer: For the exported model.
+        damaged: Newer checkpoints whose content turned out to be damaged.
     """
 
     recipe: Recipe
@@ -90,11 +100,17 @@ class Run:
     record: RunRecord
     checkpoint: Checkpoint | None
     tokenizer: TokenizerFiles | None
+    damaged: tuple[Verdict, ...] = ()
 
     @property
     def first_step(self) -> int:
         """Steps done before."""
         return self.checkpoint.progress.step if self.checkpoint else 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its checkpoint has all the steps that are wanted, or more: there is nothing to train."""
+        return self.first_step >= self.recipe.training.steps
 
     @property
     def checkpoints(self) -> Path:
@@ -128,15 +144,22 @@ class Run:
         )
 
     def write_identity(self) -> None:
-        """Make the run folder, with the recipe, what identifies the run, and what has changed in it so far."""
+        """Make the run folder, with what identifies the run, what has changed in it so far, and the recipe."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(str(self.folder / RECIPE), self.recipe.as_yaml().encode())
-        write_record(self.folder, self.record)
+        # First of all: without it nobody knows whose the rest is.
         write_identity(self.folder, self.identity)
+        write_record(self.folder, self.record)
+        storage.write_bytes(str(self.folder / RECIPE), self.recipe.as_yaml().encode())
 
 
-def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
-    """Check all input of a run.
+def prepare(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[str, Verdict] | None = None) -> Run:
+    """Check all input of a run. Changes nothing.
+
+    Args:
+        recipe: Of the run.
+        options: Of the run.
+        place: Of this process.
+        damaged: Verdicts on checkpoints whose content turned out to be damaged, by their names; they are passed over.
 
     Raises:
         ConfigError: The recipe doesn't fit the shards, the number of processes, or itself.
@@ -155,14 +178,17 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
     training = recipe.training
     engine_config = deepspeed_config(training, plan)
     if known is not None and options.resume == "never":
-        raise ConflictError(f"{folder} holds a run already: pass --resume auto to go on with it, or choose another --output")
+        raise ConflictError(
+            f"{folder} holds a run already: leave --resume never out to go on with it, or choose another --output"
+        )
     if known is None and options.replay is not None:
         raise ConfigError(f"--replay {options.replay}: {folder} holds no run")
     at_most = None if options.replay is None else options.replay - 1
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS_NAME, at_most) if known else None
-    record = _settle_record(recipe, store, folder, checkpoint, repeat=options.replay is not None)
-    order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
     first = place.rank == 0
+    checkpoint = find_checkpoint(folder, training.steps, at_most, damaged, tell=first) if known is not None else None
+    ended = checkpoint is not None and checkpoint.progress.step >= training.steps
+    record = _settle_record(recipe, store, folder, checkpoint, repeat=options.replay is not None or ended)
+    order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
     if first and (unused := sorted(set(store.datasets) - set(order.datasets))):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
@@ -175,9 +201,16 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         )
     network = build_network(recipe.model, store.layout, store.action_dim if recipe.model.actions else 0, training.seed)
     initial = start_from(network, training, exports=first)
-    identity = identify(recipe, store, initial)
+    held_out = _open_held_out(options.tokens, training.splits, store)
+    identity = identify(recipe, store, initial, held_out)
     if known is not None:
-        require_same_run(folder, known, identity, checkpoint)
+        require_same_run(folder, known, identity, checkpoint, tell=first)
+        if first and SHARDS not in known and store.regrouped:
+            log.warning(
+                "shards of %s lie in several folders and are in the order of their names now: from here on samples come in "
+                "another order than before",
+                ", ".join(store.regrouped),
+            )
     if first:
         _tell_changes(record, read_record(folder), training)
     engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
@@ -185,7 +218,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         recipe=recipe,
         folder=folder,
         store=store,
-        held_out=_open_held_out(options.tokens, training.splits, store),
+        held_out=held_out,
         order=order,
         plan=plan,
         network=network,
@@ -194,6 +227,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place) -> Run:
         record=record,
         checkpoint=checkpoint,
         tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
+        damaged=tuple(damaged.values()) if damaged else (),
     )
 
 

@@ -6,7 +6,6 @@ happen between steps; all ranks agree on each of them from the step number, and 
 
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ from pipeline.measured_json import describe_not_finite, measured_json, told
 from pipeline.recipe import Recipe
 from pipeline.records import fingerprint
 from training.batches import Batch
-from training.checkpoints import save_checkpoint
+from training.checkpoint_loading import save_checkpoint
+from training.checkpoints import note_damaged
+from training.ended_run import ended_summary, known_results, leave_ended
 from training.engine import close_engine, full_weights
 from training.export import export_model
 from training.held_out import HeldOutLoss
@@ -29,11 +30,11 @@ from training.nonfinite import SKIPPED_NAME, SkippedSteps
 from training.preparation import Run, RunOptions, prepare
 from training.processes import Processes, find_place
 from training.reporting import Reporter
-from training.run_folder import sole_writer
+from training.run_folder import SUMMARY_NAME, sole_writer
+from training.sound_checkpoint import sound_run
 from training.stepping import Stepper
 from training.stopping import StopRequest
 
-SUMMARY_NAME = "metrics.json"
 _ENTROPY_CLIPS = 2048
 _SOFTWARE = ("ivideogpt-pipeline", "torch", "deepspeed", "transformers")
 log = logging.getLogger(__name__)
@@ -51,14 +52,14 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     """
     place = find_place(os.environ)
     run = prepare(recipe, options, place)
-    summary = run.folder / SUMMARY_NAME
-    if run.first_step >= recipe.training.steps and run.model.is_dir() and summary.exists():
-        log.info("%s is trained to step %d already", run.folder, run.first_step)
-        return dict(json.loads(summary.read_bytes())) if place.rank == 0 else None
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
+    if (summary := ended_summary(run)) is not None:
+        with lock:
+            return leave_ended(run, summary) if place.rank == 0 else None
     with lock, StopRequest() as stop, Processes(place) as processes:
         run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
+        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
         trainer = Trainer(run, processes, stop)
         result = trainer.train()
         trainer.close()
@@ -106,11 +107,14 @@ class Trainer:
         self._training = run.recipe.training
         self._processes = processes
         self._stop = stop
-        if processes.is_first:
+        self.stepper = Stepper(run, processes, self._training.steps)
+        # Only now, with the checkpoint loaded, may anything of the run folder change.
+        if processes.is_first and not run.has_ended:
+            for verdict in run.damaged:
+                note_damaged(verdict)
             run.write_identity()
             cut_metrics(run.folder, run.first_step)
             cut_lines(run.folder / SKIPPED_NAME, run.first_step)
-        self.stepper = Stepper(run, processes, self._training.steps)
         if run.checkpoint is not None:
             log.info("going on from step %d", run.first_step)
         self._held_out, self._predictions = self._evaluations()
@@ -119,6 +123,8 @@ class Trainer:
     def train(self) -> dict[str, Any] | None:
         """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
         training, done = self._training, self._run.first_step
+        if self._run.has_ended:
+            return self._finish(done, known_results(self._run, Reporter(self._run, self._processes).results))
         with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self.stepper.loader)) as batches:
             while done < training.steps:
                 self._step(done, batches, reporter)
@@ -142,7 +148,7 @@ class Trainer:
                             training.keep_every,
                         )
                 if stopping:
-                    log.info("stopped after step %d; --resume auto goes on from there", done)
+                    log.info("stopped after step %d; the same command goes on from there", done)
                     break
         return self._finish(done, reporter.results)
 
@@ -206,7 +212,7 @@ class Trainer:
         export_model(run.model, run.network, weights, run.tokenizer, run.recipe, told(provenance))
         if bad := describe_not_finite(summary):
             log.warning("%s is written, but not all of its results are finite: %s", run.model, bad)
-        summary |= {"output": str(run.folder), "model": str(run.model), "finished": done == self._training.steps}
+        summary |= {"output": str(run.folder), "model": str(run.model), "finished": done >= self._training.steps}
         storage.write_bytes(str(run.folder / SUMMARY_NAME), measured_json(summary, indent=1).encode())
         self._processes.barrier()
         return told(summary)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
 from tokenize_offline.launch import slurm_variables
 
+T = TypeVar("T")
 # A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -155,6 +157,14 @@ class Processes:
         parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.place.world_size)]
         dist.all_gather(parts, torch.tensor([value], dtype=torch.float64), group=self._host_group)
         return [float(part) for part in parts]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """A small value of every process, by rank; anything that can be pickled."""
+        if self.place.world_size == 1:
+            return [value]
+        parts: list[Any] = [None] * self.place.world_size
+        dist.all_gather_object(parts, value, group=self._host_group)
+        return parts
 
     def gather_tensor(self, value: torch.Tensor) -> list[torch.Tensor]:
         """A host tensor of every process, by rank; all of the same shape and type."""

@@ -20,6 +20,7 @@ from training.nonfinite import json_number
 from training.preparation import Run, RunOptions, prepare
 from training.processes import Processes, find_place
 from training.run_folder import sole_writer
+from training.sound_checkpoint import sound_run
 from training.stepping import Stepper
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,11 @@ def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | N
     place = find_place(os.environ)
     if not 1 <= step <= recipe.training.steps:
         raise ConfigError(f"--replay {step}: the run's steps are 1 to {recipe.training.steps}")
-    run = prepare(recipe, dataclasses.replace(options, resume="auto", replay=step), place)
+    options = dataclasses.replace(options, resume="auto", replay=step)
+    run = prepare(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, Processes(place) as processes:
+        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
         stepper = Stepper(run, processes, step)
         result = _replay(run, processes, stepper, step - 1)
         close_engine(stepper.engine)

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.measured_json import restored, told
 from pipeline.progress import progress_line
-from training.checkpoints import Progress
+from training.checkpoint_states import Progress
 from training.held_out import HeldOutScores
 from training.metrics import RunningLoss, flops_per_id, peak_flops, peak_memory, reset_peak_memory
 from training.preparation import Run

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from training.checkpoints import COMPLETE_NAME
+from training.checkpoint_states import COMPLETE_NAME
 from training.metrics import METRICS_NAME
 
 

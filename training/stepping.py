@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from training.batches import Batch, BatchLoader, BatchReader
-from training.checkpoints import load_checkpoint
+from training.checkpoint_loading import load_checkpoint
 from training.engine import set_learning_rate, start_engine, take_step
 from training.nonfinite import poisoned
 from training.preparation import Run

@@ -9,7 +9,7 @@ import concurrent.futures
 import fcntl
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import parse_shard_name
 from pipeline.progress import progress_line
-from pipeline.records import ShardRecord, read_record, record_path
+from pipeline.records import ShardRecord, fingerprint, read_record, record_path
 from tokenize_offline.cache import cache_folder
 from tokenize_offline.token_shards import (
     TokenLayout,
@@ -32,6 +32,7 @@ from tokenize_offline.token_shards import (
     token_schema,
 )
 from training.order import DatasetSize
+from training.shard_search import find_shards, folders_of, in_order, nothing_found, regrouped
 
 _READERS = 8
 log = logging.getLogger(__name__)
@@ -74,12 +75,16 @@ class _Shard:
     action: list[np.ndarray]
     reward: list[np.ndarray]
     clips: Mapping[str, Any]
+    sha256: str
 
 
 class _Dataset:
     """All rows of one data set, numbered through its shards in the order of their names."""
 
     def __init__(self, shards: list[_Shard]) -> None:
+        _require_distinct(shards)
+        # Names alone: which folder a shard lies in is nobody's business.
+        self.digest = fingerprint({storage.basename(shard.path): shard.sha256 for shard in shards})
         # A shard whose episodes were all left out doesn't know what rows would have carried.
         shards = [shard for shard in shards if any(map(len, shard.ids))] or shards[:1]
         self.info, self.clips = shards[0].info, shards[0].clips
@@ -129,12 +134,16 @@ class TokenStore:
         layout: What all its shards share.
         datasets: Names of the data sets, sorted.
         sizes: Data set name -> clip positions and views; what `SampleOrder` needs.
+        digests: Data set name -> hash of the names and SHA-256s of its shards, as their records have them.
+        regrouped: Data sets that lie in several folders, and whose rows are in another order than these were given in.
     """
 
-    def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset]) -> None:
+    def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset], regrouped: Sequence[str] = ()) -> None:
         self.layout = layout
         self.datasets = tuple(sorted(datasets))
         self.sizes = {name: datasets[name].size for name in self.datasets}
+        self.digests = {name: datasets[name].digest for name in self.datasets}
+        self.regrouped = tuple(name for name in self.datasets if name in regrouped)
         self._by_name = datasets
 
     @classmethod
@@ -154,7 +163,7 @@ class TokenStore:
         """
         store = cls.open_if_any(dirs, splits, cache_dir)
         if store is None:
-            raise ShardError(_nothing_found(_folders(dirs), splits))
+            raise ShardError(nothing_found(folders_of(dirs), splits))
         return store
 
     @classmethod
@@ -162,8 +171,8 @@ class TokenStore:
         cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str], cache_dir: Path | None = None
     ) -> "TokenStore | None":
         """As `open`, but None where there are no clips."""
-        found = [shard for folder in _folders(dirs) for shard in _find(folder, set(splits))]
-        _require_once(found)
+        as_given = [shard for folder in folders_of(dirs) for shard in find_shards(folder, set(splits))]
+        found = in_order(as_given)
         cache = cache_dir or cache_folder("tokens")
         remote = not all(storage.is_local(path) for path in found)
         shards = []
@@ -183,7 +192,7 @@ class TokenStore:
         if empty := sorted(name for name, dataset in datasets.items() if not dataset.size.positions):
             log.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
         datasets = {name: dataset for name, dataset in datasets.items() if name not in empty}
-        return cls(shards[0].info.layout, datasets) if datasets else None
+        return cls(shards[0].info.layout, datasets, regrouped(as_given)) if datasets else None
 
     @property
     def action_dim(self) -> int:
@@ -220,7 +229,7 @@ class TokenStore:
 
     def restrict(self, names: Sequence[str]) -> "TokenStore":
         """The same store with only some of its data sets."""
-        return TokenStore(self.layout, {name: self._by_name[name] for name in names})
+        return TokenStore(self.layout, {name: self._by_name[name] for name in names}, self.regrouped)
 
     def rows(self, dataset: str, rows: np.ndarray, actions: bool = False, rewards: bool = False) -> Clips:
         """Copies of (N,) rows of one data set. See `read`."""
@@ -262,44 +271,16 @@ class TokenStore:
         return [self._by_name[names[i]].source(row) for i, row in zip(dataset.tolist(), rows.tolist(), strict=True)]
 
 
-def _folders(dirs: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
-
-
-def _find(folder: str, splits: set[str]) -> Iterator[str]:
-    """Paths of the finished shards of `splits` under one folder."""
-    for dataset in storage.list_folders(folder):
-        names = storage.list_files(storage.join(folder, dataset))
-        records = {name for name in names if name.endswith(".json")}
-        shards = [
-            name for name in names if name.endswith(".arrow") and (parsed := parse_shard_name(name)) and parsed[0] in splits
-        ]
-        wanted = {record_path(name): name for name in shards}
-        for name in records:
-            parsed = parse_shard_name(name.removesuffix(".json") + ".arrow")
-            if parsed and parsed[0] in splits and name not in wanted:
-                raise ShardError(f"{storage.join(folder, dataset, name)} is there but its token shard is not; tokenize again")
-        unfinished = [shard for record, shard in wanted.items() if record not in records]
-        if unfinished:
-            log.warning("%s/%s: %d shards without a record are not finished and left out", folder, dataset, len(unfinished))
-        yield from (storage.join(folder, dataset, shard) for shard in shards if shard not in unfinished)
-
-
-def _nothing_found(folders: Sequence[str], splits: Sequence[str]) -> str:
-    below = [storage.join(folder, dataset) for folder in folders for dataset in storage.list_folders(folder)]
-    names = (parse_shard_name(name) for folder in below for name in storage.list_files(folder))
-    there = {parsed[0] for parsed in names if parsed}
-    hint = f"there are shards of {', '.join(sorted(there))}" if there else "give the folder that ivideogpt-tokenize wrote to"
-    return f"no finished token shards with clips of split {', '.join(splits)} under {', '.join(folders)}: {hint}"
-
-
-def _require_once(paths: Sequence[str]) -> None:
+def _require_distinct(shards: Sequence[_Shard]) -> None:
+    """Refuse two names for one shard of a data set."""
     seen: dict[str, str] = {}
-    for path in paths:
-        name = "/".join(path.rsplit("/", 2)[1:])
-        if name in seen:
-            raise ShardError(f"{seen[name]} and {path} are the same shard of the same data set: leave one folder out")
-        seen[name] = path
+    for shard in shards:
+        if shard.sha256 in seen:
+            raise ShardError(
+                f"{seen[shard.sha256]} and {shard.path} have the same content (SHA-256 {shard.sha256[:12]}..): one is a copy, "
+                "remove it and its record"
+            )
+        seen[shard.sha256] = shard.path
 
 
 def _open(path: str, cache: Path) -> _Shard:
@@ -328,6 +309,7 @@ def _open(path: str, cache: Path) -> _Shard:
         list(fixed_size_column(table, "action", layout.clip_length * info.action_dim)) if info.action_dim else [],
         list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],
         record.inputs.get("clips", {}),
+        record.sha256,
     )
 
 

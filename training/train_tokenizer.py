@@ -21,7 +21,7 @@ from pipeline.records import describe_difference
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.processes import find_place, own_device
-from training.run_folder import sole_writer
+from training.run_folder import RUN_NAME, sole_writer
 from training.stopping import StopRequest
 from training.tokenizer_training.start import take_shape
 from training.tokenizer_training.trainer import TokenizerTrainer
@@ -49,7 +49,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser.add_argument(
         "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`."
     )
-    parser.add_argument("--resume", type=Literal["auto", "never"], default="never", help="auto: go on where the run stopped.")
+    parser.add_argument(
+        "--resume",
+        type=Literal["auto", "never"],
+        default="auto",
+        help="auto: go on where the run stopped, or begin. never: require a new run folder. Default: auto.",
+    )
     parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
     parser.add_argument(
         "--init_from",
@@ -121,13 +126,17 @@ def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
     """Refuse to write over another run.
 
     Raises:
-        ConflictError: The folder holds a run, and it is not to be resumed or was of another recipe.
+        ConflictError: The folder holds a run, and it is not to be resumed, or was of another recipe or command.
     """
+    if (output / RUN_NAME).exists():
+        raise ConflictError(f"{output} holds a run of ivideogpt-train: choose another --output")
     stored = output / "recipe.yaml"
     if not stored.exists():
         return
     if resume == "never":
-        raise ConflictError(f"{output} holds a run already; pass --resume auto to go on with it, or choose another --output")
+        raise ConflictError(
+            f"{output} holds a run already: leave --resume never out to go on with it, or choose another --output"
+        )
     difference = describe_difference(_identity(yaml.safe_load(stored.read_text())), _identity(_plain(recipe)))
     if difference:
         raise ConflictError(f"{output} holds a run of another recipe: {difference}. Choose another --output.")

@@ -27,7 +27,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import ConfigError, ConflictError, ProjectError
 from pipeline.recipe import Recipe
-from training.checkpoints import COMPLETE_NAME, tag
+from training.checkpoint_states import State, judge, tag
 from training.metrics import METRICS_NAME
 from training.preparation import RunOptions, prepare, settle_precision
 from training.processes import find_place
@@ -198,7 +198,7 @@ class _Verification:
             with self._started(name, recipe, processes) as running:
                 while not any(process.poll() is not None for process in running) and not self._is_past_half(folder):
                     time.sleep(_POLL_SECONDS)
-            if self._is_past_half(folder) and not (folder / CHECKPOINTS_NAME / tag(2 * self._steps) / COMPLETE_NAME).exists():
+            if self._is_past_half(folder) and not _is_whole(folder, 2 * self._steps):
                 log.info("%s: killed %d processes after step %d", name, processes, max(read_lines(folder)))
                 return
         raise RunFailedError(
@@ -207,9 +207,8 @@ class _Verification:
         )
 
     def _is_past_half(self, folder: Path) -> bool:
-        marker = folder / CHECKPOINTS_NAME / tag(self._steps) / COMPLETE_NAME
         # The first line past the checkpoint, which the kill makes untrue.
-        return marker.exists() and (folder / METRICS_NAME).read_bytes().count(b'"loss"') > self._steps
+        return _is_whole(folder, self._steps) and (folder / METRICS_NAME).read_bytes().count(b'"loss"') > self._steps
 
     def _set_back(self, source: str, target: str) -> None:
         """A copy of a finished run as it was at half of its steps."""
@@ -240,6 +239,11 @@ class _Verification:
 
     def _log(self, name: str, rank: int) -> Path:
         return self.folder / f"{name}-rank{rank}.log"
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    """Whether a run has its checkpoint of a step."""
+    return judge(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
 
 
 def _free_port() -> int:

@@ -10,4 +10,4 @@
 set -euo pipefail
 
 exec deepspeed --hostfile "${HOSTFILE:-$(dirname "$0")/hosts}" --no_local_rank --module training \
-    --config "$CONFIG" --tokens "$TOKENS" --tokenizer "$TOKENIZER" --output "$OUTPUT" --resume auto "$@"
+    --config "$CONFIG" --tokens "$TOKENS" --tokenizer "$TOKENIZER" --output "$OUTPUT" "$@"

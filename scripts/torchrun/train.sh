@@ -11,4 +11,4 @@ set -euo pipefail
 
 exec torchrun --nnodes "${NODES:-1}" --nproc_per_node "${PROCESSES:-gpu}" --max-restarts 3 --shutdown-timeout 300 \
     --rdzv_id train --rdzv_backend c10d --rdzv_endpoint "${HEAD:-localhost:0}" -m training \
-    --config "$CONFIG" --tokens "$TOKENS" --tokenizer "$TOKENIZER" --output "$OUTPUT" --resume auto "$@"
+    --config "$CONFIG" --tokens "$TOKENS" --tokenizer "$TOKENIZER" --output "$OUTPUT" "$@"

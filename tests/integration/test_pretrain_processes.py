@@ -44,7 +44,7 @@ def test_two_processes_make_the_same_steps_as_one_also_when_they_take_turns(toke
     two = finish(start(command(2, tokens, tmp_path / "turns", training__steps=3, **settings)))
     assert (two["steps"], two["processes"]) == (3, 2)
     shorter = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=6))
-    pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "turns"), resume="auto"))
+    pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "turns")))
     finish(start(command(2, tokens, tmp_path / "turns", training__steps=9, resume="auto", **settings)))
     one = {step: loss for step, loss, _ in losses(tmp_path / "one") if loss is not None}
     turns = {step: loss for step, loss, _ in losses(tmp_path / "turns") if loss is not None}

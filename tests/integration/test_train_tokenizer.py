@@ -96,10 +96,10 @@ def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupte
     assert len(_losses(tmp_path / "whole", "adversarial")) == 5
     assert (tmp_path / "whole" / "reconstructions" / "step-00000006.png").exists()
     assert _train(episodes, tmp_path / "parts", "--tokenizer.steps", "3").returncode == 0
-    again = _train(episodes, tmp_path / "parts")
+    again = _train(episodes, tmp_path / "parts", "--resume", "never")
     assert again.returncode == 1
-    assert "--resume auto" in again.stderr
-    rest = _train(episodes, tmp_path / "parts", "--resume", "auto")
+    assert "--resume never" in again.stderr
+    rest = _train(episodes, tmp_path / "parts")
     assert rest.returncode == 0, rest.stderr
     for name in ("future_l1", "context_lpips", "adversarial", "discriminator"):
         assert _losses(tmp_path / "parts", name) == _losses(tmp_path / "whole", name)
@@ -133,7 +133,7 @@ def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_not
         assert main(_arguments(episodes, tmp_path / "parts", *options)) == 0
     stopped = json.loads(capsys.readouterr().out)
     assert (stopped["steps"], stopped["finished"]) == (2, False)
-    assert main(_arguments(episodes, tmp_path / "parts", *options, "--resume", "auto")) == 0
+    assert main(_arguments(episodes, tmp_path / "parts", *options)) == 0
     lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
     assert lines[0] == lines[1]
     weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
@@ -170,7 +170,7 @@ def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes
     summary = json.loads(outcomes[0][0])
     assert 0 < summary["steps"] < 1000
     assert not summary["finished"]
-    assert "--resume auto goes on from there" in outcomes[1][1]
+    assert "the same command goes on from there" in outcomes[1][1]
     assert outcomes[1][0] == ""
 
 

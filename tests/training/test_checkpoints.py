@@ -1,11 +1,17 @@
-"""A checkpoint is whole or not there: cut short at any point it is never picked."""
+"""A checkpoint is whole or never picked, and what is damaged neither counts among the kept nor is removed."""
 
+import dataclasses
 import json
 import shutil
+import zipfile
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from training.checkpoints import COMPLETE_NAME, Progress, mark_complete, newest_checkpoint, prune, tag
+from pipeline.errors import ConflictError
+from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, Progress, State, content_fault, judge, tag
+from training.checkpoints import mark_complete, newest_checkpoint, note_damaged, partial, prune, put_in_place
 
 
 def _write(folder, step, marked=True):
@@ -31,24 +37,170 @@ def test_there_is_none_in_an_empty_or_absent_folder(tmp_path):
     assert newest_checkpoint(tmp_path / "absent") is None
 
 
-@pytest.mark.parametrize("damage", ["no marker", "empty marker", "torn marker", "short file", "long file", "missing file"])
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path, damage):
-    _write(tmp_path, 10)
-    newer = _write(tmp_path, 20)
-    marker, file = newer / COMPLETE_NAME, newer / "deep" / "optimizer.pt"
+DAMAGES = {
+    "no marker": (State.UNFINISHED, "it has no complete.json"),
+    "no marker but notes": (State.DAMAGED, "it has no complete.json, and files that no save leaves behind"),
+    "empty marker": (State.DAMAGED, "complete.json can't be understood"),
+    "torn marker": (State.DAMAGED, "complete.json can't be understood"),
+    "marker of a list": (State.DAMAGED, "complete.json can't be understood"),
+    "marker of another": (State.DAMAGED, "it is that of step-00000010"),
+    "short file": (State.DAMAGED, "deep/optimizer.pt has 39 bytes of 40"),
+    "long file": (State.DAMAGED, "deep/optimizer.pt has 41 bytes of 40"),
+    "missing file": (State.DAMAGED, "deep/optimizer.pt is missing"),
+    "file in place of a folder": (State.DAMAGED, "deep/optimizer.pt is missing"),
+    "a file": (State.DAMAGED, "it is no folder"),
+    "link to nothing": (State.DAMAGED, "it is a link to nothing"),
+    "unreadable marker": (State.UNREADABLE, "complete.json: Too many levels of symbolic links"),
+    "unreadable file": (State.UNREADABLE, "deep/optimizer.pt: Too many levels of symbolic links"),
+    "noted": (State.DAMAGED, "damaged.json says so: rotten"),
+}
+
+
+def _damage(folder, damage):
+    marker, file = folder / COMPLETE_NAME, folder / "deep" / "optimizer.pt"
     if damage == "no marker":
         marker.unlink()
+    elif damage == "no marker but notes":
+        marker.rename(folder / "notes.txt")
     elif damage == "empty marker":
         marker.write_bytes(b"")
     elif damage == "torn marker":
         marker.write_bytes(marker.read_bytes()[:-20])
+    elif damage == "marker of a list":
+        marker.write_text("[]")
+    elif damage == "marker of another":
+        marker.write_bytes((folder.with_name(tag(10)) / COMPLETE_NAME).read_bytes())
     elif damage == "short file":
         file.write_bytes(file.read_bytes()[:-1])
     elif damage == "long file":
         file.write_bytes(file.read_bytes() + b"x")
-    else:
+    elif damage == "missing file":
         file.unlink()
+    elif damage == "file in place of a folder":
+        shutil.rmtree(file.parent)
+        file.parent.touch()
+    elif damage == "a file":
+        shutil.rmtree(folder)
+        folder.touch()
+    elif damage == "link to nothing":
+        shutil.rmtree(folder)
+        folder.symlink_to("nowhere")
+    elif damage.startswith("unreadable"):
+        path = marker if damage.endswith("marker") else file
+        path.unlink()
+        path.symlink_to(path.name)
+    else:
+        note_damaged(dataclasses.replace(judge(folder), state=State.DAMAGED, reason="rotten"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_is_not_whole_is_passed_over_for_its_true_reason(tmp_path, damage):
+    _write(tmp_path, 10)
+    newer = _write(tmp_path, 20)
+    assert judge(newer).state is State.WHOLE
+    _damage(newer, damage)
+    verdict = judge(newer)
+    state, reason = DAMAGES[damage]
+    assert verdict.state is state and reason in verdict.reason and verdict.checkpoint is None
     assert newest_checkpoint(tmp_path).progress.step == 10
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"no marker"}))
+def test_damaged_ones_neither_count_among_the_kept_nor_go(tmp_path, damage):
+    for step in (10, 20, 30, 40):
+        _write(tmp_path, step)
+    for step in (20, 40):
+        _damage(tmp_path / tag(step), damage)
+    prune(tmp_path, 2, written=30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [tag(step) for step in (10, 20, 30, 40)]
+    _write(tmp_path, 50)
+    prune(tmp_path, 2, written=50)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [tag(step) for step in (20, 30, 40, 50)]
+
+
+@given(
+    whole=st.sets(st.integers(1, 12), min_size=1), damaged=st.sets(st.integers(1, 12)), keep=st.integers(1, 3), data=st.data()
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+def test_pruning_never_takes_the_one_just_written_nor_fewer_whole_ones_than_asked_for(tmp_path, whole, damaged, keep, data):
+    written = data.draw(st.sampled_from(sorted(whole)))
+    shutil.rmtree(tmp_path)
+    for step in whole | damaged:
+        _write(tmp_path, step)
+    for step in damaged - whole:
+        (tmp_path / tag(step) / "model.pt").write_bytes(b"")
+    prune(tmp_path, keep, written=written)
+    there = {int(path.name[5:]) for path in tmp_path.iterdir()}
+    assert written in there and damaged - whole <= there
+    assert there & whole == {*sorted(step for step in whole if step <= written)[-keep:], *(s for s in whole if s > written)}
+
+
+def test_a_new_checkpoint_takes_the_place_of_a_damaged_one_which_is_set_aside(tmp_path, caplog):
+    for _ in range(2):
+        _write(tmp_path, 10)
+        _damage(tmp_path / tag(10), "empty marker")
+        made = _write(tmp_path, 20)
+        mark_complete(made, Progress(10, 1, [0.0], 0, "f" * 16))
+        made = made.rename(partial(tmp_path / tag(10)))
+        put_in_place(made, tmp_path / tag(10))
+        assert judge(tmp_path / tag(10)).state is State.WHOLE
+        shutil.rmtree(tmp_path / tag(10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"damaged-{tag(10)}", f"damaged-{tag(10)}-2"]
+    assert f"the old one is now {tmp_path}/damaged-{tag(10)}: remove it" in caplog.text
+
+
+def test_a_checkpoint_that_is_a_link_loses_only_the_link(tmp_path):
+    folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
+    _write(elsewhere, 10)
+    _write(folder, 20)
+    (folder / tag(10)).symlink_to(elsewhere / tag(10))
+    assert newest_checkpoint(folder, 10).progress.step == 10
+    prune(folder, 1, written=20)
+    assert [path.name for path in folder.iterdir()] == [tag(20)]
+    assert judge(elsewhere / tag(10)).state is State.WHOLE
+
+
+def test_a_folder_of_checkpoints_that_is_a_link_to_nothing_is_not_an_empty_one(tmp_path):
+    (tmp_path / "checkpoints").symlink_to("unmounted")
+    with pytest.raises(ConflictError, match=r"checkpoints is a link to nothing"):
+        newest_checkpoint(tmp_path / "checkpoints")
+
+
+def _archived(path, content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("data/0", content)
+
+
+def _rot(path, old, new):
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+@pytest.mark.parametrize("with_digests", [True, False])
+def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archives_sum(tmp_path, with_digests):
+    path = _write(tmp_path, 10, marked=False)
+    _archived(path / "deep" / "optimizer.pt", b"moments" * 20)
+    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16))
+    if not with_digests:
+        marker = json.loads((path / COMPLETE_NAME).read_bytes())
+        del marker["sha256"]
+        (path / COMPLETE_NAME).write_text(json.dumps(marker))
+    name = "deep/optimizer.pt"
+    assert content_fault(newest_checkpoint(tmp_path), name) is None
+    _rot(path / name, b"momentsmoments", b"momentsmomentz")
+    fault = content_fault(newest_checkpoint(tmp_path), name)
+    assert fault.state is State.DAMAGED and fault.folder == path and name in fault.reason
+    (path / name).unlink()
+    checkpoint = dataclasses.replace(judge(_write(tmp_path, 20)).checkpoint, folder=path)
+    assert content_fault(checkpoint, name).reason == f"{name} is missing"
+
+
+def test_one_that_was_noted_as_damaged_stays_so(tmp_path):
+    _write(tmp_path, 10)
+    note_damaged(dataclasses.replace(judge(_write(tmp_path, 20)), state=State.DAMAGED, reason="model.pt is rotten"))
+    assert (tmp_path / tag(20) / DAMAGED_NAME).exists()
+    assert newest_checkpoint(tmp_path).progress.step == 10
+    prune(tmp_path, 1, written=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [tag(10), tag(20)]
 
 
 def test_the_newest_k_whole_ones_stay_and_remains_of_others_go(tmp_path):

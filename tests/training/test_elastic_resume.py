@@ -40,7 +40,7 @@ def _goes_on(tmp_path, recipe, numbers):
     write_shard(tmp_path / "tokens", "alpha", 0, 40, views=2)
     write_shard(tmp_path / "tokens", "beta", 0, 25, views=2, seed=3)
     whole = tmp_path / "whole"
-    options = RunOptions([str(tmp_path / "tokens")], str(whole), resume="auto")
+    options = RunOptions([str(tmp_path / "tokens")], str(whole))
     fresh = run_world(2, pretrain_showing_groups, recipe, options)
     for number in numbers:
         part = tmp_path / f"on{number}"
@@ -75,7 +75,7 @@ def test_processes_that_do_not_see_the_same_run_folder_are_refused(tmp_path):
     recipe = _recipe(1, 1, "fp32")
     write_shard(tmp_path / "tokens", "alpha", 0, 40)
     write_shard(tmp_path / "tokens", "beta", 0, 40)
-    options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"), resume="auto")
+    options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
     pretrain(recipe, dataclasses.replace(options, output=f"{options.output}-1"))
     longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=4))
     with pytest.raises(AssertionError, match=r"ranks 1 see other token shards, another recipe or another run folder"):

@@ -76,7 +76,7 @@ def test_evaluating_changes_nothing_of_the_training_whether_it_is_interrupted_or
     plain.training.schedule = often.training.schedule = "constant"
     run_world(2, pretrain, plain, _options(data, tmp_path / "plain"))
     run_world(2, pretrain, dataclasses.replace(often, training=half), _options(data, tmp_path / "often"))
-    run_world(2, pretrain, often, _options(data, tmp_path / "often", resume="auto"))
+    run_world(2, pretrain, often, _options(data, tmp_path / "often"))
     (steps, weights), (evaluated_steps, evaluated) = _trained(tmp_path / "plain"), _trained(tmp_path / "often")
     assert len(steps) == 4 and evaluated_steps == steps
     assert evaluated.keys() == weights.keys() and all(torch.equal(evaluated[name], weights[name]) for name in weights)

@@ -119,7 +119,7 @@ def test_merged_weights_compute_what_the_updates_did(tokens, pretrained, tmp_pat
     pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
     exported = load_transformer(tmp_path / "model" / "transformer", LAYOUT)
     longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=5))
-    pretrain(longer, RunOptions([str(tokens)], str(tmp_path), resume="auto"))
+    pretrain(longer, RunOptions([str(tokens)], str(tmp_path)))
     line = next(json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"step": 5' in line)
     store = TokenStore.open(tokens)
     batch = BatchReader(store, SampleOrder(store, {"robot": 1.0}), True, True, pinned=False).read(32, 8)
@@ -135,7 +135,7 @@ def test_two_processes_resume_low_rank_updates_bit_for_bit_and_as_one_process_to
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0} if zero_stage == 3 else {}}))
     recipe = _recipe(pretrained, HEADS, lora_rank=2, zero_stage=zero_stage, deepspeed=str(file))
-    options = RunOptions([str(tokens)], str(tmp_path / "whole"), resume="auto")
+    options = RunOptions([str(tokens)], str(tmp_path / "whole"))
     run_world(2, pretrain, recipe, options)
     for processes in (2, 1):
         part = tmp_path / f"on{processes}"
@@ -151,7 +151,7 @@ def test_two_processes_resume_low_rank_updates_bit_for_bit_and_as_one_process_to
 
 def test_another_llama_under_the_same_path_is_another_run(tokens, pretrained, tmp_path):
     folder = shutil.copytree(pretrained, tmp_path / "start")
-    options = RunOptions([str(tokens)], str(tmp_path / "run"), resume="auto")
+    options = RunOptions([str(tokens)], str(tmp_path / "run"))
     pretrain(_recipe(folder, steps=1), options)
     moved = folder.rename(tmp_path / "moved")
     assert pretrain(_recipe(moved, steps=2), options)["steps"] == 2

@@ -129,7 +129,7 @@ def test_as_many_bad_steps_in_a_row_as_the_recipe_allows_stop_the_run_also_acros
     options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
     pretrain(_recipe(nonfinite_limit=3, steps=3), options)
     with pytest.raises(NonFiniteError) as caught:
-        pretrain(_recipe(nonfinite_limit=3), RunOptions(options.tokens, options.output, resume="auto"))
+        pretrain(_recipe(nonfinite_limit=3), RunOptions(options.tokens, options.output))
     message = str(caught.value)
     assert "the loss was not finite in 3 steps in a row, the last of them step 4" in message
     for row in rows[-BATCH:]:

@@ -116,9 +116,9 @@ def test_an_output_on_an_object_store(tmp_path):
 def test_a_folder_that_holds_a_run_already(tmp_path):
     write_shard(tmp_path / "tokens")
     _prepare(tmp_path).write_identity()
-    with pytest.raises(ConflictError, match="holds a run already: pass --resume auto"):
-        _prepare(tmp_path)
-    assert _prepare(tmp_path, resume="auto").checkpoint is None
+    with pytest.raises(ConflictError, match="holds a run already: leave --resume never out"):
+        _prepare(tmp_path, resume="never")
+    assert _prepare(tmp_path).checkpoint is None
 
 
 def test_a_folder_that_holds_a_run_of_another_recipe_or_other_shards(tmp_path):
@@ -126,17 +126,85 @@ def test_a_folder_that_holds_a_run_of_another_recipe_or_other_shards(tmp_path):
     _prepare(tmp_path).write_identity()
     other = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, learning_rate=0.5))
     with pytest.raises(ConflictError, match=r"differ in training.learning_rate: 0.0001 -> 0.5"):
-        _prepare(tmp_path, other, resume="auto")
+        _prepare(tmp_path, other)
     write_shard(tmp_path / "tokens", number=1, positions=3)
     with pytest.raises(ConflictError, match=r"differ in datasets.alpha.positions: 10 -> 13"):
-        _prepare(tmp_path, resume="auto")
+        _prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train", r"the token shards of beta hold something else than when the run began \(\w{16} in run.json, \w{16} now\)"),
+        ("train_heldout", r"the held-out token shards of beta hold something else"),
+    ],
+)
+def test_other_shards_of_equal_size_are_refused_with_their_data_set(tmp_path, split, message):
+    for name in ("alpha", "beta"):
+        write_shard(tmp_path / "tokens", name)
+        write_shard(tmp_path / "tokens", name, split="train_heldout")
+    _trained_to(_prepare(tmp_path), 2)
+    _prepare(tmp_path)
+    write_shard(tmp_path / "tokens", "beta", split=split, seed=7)
+    with pytest.raises(ConflictError, match=message + r".*Give --tokens the shards of that time"):
+        _prepare(tmp_path)
+
+
+def test_held_out_shards_may_join_but_not_go(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _trained_to(_prepare(tmp_path), 2)
+    path = write_shard(tmp_path / "tokens", split="train_heldout")
+    run = _prepare(tmp_path)
+    run.write_identity()
+    assert run.held_out is not None
+    for name in (path, path.with_suffix(".json")):
+        name.unlink()
+    with pytest.raises(ConflictError, match="the held-out token shards of alpha are gone"):
+        _prepare(tmp_path)
+
+
+def test_a_run_of_a_release_that_kept_no_digests_goes_on_and_takes_them_over(tmp_path, caplog):
+    for number, folder in ((1, "first"), (0, "second")):
+        write_shard(tmp_path / folder, number=number)
+    tokens = [str(tmp_path / folder) for folder in ("first", "second")]
+    run = _prepare(tmp_path, tokens=tokens)
+    old = {key: value for key, value in run.identity.items() if key not in ("shards", "held_out_shards")}
+    _trained_to(dataclasses.replace(run, identity=old), 2)
+    again = _prepare(tmp_path, tokens=tokens)
+    assert again.checkpoint.progress.step == 2
+    assert "run.json doesn't say what its token shards hold: those of --tokens are taken for the same" in caplog.text
+    assert "shards of alpha lie in several folders and are in the order of their names now" in caplog.text
+    again.write_identity()
+    caplog.clear()
+    assert _prepare(tmp_path, tokens=tokens[::-1]).checkpoint.progress.step == 2 and not caplog.text
+    write_shard(tmp_path / "first", number=1, seed=3)
+    with pytest.raises(ConflictError, match="the token shards of alpha hold something else"):
+        _prepare(tmp_path, tokens=tokens)
+
+
+def test_samples_come_in_the_same_order_whatever_the_order_of_folders(tmp_path):
+    for number, folder in ((1, "first"), (0, "second"), (2, "first")):
+        write_shard(tmp_path / folder, number=number)
+    tokens = [str(tmp_path / folder) for folder in ("first", "second")]
+    one, other = (_prepare(tmp_path, tokens=folders) for folders in (tokens, tokens[::-1]))
+    assert one.clips(0, 60) == other.clips(0, 60)
+    assert one.identity == other.identity
+
+
+@pytest.mark.parametrize("name", ["model/transformer", "tokenizer", "metrics.json", "metrics.jsonl", "checkpoints/latest.json"])
+def test_a_folder_of_something_else_is_refused(tmp_path, name):
+    write_shard(tmp_path / "tokens")
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.mkdir() if "." not in name else path.write_text("{}")
+    _refused(ConflictError, rf"holds {name.split('/tr')[0]} but no run.json, so it is not a run of this command", tmp_path)
 
 
 def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
     write_shard(tmp_path / "tokens")
     _prepare(tmp_path).write_identity()
     free = dataclasses.replace(TRAINING, steps=9, micro_batch=2, workers=3, log_every=2, checkpoint_every=5)
-    assert _prepare(tmp_path, Recipe(model=MODEL, training=free), resume="auto").plan.accumulation == 2
+    assert _prepare(tmp_path, Recipe(model=MODEL, training=free)).plan.accumulation == 2
 
 
 def _trained_to(run, step):
@@ -148,6 +216,7 @@ def _trained_to(run, step):
 
 
 def _weighed(weights, **training):
+    training = {"steps": 1000, **training}
     return Recipe(data=DataConfig(weights=weights), model=MODEL, training=dataclasses.replace(TRAINING, **training))
 
 
@@ -156,13 +225,13 @@ def test_weights_that_change_at_a_resume_hold_from_the_checkpoints_step_on(tmp_p
         write_shard(tmp_path / "tokens", name, positions=40)
     before = _prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5}))
     _trained_to(before, 100)
-    run = _prepare(tmp_path, _weighed({"alpha": 0.5, "gamma": 1.5}), resume="auto")
+    run = _prepare(tmp_path, _weighed({"alpha": 0.5, "gamma": 1.5}))
     assert "from step 101 on the mixture is: alpha 0.25, gamma 0.75" in caplog.text
     assert [before.order[n] for n in range(400)] == [run.order[n] for n in range(400)]
     later = [run.order[n][0] for n in range(400, 400 + 2048)]
     assert [later.count(name) for name in ("alpha", "beta", "gamma")] == [512, 0, 1536]
     run.write_identity()
-    again = _prepare(tmp_path, _weighed({"alpha": 1, "gamma": 3}), resume="auto")
+    again = _prepare(tmp_path, _weighed({"alpha": 1, "gamma": 3}))
     assert [again.order[n] for n in range(900)] == [run.order[n] for n in range(900)]
     assert (tmp_path / "run" / "record.json").read_bytes() == json.dumps(again.record.as_json(), indent=1).encode()
 
@@ -173,7 +242,7 @@ def test_a_run_keeps_the_data_sets_that_it_drew_from(tmp_path):
     _trained_to(_prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5})), 10)
     shutil.rmtree(tmp_path / "tokens" / "beta")
     with pytest.raises(ConflictError, match="drew clips of beta, which --tokens no longer has"):
-        _prepare(tmp_path, _weighed({"alpha": 1}), resume="auto")
+        _prepare(tmp_path, _weighed({"alpha": 1}))
 
 
 def test_a_number_of_steps_that_changes_at_a_resume_says_what_it_does_to_the_learning_rate(tmp_path, caplog):
@@ -181,7 +250,7 @@ def test_a_number_of_steps_that_changes_at_a_resume_says_what_it_does_to_the_lea
     recipe = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, steps=100, warmup_steps=0, learning_rate=1.0))
     _trained_to(_prepare(tmp_path, recipe), 50)
     longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=200))
-    run = _prepare(tmp_path, longer, resume="auto")
+    run = _prepare(tmp_path, longer)
     assert (
         "from step 51 on training.steps is 200 in place of 100: the learning rate there is 0.8536 in place of 0.5"
         in caplog.text
@@ -199,7 +268,7 @@ def test_a_checkpoint_of_another_recipe(tmp_path):
     _trained_to(_prepare(tmp_path, Recipe(model=MODEL, training=other), output=str(tmp_path / "other")), 10)
     shutil.move(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
     with pytest.raises(ConflictError, match=r"step-00000010 was written by a run of another recipe"):
-        _prepare(tmp_path, resume="auto")
+        _prepare(tmp_path)
 
 
 def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
@@ -207,7 +276,7 @@ def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
     run = _prepare(tmp_path)
     _trained_to(run, 10)
     (tmp_path / "run" / RUN_NAME).unlink()
-    _refused(ConflictError, "has checkpoints but no run.json", tmp_path, resume="auto")
+    _refused(ConflictError, "has checkpoints but no run.json", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +308,7 @@ def test_a_damaged_run_file(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / RUN_NAME).write_text('{"mod')
     with pytest.raises(ConflictError, match="is damaged"):
-        _prepare(tmp_path, resume="auto")
+        _prepare(tmp_path)
 
 
 def test_held_out_clips_are_opened_for_the_data_sets_of_the_mixture_alone(tmp_path):

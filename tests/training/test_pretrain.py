@@ -88,7 +88,7 @@ def test_a_run_that_was_asked_to_stop_and_resumed_equals_an_uninterrupted_one_bi
         patch.setattr(Trainer, "_step", asked_to_stop_in_step_three)
         first = pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "parts")))
     assert (first["steps"], first["finished"]) == (3, False)
-    second = pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "parts"), resume="auto"))
+    second = pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "parts")))
     assert (second["steps"], second["finished"]) == (6, True)
     assert [step for step, *_ in _losses(tmp_path / "whole")] == [4, 6, 6]
     assert _losses(tmp_path / "parts") == _losses(tmp_path / "whole")
@@ -105,7 +105,7 @@ def test_offloading_to_the_host_trains_to_the_same_losses_and_resumes(tokens, tm
     offload = str(CONFIGS / "deepspeed" / f"zero{zero_stage}-offload.json")
     for steps in (2, 4):
         shorter = _recipe(zero_stage=zero_stage, steps=steps, log_every=1, schedule="constant", deepspeed=offload)
-        pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "offloaded"), resume="auto"))
+        pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "offloaded")))
     plain, offloaded = (
         [loss for _, loss, *_ in _losses(tmp_path / name) if loss is not None] for name in ("plain", "offloaded")
     )
@@ -113,7 +113,7 @@ def test_offloading_to_the_host_trains_to_the_same_losses_and_resumes(tokens, tm
 
 
 def test_a_finished_run_is_left_as_it_is(tokens, tmp_path):
-    options = RunOptions([str(tokens)], str(tmp_path), resume="auto")
+    options = RunOptions([str(tokens)], str(tmp_path))
     first = pretrain(_recipe(steps=2), options)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert pretrain(_recipe(steps=2), options) == first

@@ -91,7 +91,7 @@ def test_a_whole_run_reaches_weights_and_biases_and_goes_on_there_when_it_is_res
     monkeypatch.setenv("WANDB_MODE", "offline")
     for steps in (1, 2):
         recipe = _recipe(steps=steps, log_every=1, evaluate_every=1, wandb_project="tests")
-        pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "run"), resume="auto"))
+        pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "run")))
     ids, rows, exits = logged(tmp_path / "run", runs=2)
     assert len(ids) == 1 and exits == [0, 0]
     sent = {(row["step"], name): value for row in rows for name, value in row.items()}

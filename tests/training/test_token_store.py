@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import fsspec
 import numpy as np
@@ -114,11 +115,59 @@ def test_shards_of_one_data_set_with_different_views_are_refused(tmp_path):
         TokenStore.open(tmp_path)
 
 
-def test_the_same_shard_twice_is_refused(tmp_path):
+def test_the_same_shard_twice_is_refused_with_both_paths(tmp_path):
     write_shard(tmp_path / "one")
     write_shard(tmp_path / "two")
-    with pytest.raises(ShardError, match="the same shard of the same data set"):
+    shards = "/alpha/train-000000.arrow"
+    with pytest.raises(ShardError, match=rf"one{shards} and .*two{shards} are the same shard of the same data set"):
         TokenStore.open([tmp_path / "one", tmp_path / "two"])
+    (tmp_path / "again").symlink_to("one")
+    with pytest.raises(ShardError, match="are the same shard of the same data set"):
+        TokenStore.open([tmp_path / "one", tmp_path / "again"])
+
+
+def test_two_shards_of_one_name_that_hold_different_things_are_refused_as_such(tmp_path):
+    write_shard(tmp_path / "one", seed=1)
+    write_shard(tmp_path / "two", seed=2)
+    with pytest.raises(ShardError, match=r"one/.* and .*two/.* have the same name but not the same content .*leave one"):
+        TokenStore.open([tmp_path / "one", tmp_path / "two"])
+
+
+def test_a_copy_of_a_shard_under_another_name_is_refused(tmp_path):
+    path = write_shard(tmp_path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    shutil.copy(path, path.with_name("train-000001.arrow"))
+    path.with_name("train-000001.json").write_text(json.dumps({**record, "shard": "train-000001.arrow"}))
+    with pytest.raises(ShardError, match=r"train-000000.arrow and .*train-000001.arrow have the same content"):
+        TokenStore.open(tmp_path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+@given(places=st.lists(st.integers(0, 2), min_size=4, max_size=4), order=st.permutations(range(3)))
+def test_neither_the_folder_nor_the_order_of_folders_decides_the_order_of_rows(tmp_path, places, order):
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    for number in range(4):
+        write_shard(tmp_path / "together", "alpha", number, 3)
+        write_shard(tmp_path / f"part{places[number]}", "alpha", number, 3)
+    together = TokenStore.open(tmp_path / "together")
+    parts = TokenStore.open([tmp_path / f"part{i}" for i in order])
+    rows = np.arange(12)
+    assert np.array_equal(parts.rows("alpha", rows).ids, together.rows("alpha", rows).ids)
+    assert parts.digests == together.digests
+    given_order = [number for i in order for number in range(4) if places[number] == i]
+    assert parts.regrouped == (("alpha",) if given_order != sorted(given_order) else ())
+
+
+def test_a_digest_is_that_of_one_data_sets_names_and_contents(tmp_path):
+    for name in ("alpha", "beta"):
+        write_shard(tmp_path / "one", name)
+        write_shard(tmp_path / "other", name, seed=int(name == "beta"))
+    one, other = (TokenStore.open(tmp_path / name).digests for name in ("one", "other"))
+    assert one["alpha"] == other["alpha"] and one["beta"] != other["beta"]
+    write_shard(tmp_path / "one", "alpha", 1)
+    assert TokenStore.open(tmp_path / "one").digests["alpha"] != one["alpha"]
+    assert TokenStore.open(tmp_path / "other").restrict(["beta"]).digests == {"beta": other["beta"]}
 
 
 def test_data_sets_with_different_actions_serve_an_action_free_model_only(tmp_path):

@@ -151,7 +151,7 @@ class TokenizerTrainer:
                     with self._judged():
                         report = self._evaluate()
                 if stopping:
-                    log.info("stopped after step %d; --resume auto goes on from there", self.step)
+                    log.info("stopped after step %d; the same command goes on from there", self.step)
                     break
         self._write_tokenizer()
         summary = {"steps": self.step, "finished": self.step >= config.steps, "tokenizer": str(self.output / "tokenizer")}
