@@ -14,7 +14,7 @@ from pipeline.errors import ShardError
 from pipeline.records import LeftOut, ShardRecord, fingerprint, record_path, sha256_of, write_record
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.reader import EpisodeClips
-from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics
+from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics, typical
 from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
 
 
@@ -69,6 +69,8 @@ def publish(
             write_token_shard(staging, info, rows)
             size, sha256 = staging.stat().st_size, sha256_of(staging)
         record = _record(job, task, held_out, rows, size, sha256, errors[held_out])
+        seconds = typical((clips.seconds_per_frame, len(clips.plans)) for _, clips in episodes if clips.held_out == held_out)
+        record = dataclasses.replace(record, statistics={**record.statistics, "seconds_per_frame": seconds})
         if not held_out:
             statistics = {**record.statistics, "held_out_rows": held_out_rows}
             record = dataclasses.replace(record, left_out=left_out, statistics=statistics)

@@ -26,6 +26,7 @@ class EpisodeClips:
         pixels_of: Per plan, its place in `pixels`.
         action: (rows, T, A) float32 or None; action[:, i] is what the episode did at the clip's frame i.
         reward: (rows, T) float32 or None.
+        seconds_per_frame: Between neighbouring frames of its clips; None where its rate is not known.
     """
 
     key: str
@@ -36,6 +37,7 @@ class EpisodeClips:
     pixels_of: list[int]
     action: np.ndarray | None
     reward: np.ndarray | None
+    seconds_per_frame: float | None = None
 
 
 def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share: float, side: int) -> EpisodeClips:
@@ -71,6 +73,7 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
         pixels_of=pixels_of,
         action=_at_frames("action", episode.action, frames, episode.num_frames),
         reward=_at_frames("reward", episode.reward, frames, episode.num_frames),
+        seconds_per_frame=plans[0].stride / episode.rate if episode.rate else None,
     )
 
 

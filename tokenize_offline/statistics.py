@@ -6,7 +6,7 @@ tokenizing, where the pixels are.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,20 @@ def codebook_statistics(counts: np.ndarray, geometry: IdGeometry) -> dict[str, A
         statistics[f"{name}_codes_used"] = len(used)
         statistics[f"{name}_perplexity"] = round(perplexity, 3)
     return statistics
+
+
+def typical(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """The lower median of the values that are known, each with how often it occurs; None where none is.
+
+    Seconds between frames: they differ within a data set where episodes are short, or recorded at several rates.
+    """
+    known = sorted((value, count) for value, count in values if value is not None)
+    half, before = sum(count for _, count in known) / 2, 0
+    for value, count in known:
+        before += count
+        if before >= half:
+            return value
+    return None
 
 
 def reconstruction_statistics(errors: np.ndarray, context_length: int) -> dict[str, Any]:

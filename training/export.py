@@ -17,7 +17,8 @@ from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
 from training.model_files.model_card import model_card
-from training.model_files.model_folder import RECIPE, TOKENIZER, TRANSFORMER
+from training.model_files.model_folder import CLIPS, RECIPE, TOKENIZER, TRANSFORMER
+from training.model_files.trained_on import clips_file
 from training.world_model import WorldModelNetwork
 
 MODEL_NAME = "model"
@@ -71,6 +72,8 @@ def export_model(
     if tokenizer is not None:
         _write_tokenizer(tokenizer, network.layout.context_length, staging / TOKENIZER)
     (staging / RECIPE).write_text(recipe.as_yaml(), encoding="utf-8")
+    seconds = {name: dataset["seconds_per_frame"] for name, dataset in provenance["datasets"].items()}
+    (staging / CLIPS).write_bytes(clips_file(seconds))
     (staging / CARD_NAME).write_text(model_card(provenance, recipe), encoding="utf-8")
     digests = {path.relative_to(staging).as_posix(): sha256_of(path) for path in sorted(staging.rglob("*")) if path.is_file()}
     text = json.dumps({**provenance, "sha256": digests}, indent=1, sort_keys=True, allow_nan=False)

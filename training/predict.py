@@ -5,9 +5,10 @@ inputs name no paths.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,15 @@ import torch
 
 from pipeline import storage
 from pipeline.command import parse_recipe, recipe_parser, run_command
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.progress import progress_line
-from pipeline.recipe import ClipsConfig
-from training.prediction.clip_prediction import Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
+from pipeline.records import fingerprint
+from training.evaluation.card import versions, weights_hashes
+from training.prediction.clip_prediction import Clip, Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
 from training.prediction.sampling_options import add_sampling_options, sampling_of
-from training.prediction.start_options import add_start_options, open_start
+from training.prediction.start_options import Start, add_start_options, open_start
 from training.session import WorldModel
-from training.visuals import gallery, movies, pictures
+from training.visuals import finished_episodes, gallery, movies, pictures
 from training.visuals.pictures import Strip
 
 GIF, MP4, SHEET, METRICS = "prediction.gif", "prediction.mp4", "contact_sheet.png", "metrics.json"
@@ -34,23 +35,25 @@ _AVERAGED = ("mean_psnr", "mean_ssim")
 
 def predict_episodes(
     model: WorldModel,
-    episodes: Sequence[Episode],
+    starts: Sequence[Start],
     output: str,
-    clips: ClipsConfig,
     sampling: Sampling,
     start: int = 0,
     steps: int | None = None,
+    weights: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Predict one clip of every episode; write pictures, pages and metrics.
 
+    Of several, those that a killed run of the same command has written already are kept.
+
     Args:
         model: To predict with.
-        episodes: At least one.
+        starts: At least one episode, each with its clips: stride, goal, length.
         output: Folder (or URL). One episode's files lie directly in it, those of several in `episode-000` and so on.
-        clips: The recipe's section: stride, goal, length.
         sampling: How futures are drawn.
         start: First frame of the clips in their episodes.
         steps: Frames to predict; None takes what the clip length leaves after the context.
+        weights: Hashes of the model's files; without them nothing is kept.
 
     Returns:
         What stands in `{output}/metrics.json`: of one episode everything; of several the averages over episodes, and the
@@ -59,36 +62,78 @@ def predict_episodes(
     Raises:
         SourceError: An episode is too short or damaged.
         ConfigError: The episodes lack the actions that the model needs, or the recipe doesn't fit the model.
+        StorageError: The output can't be written; it is tried before anything is predicted.
     """
-    fitted = clips_for(model, clips, steps)
-    cut = [cut_clip(episode, model, fitted, start) for episode in episodes]
-    several, outcomes, cards = len(cut) > 1, [], []
+    cut = [cut_clip(each.episode, model, clips_for(model, each.clips, steps), start) for each in starts]
+    require_writable(output)
     future = len(cut[0].frames) - model.geometry.context_length
     with progress_line(len(cut) * future, "frame", "predict") as progress:
-        for number, clip in enumerate(cut):
-            prediction = predict_clip(model, clip, sampling, on_frame=progress.update)
-            own = f"episode-{number:03d}"
-            outcomes.append(_describe(prediction, sampling) | measure(prediction))
-            folder = storage.join(output, own) if several else output
-            _write(prediction, outcomes[-1], folder, f"../{gallery.INDEX}" if several else None)
-            if several:
-                cards.append(gallery.card(f"{own}/{gallery.INDEX}", prediction, outcomes[-1]))
-    if not several:
-        return outcomes[0]
+        if len(cut) == 1:
+            prediction = predict_clip(model, cut[0], sampling, on_frame=progress.update)
+            outcome = _describe(prediction, sampling, starts[0].time_step) | measure(prediction)
+            _write(prediction, outcome, output, None)
+            return outcome
+        cards, folders = [], [storage.join(output, f"episode-{number:03d}") for number in range(len(cut))]
+        for clip, each, folder in zip(cut, starts, folders, strict=True):
+            identity = _fingerprint(clip, each, sampling, weights) if weights else ""
+            card = finished_episodes.find(folder, identity) if weights else None
+            if card is not None:
+                progress.update(future)
+            else:
+                finished_episodes.clear(folder)
+                prediction = predict_clip(model, clip, sampling, on_frame=progress.update)
+                outcome = _describe(prediction, sampling, each.time_step) | measure(prediction)
+                _write(prediction, outcome, folder, f"../{gallery.INDEX}")
+                card = gallery.card(f"{storage.basename(folder)}/{gallery.INDEX}", prediction, outcome)
+                finished_episodes.keep(folder, identity, card)
+            cards.append(card)
+    outcomes = [card.metrics for card in cards]
     summary = _averages(outcomes) | {"episodes": outcomes}
-    overview = storage.join(output, gallery.INDEX)
-    gallery.write_overview(overview, cards, summary, _facts(outcomes[0]), gallery.timing_of(prediction))
+    timing = gallery.Timing(len(cut[0].frames), model.geometry.context_length, cut[0].rate)
+    gallery.write_overview(storage.join(output, gallery.INDEX), cards, summary, _facts(outcomes), timing)
     storage.write_bytes(storage.join(output, METRICS), _json(summary))
+    for folder in folders:
+        finished_episodes.clear(folder)
     return summary
 
 
-def _describe(prediction: Prediction, sampling: Sampling) -> dict[str, Any]:
+def require_writable(output: str) -> None:
+    """Refuse a folder (or URL) that takes no files, before any work; it is made where it isn't there.
+
+    Raises:
+        StorageError: It can't be written.
+    """
+    probe = storage.join(output, "writable")
+    try:
+        storage.write_bytes(probe, b"")
+        storage.remove(probe)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{output} can't be written: {error.strerror or error}. Choose another --output, or mend that one"
+        ) from error
+
+
+def _fingerprint(clip: Clip, each: Start, sampling: Sampling, weights: Mapping[str, str]) -> str:
+    """Hash of all that decides an episode's files."""
+    pixels = hashlib.sha256(clip.frames.numpy().tobytes())
+    if clip.action is not None:
+        pixels.update(clip.action.numpy().tobytes())
+    of_clip = [clip.dataset, clip.key, list(clip.indices), clip.stride, clip.rate, pixels.hexdigest()]
+    parts = {"clip": of_clip, "time_step": each.time_step}
+    return fingerprint(parts | {"sampling": dataclasses.asdict(sampling), "weights": dict(weights), "versions": versions()})
+
+
+def _describe(prediction: Prediction, sampling: Sampling, time_step: str) -> dict[str, Any]:
     clip = prediction.clip
     described: dict[str, Any] = {
         "dataset": clip.dataset,
         "episode": clip.key,
         "frame_indices": list(clip.indices),
         "stride": clip.stride,
+        "seconds_per_frame": None if clip.rate is None else round(1 / clip.rate, 6),
+        "time_step": time_step,
         "context_length": prediction.context_length,
         "resolution": clip.frames.shape[-1],
         "with_actions": clip.action is not None,
@@ -99,19 +144,32 @@ def _describe(prediction: Prediction, sampling: Sampling) -> dict[str, Any]:
     return described
 
 
-def _facts(described: dict[str, Any]) -> str:
-    """One line on how a prediction was made, from what `_describe` says."""
-    sampling, context = described["sampling"], described["context_length"]
-    count = len(described["frame_indices"]) - context
+def _facts(described: Sequence[dict[str, Any]]) -> str:
+    """One line on how predictions were made, from what `_describe` says of each."""
+    sampling, context = described[0]["sampling"], described[0]["context_length"]
+    count = len(described[0]["frame_indices"]) - context
     source = f"{context} context frame{'s' if context > 1 else ''}"
-    driven = f"{source} and the true actions" if described["with_actions"] else source
+    driven = f"{source} and the true actions" if described[0]["with_actions"] else source
     futures = (
         "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k']}"
     )
     return (
-        f"{count} frames predicted from {driven}, a stride of {described['stride']:g}; "
+        f"{count} frames predicted from {driven}, {_pace(described)}; "
         f"{sampling['samples']} sample{'s' if sampling['samples'] > 1 else ''}, {futures}, seed {sampling['seed']}"
     )
+
+
+def _pace(described: Sequence[dict[str, Any]]) -> str:
+    """How far apart frames lie, and why."""
+    strides = sorted({each["stride"] for each in described})
+    stride = f"{strides[0]:g}" if len(strides) == 1 else f"{strides[0]:g} to {strides[-1]:g}"
+    seconds = sorted({each["seconds_per_frame"] or 0.0 for each in described})
+    if not seconds[0]:
+        pace = f"of unknown rate, shown at {pictures.DEFAULT_RATE:g} a second"
+    else:
+        pace = " to ".join(dict.fromkeys((f"{seconds[0]:.3g}", f"{seconds[-1]:.3g}"))) + " s a frame"
+    reasons = list(dict.fromkeys(each["time_step"] for each in described))
+    return f"a stride of {stride}, {pace} ({reasons[0] if len(reasons) == 1 else 'each episode says why'})"
 
 
 def _write(prediction: Prediction, metrics: dict[str, Any], folder: str, overview: str | None) -> None:
@@ -128,7 +186,7 @@ def _write(prediction: Prediction, metrics: dict[str, Any], folder: str, overvie
     pictures.write_gif(storage.join(folder, GIF), [truth, *futures], context, clip.rate)
     movies.write_mp4(storage.join(folder, MP4), [truth, *futures], context, clip.rate)
     pictures.write_contact_sheet(storage.join(folder, SHEET), [truth, *futures, reconstruction, difference], context)
-    gallery.write_page(storage.join(folder, gallery.INDEX), prediction, metrics, _facts(metrics), overview)
+    gallery.write_page(storage.join(folder, gallery.INDEX), prediction, metrics, _facts([metrics]), overview)
     storage.write_bytes(storage.join(folder, METRICS), _json(metrics))
 
 
@@ -174,12 +232,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     recipe, options = parse_recipe(parser, arguments)
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
+    if options.start < 0:
+        raise ConfigError(f"--start must be at least 0, not {options.start}")
     sampling = sampling_of(options)
-    model, chosen, clips = open_start(parser, arguments, options, recipe.clips, options.episodes, options.episode)
-    outcome = predict_episodes(model, chosen, options.output, clips, sampling, options.start, options.steps)
+    opened = open_start(parser, arguments, options, recipe.clips, options.episodes, options.episode)
+    weights = weights_hashes(opened.folder) if len(opened.starts) > 1 else None
+    outcome = predict_episodes(opened.model, opened.starts, options.output, sampling, options.start, options.steps, weights)
     averages = outcome if "episodes" in outcome else _averages([outcome])
     json.dump(
-        {"output": options.output, "episodes": len(chosen)} | {k: v for k, v in averages.items() if k != "episodes"}, sys.stdout
+        {"output": options.output, "episodes": len(opened.starts)} | {k: v for k, v in averages.items() if k != "episodes"},
+        sys.stdout,
     )
     print()
     return 0

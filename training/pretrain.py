@@ -197,8 +197,10 @@ class Trainer:
             "device": str(self._processes.device.type),
             "hardware": device_name(self._processes.device),
         }
+        seconds = run.store.seconds_per_frame
         datasets = {
-            name: {**size, "weight": str(run.order.weights.get(name, 0))} for name, size in run.identity["datasets"].items()
+            name: {**size, "weight": str(run.order.weights.get(name, 0)), "seconds_per_frame": seconds[name]}
+            for name, size in run.identity["datasets"].items()
         }
         provenance = {
             **summary,

@@ -23,6 +23,7 @@ from pipeline.naming import parse_shard_name
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, fingerprint, read_record, record_path
 from tokenize_offline.cache import cache_folder
+from tokenize_offline.statistics import typical
 from tokenize_offline.token_shards import (
     TokenLayout,
     TokenShardInfo,
@@ -76,6 +77,7 @@ class _Shard:
     reward: list[np.ndarray]
     clips: Mapping[str, Any]
     sha256: str
+    seconds_per_frame: float | None
 
 
 class _Dataset:
@@ -95,6 +97,7 @@ class _Dataset:
         self._reward = [array for shard in shards for array in shard.reward]
         self._starts = np.cumsum([0, *(len(array) for array in self._ids)])
         self._tables = [shard.table for shard in shards]
+        self.seconds_per_frame = typical((shard.seconds_per_frame, shard.table.num_rows) for shard in shards)
 
     @property
     def size(self) -> DatasetSize:
@@ -215,6 +218,11 @@ class TokenStore:
         return self._by_name[self.datasets[0]].clips
 
     @property
+    def seconds_per_frame(self) -> dict[str, float | None]:
+        """Data set -> seconds between neighbouring frames of its clips; None where its records don't say."""
+        return {name: self._by_name[name].seconds_per_frame for name in self.datasets}
+
+    @property
     def has_reward(self) -> bool:
         """Whether all data sets carry rewards."""
         return all(self._by_name[name].info.has_reward for name in self.datasets)
@@ -310,6 +318,7 @@ def _open(path: str, cache: Path) -> _Shard:
         list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],
         record.inputs.get("clips", {}),
         record.sha256,
+        record.statistics.get("seconds_per_frame"),
     )
 
 

@@ -72,5 +72,7 @@ def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):
         error = (model.detokenize(ids)[0].clamp(0, 1) - clip.pixels).square().mean(dim=(1, 2, 3))
         statistics = read_record(str(tmp_path / "out" / "made_up" / f"{name}-000000.json")).statistics
         assert statistics["sampled_clips"] == 1
+        # Stride 2 of 5 frames a second.
+        assert statistics["seconds_per_frame"] == 0.4
         assert statistics["context_psnr"] == round(-10 * math.log10(error[:2].mean()), 2)
         assert statistics["future_psnr"] == round(-10 * math.log10(error[2:].mean()), 2)

@@ -50,6 +50,7 @@ def write_shard(
     seed: int = 0,
     bad_rows: Sequence[int] = (),
     clips: Mapping[str, object] | None = None,
+    seconds_per_frame: float | None = None,
 ) -> Path:
     """One token shard with its record; returns the shard's path. The actions of `bad_rows` are not finite."""
     count = positions * views
@@ -74,7 +75,14 @@ def write_shard(
     write_token_shard(path, info, rows)
     inputs = {"layout": dataclasses.asdict(layout), **({"clips": clips} if clips else {})}
     record = ShardRecord(
-        path.name, fingerprint(inputs), inputs, count, count * layout.clip_length, path.stat().st_size, sha256_of(path)
+        path.name,
+        fingerprint(inputs),
+        inputs,
+        count,
+        count * layout.clip_length,
+        path.stat().st_size,
+        sha256_of(path),
+        statistics={"seconds_per_frame": seconds_per_frame} if seconds_per_frame else {},
     )
     write_record(str(path.parent), record)
     return path

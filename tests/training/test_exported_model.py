@@ -17,6 +17,7 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.model_files.model_card import model_card
 from training.model_files.model_clips import clips_as_trained
+from training.model_files.trained_on import read_trained_on
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 
@@ -29,7 +30,8 @@ def run(tmp_path_factory):
     sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
     layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=sha256)
     for name, split, seed in (("alpha", "train", 1), ("beta", "train", 2), ("beta", "train_heldout", 3)):
-        write_shard(root / "tokens", name, positions=10, split=split, layout=layout, seed=seed)
+        seconds = 0.2 if name == "beta" else None
+        write_shard(root / "tokens", name, positions=10, split=split, layout=layout, seed=seed, seconds_per_frame=seconds)
     recipe = Recipe(
         data=DataConfig(weights={"alpha": 0.25, "beta": 0.75}),
         model=ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=192),
@@ -41,6 +43,14 @@ def run(tmp_path_factory):
 
 def _provenance(folder):
     return json.loads((folder / "model" / "provenance.json").read_text())
+
+
+def test_a_model_knows_the_time_between_its_frames_by_data_set_and_null_where_its_shards_do_not_say(run):
+    trained = read_trained_on(run[0] / "model")
+    assert trained.seconds_per_frame == {"alpha": None, "beta": 0.2}
+    assert (trained.held_out, trained.splits) == (0.01, ("train",))
+    assert _provenance(run[0])["datasets"]["beta"]["seconds_per_frame"] == 0.2
+    assert "clips.json" in _provenance(run[0])["sha256"]
 
 
 def test_transformers_opens_the_transformer(run):

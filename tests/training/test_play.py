@@ -8,12 +8,14 @@ import test_predict
 import tiny_models
 from browser import chromium
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig
+from training.play import command
 from training.play.controls import Slider, read_action, sliders_for
 from training.play.game import Game, Start
 from training.play.server import PlayServer
 from training.prediction.clip_prediction import Sampling
+from training.prediction.start_options import Start as EpisodeStart
 
 DIM = tiny_models.ACTION_DIM
 CLIPS = ClipsConfig(length=tiny_models.CLIP_LENGTH)
@@ -29,6 +31,10 @@ def episodes():
     ]
 
 
+def starts(*episodes):
+    return [EpisodeStart(episode, CLIPS, "as asked for") for episode in episodes]
+
+
 @pytest.fixture(scope="module")
 def driven():
     return tiny_models.world_model(actions=True, rewards=True)
@@ -36,7 +42,7 @@ def driven():
 
 @pytest.fixture
 def game(driven):
-    return Game(driven, episodes(), CLIPS, Sampling(seed=3))
+    return Game(driven, starts(*episodes()), Sampling(seed=3))
 
 
 @pytest.fixture
@@ -169,6 +175,30 @@ def test_frames_are_those_of_a_session_with_the_same_actions(game, driven):
     assert all(len(answer["rewards"]) == 2 for answer in answers)
 
 
+def test_episodes_too_short_for_the_context_are_no_starts_and_told_of(driven, caplog):
+    short, whole = test_predict.episode(key="short", count=1), test_predict.episode()
+    game = Game(driven, starts(short, whole), Sampling())
+    assert [each["name"] for each in game.describe()["episodes"]] == [f"waves · {whole.key}"]
+    assert game.describe()["episodes"][0]["pace"] == "a stride of 1, 0.2 s a frame (as asked for)"
+    assert "short (1 frames, 2 needed)" in caplog.text
+    with pytest.raises(
+        SourceError, match=r"no episode is as long as the model's 2 context frames: short \(1 frames, 2 needed\)"
+    ):
+        Game(driven, starts(short), Sampling())
+
+
+def test_the_page_shows_how_far_apart_frames_lie(browser, server):
+    browser.open(server.url)
+    browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
+    assert browser.run("return document.querySelector('#pace').textContent") == "a stride of 1, 0.2 s a frame (as asked for)"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--episodes", "0"), ("--samples", "5"), ("--rate", "-1")])
+def test_a_number_that_can_not_be_is_refused_before_the_model_is_opened(capsys, option, value):
+    assert command.main(["--model", "nowhere", "--input", "nowhere.npz", option, value]) == 2
+    assert f"{option} must be" in capsys.readouterr().err
+
+
 def test_oldest_session_makes_room(game):
     names = [game.start(Start())["session"] for _ in range(5)]
     assert len(set(names)) == 5
@@ -178,7 +208,7 @@ def test_oldest_session_makes_room(game):
 
 
 def test_model_without_actions_has_no_sliders():
-    game = Game(tiny_models.world_model(), episodes(), CLIPS, Sampling())
+    game = Game(tiny_models.world_model(), starts(*episodes()), Sampling())
     assert game.describe()["sliders"] == []
     session = game.start(Start())["session"]
     assert game.step(session, [])["step"] == 1

@@ -153,8 +153,13 @@ def test_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--start", "8"), r"has 10 frames; 5 frames at a stride of 1 from frame 8 need 13"),
-        (("--episode", "4"), "holds no episode 4"),
+        (("--start", "8"), r"has 10 frames; 5 frames at a stride of 1 from frame 8 need 13: --start 5 at most fits"),
+        (("--start", "7"), r"need 12: --start 5 at most fits, or --steps 1 fits"),
+        (("--steps", "12"), r"need 14: --steps 8 fits"),
+        (("--clips.stride", "4"), r"need 17: --steps 1 fits, or --clips.stride 2 fits"),
+        (("--start", "-1"), r"--start must be at least 0, not -1"),
+        (("--episode", "4"), "holds no episode 4; it has 1, numbered from 0"),
+        (("--episode", "no-such"), "holds no episode no-such; it has file-00000-000000"),
         (("--episode", "0", "--episodes", "2"), "goes without --episode"),
         (("--steps", "0"), "--steps must be at least 1"),
         (("--top_k", "-3"), "top_k must be at least 1"),
@@ -272,6 +277,33 @@ def test_metrics_compare_future_frames_alone_and_take_the_best_of_each(free):
     assert metrics["prediction"]["mean"]["mean_psnr"] == pytest.approx((MAX_PSNR + samples[1]["mean_psnr"]) / 2)
     repeated = 10 * np.log10(1 / (clip.frames[1] - clip.frames[3]).square().mean().item())
     assert metrics["repeat_last_frame"]["psnr"][1] == pytest.approx(repeated, abs=1e-3)
+
+
+def test_fewer_episodes_than_were_asked_for_is_said(tmp_path, capsys, caplog, free_folder):
+    status, out, _ = run(
+        capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "out", "--episodes", 5
+    )
+    assert (status, json.loads(out)["episodes"]) == (0, 1)
+    assert f"--episodes 5: {tmp_path}/episode.npz holds 1" in caplog.text
+
+
+def test_an_output_that_can_not_be_written_is_said_before_anything_is_predicted(tmp_path, capsys, free_folder, monkeypatch):
+    monkeypatch.setattr(predict, "predict_clip", lambda *_, **__: pytest.fail("predicted"))
+    (tmp_path / "file").touch()
+    arguments = ("--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "file" / "out")
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert f"{tmp_path}/file/out can't be written: Not a directory" in err
+
+
+def test_episodes_held_out_at_a_share_that_the_model_was_not_trained_without_are_refused(tmp_path, capsys, free):
+    folder = tiny_models.save_model(tmp_path / "model", free)
+    (folder / "recipe.yaml").write_text("clips: {held_out: 0.01, length: 5}")
+    shard = write_shard(tmp_path / "train-000000.tar", [episode()])
+    arguments = ("--model", folder, "--input", shard, "--output", tmp_path / "out", "--held_out", "true")
+    status, _, err = run(capsys, *arguments, "--clips.held_out", "0.5")
+    assert status == 2
+    assert "clips.held_out is 0.5, but the model was trained without 0.01" in err
 
 
 def test_held_out_episodes_alone_are_chosen_where_asked():

@@ -6,12 +6,14 @@ import signal
 from collections.abc import Sequence
 
 from pipeline.command import parse_recipe, recipe_parser, run_command
-from training.play.game import Game
+from pipeline.errors import ConfigError
+from training.play.game import MAX_FUTURES, Game
 from training.play.server import PlayServer
 from training.prediction.sampling_options import add_sampling_options, sampling_of
 from training.prediction.start_options import add_start_options, open_start
 
 log = logging.getLogger(__name__)
+_OFFERED = 16
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -20,7 +22,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL [OPTION ...]"
     add_start_options(parser)
-    parser.add_argument("--episodes", type=int, default=16, help="How many episodes to offer as starts, from the first on.")
+    parser.add_argument(
+        "--episodes",
+        type=int | None,
+        default=None,
+        help=f"How many episodes to offer as starts, from the first on; by default {_OFFERED}.",
+    )
     # One unlikely id stays in view for as long as a person plays, so fewer of them are drawn than in predictions.
     add_sampling_options(parser, of_samples=", shown side by side; the page can change all this", temperature=0.5)
     parser.add_argument(
@@ -28,9 +35,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--port", type=int, default=8600, help="Port to listen on; 0 takes a free one.")
     recipe, options = parse_recipe(parser, arguments)
+    if options.episodes is not None and options.episodes < 1:
+        raise ConfigError(f"--episodes must be at least 1, not {options.episodes}")
+    if options.samples > MAX_FUTURES:
+        raise ConfigError(f"--samples must be 1 to {MAX_FUTURES}, the futures that the page shows, not {options.samples}")
     sampling = sampling_of(options)
-    model, episodes, clips = open_start(parser, arguments, options, recipe.clips, max(1, options.episodes))
-    with PlayServer(Game(model, episodes, clips, sampling), options.host, options.port) as server:
+    offered, asked = options.episodes or _OFFERED, options.episodes is not None
+    opened = open_start(parser, arguments, options, recipe.clips, offered, asked=asked)
+    with PlayServer(Game(opened.model, opened.starts, sampling), options.host, options.port) as server:
         log.info("open %s in a browser; Ctrl-C ends it", server.url)
         print(json.dumps({"url": server.url}), flush=True)
         # A shell that starts programs in the background has them ignore the interrupt; a supervisor sends SIGTERM.

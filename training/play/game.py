@@ -4,6 +4,7 @@ One step runs at a time, since steps share the processor; a page that is left be
 push its session out.
 """
 
+import logging
 import secrets
 import threading
 import time
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 
 from pipeline.episode import Episode
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.errors import ConfigError, SourceError
 from training.play.controls import read_action, recorded_actions, sliders_for
 from training.prediction.clip_prediction import Sampling, clips_for, decode_frames, stride_for
+from training.prediction.start_options import Start as EpisodeStart
 from training.session import Session, WorldModel
 from training.visuals.gallery import sprite
 
+log = logging.getLogger(__name__)
 MAX_FUTURES = 4
 _MAX_SESSIONS = 4
 _MAX_NUMBER = 2**53  # the last whole number that a page can count to
@@ -68,16 +70,18 @@ class Game:
 
     Args:
         model: To play with.
-        episodes: To start from, at least one.
-        clips: The recipe's section: its stride is kept between context frames.
+        starts: Episodes to start from, each with its clips, whose stride is kept between context frames.
         sampling: Top-k, and the defaults of what a page may choose.
+
+    Raises:
+        SourceError: No episode is as long as the context.
     """
 
-    def __init__(self, model: WorldModel, episodes: Sequence[Episode], clips: ClipsConfig, sampling: Sampling) -> None:
+    def __init__(self, model: WorldModel, starts: Sequence[EpisodeStart], sampling: Sampling) -> None:
         self._model = model
-        self._episodes = episodes
-        fitted = clips_for(model, clips, None)
-        self._strides = [stride_for(episode, fitted) for episode in episodes]
+        self._starts = _long_enough(model, starts)
+        self._episodes = [start.episode for start in self._starts]
+        self._strides = [stride_for(start.episode, clips_for(model, start.clips, None)) for start in self._starts]
         self._sampling = sampling
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
@@ -93,9 +97,10 @@ class Game:
             "episodes": [
                 {
                     "name": f"{episode.dataset} · {episode.key}",
-                    "last_start": max(0, episode.num_frames - 1 - round((context - 1) * stride)),
+                    "last_start": _last_start(episode, stride, context),
+                    "pace": _pace(start, stride),
                 }
-                for episode, stride in zip(self._episodes, self._strides, strict=True)
+                for start, episode, stride in zip(self._starts, self._episodes, self._strides, strict=True)
             ],
             "max_futures": MAX_FUTURES,
             "start": asdict(
@@ -125,7 +130,10 @@ class Game:
         count = self._model.geometry.context_length
         indices = [wanted.frame + round(number * stride) for number in range(count)]
         if wanted.frame < 0 or indices[-1] >= episode.num_frames:
-            raise ConfigError(f"episode {wanted.episode} has {episode.num_frames} frames: frame {wanted.frame} is no start")
+            last = _last_start(episode, stride, count)
+            raise ConfigError(
+                f"episode {wanted.episode} has {episode.num_frames} frames: frame {wanted.frame} is no start, 0 to {last} are"
+            )
         frames = decode_frames(episode, indices, self._model.tokenizer.config.resolution)
         with self._lock:
             session = self._model.start(frames, wanted.futures, self._sampling.top_k, wanted.temperature, wanted.seed)
@@ -176,6 +184,38 @@ class Game:
             return []
         places = (first + round(number * stride) for number in range(_MAX_RECORDED))
         return [actions[place].tolist() for place in places if place < len(actions)]
+
+
+def _last_start(episode: Episode, stride: float, context: int) -> int:
+    """The last frame at which the context still lies in an episode; below 0 where it never does."""
+    return episode.num_frames - 1 - round((context - 1) * stride)
+
+
+def _long_enough(model: WorldModel, starts: Sequence[EpisodeStart]) -> list[EpisodeStart]:
+    """The starts whose episodes hold a whole context; the others are told of."""
+    context, kept, short = model.geometry.context_length, [], []
+    for start in starts:
+        stride = stride_for(start.episode, clips_for(model, start.clips, None))
+        last = _last_start(start.episode, stride, context)
+        if last >= 0:
+            kept.append(start)
+        else:
+            short.append(f"{start.episode.key} ({start.episode.num_frames} frames, {start.episode.num_frames - last} needed)")
+    if not kept:
+        raise SourceError(
+            f"no episode is as long as the model's {context} context frames: {short[0]}; choose others, or a smaller "
+            "--clips.stride"
+        )
+    if short:
+        log.warning("too short for the context, and left out: %d of %d episodes, such as %s", len(short), len(starts), short[0])
+    return kept
+
+
+def _pace(start: EpisodeStart, stride: float) -> str:
+    """How far apart the frames of an episode lie, and why."""
+    rate = start.episode.rate
+    seconds = "" if rate is None else f", {stride / rate:.3g} s a frame"
+    return f"a stride of {stride:g}{seconds} ({start.time_step})"
 
 
 def _finite(rewards: torch.Tensor) -> list[float | None]:

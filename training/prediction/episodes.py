@@ -5,6 +5,7 @@ themselves.
 """
 
 import itertools
+import logging
 from collections.abc import Iterator
 
 from pipeline import open_shard, storage
@@ -15,6 +16,9 @@ from pipeline.sources import npz, video
 from pipeline.sources.npz import read_npz
 from pipeline.sources.video import read_video
 from tokenize_offline.clips import is_held_out
+
+log = logging.getLogger(__name__)
+_NAMED = 5  # keys in one message
 
 
 def open_episodes(path: str, camera: str | None = None) -> Iterator[Episode]:
@@ -44,8 +48,13 @@ def open_episodes(path: str, camera: str | None = None) -> Iterator[Episode]:
     return itertools.chain.from_iterable(open_shard(storage.join(path, name)) for name in shards)
 
 
+def holds_shards(path: str) -> bool:
+    """Whether a path that `open_episodes` takes leads to ingested episodes, and to no file of somebody else."""
+    return not storage.basename(path).lower().endswith((*npz.ENDINGS, *video.ENDINGS))
+
+
 def choose_episodes(
-    episodes: Iterator[Episode], wanted: str | None, count: int, held_out: float | None, where: str
+    episodes: Iterator[Episode], wanted: str | None, count: int, held_out: float | None, where: str, asked: bool = True
 ) -> list[Episode]:
     """The episodes that a command line asks for.
 
@@ -55,19 +64,28 @@ def choose_episodes(
         count: How many, at least one.
         held_out: Where given, only episodes that are held out from training at this share are looked at.
         where: For messages.
+        asked: Whether the user gave `count`, and is told where there are fewer.
 
     Raises:
         SourceError: There is no such episode, or none at all.
     """
+    kind = "" if held_out is None else " that is held out from training"
     if held_out is not None:
         episodes = (episode for episode in episodes if is_held_out(episode.dataset, episode.key, held_out))
     if wanted is None:
         chosen = list(itertools.islice(episodes, count))
-    elif wanted.isdigit():
-        chosen = list(itertools.islice(episodes, int(wanted), int(wanted) + 1))
+        if not chosen:
+            raise SourceError(f"{where} holds no episode{kind}")
+        if len(chosen) < count and asked:
+            log.warning("--episodes %d: %s holds %d%s", count, where, len(chosen), kind)
+        return chosen
+    keys: list[str] = []
+    for number, episode in enumerate(episodes):
+        if int(wanted) == number if wanted.isdigit() else wanted == episode.key:
+            return [episode]
+        keys.append(episode.key)
+    if wanted.isdigit() and keys:
+        there = f"it has {len(keys)}, numbered from 0"
     else:
-        chosen = list(itertools.islice((episode for episode in episodes if episode.key == wanted), 1))
-    if not chosen:
-        which = "no episode" if wanted is None else f"no episode {wanted}"
-        raise SourceError(f"{where} holds {which}{'' if held_out is None else ' that is held out from training'}")
-    return chosen
+        there = f"it has {', '.join(keys[:_NAMED])}" + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
+    raise SourceError(f"{where} holds no episode {wanted}{kind}" + (f"; {there}" if keys else ""))

@@ -3,23 +3,55 @@
 The same for predicting and playing. A model is opened last: whatever is wrong with the rest is said before seconds go by.
 """
 
+import dataclasses
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.command import CommandParser, add_section_folder, given_value
 from pipeline.episode import Episode
+from pipeline.errors import ConfigError
 from pipeline.recipe import ClipsConfig
+from tokenize_offline.clips import EpisodeShape
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
-from training.prediction.episodes import choose_episodes, open_episodes
+from training.model_files.trained_on import TrainedOn, read_trained_on
+from training.prediction.episodes import choose_episodes, holds_shards, open_episodes
+from training.prediction.time_step import fit_time_step
 from training.session import WorldModel
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Start:
+    """An episode that predictions start from.
+
+    Attributes:
+        episode: With its rate as the user says it, where that was given.
+        clips: How clips of it are cut, the stride such that frames lie as far apart as the model knows it.
+        time_step: How the stride was found, in words.
+    """
+
+    episode: Episode
+    clips: ClipsConfig
+    time_step: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a command line named: a model, the folder it is from, and where its predictions start."""
+
+    model: WorldModel
+    folder: Path
+    starts: list[Start]
+
+
 def add_start_options(parser: CommandParser) -> None:
-    """Add `--model`, `--input`, `--camera` and `--held_out`; `open_start` reads them."""
+    """Add `--model`, `--input`, `--camera`, `--held_out`, `--rate` and `--dataset`; `open_start` reads them."""
     add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
     parser.add_argument(
         "--input",
@@ -32,6 +64,20 @@ def add_start_options(parser: CommandParser) -> None:
         "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
     )
     parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
+    parser.add_argument(
+        "--rate",
+        metavar="HZ",
+        type=float | None,
+        default=None,
+        help="Frames a second of the input, where it doesn't say so itself (.npz) or says it wrong.",
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="NAME",
+        type=str | None,
+        default=None,
+        help="Data set of the model's training whose time between frames is taken; by default the nearest to the input's.",
+    )
 
 
 def open_start(
@@ -41,7 +87,8 @@ def open_start(
     clips: ClipsConfig,
     count: int,
     wanted: str | None = None,
-) -> tuple[WorldModel, list[Episode], ClipsConfig]:
+    asked: bool = True,
+) -> Opened:
     """The model, the episodes, and how clips of them are cut.
 
     Args:
@@ -51,17 +98,51 @@ def open_start(
         clips: The recipe's section.
         count: Episodes, from the first on.
         wanted: Key or number of one, in place of the first ones.
+        asked: Whether the user gave `count`.
 
     Raises:
-        SourceError: The input or the model can't be read.
-        ConfigError: There is no such episode.
+        SourceError: The input or the model can't be read, or there is no such episode.
+        ConfigError: An option can't be.
     """
+    if options.rate is not None and not 0 < options.rate < math.inf:
+        raise ConfigError(f"--rate must be a number of frames per second above 0, not {options.rate}")
     folder = locate_model(options.model_dir)
-    fitted = clips_as_trained(folder, clips, given_value(parser, "clips", arguments) or {})
+    given = given_value(parser, "clips", arguments) or {}
+    fitted, trained = clips_as_trained(folder, clips, given), read_trained_on(folder)
+    if options.held_out:
+        _require_held_out(fitted, trained)
     held_out = fitted.held_out if options.held_out else None
-    episodes = choose_episodes(open_episodes(options.input, options.camera), wanted, count, held_out, options.input)
+    episodes = choose_episodes(open_episodes(options.input, options.camera), wanted, count, held_out, options.input, asked)
+    starts = [_start(episode, fitted, trained, options, "stride" in given) for episode in episodes]
     model = WorldModel.from_pretrained(folder)
     side = model.tokenizer.config.resolution
     if (least := min(min(episode.height, episode.width) for episode in episodes)) < side:
         log.warning("%s has frames of %d pixels, enlarged to the %d that the model sees", options.input, least, side)
-    return model, episodes, fitted
+    return Opened(model, folder, starts)
+
+
+def _require_held_out(clips: ClipsConfig, trained: TrainedOn) -> None:
+    """Refuse to call episodes held out that the model was trained on, and tell where nobody knows."""
+    if trained.held_out is None:
+        log.warning("the model doesn't say what it was trained on: clips.held_out %g is assumed", clips.held_out)
+    elif clips.held_out > trained.held_out:
+        raise ConfigError(
+            f"clips.held_out is {clips.held_out:g}, but the model was trained without {trained.held_out:g} of the episodes: "
+            "leave it out, or leave --held_out out"
+        )
+
+
+def _start(episode: Episode, clips: ClipsConfig, trained: TrainedOn, options: Any, stride_given: bool) -> Start:
+    """An episode with the stride that fits it, told where a user should know of it."""
+    of_shard, rate = holds_shards(options.input), episode.rate
+    if options.rate is not None:
+        if rate is not None and not math.isclose(rate, options.rate, rel_tol=1e-3):
+            log.warning("--rate %g counts in place of the %.6g Hz that %s says", options.rate, rate, options.input)
+        rate = options.rate
+    # A file of somebody else has no published step; as where one is ingested with --rate, it follows from the rate.
+    base_step = episode.base_step if of_shard or rate is None else rate
+    known = dataclasses.replace(episode, rate=rate, base_step=base_step)
+    shape = EpisodeShape.of(known)
+    step = fit_time_step(shape, clips, trained.seconds_per_frame, of_shard, stride_given, options.dataset)
+    log.log(logging.WARNING if step.doubtful else logging.INFO, "%s: %s", episode.key, step.told)
+    return Start(known, step.clips, step.told)

@@ -59,6 +59,10 @@ def fit_time_step(
         raise ConfigError(f"--dataset {wanted}: the model doesn't know its time step; {names}")
     if wanted is not None and given:
         raise ConfigError("--dataset and --clips.stride both say how far apart frames lie: leave one of them out")
+    if given and shape.rate is None and clips.stride.endswith("s") and not of_shard:
+        raise ConfigError(
+            f"--clips.stride {clips.stride} needs a frame rate, and the input says none: give --rate HZ, or a number of frames"
+        )
     if given:
         return TimeStep(clips, f"clips.stride {clips.stride}, as asked for")
     if of_shard and shape.dataset in learned and wanted is None:

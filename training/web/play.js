@@ -160,7 +160,11 @@ document.addEventListener("keyup", (event) => {
 });
 
 game.episodes.forEach((episode, number) => find("#episode").append(element("option", { value: number }, episode.name)));
-find("#episode").addEventListener("change", () => { find("#frame").max = game.episodes[Number(find("#episode").value)].last_start; });
+find("#episode").addEventListener("change", () => {
+  const episode = game.episodes[Number(find("#episode").value)];
+  find("#frame").max = episode.last_start;
+  find("#pace").textContent = episode.pace;
+});
 find("#episode").dispatchEvent(new Event("change"));
 find("#count").max = game.max_futures;
 find("#count").value = game.start.futures;
