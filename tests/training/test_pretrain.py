@@ -155,7 +155,7 @@ def test_metrics_count_samples_and_epochs_of_every_data_set(tokens, tmp_path):
     assert line["learning_rate"] == pytest.approx(1e-2 * 0.5 * (1 + np.cos(np.pi * 2 / 3)))
     provenance = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert provenance["layout"]["tokenizer_sha256"] == LAYOUT.tokenizer_sha256
-    assert provenance["datasets"]["beta"] == {"positions": 25, "views": 2, "weight": "2/5"}
+    assert provenance["datasets"]["beta"] == {"positions": 25, "views": 2, "weight": "2/5", "seconds_per_frame": None}
     assert provenance["record"] == [{"first_step": 0, "weights": {"alpha": "3/5", "beta": "2/5"}, "steps": 5}]
 
 
