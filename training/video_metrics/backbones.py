@@ -151,7 +151,8 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(
             f"{path} can't be read as weights ({reason}); give a .safetensors file or a plain PyTorch state dict, "
-            "no TorchScript archive and no pickled model"
+            f"no TorchScript archive and no other pickle. `{COMMAND}` brings such a file; a model in PyTorch becomes one by "
+            "safetensors.torch.save_file(model.state_dict(), FILE), where its code is trusted"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SourceError(f"{path} holds no state dict; give a .safetensors file or a plain PyTorch state dict")

@@ -9,6 +9,7 @@ logits, averaged over time, as features.
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import require
 from training.video_metrics.backbones import I3D, LoadedWeights, load_backbone
 
 FEATURES = 400
@@ -126,8 +127,12 @@ class I3DFeatures(nn.Module):
 
         Returns:
             (N, 400) fp32.
+
+        Raises:
+            ConfigError: Videos are too short.
         """
         count, frames = videos.shape[:2]
+        require(frames >= LEAST_FRAMES, f"I3D needs videos of at least {LEAST_FRAMES} frames, not {frames}")
         resized = nn.functional.interpolate(videos.flatten(0, 1).float(), (SIDE, SIDE), mode="bilinear", align_corners=False)
         video = (2 * resized - 1).unflatten(0, (count, frames)).transpose(1, 2)
         for name, module in self.named_children():

@@ -1,7 +1,9 @@
 """LPIPS and its weights: torchmetrics' outcome, gradients, and refusals that say what to do."""
 
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,8 +60,11 @@ def test_archives_that_run_code_and_other_networks_are_refused(tmp_path: Path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(script)
     whole = tmp_path / "whole.pt"
     torch.save(torch.nn.Linear(2, 2), whole)
-    for path in (script, whole):
-        with pytest.raises(SourceError, match="plain PyTorch state dict"):
+    # As the packages hold them that the weights come from.
+    arrays = tmp_path / "arrays.ckpt"
+    arrays.write_bytes(pickle.dumps({"VGG16_0": {"Conv_0": {"bias": np.zeros(3, np.float32)}}}))
+    for path in (script, whole, arrays):
+        with pytest.raises(SourceError, match=r"plain PyTorch state dict.*`ivideogpt-fetch-weights`.*save_file"):
             LPIPS(str(path))
     other = tmp_path / "other.safetensors"
     save_file({"features.0.weight": torch.zeros(3, 3)}, other)

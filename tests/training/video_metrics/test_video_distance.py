@@ -47,6 +47,22 @@ def test_a_set_is_no_distance_from_itself_and_the_distance_has_no_direction(seed
     assert frechet_distance(left, right) > 0
 
 
+@given(rows=st.tuples(st.integers(2, 9), st.integers(2, 9)), scale=st.floats(0.01, 1e3), seed=st.integers(0, 99))
+def test_few_videos_in_many_dimensions_have_the_distance_that_their_own_rows_give(
+    rows: tuple[int, int], scale: float, seed: int
+):
+    """tr((S1 S2)^(1/2)) is the nuclear norm of X1 X2' / sqrt(n m) of the centred rows: no covariance, singular or not."""
+    random = np.random.default_rng(seed)
+    left, right = (random.normal(size=(count, 120), loc=shift) * scale for count, shift in zip(rows, (0.0, 0.5), strict=True))
+    centred = [part - part.mean(axis=0) for part in (left, right)]
+    overlap = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum() / np.sqrt(rows[0] * rows[1])
+    traces = sum(np.square(part).sum() / len(part) for part in centred)
+    expected = np.square(left.mean(axis=0) - right.mean(axis=0)).sum() + traces - 2 * overlap
+    # fp32, as the network gives them.
+    found = frechet_distance(left.astype(np.float32), right.astype(np.float32))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_one_video_is_refused():
     with pytest.raises(ConfigError, match="at least 2 videos"):
         frechet_distance(np.zeros((1, 3)), np.zeros((4, 3)))
@@ -71,6 +87,8 @@ def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path)
     videos = torch.rand(2, 9, 3, 16, 16)
     features = loaded(videos)
     assert features.shape == (2, 400)
+    with pytest.raises(ConfigError, match="at least 9 frames, not 8"):
+        loaded(videos[:, :8])
     assert not torch.allclose(features[0], features[1])
     torch.testing.assert_close(features[:1], loaded(videos[:1]), rtol=1e-4, atol=1e-6)
 
