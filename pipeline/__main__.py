@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
 from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together
 from pipeline.lock import LOCK_FILE, SourceLock
+from pipeline.path_errors import try_output
 from pipeline.plan import make_plan, read_ends
 from pipeline.recipe import Recipe
 from pipeline.results import show
@@ -120,6 +121,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be 0 to 1, not {options.max_bad_fraction}")
     engine = _engine(options, beam_options)
+    try_output(options.output)
     ends: dict[str, dict[str, str]] = {}
     planned = [_job(name, recipe, options, ends) for name in dict.fromkeys(options.dataset)]
     jobs = [job for job, _ in planned]

@@ -19,6 +19,7 @@ from jsonargparse import DefaultHelpFormatter
 from pipeline import storage
 from pipeline.command_errors import Option, Options, explain
 from pipeline.errors import ConfigError, ProjectError
+from pipeline.path_errors import described
 from pipeline.recipe import Recipe
 
 # A recipe may lie on an object store.
@@ -220,7 +221,7 @@ def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
     """Run a command's body. A `ProjectError` becomes one line on stderr and exit status 1, or 2 where the command line or the
-    recipe is wrong (`ConfigError`)."""
+    recipe is wrong (`ConfigError`). So does what a file system says about a path. All else is a bug and keeps its traceback."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for library in ("aiobotocore", "botocore"):  # They tell of every login.
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -229,8 +230,11 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-    except PermissionError as error:
-        print(f"error: {error.filename}: {error.strerror}. Let this user have it, and run the command again", file=sys.stderr)
+    except OSError as error:
+        told = described(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

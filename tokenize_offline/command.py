@@ -15,6 +15,7 @@ import torch
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
 from pipeline.errors import ConfigError, ConflictError, ShardError
 from pipeline.frames import require_detail
+from pipeline.path_errors import try_output
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
@@ -103,6 +104,7 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
             require_same_job(job, heard["job"], fleet.rank)
             return _run(fleet, recipe, model, job, list(map(ShardTask.from_json, heard["tasks"])), 0)
         try:
+            try_output(options.output)
             model, job = open_job(recipe, options, resolution)
             found = own_share(
                 find_tasks(job, options.shards, options.splits), options.worker_index, options.worker_count, os.environ

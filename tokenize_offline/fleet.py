@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.cpus import usable_cpus
-from pipeline.errors import ProjectError
-from tokenize_offline.launch import slurm_variables
+from pipeline.errors import ConfigError, ProjectError
+from tokenize_offline.launch import environment_number, slurm_variables
 from tokenize_offline.pulse import Listener, beating
 
 Task = TypeVar("Task")
@@ -62,15 +62,24 @@ class Fleet:
         """Be part of the fleet for the length of a block.
 
         Raises:
+            ConfigError: What a launcher sets is missing or makes no sense.
             ProjectError: The process that keeps the store is gone.
         """
         os.environ.update(slurm_variables(os.environ))
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+        size = environment_number(os.environ, "WORLD_SIZE", 1, least=1)
+        local_size = environment_number(os.environ, "LOCAL_WORLD_SIZE", size, least=1)
+        device = _device(environment_number(os.environ, "LOCAL_RANK", 0))
         if size == 1:
             yield cls(0, 1, 1, device, dist.HashStore())
             return
+        rank = environment_number(os.environ, "RANK")
+        if rank >= size:
+            raise ConfigError(f"RANK {rank} must be below WORLD_SIZE {size}: start with torchrun, accelerate launch or srun")
+        environment_number(os.environ, "MASTER_PORT", least=1)
+        if not os.environ.get("MASTER_ADDR"):
+            raise ConfigError(
+                f"WORLD_SIZE is {size} but MASTER_ADDR is not set: start with torchrun, accelerate launch or srun"
+            )
         try:
             store, rank, size = next(rendezvous("env://"))
             with _generation(store, rank, size) as own, beating(own, rank):

@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import ConflictError
 from pipeline.measured_json import describe_not_finite, measured_json, told
+from pipeline.path_errors import try_output, writing
 from pipeline.recipe import Recipe
 from pipeline.records import fingerprint
 from training.batches import Batch
@@ -51,6 +52,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
             together can tell. Or training can't go on.
     """
     place = find_place(os.environ)
+    if place.rank == 0:
+        try_output(options.output)
     run = prepare(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     if (summary := ended_summary(run)) is not None:
@@ -60,8 +63,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
         run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
-        trainer = Trainer(run, processes, stop)
-        result = trainer.train()
+        with writing(run.folder):
+            trainer = Trainer(run, processes, stop)
+            result = trainer.train()
         trainer.close()
         return result
 
@@ -138,7 +142,7 @@ class Trainer:
                         self._evaluate(done, reporter)
                 stopping = self._processes.any(self._stop.made)
                 if last or stopping or done % training.checkpoint_every == 0:
-                    with reporter.paused():
+                    with reporter.paused(), writing(self._run.checkpoints):
                         save_checkpoint(
                             self._run.checkpoints,
                             self.stepper.engine,

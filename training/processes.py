@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
-from tokenize_offline.launch import slurm_variables
+from tokenize_offline.launch import environment_number, slurm_variables
 
 T = TypeVar("T")
 # A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
@@ -59,8 +59,10 @@ def find_place(environment: Mapping[str, str]) -> Place:
             f"RANK is set but {', '.join(missing)} is not: start with torchrun, deepspeed, accelerate launch or srun, "
             "or unset RANK to run alone"
         )
-    rank, world_size, local_rank = (int(source[name]) for name in names[:3])
-    local_world_size = int(source.get("LOCAL_WORLD_SIZE") or source.get("LOCAL_SIZE") or world_size)
+    rank, world_size, local_rank = (environment_number(source, name) for name in names[:3])
+    environment_number(source, "MASTER_PORT", least=1)
+    local_size = environment_number(source, "LOCAL_SIZE", world_size, least=1)
+    local_world_size = environment_number(source, "LOCAL_WORLD_SIZE", local_size, least=1)
     if not 0 <= local_rank <= rank < world_size:
         raise ConfigError(f"LOCAL_RANK {local_rank}, RANK {rank} and WORLD_SIZE {world_size} contradict each other")
     return Place(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})

@@ -15,7 +15,9 @@ import yaml
 from pipeline import storage
 from pipeline.command import CommandParser, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError, ConflictError
+from pipeline.measured_json import measured_json
 from pipeline.network_recipe import TokenizerConfig
+from pipeline.path_errors import try_output, writing
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.precision import choose_precision, slow_precisions
@@ -66,20 +68,24 @@ def _main(arguments: Sequence[str] | None) -> int:
     recipe, options = parse_recipe(parser, arguments)
     if options.workers < 0:
         raise ConfigError(f"--workers must be at least 0, not {options.workers}")
+    place = find_place(os.environ)
+    if not storage.is_local(options.output):
+        raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: a run writes there all the time")
+    if place.rank == 0:
+        try_output(options.output)
     trained = None
     if options.init_from is not None:
         trained = CompressiveVQModel.from_pretrained(options.init_from)
         given = [field.name for field in dataclasses.fields(TokenizerConfig) if _is_given(parser, field.name, arguments)]
         recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
-    output = Path(options.output)
-    place = find_place(os.environ)
+    output = storage.local_path(options.output)
     recipe = _settle_precision(recipe, output, place.rank == 0)
     _check_output(output, recipe, options.resume)
     if place.world_size > 1:
         os.environ.update(place.variables)  # accelerate knows nothing of srun's own
     lock = sole_writer(output) if place.rank == 0 else contextlib.nullcontext()
-    with lock, StopRequest() as stop:
+    with lock, StopRequest() as stop, writing(output):
         # accelerate imports DeepSpeed where it is installed, whose log goes to what is stdout then.
         with contextlib.redirect_stdout(sys.stderr):
             trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)
@@ -89,7 +95,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         trainer.accelerator.wait_for_everyone()
         summary = trainer.run(stop)
         if trainer.accelerator.is_main_process:
-            print(json.dumps(summary))
+            print(measured_json(summary))
         trainer.accelerator.end_training()
     return 0
 
@@ -137,7 +143,11 @@ def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise ConflictError(
             f"{output} holds a run already: leave --resume never out to go on with it, or choose another --output"
         )
-    difference = describe_difference(_identity(yaml.safe_load(stored.read_text())), _identity(_plain(recipe)))
+    try:
+        known = _identity(yaml.safe_load(stored.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise ConflictError(f"{stored} is damaged ({type(error).__name__}): restore it, or choose another --output") from error
+    difference = describe_difference(known, _identity(_plain(recipe)))
     if difference:
         raise ConflictError(f"{output} holds a run of another recipe: {difference}. Choose another --output.")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from tokenize_offline.launch import first_host, own_share, slurm_variables, tasks_per_node
+from tokenize_offline.launch import environment_number, first_host, own_share, slurm_variables, tasks_per_node
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -27,6 +27,38 @@ def test_a_task_of_srun_gets_the_place_that_torchrun_would_give_it():
     assert port != int(slurm_variables(STEP | {"SLURM_STEP_ID": "3"})["MASTER_PORT"])
     meeting = {"MASTER_ADDR": "ib0.gpu007", "MASTER_PORT": "29500"}
     assert slurm_variables(STEP | meeting).items() >= meeting.items()
+
+
+WORDS = st.sampled_from(["", "a", "1_0", "٣", " 2", "-1", "1e3", "0x1", "9" * 30, "0", "1", "7"]) | st.text(max_size=4)
+
+
+@given(text=WORDS, least=st.integers(0, 1))
+def test_a_number_of_the_environment_is_read_or_refused_by_name_and_value(text, least):
+    try:
+        number = environment_number({"WORLD_SIZE": text}, "WORLD_SIZE", least=least)
+    except ConfigError as error:
+        assert "WORLD_SIZE" in str(error) and (not text.strip() or repr(text.strip()) in str(error))
+    else:
+        assert number == int(text) >= least
+
+
+@given(name=st.sampled_from(sorted(STEP)), text=WORDS)
+def test_what_slurm_says_gives_a_place_or_is_refused_by_name(name, text):
+    changed = STEP | {name: text}
+    try:
+        made = slurm_variables(changed)
+    except ConfigError as error:
+        assert "SLURM_" in str(error)
+    else:
+        assert made == {} or all(made.values())
+
+
+@pytest.mark.parametrize("name", sorted(STEP))
+def test_what_slurm_leaves_out_is_refused_by_name_or_not_needed(name):
+    try:
+        slurm_variables({key: value for key, value in STEP.items() if key != name})
+    except ConfigError as error:
+        assert name in str(error)
 
 
 @pytest.mark.parametrize("change", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])

@@ -73,6 +73,12 @@ def test_half_of_a_launcher_is_refused_with_what_is_missing():
         find_place({**TORCHRUN, "RANK": "8"})
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT"])
+def test_a_variable_that_is_no_number_is_named_with_its_value(name):
+    with pytest.raises(ConfigError, match=f"{name} is 'a'"):
+        find_place({**TORCHRUN, name: "a"})
+
+
 def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
     config = {"train_batch_size": 1, "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
 
