@@ -92,7 +92,7 @@ def test_a_folder_that_may_not_be_written_any_more_is_named_and_the_next_run_com
     output = tmp_path / "out"
     output.mkdir(mode=0o555)
     said = failed(ingest(source, output, prepare=obey_permissions))
-    assert "Permission denied" in said and str(output) in said and "let this user write there" in said
+    assert "Permission denied" in said and str(output) in said and "Let this user have it" in said
     assert hashes(output) == {}
     output.chmod(0o755)
     assert ingest(source, output, "--splits", "val", prepare=obey_permissions).returncode == 0
