@@ -117,10 +117,22 @@ def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
     return {"data": recipe["data"], "clips": recipe["clips"], "tokenizer": tokenizer}
 
 
+def _known_identity(stored: Path) -> dict[str, Any]:
+    """What makes the run in a folder, by the recipe that it keeps.
+
+    Raises:
+        ConflictError: The recipe is damaged.
+    """
+    try:
+        return _identity(yaml.safe_load(stored.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
+        raise ConflictError(f"{stored} is damaged ({type(error).__name__}): restore it, or choose another --output") from error
+
+
 def _settle_precision(recipe: Recipe, output: Path, told: bool) -> Recipe:
     """The recipe with the training precision that suits this machine, or that the run in `output` has."""
     stored = output / "recipe.yaml"
-    known = _identity(yaml.safe_load(stored.read_text()))["tokenizer"]["training_precision"] if stored.exists() else None
+    known = _known_identity(stored)["tokenizer"]["training_precision"] if stored.exists() else None
     key, asked = "tokenizer.training_precision", recipe.tokenizer.training_precision
     choice = choose_precision(key, asked, slow_precisions(own_device()), known)
     if choice.why and told:
@@ -143,11 +155,7 @@ def _check_output(output: Path, recipe: Recipe, resume: str) -> None:
         raise ConflictError(
             f"{output} holds a run already: leave --resume never out to go on with it, or choose another --output"
         )
-    try:
-        known = _identity(yaml.safe_load(stored.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-        raise ConflictError(f"{stored} is damaged ({type(error).__name__}): restore it, or choose another --output") from error
-    difference = describe_difference(known, _identity(_plain(recipe)))
+    difference = describe_difference(_known_identity(stored), _identity(_plain(recipe)))
     if difference:
         raise ConflictError(f"{output} holds a run of another recipe: {difference}. Choose another --output.")
 
