@@ -131,11 +131,15 @@ def is_held_out(dataset: str, key: str, share: float) -> bool:
 
 def held_out_among(dataset: str, keys: Iterable[str], share: float) -> np.ndarray:
     """`is_held_out` of many episodes of a data set, (N,) bool, in a fifth of the time."""
+    return held_out_from(dataset, keys) < share
+
+
+def held_out_from(dataset: str, keys: Iterable[str]) -> np.ndarray:
+    """The share of held-out episodes above which each of many episodes is held out, (N,) float64."""
     before, after = canonical_json(["held_out", dataset])[:-1] + ",", ',"share"]'
     text = json.JSONEncoder(ensure_ascii=False).encode
     digests = (hashlib.blake2b((before + text(key) + after).encode(), digest_size=8).digest() for key in keys)
-    drawn = np.frombuffer(b"".join(digests), "<u8")
-    return (drawn >> np.uint64(11)) / 2**53 < share
+    return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)) / 2**53
 
 
 def stride_of(clips: ClipsConfig, episode: EpisodeShape) -> float:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
-from pipeline.errors import ConfigError, ConflictError, ShardError
+from pipeline.errors import ConfigError, ConflictError, ShardError, require
 from pipeline.frames import require_detail
 from pipeline.path_errors import try_output
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.batch_limit import BatchLimit
+from tokenize_offline.choice import Choice, choose
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.fleet import Fleet
@@ -31,6 +32,7 @@ from tokenize_offline.plan import (
     find_shards,
     folders_of,
     precision_begun,
+    require_splits,
     token_layout,
     unfinished,
     without,
@@ -66,7 +68,7 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--output", required=True, metavar="PATH_OR_URL", help="Folder or URL; token shards go to OUTPUT/DATASET."
     )
-    parser.add_argument("--splits", nargs="+", default=None, metavar="SPLIT", help="Only these splits; by default all.")
+    parser.add_argument("--splits", nargs="+", default=None, metavar="SPLIT", help="These splits; by default training.splits.")
     parser.add_argument(
         "--worker_count", type=int, default=1, metavar="N", help="How many jobs without a common launcher share the shards."
     )
@@ -76,6 +78,13 @@ def build_parser() -> CommandParser:
         default=None,
         metavar="INDEX",
         help="Which of these jobs this is, from 0; by default what SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX says.",
+    )
+    parser.add_argument(
+        "--readers",
+        type=int | None,
+        default=None,
+        metavar="N",
+        help="Processes of each worker that decode frames; by default its share of the processors.",
     )
     parser.add_argument("--overwrite", action="store_true", help="Make shards again that were made in another way.")
     return parser
@@ -89,6 +98,7 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
+    require(options.readers is None or options.readers >= 1, f"--readers must be at least 1, not {options.readers}")
     resolution = given_value(parser, "data.resolution", arguments)
     # While it starts, the tokenizer is opened and the plan made.
     prepare_readers()
@@ -102,13 +112,13 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
             # In the first one's precision, so that processes on other kinds of machines make the same ids.
             job = job.in_precision(heard["precision"])
             require_same_job(job, heard["job"], fleet.rank)
-            return _run(fleet, recipe, model, job, list(map(ShardTask.from_json, heard["tasks"])), 0)
+            return _run(fleet, recipe, options, model, job, list(map(ShardTask.from_json, heard["tasks"])), {})
         try:
             try_output(options.output)
             model, job = open_job(recipe, options, resolution)
-            found = own_share(
-                find_tasks(job, options.shards, options.splits), options.worker_index, options.worker_count, os.environ
-            )
+            choice = find_tasks(recipe, job, options.shards, options.splits)
+            choice.tell(job.clips.held_out)
+            found = own_share(choice.tasks, options.worker_index, options.worker_count, os.environ)
             job = settle_precision(job, found, fleet.device, alone=options.worker_count == 1)
             tasks = work_order(unfinished(job, found), Random())
         except BaseException:
@@ -117,25 +127,29 @@ def tokenize(arguments: Sequence[str] | None = None) -> int:
         fleet.tell(
             {"precision": job.layout.precision, "job": job.facts(), "tasks": list(map(dataclasses.asdict, tasks))},
         )
-        return _run(fleet, recipe, model, job, tasks, len(found) - len(tasks))
+        facts = {"shards_done_before": len(found) - len(tasks), **choice.summary()}
+        return _run(fleet, recipe, options, model, job, tasks, facts)
 
 
-def find_tasks(job: TokenizeJob, shards: Sequence[str], splits: Sequence[str] | None) -> list[ShardTask]:
-    """All episode shards, each with the episodes that the recipe's quality limits leave out.
+def find_tasks(recipe: Recipe, job: TokenizeJob, shards: Sequence[str], splits: Sequence[str] | None) -> Choice:
+    """The episode shards to be tokenized, each with the episodes that the recipe's quality limits leave out.
 
     Raises:
-        ConfigError: See `find_shards` and `require_detail`.
-        ShardError: See `find_shards` and `select`.
+        ConfigError: See `find_shards`, `choose` and `require_detail`.
+        ShardError: See `find_shards`, `choose` and `select`.
     """
-    found = find_shards(shards, splits)
-    for task in found:
+    found = find_shards(shards)
+    require_splits(found, splits)
+    choice = choose(found, recipe, splits)
+    for task in choice.tasks:
         require_detail(task.shrunk, job.layout.resolution, task.source)
     if not job.quality.active:
-        return found
+        return choice
     # Duplicates are sought in whole data sets, so that runs over single splits leave out the same.
-    excluded = select(folders_of(find_shards(shards)), job.quality, job.clips.held_out)
+    folders = folders_of([task for task in found if task.dataset not in choice.other_datasets])
+    excluded = select(folders, job.quality, job.clips.held_out)
     log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), counts_of(excluded))
-    return without(found, excluded)
+    return dataclasses.replace(choice, tasks=without(choice.tasks, excluded))
 
 
 def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[CompressiveVQModel, TokenizeJob]:
@@ -198,8 +212,19 @@ def require_same_job(job: TokenizeJob, first: Mapping[str, Any], rank: int) -> N
 
 
 def _run(
-    fleet: Fleet, recipe: Recipe, model: CompressiveVQModel, job: TokenizeJob, tasks: list[ShardTask], done_before: int
+    fleet: Fleet,
+    recipe: Recipe,
+    options: Any,
+    model: CompressiveVQModel,
+    job: TokenizeJob,
+    tasks: list[ShardTask],
+    facts: Mapping[str, Any],
 ) -> int:
+    """Tokenize this process's part of `tasks`; `facts` are what the first process's summary says of the plan."""
+    readers = fleet.cores if options.readers is None else options.readers
+    if fleet.device.type == "cpu":
+        # torch counts the machine's cores, a container may have fewer.
+        torch.set_num_threads(min(torch.get_num_threads(), fleet.cores))
     limit = BatchLimit(job.output, fleet.device, job.layout)
     batch = limit.apply(recipe.tokenizer.clips_per_batch)
     engine = TokenizerEngine(model, fleet.device, job.layout.precision, batch, limit.keep)
@@ -207,7 +232,7 @@ def _run(
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
         progress = FleetProgress(fleet, line, len(tasks))
-        report = run_worker(fleet.claim(tasks), job, engine, fleet.cores, progress)
+        report = run_worker(fleet.claim(tasks), job, engine, readers, progress)
         progress.send()
         fleet.report(dataclasses.asdict(report))
         if not fleet.is_first:
@@ -218,8 +243,8 @@ def _run(
         if orphans:
             left = unfinished(job, orphans)
             log.warning("%d processes are gone without a word: making the %d shards that they left", lost, len(left))
-            total += run_worker(left, job, engine, fleet.cores, progress)
-    print(json.dumps(_summary(fleet, job, total, done_before, lost, time.monotonic() - started)))
+            total += run_worker(left, job, engine, readers, progress)
+    print(json.dumps(_summary(fleet, job, total, facts, lost, time.monotonic() - started)))
     if total.left_out:
         log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
     if total.failures:
@@ -228,12 +253,12 @@ def _run(
 
 
 def _summary(
-    fleet: Fleet, job: TokenizeJob, total: WorkerReport, done_before: int, lost: int, seconds: float
+    fleet: Fleet, job: TokenizeJob, total: WorkerReport, facts: Mapping[str, Any], lost: int, seconds: float
 ) -> dict[str, Any]:
     return {
         "output": job.output,
         "shards": total.shards,
-        "shards_done_before": done_before,
+        **facts,
         "shards_made_elsewhere": total.made_elsewhere,
         "rows": total.rows,
         "held_out_rows": total.held_out_rows,

@@ -20,7 +20,7 @@ from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, par
 from pipeline.network_recipe import Precision
 from pipeline.recipe import ClipsConfig, QualityConfig
 from pipeline.records import find_done, fingerprint, read_record, record_path
-from tokenize_offline.clips import resolve_clips
+from tokenize_offline.clips import held_out_from, resolve_clips
 from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
@@ -41,6 +41,8 @@ class ShardTask:
         sha256: Of the file.
         samples: Its episodes.
         shrunk: Short side to which its frames were shrunk; see `pipeline.frames.shrunk_to`.
+        action_dims: Widths of its episodes' actions, 0 where they have none; all different ones, in order.
+        held_out_from: Share of held-out episodes above which one of its episodes is held out; see `clips.held_out_from`.
         excluded: Numbers, from 0 and in order, of those that the recipe's quality limits leave out; see `selection`.
         excluded_keys: Fingerprint of their keys (`fingerprint_of_keys`); empty where the recipe has no limits.
     """
@@ -53,13 +55,15 @@ class ShardTask:
     sha256: str
     samples: int
     shrunk: int | None = None
+    action_dims: tuple[int, ...] = ()
+    held_out_from: float = 1.0
     excluded: tuple[int, ...] = ()
     excluded_keys: str = ""
 
     @classmethod
     def from_json(cls, task: Mapping[str, Any]) -> "ShardTask":
         """A task that JSON held (`dataclasses.asdict`)."""
-        return cls(**{**task, "excluded": tuple(task["excluded"])})
+        return cls(**{**task, **{name: tuple(task[name]) for name in ("action_dims", "excluded")}})
 
 
 @dataclass(frozen=True)
@@ -200,12 +204,21 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
         ShardError: A shard has no record, or a record is damaged.
     """
     tasks = [task for name, path in find_datasets(folders).items() for task in _tasks_of(name, path)]
+    require_splits(tasks, splits)
+    chosen = [task for task in tasks if splits is None or task.split in splits]
+    return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
+
+
+def require_splits(tasks: Sequence[ShardTask], splits: Sequence[str] | None) -> None:
+    """Refuse splits that none of the tasks has.
+
+    Raises:
+        ConfigError: There is one.
+    """
     known = sorted({task.split for task in tasks})
     for split in splits or ():
         if split not in known:
             raise ConfigError(f"--splits {split}: no shard has that split; there are {', '.join(known)}")
-    chosen = [task for task in tasks if splits is None or task.split in splits]
-    return sorted(chosen, key=lambda task: (-task.bytes, task.dataset, task.split, task.index))
 
 
 def work_order(tasks: Sequence[ShardTask], random: Random) -> list[ShardTask]:
@@ -286,4 +299,14 @@ def _task_of(dataset: str, path: str) -> ShardTask:
     record = read_record(record_path(path))
     short_sides = (min(entry["height"], entry["width"]) for entry in record.entries)
     shrunk = shrunk_to(record.inputs.get("frames", {}), short_sides)
-    return ShardTask(dataset, *parsed, path, record.bytes, record.sha256, record.samples, shrunk)
+    return ShardTask(
+        dataset,
+        *parsed,
+        path,
+        record.bytes,
+        record.sha256,
+        record.samples,
+        shrunk,
+        tuple(sorted({int(entry.get("action_dim") or 0) for entry in record.entries})),
+        float(held_out_from(dataset, (entry["key"] for entry in record.entries)).min(initial=1.0)),
+    )

@@ -34,7 +34,7 @@ class PlannedDataset:
 
     Attributes:
         positions: Clip positions for training: what an epoch visits, each in one view.
-        rows: Rows that are tokenized, all views, held-out and evaluation ones included.
+        rows: Rows that are tokenized, all views, held-out ones included.
         bytes: Of its token shards, about.
         excluded: Reason -> episodes that the recipe's quality limits leave out.
     """
@@ -61,7 +61,7 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> PlannedData
 
     Args:
         folder: Of the data set, with its index.
-        recipe: Its sections `clips` and `tokenizer`.
+        recipe: Its sections `clips` and `tokenizer`, and `training.splits`.
         excluded: Its episodes that give no clips; see `selection.select`.
 
     Raises:
@@ -75,7 +75,7 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> PlannedData
     training = pc.equal(index["split"], TRAINING_SPLIT).to_numpy(zero_copy_only=False)
     keys = index["key"].filter(pa.array(training)).to_pylist()
     training[training] = ~held_out_among(storage.basename(folder), keys, clips.held_out)
-    stays = np.ones(len(index), bool)
+    stays = pc.is_in(index["split"], pa.array(recipe.training.splits)).to_numpy(zero_copy_only=False)
     stays[excluded["place"].to_numpy()] = False
     training = training[stays]
     action_dim = pc.fill_null(index["action_dim"], 0).to_numpy().astype(np.int64)[stays]

@@ -11,11 +11,53 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.errors import ShardError
-from pipeline.records import LeftOut, ShardRecord, fingerprint, record_path, sha256_of, write_record
+from pipeline.naming import parse_shard_name
+from pipeline.records import LeftOut, ShardRecord, fingerprint, read_record, record_path, sha256_of, write_record
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics, typical
 from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
+
+APART = "ingest the episodes of each kind apart, with a --dataset name of their own"
+
+
+class RowKinds:
+    """What rows of each data set carry, as the first of its shards has it that this process finds or makes."""
+
+    def __init__(self, job: TokenizeJob) -> None:
+        self._job = job
+        self._first: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def require_same(self, task: ShardTask, kind: dict[str, Any]) -> None:
+        """Refuse rows of another kind than other shards of the data set have; training takes one.
+
+        Args:
+            task: Whose rows they are.
+            kind: Width of their actions and whether they have rewards, by the names that statistics of records use.
+
+        Raises:
+            ShardError: They differ.
+        """
+        if task.dataset not in self._first:
+            self._first[task.dataset] = self._published(task) or (task.source, kind)
+        where, known = self._first[task.dataset]
+        for name, value in kind.items():
+            if known[name] != value:
+                raise ShardError(
+                    f"{task.source} and {where} can't be of one data set, as {name} is {value} and {known[name]}: {APART}"
+                )
+
+    def _published(self, task: ShardTask) -> tuple[str, dict[str, Any]] | None:
+        """Name and kind of a shard of the data set that is there already and is to stay."""
+        folder = self._job.folder(task)
+        for name in [] if self._job.overwrite else storage.list_files(folder):
+            if name.endswith(".json") and parse_shard_name(name.removesuffix("json") + "arrow"):
+                record = read_record(storage.join(folder, name))
+                if record.samples:
+                    kind = {key: record.statistics.get(key) for key in ("action_dim", "has_reward")}
+                    # Records of before say nothing of it.
+                    return None if None in kind.values() else (storage.join(folder, record.shard), kind)
+        return None
 
 
 def publish(
@@ -25,6 +67,7 @@ def publish(
     ids: np.ndarray,
     left_out: list[LeftOut],
     errors: Mapping[bool, np.ndarray],
+    kinds: RowKinds,
 ) -> list[ShardRecord]:
     """Publish the token shards of one episode shard: the held-out one where there is any, then the plain one.
 
@@ -35,14 +78,20 @@ def publish(
         ids: (clips, L).
         left_out: Episodes left out.
         errors: Whether held out -> (clips, T) squared errors of the frames that a sample of the clips decodes to.
+        kinds: What rows of the data set carry.
 
     Returns:
         The records, in order of publication.
 
     Raises:
-        ShardError: Episodes disagree on their actions or rewards.
+        ShardError: Episodes disagree on their actions or rewards, with each other or with other shards.
     """
     has_actions, has_reward = _what_rows_carry(task, [clips for _, clips in episodes])
+    kind: dict[str, Any] = {}
+    if episodes:
+        action = episodes[0][1].action
+        kind = {"action_dim": 0 if action is None else action.shape[2], "has_reward": has_reward}
+        kinds.require_same(task, kind)
     held_out_rows = sum(len(clips.plans) for _, clips in episodes if clips.held_out)
     paths = {held_out: storage.join(job.folder(task), job.shard(task, held_out)) for held_out in (True, False)}
     for path in paths.values():
@@ -70,7 +119,7 @@ def publish(
             size, sha256 = staging.stat().st_size, sha256_of(staging)
         record = _record(job, task, held_out, rows, size, sha256, errors[held_out])
         seconds = typical((clips.seconds_per_frame, len(clips.plans)) for _, clips in episodes if clips.held_out == held_out)
-        record = dataclasses.replace(record, statistics={**record.statistics, "seconds_per_frame": seconds})
+        record = dataclasses.replace(record, statistics={**record.statistics, "seconds_per_frame": seconds, **kind})
         if not held_out:
             statistics = {**record.statistics, "held_out_rows": held_out_rows}
             record = dataclasses.replace(record, left_out=left_out, statistics=statistics)
@@ -89,7 +138,7 @@ def _what_rows_carry(task: ShardTask, episodes: list[EpisodeClips]) -> tuple[boo
         }
         if len(widths) > 1:
             examples = ", ".join(f"{width} in {key}" for width, key in widths.items())
-            raise ShardError(f"{task.source}: episodes differ in the width of their {name} ({examples}); ingest them apart")
+            raise ShardError(f"{task.source}: episodes differ in the width of their {name} ({examples}); {APART}")
     return bool(episodes) and episodes[0].action is not None, bool(episodes) and episodes[0].reward is not None
 
 

@@ -54,7 +54,8 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
         side: S in pixels.
 
     Raises:
-        BadEpisodeError: It has no frames, a frame can't be decoded or has another size, or a step array has another length.
+        BadEpisodeError: It has no frames, a frame can't be decoded or has another size, or actions or rewards have another
+            length or are not finite at some step, used by a clip or not.
         ConfigError: The stride is a time and the episode's rate is not known.
     """
     if not episode.num_frames:
@@ -112,4 +113,9 @@ def _at_frames(name: str, values: np.ndarray | None, frames: np.ndarray, num_fra
         return None
     if len(values) != num_frames:
         raise BadEpisodeError(f"{len(values)} values of {name} for {num_frames} frames")
-    return values[frames].astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(values).reshape(num_frames, -1).all(axis=1))
+    if len(bad):
+        raise BadEpisodeError(f"{name} is NaN or infinite at {len(bad)} of {num_frames} steps, the first is step {bad[0]}")
+    return values[frames]

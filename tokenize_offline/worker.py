@@ -29,7 +29,7 @@ from tokenize_offline.batching import Batches, IdsOfShard
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob, fingerprint_of_keys
 from tokenize_offline.prefetch import Prefetcher
-from tokenize_offline.publish import publish
+from tokenize_offline.publish import RowKinds, publish
 from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.reader_pool import ReaderPool
 from tokenize_offline.sample import Sample
@@ -223,6 +223,7 @@ class _Publisher:
         self._engine = engine
         self._writer = writer
         self._report = WorkerReport()
+        self._kinds = RowKinds(job)
         self._publishing: Future[list[ShardRecord]] | None = None
 
     def publish(self, shard: _ShardInProgress) -> None:
@@ -238,7 +239,9 @@ class _Publisher:
             return
         ids = shard.ids.array()
         errors = {held_out: _squared_errors(self._engine, sample, ids) for held_out, sample in shard.samples.items()}
-        self._publishing = self._writer.submit(publish, self._job, shard.end.task, shard.episodes, ids, shard.left_out, errors)
+        self._publishing = self._writer.submit(
+            publish, self._job, shard.end.task, shard.episodes, ids, shard.left_out, errors, self._kinds
+        )
 
     def finish(self) -> WorkerReport:
         """Wait for the last shard; returns the report on all."""

@@ -299,10 +299,15 @@ def _tell_changes(record: RunRecord, known: RunRecord | None, training: Training
 
 def _open_held_out(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:
     held_out = TokenStore.open_if_any(tokens, [held_out_split(split) for split in splits])
-    if held_out is None:
+    if held_out is None or not set(store.datasets) & set(held_out.datasets):
+        log.warning(
+            "no episode of any data set is held out, so held_out_loss will be null: tokenize with a larger clips.held_out"
+        )
         return None
     if held_out.layout != store.layout:
         difference = describe_difference(dataclasses.asdict(store.layout), dataclasses.asdict(held_out.layout))
         raise ConflictError(f"training and held-out token shards can't be used together: {difference}. Tokenize one again.")
     shared = [name for name in store.datasets if name in held_out.datasets]
+    if shared and (without := [name for name in store.datasets if name not in shared]):
+        log.warning("no episode is held out of data set %s: held_out_loss says nothing of it", ", ".join(without))
     return held_out.restrict(shared) if shared else None

@@ -338,4 +338,7 @@ def _require_same_rows(first: _Shard, other: _Shard) -> None:
     for name in ("views", "action_dim", "has_reward"):
         a, b = getattr(first.info, name), getattr(other.info, name)
         if a != b:
-            raise ShardError(f"{first.path} and {other.path} can't be used together: {name} is {a} and {b}")
+            raise ShardError(
+                f"{first.path} and {other.path} can't be used together: {name} is {a} and {b}. Move the shards of one kind, "
+                "with their records, out of the folder; to train on both, ingest and tokenize each as a data set of its own"
+            )

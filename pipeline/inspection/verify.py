@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
@@ -91,16 +92,31 @@ def _fault_inside(path: str, record: ShardRecord) -> str | None:
     if damage is not None:
         return damage
     if samples is None:
-        samples = _rows(path)
+        samples, not_finite = _rows(path)
+        if not_finite:
+            return (
+                f"{path} has {not_finite} rows with actions or rewards that are NaN or infinite: delete it and its record, and "
+                "run ivideogpt-tokenize again, which leaves such episodes out"
+            )
     elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:
         return f"{record_path(path)} contradicts itself: delete it and {path}, and make them again"
     return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}{_ANEW}"
 
 
-def _rows(path: str) -> int:
+def _rows(path: str) -> tuple[int, int]:
+    """Rows of a token shard, and how many of them have an action or a reward that is not finite."""
+    rows = not_finite = 0
     try:
         with storage.open_read(path) as file, pa.ipc.open_file(file) as reader:
-            return sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+            for batch in map(reader.get_batch, range(reader.num_record_batches)):
+                rows += batch.num_rows
+                bad = np.zeros(batch.num_rows, bool)
+                for name in ("action", "reward"):
+                    if name in batch.schema.names and batch.num_rows:
+                        values = batch.column(name).flatten().to_numpy(zero_copy_only=False)
+                        bad |= ~np.isfinite(values).reshape(batch.num_rows, -1).all(axis=1)
+                not_finite += int(bad.sum())
+            return rows, not_finite
     except pa.ArrowInvalid as error:
         raise ShardError(f"{path} is no Arrow file ({error}): make it again") from error
 

@@ -15,6 +15,7 @@ import yaml
 from synthetic_tokens import write_shard
 
 from pipeline.command import parse_recipe
+from tokenize_offline.command import build_parser as tokenize_parser
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.__main__ import build_parser
 
@@ -114,6 +115,53 @@ def test_slurm_is_asked_for_the_warning_that_training_understands():
     # Without `B:` the signal goes to the processes of the step, not to the batch script.
     assert options["signal"].startswith("USR1@") and "requeue" in options
     assert options["ntasks-per-node"] == options["gpus-per-node"]
+
+
+def _tokenize_array(names, tmp_path, **variables) -> "tuple[subprocess.CompletedProcess[str], list[str]]":
+    """Run the batch script of one task of an array with a stand-in for torchrun; its end, and the stand-in's arguments."""
+    tool = tmp_path / "bin" / "torchrun"
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text(f'#!/usr/bin/env bash\nprintf "%q " "$@" >{tmp_path}/call\n')
+    tool.chmod(0o755)
+    paths = {"SHARDS": "episodes", "PATH": f"{tool.parent}:{names['PATH']}"}
+    result = _run("slurm/tokenize.sbatch", {**names, **paths, **variables}, "--splits", "train")
+    return result, shlex.split((tmp_path / "call").read_text()) if (tmp_path / "call").exists() else []
+
+
+@pytest.mark.parametrize(
+    ("array", "workers", "shares"),
+    [
+        ("0-7", None, 8),
+        ("0-7", 16, 16),
+        ("3,5", 8, 8),
+        ("0", None, 1),
+        (None, None, 1),
+        ("3,5", None, None),
+        ("4-7", None, None),
+    ],
+)
+def test_a_part_of_an_array_takes_the_shares_of_the_whole_or_is_refused(names, tmp_path, array, workers, shares):
+    # What Slurm says of each array: its greatest index, and how many tasks it has.
+    said = {"0-7": (7, 8), "3,5": (5, 2), "0": (0, 1), "4-7": (7, 4)}
+    variables = {} if workers is None else {"WORKERS": str(workers)}
+    if array is not None:
+        most, count = said[array]
+        variables |= {"SLURM_ARRAY_TASK_MAX": str(most), "SLURM_ARRAY_TASK_COUNT": str(count), "SLURM_ARRAY_TASK_ID": str(most)}
+    result, words = _tokenize_array(names, tmp_path, **variables)
+    if shares is None:
+        assert result.returncode == 2 and "set WORKERS" in result.stderr and not words
+        return
+    assert result.returncode == 0, result.stderr
+    arguments = words[words.index("tokenize_offline") + 1 :]
+    _, options = parse_recipe(tokenize_parser(), arguments)
+    assert options.worker_count == shares and options.splits == ["train"]
+
+
+def test_the_pods_that_tokenize_agree_on_their_number():
+    job = yaml.safe_load((SCRIPTS / "kubernetes" / "tokenize.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["completionMode"] == "Indexed"
+    assert f"--worker_count={job['spec']['completions']}" in container["command"]
 
 
 def test_the_pods_of_kubernetes_find_each_other_and_agree_on_their_number(names, tmp_path, monkeypatch):

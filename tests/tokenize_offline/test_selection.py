@@ -14,7 +14,7 @@ from synthetic_episodes import TINY, make_episode, tiny_tokenizer, write_shard, 
 
 from pipeline.errors import ConfigError, ConflictError, ShardError
 from pipeline.index import read_records, write_index
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.network_recipe import TokenizerConfig, TrainingConfig
 from pipeline.quality import measure
 from pipeline.recipe import ClipsConfig, QualityConfig, Recipe
 from pipeline.records import write_record
@@ -160,7 +160,7 @@ def test_limits_that_cannot_be_are_refused():
 def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit_made(episodes, tmp_path, capsys):
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
     recipe = ["--clips.length=5", "--clips.per_episode=2", "--clips.held_out=0", "--tokenizer", str(tokenizer)]
-    where = ["--shards", str(episodes), "--output", str(tmp_path / "tokens")]
+    where = ["--shards", str(episodes), "--output", str(tmp_path / "tokens"), "--training.splits", "[train, val]"]
     limits = ["--quality.max_static=0.9", "--quality.duplicates=near"]
     assert tokenize([*recipe, *where, *limits]) == 0
     made = json.loads(capsys.readouterr().out)
@@ -169,6 +169,7 @@ def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit
         clips=ClipsConfig(length=5, per_episode=2, held_out=0.0),
         quality=QualityConfig(max_static=0.9, duplicates="near"),
         tokenizer=TokenizerConfig(**shape, segment_length=3),
+        training=TrainingConfig(splits=("train", "val")),
     )
     planned = plan(str(episodes), whole, None)
     assert {line["dataset"]: line["excluded"] for line in planned} == {

@@ -205,3 +205,27 @@ def test_episodes_are_left_out_by_number_and_an_index_of_other_episodes_is_notic
     job = dataclasses.replace(job, output=str(tmp_path / "out2"))
     (failure,) = run_worker([dataclasses.replace(chosen, excluded=(1, 2))], job, engine, readers=1).failures
     assert "holds other episodes than index.parquet" in failure and not list((tmp_path / "out2").rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("name", ["action", "reward"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_episode_whose_numbers_are_not_finite_is_left_out_with_the_step(tmp_path, engine, name, value):
+    episodes = [make_episode(index, 8) for index in range(3)]
+    getattr(episodes[1], name)[5:7] = value
+    write_shard(tmp_path / "eps", 0, episodes)
+    report = run(engine, tmp_path / "eps", tmp_path / "out", dataclasses.replace(CLIPS, held_out=0.0))
+    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
+    assert left_out.reason == f"{name} is NaN or infinite at 2 of 8 steps, the first is step 5"
+    assert (report.left_out, report.rows) == (1, 2 * 2 * 2)
+
+
+def test_shards_of_one_data_set_with_and_without_rewards_are_refused_with_both_named(tmp_path, engine):
+    write_shard(tmp_path / "eps", 0, [make_episode(0, 6)])
+    run(engine, tmp_path / "eps", tmp_path / "out")
+    write_shard(tmp_path / "eps", 1, [make_episode(1, 6, rewards=False)])
+    (failure,) = run(engine, tmp_path / "eps", tmp_path / "out").failures
+    assert "eps/made_up/train-000001.tar and " in failure and "/out/made_up/train" in failure
+    assert "has_reward is False and True: ingest the episodes of each kind apart" in failure
+    # In one run too, whichever comes first.
+    (failure,) = run(engine, tmp_path / "eps", tmp_path / "out2").failures
+    assert "can't be of one data set, as has_reward is" in failure

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from synthetic_tokens import LAYOUT, clip_ids, write_shard
 
 from pipeline.errors import ConfigError, ShardError
+from pipeline.inspection.verify import fault_of
+from tokenize_offline.inspect import main as inspect
 from tokenize_offline.token_shards import open_token_shard
 from training import TokenStore
 from training.order import DatasetSize
@@ -221,3 +223,13 @@ def test_a_shard_that_lost_all_its_episodes_does_not_stop_its_neighbours(tmp_pat
     write_shard(tmp_path, number=1, positions=5, action_dim=3, has_reward=True)
     store = TokenStore.open(tmp_path)
     assert (store.positions("alpha"), store.action_dim, store.has_reward) == (5, 3, True)
+
+
+def test_rows_whose_actions_are_not_finite_are_faults(tmp_path, capsys):
+    sound = write_shard(tmp_path, action_dim=2, has_reward=True)
+    path = write_shard(tmp_path, number=1, action_dim=2, bad_rows=[3, 7])
+    assert fault_of(str(sound), every_byte=True) is None
+    fault = fault_of(str(path), every_byte=True)
+    assert fault.startswith(f"{path} has 2 rows with actions or rewards that are NaN or infinite: delete it and its record")
+    assert inspect([str(tmp_path), "--verify"]) == 1
+    assert "2 rows with actions or rewards that are NaN" in "".join(capsys.readouterr())
