@@ -6,7 +6,6 @@ is the nearest valid key for one that is not known.
 
 import argparse
 import dataclasses
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -21,12 +20,12 @@ from pipeline.command_errors import Option, Options, explain
 from pipeline.errors import ConfigError, ProjectError
 from pipeline.path_errors import described
 from pipeline.recipe import Recipe
+from pipeline.versions import installed_version
 
 # A recipe may lie on an object store.
 jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_DISTRIBUTION = "ivideogpt-pipeline"
 
 
 class _PlainHelp(DefaultHelpFormatter):
@@ -56,7 +55,9 @@ class CommandParser(jsonargparse.ArgumentParser):
         self.folders: set[str] = set()
         self._given: list[str] = []
         super().__init__(*args, **{"formatter_class": _PlainHelp, "allow_abbrev": False, **named})
-        self.add_argument("--version", action="version", version=f"{self.prog} {_version()}", help="Print the version.")
+        self.add_argument(
+            "--version", action="version", version=f"{self.prog} {installed_version()}", help="Print the version."
+        )
         self.add_argument(
             "--json",
             action="store_true",
@@ -109,13 +110,6 @@ class CommandParser(jsonargparse.ArgumentParser):
         if action.nargs == "+" and not isinstance(value, (list, type(None))):
             value = [value]
         return super()._check_value_key(action, value, key, *rest, **named)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from a checkout, not installed)"
 
 
 def packaged_recipes() -> list[str]:

@@ -1,5 +1,5 @@
 # Sourced by demo.sh and test.sh, from the root: `install_extra EXTRA` makes the virtual environment `.venv` if there is none, and
-# installs an extra of the project into it, unless that has been done since setup.cfg last changed.
+# installs an extra of the project into it, unless that has been done since its versions last changed.
 
 python_command() {
   local candidate
@@ -17,13 +17,13 @@ python_command() {
 install_extra() {
   local extra=$1 stamp wanted
   stamp=.venv/.installed-$extra
-  wanted=$(cat setup.cfg pyproject.toml | sha256sum | cut -d' ' -f1)
+  wanted=$(cat setup.cfg pyproject.toml scripts/constraints.txt | sha256sum | cut -d' ' -f1)
   [ -x .venv/bin/python ] || "$(python_command)" -m venv .venv
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing (once; a few minutes, about 2 GB) ..." >&2
-    # Named alone first, so that an index that serves a CPU build under this version is taken at its word.
-    .venv/bin/pip install --quiet --disable-pip-version-check "$(grep -om1 'torch==[0-9.]*' setup.cfg)"
-    .venv/bin/pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+    # With every version given, pip has nothing to resolve. The file is a constraint, no list of requirements: torch's build for
+    # CPUs goes without the CUDA packages in it.
+    .venv/bin/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable ".[$extra]"
     echo "$wanted" >"$stamp"
   fi
 }

@@ -5,17 +5,15 @@ about a hundred million a second, and a record keeps its own shard's. Errors of 
 tokenizing, where the pixels are.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.measures import perplexity, psnr
 
 _ROWS_AT_ONCE = 4096
-# Squared error of a reconstruction that counts as perfect: 100 dB, since records hold no infinity.
-_LEAST_ERROR = 1e-10
 
 
 def code_counts(ids: np.ndarray, geometry: IdGeometry) -> np.ndarray:
@@ -27,19 +25,12 @@ def code_counts(ids: np.ndarray, geometry: IdGeometry) -> np.ndarray:
 
 
 def codebook_statistics(counts: np.ndarray, geometry: IdGeometry) -> dict[str, Any]:
-    """Codes used and perplexity of both codebooks, from `code_counts`.
-
-    Perplexity is exp of the entropy of the codes' frequencies: the number of codes that, used evenly, would say as much. It is
-    0 where nothing was counted.
-    """
+    """Codes used and perplexity of both codebooks, from `code_counts`."""
     context, future = geometry.num_vq_embeddings, geometry.start_of_context
     statistics: dict[str, Any] = {}
     for name, part in (("context", counts[:context]), ("future", counts[context:future])):
-        used = part[part > 0]
-        frequencies = used / used.sum()
-        perplexity = float(np.exp(-(frequencies * np.log(frequencies)).sum())) if len(used) else 0.0
-        statistics[f"{name}_codes_used"] = len(used)
-        statistics[f"{name}_perplexity"] = round(perplexity, 3)
+        statistics[f"{name}_codes_used"] = int((part > 0).sum())
+        statistics[f"{name}_perplexity"] = round(perplexity(part), 3)
     return statistics
 
 
@@ -89,4 +80,4 @@ def merged_reconstruction(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _psnr(squared_error: float) -> float:
-    return round(-10 * math.log10(max(squared_error, _LEAST_ERROR)), 2)
+    return round(float(psnr(squared_error)), 2)

@@ -5,7 +5,6 @@ happen between steps; all ranks agree on each of them from the step number, and 
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pipeline.measured_json import describe_not_finite, measured_json, told
 from pipeline.path_errors import try_output, writing
 from pipeline.recipe import Recipe
 from pipeline.records import fingerprint
+from pipeline.versions import PROJECT, installed_versions
 from training.batches import Batch
 from training.checkpoint_loading import save_checkpoint
 from training.checkpoints import note_damaged
@@ -37,7 +37,7 @@ from training.stepping import Stepper
 from training.stopping import StopRequest
 
 _ENTROPY_CLIPS = 2048
-_SOFTWARE = ("ivideogpt-pipeline", "torch", "deepspeed", "transformers")
+_SOFTWARE = (PROJECT, "torch", "deepspeed", "transformers")
 log = logging.getLogger(__name__)
 
 
@@ -213,7 +213,7 @@ class Trainer:
             "record": run.record.as_json(),
             "ids": done * run.plan.global_batch * run.store.layout.sequence_length,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
-            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+            "software": installed_versions(_SOFTWARE),
         }
         export_model(run.model, run.network, weights, run.tokenizer, run.recipe, told(provenance))
         if bad := describe_not_finite(summary):

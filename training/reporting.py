@@ -18,7 +18,8 @@ from pipeline.measured_json import restored, told
 from pipeline.progress import progress_line
 from training.checkpoint_states import Progress
 from training.held_out import HeldOutScores
-from training.metrics import RunningLoss, flops_per_id, peak_flops, peak_memory, reset_peak_memory
+from training.metrics import RunningLoss, flops_per_id, peak_memory, reset_peak_memory
+from training.peak_flops import peak_flops
 from training.preparation import Run
 from training.processes import Processes
 from training.run_folder import run_fingerprint

@@ -36,17 +36,12 @@ from tokenize_offline.reader import read_clips
 from tokenize_offline.reader_pool import prepare_readers
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.worker import run_worker
+from training.peak_flops import peak_flops
 
 SIZES = {
     "tiny": CompressiveVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=16),
     "published": CompressiveVQConfig(),
     "published-256": CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768), max_att_resolution=32),
-}
-# Dense matrix peaks in TFLOP/s by device and precision, from the makers' data sheets; fp32 without tensor cores.
-PEAKS = {
-    "H200": {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
-    "H100": {"fp32": 67.0, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
-    "A100": {"fp32": 19.5, "tf32": 156.0, "bf16": 312.0, "fp16": 312.0},
 }
 
 
@@ -185,9 +180,9 @@ def main() -> int:
     }
     if device.type == "cuda":
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        peak = next((peaks for name, peaks in PEAKS.items() if name in torch.cuda.get_device_name()), None)
-        # An unknown device gives none rather than a guess.
-        result["share_of_peak"] = round(result["tflops"] / peak[options.precision], 4) if peak else None
+        # Of the dense bf16 peak, whatever the precision.
+        peak = peak_flops(device)
+        result["share_of_bf16_peak"] = round(result["tflops"] * 1e12 / peak, 4) if peak else None
     print(json.dumps(result))
     return 0
 

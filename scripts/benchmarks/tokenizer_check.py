@@ -33,7 +33,7 @@ COLUMNS = {
     "eager_fp32": "eager fp32, clips/s",
     "ceiling": "bare model, clips/s",
     "ceiling_over_eager_fp32": "over eager",
-    "share_of_peak": "share of peak",
+    "share_of_bf16_peak": "share of bf16 peak",
     "measured": "stage, clips/s",
     "ratio": "stage / bare",
     "seconds_to_first_batch": "first batch, s",

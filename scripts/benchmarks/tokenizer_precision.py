@@ -15,6 +15,7 @@ from pipeline.recipe import ClipsConfig
 from pipeline.shards import open_shard
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.measures import psnr
 from tokenize_offline.plan import find_shards
 from tokenize_offline.reader import read_clips
 from tokenize_offline.tokenizer import CompressiveVQModel
@@ -31,14 +32,14 @@ def clips_of(folders: list[str], config: ClipsConfig, side: int, count: int) -> 
     return found
 
 
-def psnr(model: CompressiveVQModel, ids: torch.Tensor, clips: list[torch.Tensor], batch: int) -> float:
+def decoded_psnr(model: CompressiveVQModel, ids: torch.Tensor, clips: list[torch.Tensor], batch: int) -> float:
     """PSNR in dB, from the mean squared error over all pixels."""
     error = 0.0
     for start in range(0, len(clips), batch):
         truth = torch.stack(clips[start : start + batch]).to(ids.device)
         decoded = model.detokenize(ids[start : start + batch]).clamp(0, 1)
         error += (decoded - truth).square().mean(dim=(1, 2, 3, 4)).sum().item()
-    return float(-10 * torch.tensor(error / len(clips)).log10())
+    return float(psnr(error / len(clips)))
 
 
 def main() -> int:
@@ -67,7 +68,7 @@ def main() -> int:
         precisions[precision] = {
             "context_ids_changed": round(changed[:, :context][exact[:, :context] < special].mean().item(), 6),
             "future_ids_changed": round(changed[:, context:][exact[:, context:] < special].mean().item(), 6),
-            "psnr": round(psnr(model, ids, clips, options.batch), 3),
+            "psnr": round(decoded_psnr(model, ids, clips, options.batch), 3),
             "same_ids_in_other_company": torch.equal(ids, reverse),
             "same_ids_in_other_batch_size": torch.equal(ids, other_size),
         }

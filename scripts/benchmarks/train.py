@@ -25,7 +25,8 @@ from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore
 from training.batches import BatchLoader, BatchReader
 from training.engine import close_engine, start_engine
-from training.metrics import flops_per_id, peak_flops, peak_memory, reset_peak_memory
+from training.metrics import flops_per_id, peak_memory, reset_peak_memory
+from training.peak_flops import peak_flops
 from training.preparation import RunOptions, prepare
 from training.pretrain import pretrain
 from training.processes import Processes, find_place

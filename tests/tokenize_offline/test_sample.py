@@ -15,6 +15,7 @@ from pipeline.recipe import ClipsConfig
 from pipeline.records import read_record
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.measures import MAX_PSNR
 from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
 from tokenize_offline.reader import EpisodeClips, read_clips
 from tokenize_offline.sample import Sample
@@ -52,7 +53,7 @@ def test_psnr_is_that_of_the_mean_error_over_all_pixels_and_adds_up():
     assert merged["sampled_clips"] == 5 and parts[2] == {}
     assert merged["future_psnr"] == pytest.approx(whole["future_psnr"], abs=0.02)
     assert merged_reconstruction([{}]) == {}
-    assert reconstruction_statistics(np.zeros((1, 4)), 1)["context_psnr"] == 100.0
+    assert reconstruction_statistics(np.zeros((1, 4)), 1)["context_psnr"] == MAX_PSNR
 
 
 def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):

@@ -13,10 +13,10 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import encode_png
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import EpisodeShardWriter
+from tokenize_offline.measures import MAX_PSNR
 from training import predict
 from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, measure, predict_clip
 from training.prediction.episodes import choose_episodes, open_episodes
-from training.video_metrics.frame_metrics import MAX_PSNR
 
 CLIPS = ClipsConfig(length=tiny_models.CLIP_LENGTH)
 

@@ -1,6 +1,5 @@
 """The evaluation card: one JSON and one Markdown file that say what was measured, on what, with which weights, and how."""
 
-import importlib.metadata
 import json
 import platform
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.records import sha256_of
+from pipeline.versions import PROJECT, installed_versions
 from training.evaluation.scores import ROWS
 
 CARD_JSON, CARD_MARKDOWN = "evaluation.json", "evaluation.md"
-_LIBRARIES = ("ivideogpt-pipeline", "torch", "torchmetrics", "transformers", "numpy")
+_LIBRARIES = (PROJECT, "torch", "torchmetrics", "transformers", "numpy")
 _TITLES = {
     "prediction": "prediction",
     "repeat_last_frame": "repeating the last frame",
@@ -27,7 +27,7 @@ def weights_hashes(folder: Path) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Of Python and of the libraries that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version()} | installed_versions(_LIBRARIES)
 
 
 def write_card(output: str, card: dict[str, Any]) -> None:

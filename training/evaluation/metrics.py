@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from tokenize_offline.measures import MAX_PSNR
 from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS
 from training.video_metrics import i3d
 from training.video_metrics.backbones import I3D
-from training.video_metrics.frame_metrics import MAX_PSNR, SSIM_WINDOW, psnr_per_frame, ssim_per_frame
+from training.video_metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per_frame
 from training.video_metrics.perceptual import LEAST_SIDE, LPIPS
 
 Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
@@ -118,7 +119,7 @@ class MetricSet:
         """What each metric is, with every resize and backbone, in words."""
         known = {
             "mse": "mean squared error of values in [0, 1]",
-            "psnr": f"10 log10(1 / mse) in dB of each frame, at most {MAX_PSNR:g}; torchmetrics",
+            "psnr": f"10 log10(1 / mse) in dB of each frame, at most {MAX_PSNR:g}",
             "ssim": f"structural similarity over windows within the frame, Gaussian of {SSIM_WINDOW} pixels, deviation 1.5, "
             "constants 0.01 and 0.03; torchmetrics",
         }

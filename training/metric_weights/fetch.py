@@ -1,7 +1,6 @@
 """`ivideogpt-fetch-weights`: bring the weights behind LPIPS and FVD, so that `ivideogpt-evaluate` finds them."""
 
 import hashlib
-import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pipeline.command import CommandParser, run_command
 from pipeline.errors import ConfigError, ConflictError, SourceError
 from pipeline.locked_folder import locked_folder
 from pipeline.records import sha256_of
+from pipeline.versions import installed_version
 from training.metric_weights.archives import bring_archive, read_member
 from training.metric_weights.conversion import as_safetensors
 from training.metric_weights.pickled_arrays import read_pickled_arrays
@@ -92,7 +92,7 @@ def _converted(published: Published, archive: str | None) -> bytes:
     data = as_safetensors(read_pickled_arrays(pickled, published.member), published)
     if hashlib.sha256(data).hexdigest() != published.sha256:
         raise SourceError(
-            f"safetensors {importlib.metadata.version('safetensors')} writes {published.file} in other bytes than the version "
+            f"safetensors {installed_version('safetensors')} writes {published.file} in other bytes than the version "
             "that this project pins: install ivideogpt-pipeline with its own requirements"
         )
     return data

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from tokenize_offline.measures import perplexity
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.tokenizer_training.weight_average import WeightAverage
 
@@ -57,9 +58,8 @@ class CodebookUse:
         return float((self.counts > 0).double().mean())
 
     def perplexity(self) -> float:
-        """Exponential of the entropy of the choices: the number of codes that would be chosen if all were equally."""
-        shares = self.counts / self.counts.sum().clamp(min=1)
-        return float(torch.exp(-(shares * torch.log(shares.clamp(min=1e-12))).sum()))
+        """Of the choices, see `measures.perplexity`."""
+        return perplexity(self.counts.cpu().numpy())
 
     def rare(self) -> Tensor:
         """Numbers of the codes with less than 2 % of an even share of the choices, int64."""

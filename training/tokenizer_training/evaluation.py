@@ -1,13 +1,13 @@
 """How good a tokenizer is on episodes it was not trained on: PSNR and LPIPS of its reconstructions, use of its codebooks."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tokenize_offline.measures import psnr
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.tokenizer_training.codebooks import CodebookUse
 from training.video_metrics.perceptual import LPIPS
@@ -78,13 +78,13 @@ def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor], lpi
         future_use.add(output.future_ids)
         clips += len(frames)
     model.train(training)
-    psnr = {name: _mean_psnr(torch.cat(values)) for name, values in errors.items()}
+    dbs = {name: _mean_psnr(torch.cat(values)) for name, values in errors.items()}
     measured = {f"{name}_lpips": float(torch.cat(values).mean()) for name, values in distances.items() if values}
     return TokenizerReport(
         clips=clips,
-        context_psnr=psnr["context"],
-        future_psnr=psnr["future"],
-        repeat_psnr=psnr["repeat"],
+        context_psnr=dbs["context"],
+        future_psnr=dbs["future"],
+        repeat_psnr=dbs["repeat"],
         context_codes_used=context_use.share_used(),
         context_perplexity=context_use.perplexity(),
         future_codes_used=future_use.share_used(),
@@ -119,5 +119,5 @@ def _frame_errors(reconstruction: Tensor, frames: Tensor) -> Tensor:
 
 
 def _mean_psnr(errors: Tensor) -> float:
-    """Mean over frames of 10 log10(1 / error), with errors below 1e-10 (a still image) counted as that."""
-    return float((-10 / math.log(10) * torch.log(errors.clamp(min=1e-10))).mean())
+    """Mean over frames."""
+    return float(psnr(errors.cpu().numpy()).mean())

@@ -1,0 +1,17 @@
+"""Nothing fails for want of a version: a distribution that isn't installed has words in its place."""
+
+import importlib.metadata
+
+from pipeline.versions import PROJECT, installed_version, installed_versions
+
+
+def test_an_installed_distribution_has_its_own_version():
+    assert installed_version("numpy") == importlib.metadata.version("numpy")
+
+
+def test_what_is_not_installed_says_so(monkeypatch):
+    assert installed_version("a-package-that-nobody-has") == "(not installed)"
+    assert installed_versions(["numpy", "a-package-that-nobody-has"])["a-package-that-nobody-has"] == "(not installed)"
+    monkeypatch.setattr("pipeline.versions.PROJECT", "a-package-that-nobody-has")
+    assert installed_version("a-package-that-nobody-has") == "(run from a checkout, not installed)"
+    assert installed_version() == importlib.metadata.version(PROJECT)
