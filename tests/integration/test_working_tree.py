@@ -50,7 +50,8 @@ def test_all_packages_and_their_data_are_packaged():
 
 
 def test_a_folder_whose_name_begins_as_a_packages_is_not_packaged(tmp_path):
-    shutil.copy(ROOT / "setup.cfg", tmp_path / "setup.cfg")
+    for name in ("setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
     for name in ("training", "training/demo", "training_run/run/model", "pipeline_out", "configs/deepspeed"):
         (tmp_path / name).mkdir(parents=True)
     found = set(read_configuration(tmp_path / "setup.cfg")["options"]["packages"])
