@@ -159,11 +159,14 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint; the name goes first, so that a removal that is cut short leaves nothing that looks whole."""
-    if folder.is_symlink():
-        folder.unlink()
-        return
-    _clear(_doomed(folder))
-    folder.rename(_doomed(folder))
+    try:
+        if folder.is_symlink():
+            folder.unlink()
+            return
+        _clear(_doomed(folder))
+        folder.rename(_doomed(folder))
+    except OSError as error:
+        log.warning("%s can't be removed (%s)", folder, error.strerror)
     _clear(_doomed(folder))
 
 

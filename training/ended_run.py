@@ -38,13 +38,14 @@ def ended_summary(run: Run) -> dict[str, Any] | None:
             f"{run.folder} was trained to step {steps} but has no checkpoint any more, so its model can't be exported again: "
             "bring the newest checkpoint back"
         )
-    log.info("%s has made %d steps of %d: its model is exported", run.folder, steps, run.recipe.training.steps)
+    if run.plan.rank == 0:
+        log.info("%s: %s, but the model is still to be exported", run.folder, _ended(run, steps))
     return None
 
 
 def leave_ended(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     """Say that a run has ended, also in its summary, whoever reads that; returns the summary."""
-    log.info("%s has made %d steps of %d: nothing to do", run.folder, summary["steps"], run.recipe.training.steps)
+    log.info("%s: %s, nothing is left to do", run.folder, _ended(run, summary["steps"]))
     known = read_summary(run.folder)
     if known is None or not known.get("finished"):
         storage.write_bytes(str(run.folder / SUMMARY_NAME), json.dumps(summary, indent=1).encode())
@@ -56,6 +57,10 @@ def known_results(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     known = read_summary(run.folder)
     same = restored(known) if known is not None and known["steps"] == run.first_step else {}
     return {name: same.get(name) if value is None else value for name, value in results.items()}
+
+
+def _ended(run: Run, steps: int) -> str:
+    return f"finished at step {steps} (training.steps is {run.recipe.training.steps})"
 
 
 def _is_exported(run: Run, steps: int) -> bool:

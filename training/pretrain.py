@@ -20,6 +20,7 @@ from pipeline.records import fingerprint
 from pipeline.versions import PROJECT, installed_versions
 from training.batches import Batch
 from training.checkpoint_loading import save_checkpoint
+from training.checkpoint_states import State
 from training.checkpoints import note_damaged
 from training.ended_run import ended_summary, known_results, leave_ended
 from training.engine import close_engine, full_weights
@@ -115,7 +116,8 @@ class Trainer:
         # Only now, with the checkpoint loaded, may anything of the run folder change.
         if processes.is_first and not run.has_ended:
             for verdict in run.damaged:
-                note_damaged(verdict)
+                if verdict.state is State.DAMAGED:
+                    note_damaged(verdict)
             run.write_identity()
             cut_metrics(run.folder, run.first_step)
             cut_lines(run.folder / SKIPPED_NAME, run.first_step)

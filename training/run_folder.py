@@ -148,9 +148,13 @@ def find_checkpoint(
 
 
 def _tell_passed(folder: Path, passed: Sequence[Verdict], instead: str) -> None:
+    advice = {
+        State.UNFINISHED: "It goes at the next save",
+        State.DAMAGED: "Nothing removes it but you",
+        State.UNREADABLE: "If its disk comes back, end this run and start it again",
+    }
     for verdict in passed:
-        advice = "remove it" if verdict.state is not State.UNREADABLE else "bring it back, or remove it"
-        log.warning("%s: %s and passed over, %s. Please %s", folder / CHECKPOINTS_NAME, verdict, instead, advice)
+        log.warning("%s: %s: passed over, %s. %s", folder / CHECKPOINTS_NAME, verdict, instead, advice[verdict.state])
 
 
 def _require_none_lost(folder: Path, steps: int, found: Sequence[Verdict]) -> None:
@@ -192,8 +196,10 @@ def require_same_run(
             f"{folder} holds a run of another recipe or other token shards; they differ in "
             f"{describe_difference(before, now)}. Choose another --output."
         )
+    if tell and SHARDS not in known:
+        log.warning("%s doesn't say what its token shards hold: those of --tokens are taken for the same", folder / RUN_NAME)
     for key, kind in ((SHARDS, "token shards"), (HELD_OUT_SHARDS, "held-out token shards")):
-        _require_same_shards(folder, kind, known.get(key), identity[key], tell)
+        _require_same_shards(folder, kind, known.get(key, {}), identity[key])
     if checkpoint is not None and checkpoint.progress.run != run_fingerprint(identity):
         raise ConflictError(
             f"{checkpoint.folder} was written by a run of another recipe: take it out of {folder}, or choose another --output"
@@ -204,14 +210,8 @@ def _without_digests(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in identity.items() if key not in (SHARDS, HELD_OUT_SHARDS)}
 
 
-def _require_same_shards(
-    folder: Path, kind: str, known: Mapping[str, str] | None, found: Mapping[str, str], tell: bool
-) -> None:
+def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], found: Mapping[str, str]) -> None:
     """Refuse shards that hold something else than those that a run began with."""
-    if known is None:
-        if tell and found:
-            log.warning("%s doesn't say what its %s hold: those of --tokens are taken for the same", folder / RUN_NAME, kind)
-        return
     for name, digest in known.items():
         if found.get(name) != digest:
             what = "hold something else than" if name in found else "are gone, unlike"

@@ -194,6 +194,17 @@ def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archi
     assert content_fault(checkpoint, name).reason == f"{name} is missing"
 
 
+def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
+    path = _write(tmp_path, 10, marked=False)
+    (path / "model.pt").write_bytes(b"")
+    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16))
+    (path / "model.pt").unlink()
+    # Its size is 0, and reading it is an input/output error.
+    (path / "model.pt").symlink_to("/proc/self/mem")
+    fault = content_fault(newest_checkpoint(tmp_path), "model.pt")
+    assert (fault.state, fault.reason) == (State.UNREADABLE, "model.pt: Input/output error")
+
+
 def test_one_that_was_noted_as_damaged_stays_so(tmp_path):
     _write(tmp_path, 10)
     note_damaged(dataclasses.replace(judge(_write(tmp_path, 20)), state=State.DAMAGED, reason="model.pt is rotten"))

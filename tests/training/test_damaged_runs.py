@@ -148,7 +148,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_an_undis
     damage(_checkpoint(run, 6))
     summary = pretrain(_recipe(7, keep_checkpoints=2), _options(data, run))
     assert (summary["steps"], summary["finished"]) == (7, True)
-    assert f"{tag(6)} is " in caplog.text and "passed over, going on from step-00000004" in caplog.text
+    assert f"{tag(6)} is " in caplog.text and "passed over, going on from step-00000004." in caplog.text
     states = {path.name: judge(path).state for path in (run / "checkpoints").glob("step-*")}
     assert states == {tag(6): State.WHOLE, tag(7): State.WHOLE}
     assert differing_tensors(_checkpoint(run, 6), _checkpoint(data / "run", 6)) == []
