@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.results import show
 
 
@@ -71,14 +71,17 @@ def train(arguments: Sequence[str] | None = None) -> int:
     Raises:
         ProjectError: Of all kinds; the message says what to do.
     """
-    recipe, options = parse_recipe(build_parser(), arguments)
+    parser = build_parser()
+    recipe, options = parse_recipe(parser, arguments)
     # Imported after the command line is checked: torch, transformers and DeepSpeed take seconds.
     from training.preparation import RunOptions
     from training.pretrain import pretrain
     from training.replay import replay
     from training.verify_resume import verify_resume
 
-    run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir)
+    given = given_value(parser, "model", arguments)
+    model_keys = tuple(vars(given)) if given else ()
+    run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir, model_keys=model_keys)
     if options.verify_resume is not None:
         verdict = verify_resume(recipe, run_options, options.verify_resume, options.processes)
         show(verdict, options)

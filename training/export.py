@@ -4,6 +4,7 @@ Everything is written into a folder beside it that takes its name at the end, so
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from pipeline.recipe import Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
+from tokenize_offline.weight_files import first_not_finite
 from training.model_files.model_card import model_card
 from training.model_files.model_folder import CLIPS, RECIPE, TOKENIZER, TRANSFORMER
 from training.model_files.trained_on import clips_file
 from training.world_model import WorldModelNetwork
 
-MODEL_NAME = "model"
+MODEL_NAME = loading.RUN_MODEL
 PROVENANCE_NAME = "provenance.json"
 CARD_NAME = "README.md"
+log = logging.getLogger(__name__)
 
 
 def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
@@ -68,6 +71,8 @@ def export_model(
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    if (bad := first_not_finite(weights)) is not None:
+        log.error("%s: %s holds NaN or infinite numbers; nothing will open this model: take an earlier checkpoint", folder, bad)
     network.save_transformer(staging / TRANSFORMER, weights)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, network.layout.context_length, staging / TOKENIZER)
@@ -89,9 +94,7 @@ def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder:
         tokenizer.set_context_length(context_length)
         tokenizer.save_pretrained(str(folder))
         return
-    folder.mkdir()
-    shutil.copyfile(files.weights, folder / loading.WEIGHTS_NAME)
-    (folder / loading.CONFIG_NAME).write_bytes(config)
+    loading.copy(files, folder)
 
 
 def _put_in_place(made: Path, folder: Path) -> None:

@@ -5,22 +5,34 @@ as it is. The weights under them are frozen. One rank keeps a copy of these in f
 to bf16 and cuts them up under ZeRO-3; with it an export merges the updates into exactly the weights that were read.
 """
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import LlamaConfig
 
-from pipeline.network_recipe import TrainingConfig
-from pipeline.records import sha256_of
+from pipeline.errors import ConfigError
+from pipeline.network_recipe import ModelConfig, TrainingConfig
+from training.model_files.llama_config import arithmetic, depends_on_positions
 from training.model_files.model_folder import locate_transformer
-from training.model_files.transformer_files import WEIGHTS
-from training.world_model import WorldModelNetwork, load_pretrained_llama
+from training.model_files.transformer_files import TransformerFolder, open_folder
+from training.world_model import WorldModelNetwork, load_pretrained_llama, published_llama
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 # All matrices of the Llama, as the published code has them.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
+# Keys of the recipe's `model` section that are a Llama's shape, and what its configuration calls them.
+_SHAPE = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "positions": "max_position_embeddings",
+}
 _BASE = ".base_layer"
 _UPDATE = ".lora_"
 
@@ -38,28 +50,67 @@ class Updates:
     frozen: dict[str, torch.Tensor]
 
 
-def start_from(network: WorldModelNetwork, training: TrainingConfig, exports: bool) -> str | None:
-    """Load the Llama that a recipe names into a fresh network, and put updates into it where the recipe wants them.
+def find_start(training: TrainingConfig) -> TransformerFolder | None:
+    """The transformer folder that a recipe names to start from; None where it names none.
+
+    Raises:
+        SourceError: There is no such model, or it can't be used.
+    """
+    return None if training.init_from is None else open_folder(locate_transformer(training.init_from))
+
+
+def take_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
+    """The recipe's `model` section with the shape of the model that training starts from.
 
     Args:
-        network: Changed in place.
-        training: Says what to start from.
+        model: The section.
+        start: Of the model to start from.
+        given: Keys of the section that the user gave, which must agree; None takes those that aren't the defaults.
+
+    Raises:
+        ConfigError: The user gave another shape; the message names the key and both values.
+    """
+    shape = {name: getattr(start, key) for name, key in _SHAPE.items()}
+    wanted = dataclasses.asdict(model)
+    if given is None:
+        default = dataclasses.asdict(ModelConfig())
+        given = [name for name in shape if wanted[name] != default[name]]
+    for name in (name for name in shape if name in given):
+        if name == "positions" and not depends_on_positions(start):
+            shape[name] = wanted[name]  # the same weights compute the same, as far as they reach
+        elif wanted[name] != shape[name]:
+            raise ConfigError(
+                f"model.{name} is {wanted[name]}, but the model of training.init_from has {shape[name]}: set it to "
+                f"{shape[name]}, or leave it out of the recipe"
+            )
+    return dataclasses.replace(model, **shape)
+
+
+def departures(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
+    """What a network computes in another way than the recipe's model of that shape does, by the keys of its configuration."""
+    own, published = (arithmetic(one) for one in (network.config, published_llama(model, network.config.vocab_size)))
+    return {name: value for name, value in own.items() if value != published[name]}
+
+
+def start_from(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
+    """Load the Llama of another model into a fresh network, and put updates into it where the recipe wants them.
+
+    Args:
+        network: Built by the other model's configuration; changed in place.
+        start: The other model.
+        training: Says whether there are updates.
         exports: Whether this process will export the model.
 
     Returns:
-        SHA-256 of the weights that were loaded; None where the recipe names none.
+        SHA-256 of the weights that were loaded.
 
     Raises:
-        SourceError: There is no such Llama, or it isn't of the network's shape.
-        ConfigError: It has the network's shape but another number of heads.
+        SourceError: The weights aren't of the network's shape, are damaged, or hold what is no number.
     """
-    if training.init_from is None:
-        return None
-    folder = locate_transformer(training.init_from)
-    load_pretrained_llama(network, folder)
+    load_pretrained_llama(network, start)
     if training.lora_rank:
         _add_updates(network, training, exports)
-    return sha256_of(folder / WEIGHTS)
+    return start.files.sha256()
 
 
 def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: bool) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.locked_folder import locked_folder
 from tokenize_offline.tokenizer import CompressiveVQModel
+from tokenize_offline.weight_files import first_not_finite
 from training.batches import Batch, as_batch
 from training.engine import full_weights
 from training.held_out import mixture_shares, spread_rows
@@ -62,9 +63,15 @@ class HeldOutPredictions:
         if not self._clips:
             return {}
         weights = full_weights(engine, self._run.network)
-        animations = {} if weights is None else self._predict(weights, done)
+        animations = {} if weights is None else self._predict_if_sound(weights, done)
         self._processes.barrier()
         return animations
+
+    def _predict_if_sound(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
+        if (bad := first_not_finite(weights)) is not None:
+            log.warning("step %d: no predictions, since %s holds NaN or infinite numbers", done, bad)
+            return {}
+        return self._predict(weights, done)
 
     def _predict(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
         folder = self._run.folder / FOLDER_NAME / f"step-{done:08d}"

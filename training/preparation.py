@@ -6,7 +6,7 @@ this for itself from the same files, so all of them find the same.
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,12 +20,13 @@ from pipeline.network_recipe import TrainingConfig
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
 from tokenize_offline.precision import choose_precision, slow_precisions
-from tokenize_offline.tokenizer.loading import TokenizerFiles
+from tokenize_offline.tokenizer.loading import TokenizerFiles, read_config
 from training.checkpoint_loading import loading_config
 from training.checkpoint_states import Checkpoint, Verdict
 from training.engine import deepspeed_config
 from training.export import MODEL_NAME, find_tokenizer
-from training.fine_tuning import start_from
+from training.fine_tuning import departures, find_start, start_from, take_shape
+from training.model_files.described_recipe import described
 from training.model_files.model_clips import clips_as_cut
 from training.model_files.model_folder import RECIPE
 from training.order import SampleOrder
@@ -59,6 +60,7 @@ class RunOptions:
         tokenizer: What made the shards, for the exported model; None exports the transformer alone.
         replay: Step, counted from 1, that shall be made again: go on from the newest checkpoint before it, with the
             mixture and the number of steps that the run had then, whatever the recipe says. None goes on with the run.
+        model_keys: Keys of the recipe's `model` section that the user gave: see `take_shape`.
     """
 
     tokens: Sequence[str]
@@ -66,6 +68,7 @@ class RunOptions:
     resume: Literal["auto", "never"] = "auto"
     tokenizer: str | None = None
     replay: int | None = None
+    model_keys: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Run:
     """A run that is ready to start.
 
     Attributes:
-        recipe: As resolved, with clips as the token shards have them.
+        recipe: As resolved, with clips and tokenizer as the token shards have them, and the shape of the model as built.
         folder: Of the run.
         store: Training clips.
         held_out: Held-out clips of the same data sets, None where there are none.
@@ -194,15 +197,21 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[
     store = store.restrict(order.datasets)
     _require_clips(recipe, store)
     clips = clips_as_cut(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}", first)
-    recipe = dataclasses.replace(recipe, clips=clips)
+    tokenizer = find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None
+    tokenizer_config = None if tokenizer is None else read_config(tokenizer)
+    recipe = described(dataclasses.replace(recipe, clips=clips), store.layout, tokenizer_config)
     if recipe.model.rewards and not store.has_reward:
         raise ConfigError(
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
         )
-    network = build_network(recipe.model, store.layout, store.action_dim if recipe.model.actions else 0, training.seed)
-    initial = start_from(network, training, exports=first)
+    start = find_start(training)
+    if start is not None:
+        recipe = dataclasses.replace(recipe, model=take_shape(recipe.model, start.config, options.model_keys))
+    action_dim = store.action_dim if recipe.model.actions else 0
+    network = build_network(recipe.model, store.layout, action_dim, training.seed, start.config if start else None)
+    initial = start_from(network, start, training, exports=first) if start else None
     held_out = _open_held_out(options.tokens, training.splits, store)
-    identity = identify(recipe, store, initial, held_out)
+    identity = identify(recipe, store, initial, held_out, departures(network, recipe.model))
     if known is not None:
         require_same_run(folder, known, identity, checkpoint, tell=first)
         if first and SHARDS not in known and store.regrouped:
@@ -226,7 +235,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[
         identity=identity,
         record=record,
         checkpoint=checkpoint,
-        tokenizer=find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None,
+        tokenizer=tokenizer,
         damaged=tuple(damaged.values()) if damaged else (),
     )
 

@@ -50,7 +50,11 @@ log = logging.getLogger(__name__)
 
 
 def identify(
-    recipe: Recipe, store: TokenStore, initial: str | None = None, held_out: TokenStore | None = None
+    recipe: Recipe,
+    store: TokenStore,
+    initial: str | None = None,
+    held_out: TokenStore | None = None,
+    departures: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What must be the same when a run over the data sets of a store is resumed; data sets may join.
 
@@ -59,6 +63,7 @@ def identify(
         store: Its training clips.
         initial: SHA-256 of the weights that it started from; None where these were random.
         held_out: Its held-out clips, where there are any.
+        departures: What the model computes in another way than the recipe's does.
     """
     identity: dict[str, Any] = {
         "model": dataclasses.asdict(recipe.model),
@@ -70,6 +75,8 @@ def identify(
     }
     if initial is not None:
         identity["initial_sha256"] = initial
+    if departures:
+        identity["llama"] = dict(departures)
     # As JSON gives it back, so that it compares equal to what a run folder holds.
     return dict(json.loads(json.dumps(identity)))
 

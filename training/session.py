@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.inference import drafting
+from training.inference.devices import usable_device
 from training.inference.frame_decoder import FrameDecoder
 from training.inference.incremental_llama import IncrementalLlama
 from training.inference.kv_cache import KeyValueCache
@@ -63,23 +64,24 @@ class WorldModel:
         self.frames = FrameDecoder(tokenizer)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str | None = None, compile: bool = False) -> Self:
+    def from_pretrained(cls, path: str | Path, device: str | torch.device | None = None, compile: bool = False) -> Self:
         """Open a model folder.
 
         Args:
-            path: A folder (or URL) that holds `tokenizer/` and `transformer/`, or an id on the Hugging Face hub.
-            device: Where it runs; None takes the GPU where there is one.
+            path: A folder (or URL) that holds `tokenizer/` and `transformer/`, the folder of a run that trained such a model,
+                or an id on the Hugging Face hub.
+            device: Where it runs, such as `cpu` or `cuda:1`; None takes the GPU where there is one.
             compile: Whether the transformer's steps are compiled, on a GPU to CUDA graphs. It takes a minute at first and
                 pays where many frames are predicted on a GPU.
 
         Raises:
-            SourceError: Files are missing, damaged, or hold other parameters than their configuration.
-            ConfigError: Tokenizer and transformer don't belong together.
+            SourceError: Files are missing, damaged, hold other parameters than their configuration, or what is no number.
+            ConfigError: Tokenizer and transformer don't belong together, or there is no such device.
         """
+        target = usable_device(device)
         folder = locate_model(str(path))
         tokenizer = CompressiveVQModel.from_pretrained(str(folder / TOKENIZER))
         network = load_transformer(folder / TRANSFORMER, tokenizer.geometry)
-        target = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(tokenizer.to(target), network.to(target), compile)
 
     @property
@@ -118,7 +120,7 @@ class WorldModel:
             context_frames: (t, 3, S, S), or (B, t, 3, S, S) for several clips at once, in [0, 1] (or bytes in 0 to 255), at
                 the tokenizer's resolution and with its number of context frames.
             samples: Futures drawn per clip.
-            top_k: Only the k likeliest ids are drawn; None allows all.
+            top_k: Only the k likeliest ids are drawn; None or 0 allows all.
             temperature: Of sampling; 0 is greedy.
             seed: Sample s of a clip is the same whatever else is in the batch; None draws a seed.
             first_sample: Number of the first sample, where many are drawn in several sessions.

@@ -136,7 +136,6 @@ class _Verification:
     """
 
     def __init__(self, recipe: Recipe, options: RunOptions, steps: int) -> None:
-        self._recipe = recipe
         self._options = options
         self._steps = steps
         if not storage.is_local(options.output):
@@ -145,7 +144,9 @@ class _Verification:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ConflictError(f"{self.folder} is not empty: choose a new --output for the verification")
         # All that can be wrong with the input, before anything starts.
-        prepare(recipe, dataclasses.replace(options, resume="never"), find_place({}))
+        run = prepare(recipe, dataclasses.replace(options, resume="never"), find_place({}))
+        # The runs get every key of it, also those that the user left to the model that they start from.
+        self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
 
     def run(self, first: int, other: int) -> dict[str, Any]:
         """Make all runs; returns the verdict."""

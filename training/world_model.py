@@ -5,13 +5,15 @@ sequence with fixed slices: nothing depends on the data, and the same code runs 
 that all rows of a batch share one layout.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.errors import ConfigError
 from pipeline.network_recipe import ModelConfig
@@ -19,13 +21,12 @@ from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
 from training.loss import next_id_losses, squared_error
 from training.model_files import transformer_files
+from training.model_files.transformer_files import LLAMA
 
 if TYPE_CHECKING:
     from training.fine_tuning import Updates
 
 INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
-_LLAMA = "llm."
-Entry = TypeVar("Entry")
 
 
 class NetworkOutput(NamedTuple):
@@ -183,11 +184,13 @@ class WorldModelNetwork(nn.Module):
         state = self.state_dict() if state_dict is None else state_dict
         if unequal := state.keys() ^ names:
             raise ValueError(f"the weights to save don't match the network: {sorted(unequal)[:4]}")
-        prefix = "" if self.action_dim or self.has_reward else _LLAMA
+        prefix = "" if self.action_dim or self.has_reward else LLAMA
         transformer_files.write(folder, self.config, {name.removeprefix(prefix): tensor for name, tensor in state.items()})
 
 
-def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int) -> WorldModelNetwork:
+def build_network(
+    model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int, llama: LlamaConfig | None = None
+) -> WorldModelNetwork:
     """A network with fresh weights that depend on `seed` alone; the global random state is left as it was.
 
     Args:
@@ -195,9 +198,12 @@ def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed
         layout: Of the token shards it will read.
         action_dim: Columns of an action in the token shards, 0 where they hold none.
         seed: Of the initial weights.
+        llama: Of a trained model of this shape whose Llama it will take over, with all that a recipe can't say of it (rotary
+            embedding, activation, biases, ..); None builds the published one.
 
     Raises:
-        ConfigError: A clip doesn't fit into `model.positions`, or the shards hold no actions where the model wants them.
+        ConfigError: A clip doesn't fit into `model.positions`, the shards hold no actions where the model wants them, or
+            `llama` has another vocabulary.
     """
     if layout.sequence_length > model.positions:
         raise ConfigError(
@@ -208,8 +214,26 @@ def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed
         raise ConfigError(
             "model.actions is on but the token shards hold no actions: turn it off, or tokenize data with actions"
         )
-    config = LlamaConfig(
-        vocab_size=layout.vocabulary,
+    if llama is not None and llama.vocab_size != layout.vocabulary:
+        raise ConfigError(
+            f"the model of training.init_from has a vocabulary of {llama.vocab_size}, the token shards one of "
+            f"{layout.vocabulary}: they don't belong together; take shards that its tokenizer made"
+        )
+    config = published_llama(model, layout.vocabulary) if llama is None else copy.deepcopy(llama)
+    config.max_position_embeddings, config.attention_dropout = model.positions, model.attention_dropout
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = WorldModelNetwork(
+            config, layout, action_dim if model.actions else 0, model.rewards, bool(model.action_reconstruction)
+        )
+    network.weights = (model.reward_weight, model.action_reconstruction)
+    return network
+
+
+def published_llama(model: ModelConfig, vocabulary: int) -> LlamaConfig:
+    """The Llama of a recipe: what its `model` section leaves open is as in the published checkpoints."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=model.width,
         intermediate_size=model.mlp_width,
         num_hidden_layers=model.layers,
@@ -226,13 +250,6 @@ def build_network(model: ModelConfig, layout: TokenLayout, action_dim: int, seed
         pad_token_id=None,
         architectures=["LlamaForCausalLM"],
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = WorldModelNetwork(
-            config, layout, action_dim if model.actions else 0, model.rewards, bool(model.action_reconstruction)
-        )
-    network.weights = (model.reward_weight, model.action_reconstruction)
-    return network
 
 
 def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
@@ -255,20 +272,21 @@ def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwor
     """A network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
 
     Args:
-        folder: Holds `config.json` and `model.safetensors`.
+        folder: Holds `config.json`, and `model.safetensors` or several such files with their index.
         layout: Of the tokenizer that it belongs to.
 
     Raises:
-        SourceError: A file is missing or damaged, or its parameters aren't those of the configuration; the message names them.
+        SourceError: A file is missing or damaged, its parameters aren't those of the configuration or hold what is no number,
+            or the configuration states what this code doesn't compute; the message names them.
         ConfigError: The vocabulary isn't the layout's.
     """
-    config = transformer_files.read_config(folder)
+    found = transformer_files.open_folder(folder)
+    config, shapes = found.config, found.shapes
     if config.vocab_size != layout.vocabulary:
         raise ConfigError(
             f"{folder} has a vocabulary of {config.vocab_size}, its tokenizer one of {layout.vocabulary}: "
             "they don't belong together"
         )
-    shapes = _own_names(transformer_files.read_shapes(folder))
     transformer_files.require_layers(config, shapes, folder)
     # Compared on the meta device first: a wrong configuration must not take memory for what it states.
     with torch.device("meta"):
@@ -280,38 +298,25 @@ def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwor
             "action_recon_linear.weight" in shapes,
         )
     transformer_files.require_same_shapes(network.state_dict(), shapes, folder)
-    network.load_state_dict(_own_names(transformer_files.read_weights(folder)), assign=True)
-    rotary = network.llm.model.rotary_emb
-    rotary.inv_freq, rotary.attention_scaling = rotary.compute_default_rope_parameters(config)
-    rotary.original_inv_freq = rotary.inv_freq.clone()
-    return network.float().eval()
+    network.load_state_dict(found.read(), assign=True)
+    network.llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are in no file
+    return network.eval()
 
 
-def load_pretrained_llama(network: WorldModelNetwork, folder: str | Path) -> None:
+def load_pretrained_llama(network: WorldModelNetwork, found: transformer_files.TransformerFolder) -> None:
     """Load the Llama of a transformer folder into `network.llm`, in place; heads stay as they are.
 
-    The way to fine-tune with actions from an action-free model. Call it before a training engine takes the network.
+    The way to fine-tune with actions from an action-free model. Call it before a training engine takes the network, which was
+    built by the folder's configuration.
 
     Raises:
-        SourceError: The folder's Llama is missing, or has other parameters or shapes; the message names them.
-        ConfigError: Its shapes agree but it computes something else with them.
+        SourceError: The folder's Llama has other parameters or shapes, or holds what is no number; the message names them.
     """
-    config = transformer_files.read_config(folder)
-    wanted, found = network.config.num_attention_heads, config.num_attention_heads
-    if found != wanted:
-        raise ConfigError(f"{folder} has {found} attention heads, model.heads is {wanted}: set it to {found}")
-    weights = _own_names(transformer_files.read_weights(folder))
-    llama = {name.removeprefix(_LLAMA): tensor for name, tensor in weights.items() if name.startswith(_LLAMA)}
-    own = network.llm.state_dict()
-    transformer_files.require_same_shapes(own, {name: tuple(tensor.shape) for name, tensor in llama.items()}, folder)
-    network.llm.load_state_dict(llama)
-
-
-def _own_names(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """Entries of a transformer folder under the network's names: a folder without heads leaves out `llm.`."""
-    if any(name.startswith(_LLAMA) for name in entries):
-        return entries
-    return {_LLAMA + name: entry for name, entry in entries.items()}
+    own = {LLAMA + name: tensor for name, tensor in network.llm.state_dict().items()}
+    shapes = {name: shape for name, shape in found.shapes.items() if name.startswith(LLAMA)}
+    transformer_files.require_same_shapes(own, shapes, found.folder)
+    weights = found.read()
+    network.llm.load_state_dict({name.removeprefix(LLAMA): weights[name] for name in own})
 
 
 def _fresh_head(width: int, columns: int) -> nn.Linear:

@@ -16,7 +16,7 @@ from pipeline.inspection.overview import Inspected, Overview, overview
 from pipeline.inspection.page import write_page
 from pipeline.inspection.verify import faults_of, index_fault
 from pipeline.ledger import LEDGER_FILE, read_ledger
-from pipeline.naming import parse_shard_name
+from pipeline.naming import parse_shard_name, shard_name
 from pipeline.progress import progress_line
 from pipeline.records import ShardRecord, read_record, record_path
 from pipeline.results import show
@@ -26,7 +26,13 @@ _DEPTH = 3
 
 
 def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its shards by files and records) of every folder of shards at or below `folder`, in order."""
+    """(folder, names of its shards by files and records) of every folder of shards at or below `folder`, in order.
+
+    A path of one shard gives its folder and that shard alone.
+    """
+    if is_shard(folder):
+        yield folder.rpartition("/")[0] or ".", [storage.basename(folder)]
+        return
     names = storage.list_files(folder)
     files = {name for name in names if parse_shard_name(name)}
     recorded = set()
@@ -39,6 +45,12 @@ def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[st
     if depth:
         for name in storage.list_folders(folder):
             yield from find_shards(storage.join(folder, name), depth - 1)
+
+
+def is_shard(path: str) -> bool:
+    """Whether a path is that of one shard, which is there or has a record that says it was."""
+    named = parse_shard_name(storage.basename(path)) is not None
+    return named and not storage.list_folders(path) and (storage.exists(path) or storage.exists(record_path(path)))
 
 
 def summarize(records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
@@ -59,7 +71,7 @@ def parser() -> CommandParser:
     """The command line."""
     made = CommandParser(prog="ivideogpt-inspect", description="Say what a folder of shards holds. Exit status 1 on faults.")
     made.add_argument(
-        "folder", type=str, nargs="?", help="Folder or URL of episode shards or token shards, or of several such."
+        "folder", type=str, nargs="?", help="Folder or URL of episode shards or token shards, or of several such; or one shard."
     )
     made.add_argument(
         "--verify", action="store_true", help="Read every shard, compare its SHA-256 with its record's and count its samples."
@@ -106,10 +118,10 @@ def carry_out(options: Any) -> int:
         return _doctor(options.doctor.rstrip("/"), options)
     found = list(find_shards(options.folder.rstrip("/")))
     if not found:
-        raise ShardError(f"{options.folder} holds no shards, nor does any folder up to {_DEPTH} levels below it")
+        raise ShardError(_why_none(options.folder))
     inspected = []
     for folder, shards in found:
-        inspected.append(_inspect(folder, shards, options.verify))
+        inspected.append(_inspect(folder, shards, options.verify, whole=not is_shard(options.folder)))
     if options.html is not None:
         write_page(options.html, options.folder.rstrip("/"), inspected, verified=options.verify)
     show([one.as_dict() for one in inspected], options, look_at=options.html)
@@ -119,7 +131,15 @@ def carry_out(options: Any) -> int:
     return 1 if faults else 0
 
 
-def _inspect(folder: str, shards: Sequence[str], every_byte: bool) -> Inspected:
+def _why_none(path: str) -> str:
+    if not storage.exists(path):
+        return f"{path} isn't there: name a folder of shards, or one shard"
+    if storage.is_local(path) and storage.local_path(path).is_file():
+        return f"{path} is no shard by its name: shards are called {shard_name('train', 0, 'tar')} or .arrow; name their folder"
+    return f"{path} holds no shards, nor does any folder up to {_DEPTH} levels below it"
+
+
+def _inspect(folder: str, shards: Sequence[str], every_byte: bool, whole: bool) -> Inspected:
     faults = {}
     with progress_line(len(shards), "shard", f"inspect {storage.basename(folder)}", shown=every_byte) as line:
         for shard, fault in faults_of(folder, shards, every_byte):
@@ -129,11 +149,12 @@ def _inspect(folder: str, shards: Sequence[str], every_byte: bool) -> Inspected:
     records = [read_record(record_path(storage.join(folder, shard))) for shard in shards if shard not in faults]
     found = list(faults.values())
     episodes = any(shard.endswith(".tar") for shard in shards)
-    if episodes and every_byte and not faults and (fault := index_fault(folder, records)) is not None:
+    if episodes and whole and every_byte and not faults and (fault := index_fault(folder, records)) is not None:
         found.append(fault)
     if not episodes:
         return Inspected(folder, summarize(records), found, None, "tokens")
-    return Inspected(folder, summarize(records), found, _overview(folder))
+    # The index tells of all shards of a folder.
+    return Inspected(folder, summarize(records), found, _overview(folder) if whole else None)
 
 
 def _overview(folder: str) -> Overview | None:

@@ -50,6 +50,14 @@ def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys
         assert min(part[name] for part in parts) <= reconstruction[name] <= max(part[name] for part in parts)
 
 
+def test_one_token_shard_is_inspected_alone(made, capsys):
+    assert main([str(made / "out" / "made_up" / "train-000001.arrow"), "--codebooks", "--verify"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    record = json.loads((made / "out" / "made_up" / "train-000001.json").read_text())
+    assert lines[0]["splits"]["train"]["shards"] == 1 and lines[0]["splits"]["train"]["samples"] == record["samples"]
+    assert lines[1]["codebooks"]["context_codes_used"] == record["statistics"]["context_codes_used"]
+
+
 def test_rows_are_drawn_a_line_a_row(made, tmp_path):
     picture = tmp_path / "rows.png"
     shard = str(made / "out" / "made_up" / "train-000000.arrow")

@@ -10,16 +10,20 @@ import yaml
 from synthetic_tokens import write_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.errors import SourceError
+from pipeline.network_recipe import ModelConfig, TokenizerShape, TrainingConfig
 from pipeline.recipe import ClipsConfig, DataConfig, Recipe
 from pipeline.records import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
+from training.export import export_model
+from training.model_files.described_recipe import described
 from training.model_files.model_card import model_card
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.trained_on import read_trained_on
 from training.preparation import RunOptions
 from training.pretrain import pretrain
+from training.world_model import load_transformer
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +182,37 @@ def test_a_model_predicts_from_as_many_context_frames_and_clips_as_its_token_sha
     taken = clips_as_trained(tmp_path / "out" / "model", ClipsConfig(), {})
     assert (taken.stride, taken.length, taken.held_out) == ("3", 5, 0.25)
     assert len(list((tmp_path / "out" / "predictions").rglob("*.gif"))) == 1
+
+
+def test_the_recipe_beside_a_model_describes_its_own_tokenizer_and_clips(run):
+    out = run[0]
+    own = json.loads((out / "model" / "tokenizer" / "config.json").read_text())
+    layout = _provenance(out)["layout"]
+    for path in (out / "recipe.yaml", out / "model" / "recipe.yaml"):
+        recipe = yaml.safe_load(path.read_text())
+        shape = {field.name for field in dataclasses.fields(TokenizerShape)}
+        assert {name: recipe["tokenizer"][name] for name in shape} == {name: own[name] for name in shape}
+        assert recipe["data"]["resolution"] == layout["resolution"] == 32
+        assert (recipe["clips"]["length"], recipe["clips"]["context_length"]) == (layout["clip_length"], 2)
+        assert recipe["tokenizer"]["precision"] == layout["precision"]
+
+
+def test_a_recipe_describes_a_tokenizer_with_fewer_context_frames_or_more_than_its_training_clips_have():
+    tokenizer = dataclasses.replace(tiny_models.TOKENIZER, context_length=12)
+    layout = dataclasses.replace(tiny_models.layout(clip_length=16, tokenizer=tokenizer), context_length=10)
+    section = described(Recipe(), layout, tokenizer).tokenizer
+    assert (section.context_length, section.segment_length, section.horizon) == (10, 11, 16)
+    assert section.block_out_channels == tokenizer.block_out_channels
+    kept = described(Recipe(), layout, None)
+    assert kept.tokenizer == Recipe().tokenizer and kept.clips.context_length == 10
+
+
+def test_a_model_whose_weights_are_no_numbers_is_said_loudly_when_it_is_exported_and_opened(run, tmp_path, caplog):
+    network = tiny_models.network()
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    weights["llm.model.norm.weight"][3] = float("nan")
+    export_model(tmp_path / "model", network, weights, None, Recipe(), _provenance(run[0]))
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 1 and str(tmp_path / "model") in said[0] and "llm.model.norm.weight holds NaN" in said[0]
+    with pytest.raises(SourceError, match=r"model\.norm\.weight holds NaN"):
+        load_transformer(tmp_path / "model" / "transformer", tiny_models.layout())

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from synthetic_tokens import LAYOUT, write_shard
 from transformers import AutoModelForCausalLM
@@ -18,8 +19,9 @@ from training import TokenStore
 from training.batches import BatchReader
 from training.checkpoints import tag
 from training.order import SampleOrder
-from training.preparation import RunOptions
+from training.preparation import RunOptions, prepare
 from training.pretrain import pretrain
+from training.processes import find_place
 from training.run_comparison import differing_tensors, loss_differences
 from training.world_model import build_network, load_transformer
 
@@ -162,16 +164,100 @@ def test_another_llama_under_the_same_path_is_another_run(tokens, pretrained, tm
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "message"),
+    ("key", "value", "found"),
+    [("layers", 3, 2), ("heads", 4, 2), ("width", 16, 32), ("mlp_width", 32, 64), ("layers", 12, 2)],
+)
+def test_a_shape_that_the_user_gave_and_the_model_does_not_have_is_refused_with_both(
+    tokens, pretrained, tmp_path, key, value, found
+):
+    options = RunOptions([str(tokens)], str(tmp_path), model_keys=[key])
+    with pytest.raises(ConfigError, match=rf"model\.{key} is {value}, but the model of .* has {found}: set it to {found}"):
+        pretrain(_recipe(pretrained, {key: value}), options)
+
+
+def test_a_recipe_that_says_nothing_of_the_shape_gets_that_of_the_model(tokens, pretrained, tmp_path):
+    recipe = dataclasses.replace(_recipe(pretrained, steps=1), model=ModelConfig(actions=True, attention_dropout=0.05))
+    pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
+    resolved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["model"]
+    assert {**SHAPE, "actions": True, "attention_dropout": 0.05}.items() <= resolved.items()
+    assert yaml.safe_load((tmp_path / "model" / "recipe.yaml").read_text())["model"] == resolved
+    config = load_transformer(tmp_path / "model" / "transformer", LAYOUT).config
+    assert (config.num_hidden_layers, config.hidden_size, config.attention_dropout) == (2, 32, 0.05)
+
+
+def test_more_positions_than_the_model_was_trained_with_can_be_asked_for(tokens, pretrained, tmp_path):
+    run = prepare(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_place({}))
+    assert run.network.config.max_position_embeddings == run.recipe.model.positions == 128
+    change_config(pretrained, tmp_path / "dynamic", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(ConfigError, match=r"model\.positions is 128, but the model of training\.init_from has 64"):
+        prepare(
+            _recipe(tmp_path / "dynamic", {"positions": 128}), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({})
+        )
+
+
+def change_config(folder, copy, **changes):
+    """A copy of a transformer folder with another configuration."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    return copy
+
+
+@pytest.mark.parametrize(
+    "changes",
     [
-        ({"layers": 3}, SourceError, r"missing llm\.model\.layers\.2|missing model\.layers\.2"),
-        ({"width": 16}, SourceError, "of another shape"),
-        ({"heads": 4}, ConfigError, r"has 2 attention heads, model\.heads is 4: set it to 2"),
+        {"rms_norm_eps": 0.01, "hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 77.0}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}},
+        {"tie_word_embeddings": True},
     ],
 )
-def test_a_llama_of_another_shape_is_refused(tokens, pretrained, tmp_path, model, error, message):
-    with pytest.raises(error, match=message):
-        pretrain(_recipe(pretrained, model), RunOptions([str(tokens)], str(tmp_path)))
+def test_training_starts_with_all_that_the_model_computes_and_hands_it_on(tokens, pretrained, tmp_path, changes):
+    start = change_config(pretrained, tmp_path / "start", **changes)
+    if "tie_word_embeddings" in changes:
+        weights = load_file(start / "model.safetensors")
+        del weights["lm_head.weight"]
+        save_file(weights, start / "model.safetensors", {"format": "pt"})
+    recipe = _recipe(start, precision="fp32", steps=1, learning_rate=1e-9)
+    pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "run")))
+    store = TokenStore.open(tokens)
+    batch = BatchReader(store, SampleOrder(store, {"robot": 1.0}), False, False, pinned=False).read(0, 8)
+    theirs = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32).eval()
+    labels = batch.ids.clone()
+    labels[:, : LAYOUT.prefix_length] = -100
+    with torch.no_grad():
+        expected = theirs(batch.ids, labels=labels).loss.item()
+        exported = load_transformer(tmp_path / "run" / "model" / "transformer", LAYOUT)(batch.ids).loss.item()
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["loss"] == pytest.approx(expected, abs=1e-5)
+    assert exported == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_resumed_run_does_not_go_on_from_a_model_that_computes_something_else(tokens, pretrained, tmp_path):
+    start = change_config(pretrained, tmp_path / "start")
+    options = RunOptions([str(tokens)], str(tmp_path / "run"), resume="auto")
+    pretrain(_recipe(start, steps=1), options)
+    shutil.rmtree(start)
+    change_config(pretrained, start, rms_norm_eps=0.01)
+    with pytest.raises(ConflictError, match="rms_norm_eps"):
+        pretrain(_recipe(start, steps=2), options)
+
+
+def test_a_model_of_another_vocabulary_is_refused_with_both(tokens, tmp_path):
+    other = dataclasses.replace(LAYOUT, num_vq_embeddings=LAYOUT.num_vq_embeddings + 8)
+    build_network(ModelConfig(**SHAPE), other, 0, seed=7).save_transformer(tmp_path / "start")
+    message = f"vocabulary of {other.vocabulary}, the token shards one of {LAYOUT.vocabulary}"
+    with pytest.raises(ConfigError, match=message):
+        pretrain(_recipe(tmp_path / "start"), RunOptions([str(tokens)], str(tmp_path / "run")))
+
+
+def test_a_model_with_weights_that_are_no_numbers_is_not_started_from(tokens, pretrained, tmp_path):
+    start = shutil.copytree(pretrained, tmp_path / "start")
+    weights = load_file(start / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(weights, start / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match=r"start/model\.safetensors: model\.layers\.1\.mlp\.up_proj\.weight holds NaN"):
+        pretrain(_recipe(start), RunOptions([str(tokens)], str(tmp_path / "run")))
 
 
 def test_a_model_that_is_not_there_is_refused(tokens, tmp_path):

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny_models
 import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
 
@@ -102,9 +103,7 @@ def test_columns_that_the_shards_lack(tmp_path, column, message):
 def test_a_tokenizer_that_did_not_make_the_shards(tmp_path):
     write_shard(tmp_path / "tokens")
     folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
+    tiny_models.tokenizer().save_pretrained(str(folder))
     _refused(ConflictError, "is not the tokenizer that made the token shards", tmp_path, tokenizer=str(folder))
     _refused(SourceError, "no config.json", tmp_path, tokenizer=str(tmp_path / "tokens"))
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.network_recipe import ModelConfig
+from training.model_files.transformer_files import open_folder
 from training.world_model import build_network, load_pretrained_llama, load_transformer, parameter_groups
 
 KINDS = [(actions, rewards) for actions in (False, True) for rewards in (False, True)]
@@ -287,7 +288,7 @@ def test_pretrained_llama_goes_under_new_heads(tmp_path, actions):
     pretrained.save_transformer(tmp_path)
     network = tiny_models.network(actions=True, rewards=True, seed=2)
     head = network.action_linear.weight.clone()
-    load_pretrained_llama(network, tmp_path)
+    load_pretrained_llama(network, open_folder(tmp_path))
     assert all(torch.equal(tensor, pretrained.llm.state_dict()[name]) for name, tensor in network.llm.state_dict().items())
     assert torch.equal(network.action_linear.weight, head)
 
@@ -295,7 +296,7 @@ def test_pretrained_llama_goes_under_new_heads(tmp_path, actions):
 def test_pretrained_llama_of_another_shape_is_refused(tmp_path):
     build_network(SMALL, SHAPE, 0, 0).save_transformer(tmp_path)
     with pytest.raises(SourceError, match="missing"):
-        load_pretrained_llama(tiny_models.network(actions=True), tmp_path)
+        load_pretrained_llama(tiny_models.network(actions=True), open_folder(tmp_path))
 
 
 def test_configuration_written_by_older_releases_opens(tmp_path):

@@ -1,7 +1,7 @@
 """The shape of a tokenizer, as its published `config.json` states it.
 
 Keys that published files carry but that change nothing here are kept for writing the file back; values that would need
-another network are refused, so that weights are never poured into the wrong shape.
+another network are refused, so that weights are never poured into the wrong shape, nor into the right one of other arithmetic.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.network_recipe import NORM_GROUPS, TokenizerShape
+from tokenize_offline.config_keys import refused_key, tell_unknown
 from tokenize_offline.geometry import IdGeometry, id_geometry, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
@@ -64,22 +65,18 @@ class CompressiveVQConfig(TokenizerShape):
 
     def to_json(self) -> str:
         """The text of a `config.json` that the published code reads."""
-        blocks = len(self.block_out_channels)
         published = {
             "_class_name": CLASS_NAME,
             **_PASSIVE_KEYS,
-            **_FIXED_VALUES,
+            **_fixed_values(len(self.block_out_channels)),
             **dataclasses.asdict(self),
-            "down_block_types": ["DownEncoderBlock2D"] * blocks,
-            "up_block_types": ["UpDecoderBlock2D"] * blocks,
-            "norm_num_groups": NORM_GROUPS,
             "vq_embed_dim": None,
         }
         return json.dumps(published, indent=2, sort_keys=True) + "\n"
 
 
 def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
-    """Read a published `config.json`. Unknown keys are passed over; what would change the network is checked.
+    """Read a published `config.json`. What would change the network is checked, known or not; other keys are passed over.
 
     Args:
         text: Content of the file.
@@ -104,20 +101,27 @@ def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
     if not isinstance(channels, list) or not channels:
         raise ConfigError(f"{where}: block_out_channels must be a list of channels, not {channels!r}")
     _require_fixed(raw, len(channels), where)
+    known = {*names, *_PASSIVE_KEYS, *_fixed_values(len(channels)), "vq_embed_dim"}
+    if (reason := refused_key(raw, known)) is not None:
+        raise ConfigError(f"{where}: {reason}")
+    tell_unknown(raw, known, where)
     try:
         return CompressiveVQConfig(**{name: raw[name] for name in names} | {"block_out_channels": tuple(channels)})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _require_fixed(raw: dict[str, Any], blocks: int, where: str) -> None:
-    fixed = {
+def _fixed_values(blocks: int) -> dict[str, Any]:
+    return {
         **_FIXED_VALUES,
         "down_block_types": ["DownEncoderBlock2D"] * blocks,
         "up_block_types": ["UpDecoderBlock2D"] * blocks,
         "norm_num_groups": NORM_GROUPS,
     }
-    for key, value in fixed.items():
+
+
+def _require_fixed(raw: dict[str, Any], blocks: int, where: str) -> None:
+    for key, value in _fixed_values(blocks).items():
         if raw.get(key, value) != value:
             raise ConfigError(f"{where}: {key} is {raw[key]!r}; only {value!r} is supported")
     width = raw["latent_channels"]

@@ -5,65 +5,80 @@ any memory is taken for them.
 """
 
 import hashlib
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from fsspec.core import url_to_fs
-from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.errors import SourceError
-from pipeline.records import sha256_of
 from tokenize_offline import hub
 from tokenize_offline.cache import cache_folder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
+from tokenize_offline.weight_files import WeightFiles, find_weights, is_weights, refuse_pickles, weights_patterns
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SUBFOLDER = "tokenizer"
+RUN_MODEL = "model"  # the folder of a training run that holds the exported model
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The two files of a tokenizer.
+    """The files of a tokenizer.
 
     Attributes:
         config: Path or URL of `config.json`.
-        weights: Local path of the weights.
+        weights: Local.
     """
 
     config: str
-    weights: Path
+    weights: WeightFiles
 
 
 def locate(path: str, subfolder: str | None = None) -> TokenizerFiles:
     """Find a tokenizer's files in a folder, at a URL or on the Hugging Face hub (which is then cached locally).
 
     Raises:
-        SourceError: There are none; the message says where they were looked for.
+        SourceError: There are none, they are pickles, or disagree; the message says where they were looked for.
     """
     if not storage.exists(path):
         prefixes = [f"{subfolder}/"] if subfolder else ["", f"{SUBFOLDER}/"]
-        path = hub.fetch(path, [prefix + file for prefix in prefixes for file in (CONFIG_NAME, WEIGHTS_NAME)])
-    folders = [storage.join(path, subfolder)] if subfolder else [path, storage.join(path, SUBFOLDER)]
-    for folder in folders:
-        weights = storage.join(folder, WEIGHTS_NAME)
-        if storage.exists(weights) and storage.exists(storage.join(folder, CONFIG_NAME)):
-            return TokenizerFiles(storage.join(folder, CONFIG_NAME), _local(weights))
+        path = hub.fetch(
+            path, [prefix + file for prefix in prefixes for file in (CONFIG_NAME, *weights_patterns(WEIGHTS_NAME))]
+        )
+    if storage.is_local(path) and storage.local_path(path).is_file():
+        refuse_pickles("", [path], WEIGHTS_NAME)
+        raise SourceError(f"{path} is a file: name the folder that holds a tokenizer's {CONFIG_NAME} and {WEIGHTS_NAME}")
+    places = [subfolder] if subfolder else ["", SUBFOLDER, f"{RUN_MODEL}/{SUBFOLDER}"]
+    folders = [storage.join(path, place) if place else path for place in places]
+    held = {folder: storage.list_files(folder) for folder in folders if storage.exists(folder)}
+    for folder, names in held.items():
+        if CONFIG_NAME in names and any(is_weights(WEIGHTS_NAME, name) for name in names):
+            return TokenizerFiles(storage.join(folder, CONFIG_NAME), find_weights(_local(folder, names), WEIGHTS_NAME))
+    for folder, names in held.items():
+        refuse_pickles(folder, names, WEIGHTS_NAME)
     raise SourceError(f"no {CONFIG_NAME} with {WEIGHTS_NAME} in {' or '.join(folders)}; name the folder of a tokenizer")
 
 
-def _local(weights: str) -> Path:
-    """Weights at a URL are kept in a cache, by what the store says of the file, so that a changed one is fetched again."""
-    if storage.is_local(weights):
-        return storage.local_path(weights)
-    fs, inner = url_to_fs(weights)
-    version = hashlib.sha256(f"{weights} {fs.ukey(inner)}".encode()).hexdigest()
-    return storage.local_copy(weights, cache_folder("tokenizers") / version)
+def _local(folder: str, names: Sequence[str]) -> Path:
+    """Weights at a URL are kept in a cache, by what the store says of the files, so that changed ones are fetched again."""
+    if storage.is_local(folder):
+        return storage.local_path(folder)
+    files = [storage.join(folder, name) for name in names if is_weights(WEIGHTS_NAME, name)]
+    marks = []
+    for file in files:
+        fs, inner = url_to_fs(file)
+        marks.append(f"{file} {fs.ukey(inner)}")
+    cache = cache_folder("tokenizers") / hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    for file in files:
+        storage.local_copy(file, cache)
+    return cache
 
 
 def read_config(files: TokenizerFiles) -> CompressiveVQConfig:
@@ -79,16 +94,12 @@ def read_weights(files: TokenizerFiles, expected: Mapping[str, Tensor]) -> dict[
     """The weights in fp32, after checking names and shapes against `expected` (a state dict, on any device).
 
     Raises:
-        SourceError: The file is damaged, or parameters are missing, unknown or of another shape; all kinds are named.
+        SourceError: A file is damaged or holds what is no number, or parameters are missing, unknown or of another shape; all
+            kinds are named.
     """
-    try:
-        with safetensors.safe_open(files.weights, framework="pt") as archive:
-            names = archive.keys()
-            found = {name: tuple(archive.get_slice(name).get_shape()) for name in names}
-            _require_same(found, {name: tuple(tensor.shape) for name, tensor in expected.items()}, files.weights)
-            return {name: archive.get_tensor(name).float() for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{files.weights} can't be read as safetensors ({error}); fetch or write it again") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    _require_same(files.weights.shapes, wanted, files.weights.path)
+    return files.weights.read(wanted)
 
 
 def _require_same(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], where: Path) -> None:
@@ -110,8 +121,16 @@ def _some(names: list[str]) -> str:
 
 
 def weights_sha256(files: TokenizerFiles) -> str:
-    """SHA-256 of the weights file: what token shards name their tokenizer by."""
-    return sha256_of(files.weights)
+    """SHA-256 of the weights: what token shards name their tokenizer by."""
+    return files.weights.sha256()
+
+
+def copy(files: TokenizerFiles, folder: Path) -> None:
+    """Copy a tokenizer's files, byte for byte, into a new local folder."""
+    folder.mkdir()
+    for path in (*files.weights.files, *([files.weights.index] if files.weights.index else [])):
+        shutil.copyfile(path, folder / path.name)
+    (folder / CONFIG_NAME).write_bytes(storage.read_bytes(files.config))
 
 
 def save(path: str, config: CompressiveVQConfig, state: Mapping[str, Tensor], precision: torch.dtype) -> None:

@@ -5,6 +5,7 @@ or clips share its batch, on whatever device; a generator's state would tie all 
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ class SamplingRule:
     """How an id is drawn from its scores.
 
     Attributes:
-        top_k: Only the k best ids can be drawn; None allows all.
+        top_k: Only the k best ids can be drawn; None or 0 allows all.
         temperature: Scores are divided by it; 0 takes the best id.
     """
 
@@ -25,8 +26,8 @@ class SamplingRule:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 0):
+            raise ConfigError(f"top_k must be a whole number from 1 on, or 0 or None for all ids, not {self.top_k!r}")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature must be 0 or above, not {self.temperature}")
 

@@ -1,25 +1,71 @@
 """Transformer folders: `config.json`, `generation_config.json` and `model.safetensors`, as `transformers` lays them out.
 
 Files and parameter names only; what the parameters mean is the network's business. Weights can be compared with a
-configuration from the file's header, before any memory is taken for them.
+configuration from their files' headers, before any memory is taken for them. Names differ between folders with and without
+heads, and some folders tie the last layer to the embeddings; whoever reads them here sees one form: our network's names, and a
+last layer of its own, which computes the same.
 """
 
-import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import GenerationConfig, LlamaConfig
 
 from pipeline import storage
 from pipeline.errors import SourceError
+from tokenize_offline.weight_files import Shapes, WeightFiles, find_weights
+from training.model_files.llama_config import parse_llama_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+LLAMA = "llm."  # in front of the Llama's parameters, which a folder without heads leaves out
+_EMBEDDINGS, _LAST = f"{LLAMA}model.embed_tokens.weight", f"{LLAMA}lm_head.weight"
+_TABLES = ".rotary_emb.inv_freq"  # follow from the configuration; old releases of transformers kept them too
 
-Shapes = dict[str, tuple[int, ...]]
+
+@dataclass(frozen=True)
+class TransformerFolder:
+    """A transformer folder that was found sound as far as its configuration and its weights' headers tell.
+
+    Attributes:
+        folder: Where it lies.
+        config: The Llama's, with a last layer of its own.
+        tied: Whether the file states that the last layer is the embeddings once more.
+        names: Of all parameters in the files, by our network's names.
+        files: Of the weights.
+    """
+
+    folder: Path
+    config: LlamaConfig
+    tied: bool
+    names: Mapping[str, str]
+    files: WeightFiles
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of all parameters, under our network's names."""
+        shapes = {own: self.files.shapes[name] for own, name in self.names.items()}
+        if self.tied and _EMBEDDINGS in shapes:
+            shapes.setdefault(_LAST, shapes[_EMBEDDINGS])
+        return shapes
+
+    def read(self) -> dict[str, torch.Tensor]:
+        """All parameters in fp32 on the CPU, under our network's names.
+
+        Raises:
+            SourceError: The weights are damaged, or hold what is no number, or a last layer that should be tied and isn't.
+        """
+        read = self.files.read(self.names.values())
+        tensors = {own: read[name] for own, name in self.names.items()}
+        if self.tied and not torch.equal(tensors.setdefault(_LAST, tensors[_EMBEDDINGS].clone()), tensors[_EMBEDDINGS]):
+            raise SourceError(
+                f"{self.folder / CONFIG}: tie_word_embeddings is true, but {self.files.path.name} holds another last layer "
+                "than the embeddings: set it to false, or take the last layer out"
+            )
+        return tensors
 
 
 def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -34,54 +80,33 @@ def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.T
         save_file(on_cpu, staging, metadata={"format": "pt"})
 
 
+def open_folder(folder: str | Path) -> TransformerFolder:
+    """The configuration and the weights' headers of a local transformer folder.
+
+    Raises:
+        SourceError: A file is missing or damaged, or the configuration states what this code doesn't compute.
+    """
+    config = read_config(folder)
+    files = find_weights(Path(folder), WEIGHTS)
+    kept = [name for name in files.shapes if not name.endswith(_TABLES)]
+    prefix = "" if any(name.startswith(LLAMA) for name in kept) else LLAMA
+    tied, config.tie_word_embeddings = bool(config.tie_word_embeddings), False
+    return TransformerFolder(Path(folder), config, tied, {prefix + name: name for name in kept}, files)
+
+
 def read_config(folder: str | Path) -> LlamaConfig:
     """The Llama's configuration.
 
     Raises:
-        SourceError: The file is missing or states no Llama.
+        SourceError: The file is missing, states no Llama, or one that this code doesn't compute.
     """
     path = Path(folder) / CONFIG
     try:
-        raw = json.loads(path.read_bytes())
-        if raw.get("model_type") != "llama":
-            raise SourceError(f"{path} is of model type {raw.get('model_type')!r}, not llama")
-        return LlamaConfig.from_dict(raw)
+        return parse_llama_config(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise SourceError(f"{path} is no Llama configuration ({error})") from error
-
-
-def read_shapes(folder: str | Path) -> Shapes:
-    """Parameter names and shapes, from the header of the weights file alone.
-
-    Raises:
-        SourceError: The file is missing or damaged.
-    """
-    path = Path(folder) / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except FileNotFoundError as error:
-        raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} can't be read as safetensors ({error}); fetch or write it again") from error
-
-
-def read_weights(folder: str | Path) -> dict[str, torch.Tensor]:
-    """All parameters, on the CPU.
-
-    Raises:
-        SourceError: The file is missing or damaged.
-    """
-    path = Path(folder) / WEIGHTS
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
-    except (SafetensorError, OSError) as error:
-        raise SourceError(f"{path} can't be read as safetensors ({error}); fetch or write it again") from error
+    except OSError as error:
+        raise SourceError(f"{path} can't be read ({error.strerror})") from error
 
 
 def require_layers(config: LlamaConfig, shapes: Shapes, folder: str | Path) -> None:

@@ -11,6 +11,7 @@ from rlds_data import NAME, episode, write_set
 
 from pipeline import index, storage
 from pipeline.catalog import DatasetEntry
+from pipeline.errors import ShardError
 from pipeline.frames import FrameForm, encode_jpeg
 from pipeline.inspection.inspect import run as inspect
 from pipeline.inspection.overview import language_facts, overview
@@ -50,6 +51,37 @@ def test_a_sound_data_set_has_no_faults_and_its_facts_are_told(folder, capsys):
     assert told["hours"] == pytest.approx(36 / 10 / 3600, abs=1e-4)
     assert told["language"]["share"] == 1 and told["language"]["distinct"] == 5
     assert told["copies"] == 1 and told["quality"]["static_share"]["most"] == 0
+
+
+def test_one_shard_is_inspected_alone_also_without_what_tells_of_its_data_set(folder, capsys):
+    (folder / "train-000001.tar").unlink()
+    first = folder / "train-000000.tar"
+    for options in ([], ["--verify"]):
+        assert inspect([str(first), *options]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["folder"] == str(folder) and told["splits"]["train"]["shards"] == 1 and told["faults"] == 0
+    for name in ("index.parquet", "dataset.json"):
+        (folder / name).unlink()
+    assert inspect([str(first)]) == 0
+    spoil_byte(first)
+    assert inspect([str(first), "--verify"]) == 1
+    assert "SHA-256" in capsys.readouterr().err
+    assert inspect([str(folder / "train-000001.tar")]) == 1
+    assert "train-000001.tar is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x.tar", r"x\.tar is no shard by its name: .*train-000000\.tar"),
+        ("nowhere", "nowhere isn't there"),
+        ("", "holds no shards"),
+    ],
+)
+def test_what_is_no_shard_and_no_folder_of_shards_is_said(tmp_path, name, message):
+    (tmp_path / "x.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match=message):
+        inspect([str(tmp_path / name)])
 
 
 def spoil_byte(path):

@@ -41,7 +41,7 @@ def test_ids_beyond_the_k_best_are_never_drawn(top_k, temperature, seed):
     assert set(drawn.tolist()) <= set(logits[0].topk(top_k).indices.tolist())
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("top_k", [None, 0, 3, np.int64(3)])
 def test_ids_are_drawn_as_often_as_they_are_likely(top_k):
     logits = torch.tensor([[0.3, 1.5, -1.0, 0.8]])
     count = 20_000
@@ -61,7 +61,7 @@ def test_largest_noise_still_draws_an_id():
     assert 0 <= drawn.item() < 16386
 
 
-@pytest.mark.parametrize("numbers", [{"top_k": 0}, {"temperature": -1.0}, {"temperature": float("nan")}])
+@pytest.mark.parametrize("numbers", [{"top_k": -1}, {"top_k": 2.5}, {"temperature": -1.0}, {"temperature": float("nan")}])
 def test_impossible_rules_are_refused(numbers):
     with pytest.raises(ConfigError):
         SamplingRule(**numbers)
