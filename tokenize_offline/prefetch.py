@@ -1,12 +1,14 @@
 """Work done ahead: items of an iterator are produced in a background thread and processed by a pool, in order.
 
-The queue between is bounded, so memory is too. An error anywhere comes out at the consumer, in its place in the order.
+The queue between is bounded by items and by bytes, so memory is too: the source says how large an item will be before it reads
+it. An error anywhere comes out at the consumer, in its place in the order.
 """
 
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -14,10 +16,45 @@ Result = TypeVar("Result")
 _STOP_POLL_SECONDS = 0.1
 
 
+@dataclass(frozen=True)
+class Reserve:
+    """What a source yields before it reads an item, and goes on when there is room for it; the item comes next, or none does.
+
+    Attributes:
+        bytes: That the item and its result will take.
+    """
+
+    bytes: int
+
+
+class ByteBudget:
+    """Bytes that may be taken at once; what is larger than all of them is let through alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    def take(self, amount: int, stopped: threading.Event) -> None:
+        """Wait until there is room, or until `stopped`."""
+        with self._changed:
+            while self._taken and self._taken + amount > self._limit and not stopped.is_set():
+                self._changed.wait(_STOP_POLL_SECONDS)
+            self._taken += amount
+
+    def give_back(self, amount: int) -> None:
+        """Make room for others."""
+        with self._changed:
+            self._taken -= amount
+            self._changed.notify_all()
+
+
 class Prefetcher(Generic[Item, Result]):
     """Iterates over `process(item)` for the items of `source`, in their order, computed ahead. Use it as a context manager."""
 
-    def __init__(self, source: Iterator[Item], process: Callable[[Item], Result], threads: int, depth: int) -> None:
+    def __init__(
+        self, source: Iterator[Item | Reserve], process: Callable[[Item], Result], threads: int, depth: int, budget: int
+    ) -> None:
         """Start.
 
         Args:
@@ -25,8 +62,10 @@ class Prefetcher(Generic[Item, Result]):
             process: Called in `threads` other threads.
             threads: How many.
             depth: Results that wait at most.
+            budget: Bytes for which the source `Reserve`s at most, from then until the consumer has the result.
         """
-        self._queue: queue.Queue[Future[Result] | BaseException | None] = queue.Queue(depth)
+        self._queue: queue.Queue[tuple[Future[Result], int] | BaseException | None] = queue.Queue(depth)
+        self._budget = ByteBudget(budget)
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(threads, "reader")
         self._process = process
@@ -45,18 +84,28 @@ class Prefetcher(Generic[Item, Result]):
         while (entry := self._queue.get()) is not None:
             if isinstance(entry, BaseException):
                 raise entry
-            yield entry.result()
+            future, amount = entry
+            result = future.result()
+            self._budget.give_back(amount)
+            yield result
 
-    def _feed(self, source: Iterator[Item]) -> None:
+    def _feed(self, source: Iterator[Item | Reserve]) -> None:
+        reserved = 0
         try:
             for item in source:
-                if not self._put(self._pool.submit(self._process, item)):
+                if isinstance(item, Reserve):
+                    self._budget.give_back(reserved)
+                    reserved = item.bytes
+                    self._budget.take(reserved, self._stopped)
+                elif self._put((self._pool.submit(self._process, item), reserved)):
+                    reserved = 0
+                if self._stopped.is_set():
                     return
             self._put(None)
         except BaseException as error:
             self._put(error)
 
-    def _put(self, entry: Future[Result] | BaseException | None) -> bool:
+    def _put(self, entry: tuple[Future[Result], int] | BaseException | None) -> bool:
         while not self._stopped.is_set():
             try:
                 self._queue.put(entry, timeout=_STOP_POLL_SECONDS)

@@ -7,6 +7,7 @@ into, two as a rule.
 
 import dataclasses
 import functools
+import itertools
 import logging
 import time
 from collections import deque
@@ -23,12 +24,12 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ShardError
 from pipeline.index import INDEX_FILE
 from pipeline.locked_folder import locked_folder
-from pipeline.records import LeftOut, ShardRecord, record_path, sha256_of
+from pipeline.records import LeftOut, ShardRecord, read_record, record_path, sha256_of
 from pipeline.shards import open_shard
 from tokenize_offline.batching import Batches, IdsOfShard
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob, fingerprint_of_keys
-from tokenize_offline.prefetch import Prefetcher
+from tokenize_offline.prefetch import Prefetcher, Reserve
 from tokenize_offline.publish import RowKinds, publish
 from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.reader_pool import ReaderPool
@@ -37,6 +38,7 @@ from tokenize_offline.sample import Sample
 log = logging.getLogger(__name__)
 
 _AHEAD_PER_READER = 4
+# Of encoded episodes and their clips, over all readers of this process.
 _AHEAD_BYTES = 2 << 30
 
 
@@ -150,11 +152,12 @@ def run_worker(
     Raises:
         ConfigError: The recipe asks for something that an episode doesn't have, such as a rate.
     """
-    depth = _episodes_ahead(job, readers)
     with (
         ThreadPoolExecutor(1, "writer") as writer,
         ReaderPool(job.clips, job.layout.resolution, readers) as pool,
-        Prefetcher(episodes_of(tasks, job), functools.partial(_read, pool, job), readers, depth) as ahead,
+        Prefetcher(
+            episodes_of(tasks, job), functools.partial(_read, pool, job), readers, _AHEAD_PER_READER * readers, _AHEAD_BYTES
+        ) as ahead,
     ):
         report = _work(job, ahead, _Publisher(job, engine, writer), Batches(engine), on_progress)
         return report + WorkerReport(batches=[engine.batch])
@@ -167,13 +170,6 @@ def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) ->
         return pool.read(work.episode, job.views(work.task, held_out=False), job.held_out_share(work.task))
     except BadEpisodeError as error:
         return LeftOut(work.episode.source_file, work.episode.source_record, str(error))
-
-
-def _episodes_ahead(job: TokenizeJob, readers: int) -> int:
-    """How many episodes are read ahead: a few per reader, as far as memory goes."""
-    frames = job.clips.per_episode * job.clips.views * job.layout.clip_length
-    pixel_bytes = frames * 3 * job.layout.resolution**2 * 4
-    return max(1, min(_AHEAD_PER_READER * readers, _AHEAD_BYTES // pixel_bytes))
 
 
 def _work(
@@ -270,8 +266,8 @@ def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
     return WorkerReport(shards=1, rows=sum(rows), held_out_rows=sum(rows[:-1]), left_out=len(records[-1].left_out))
 
 
-def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard]:
-    """The episodes of shards, each shard followed by an `EndOfShard`.
+def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard | Reserve]:
+    """The episodes of shards, each after a `Reserve`, each shard followed by an `EndOfShard`.
 
     A shard that disagrees with its record ends early. One whose token shards have appeared since the plan was made has
     been taken care of by a run that knows nothing of this one, and is not opened.
@@ -285,8 +281,14 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
             continue
         excluded, excluded_keys = frozenset(task.excluded), []
         try:
+            sizes = _bytes_ahead(task, job)
             with locked_folder("ivideogpt-shard-") as folder:
-                for number, episode in enumerate(open_shard(_checked(task, folder))):
+                shard = open_shard(_checked(task, folder))
+                for number in itertools.count():
+                    yield Reserve(sizes[number] if number < len(sizes) else 0)
+                    episode = next(shard, None)
+                    if episode is None:
+                        break
                     if number in excluded:
                         excluded_keys.append(episode.key)
                     else:
@@ -301,6 +303,13 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
             yield EndOfShard(task, failure)
         else:
             yield EndOfShard(task)
+
+
+def _bytes_ahead(task: ShardTask, job: TokenizeJob) -> list[int]:
+    """What each episode of a shard takes while it is read ahead: itself, here and in its reader, and its clips' pixels."""
+    frames = job.clips.per_episode * job.views(task, held_out=False) * job.layout.clip_length
+    pixels = frames * 3 * job.layout.resolution**2 * 4
+    return [2 * int(entry.get("size", 0)) + pixels for entry in read_record(record_path(task.source)).entries]
 
 
 def _checked(task: ShardTask, folder: Path) -> Path:

@@ -15,9 +15,10 @@ from pipeline.records import read_record, sha256_of
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
+from tokenize_offline.prefetch import Reserve
 from tokenize_offline.reader import read_clips
 from tokenize_offline.token_shards import fixed_size_column, open_token_shard
-from tokenize_offline.worker import run_worker
+from tokenize_offline.worker import EndOfShard, EpisodeWork, episodes_of, run_worker
 
 CLIPS = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.3), 2)
 
@@ -229,3 +230,14 @@ def test_shards_of_one_data_set_with_and_without_rewards_are_refused_with_both_n
     # In one run too, whichever comes first.
     (failure,) = run(engine, tmp_path / "eps", tmp_path / "out2").failures
     assert "can't be of one data set, as has_reward is" in failure
+
+
+def test_room_for_an_episode_is_asked_for_before_it_is_read(tmp_path):
+    write_shard(tmp_path / "eps", 0, [make_episode(index, 5 + 20 * index) for index in range(3)])
+    (task,) = find_shards([str(tmp_path / "eps")])
+    job = TokenizeJob(CLIPS, token_layout(TINY, CLIPS, "fp32", "ab" * 32), str(tmp_path / "out"))
+    steps = list(episodes_of([dataclasses.replace(task, excluded=(1,), excluded_keys="")], job))
+    assert [type(step) for step in steps] == [Reserve, EpisodeWork, Reserve, Reserve, EpisodeWork, Reserve, EndOfShard]
+    pixels = 2 * 2 * 4 * 3 * 32 * 32 * 4
+    sizes = [entry["size"] for entry in read_record(task.source.replace(".tar", ".json")).entries]
+    assert [step.bytes for step in steps if isinstance(step, Reserve)] == [*(2 * size + pixels for size in sizes), 0]
