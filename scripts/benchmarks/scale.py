@@ -1,0 +1,157 @@
+"""What planning the tokenize stage costs at the size of Open X-Embodiment; a line of JSON for every measurement.
+
+`limits`: quality limits held against made-up indexes of 2.4 million episodes, of which a fifth are excluded. `fleet`: the same
+in a real fleet of two processes under torchrun: the first plans, the other hears of all tasks with their excluded episodes.
+`hashes`: near duplicates among a million perceptual hashes of one length; a tenth are near copies. `baseline`: what a process
+with the same imports takes that does nothing. Every measurement is a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.index import INDEX_FILE
+from pipeline.recipe import QualityConfig
+from pipeline.tables import write_table
+from tokenize_offline.fleet import Fleet
+from tokenize_offline.near_duplicates import first_of_their_kind
+from tokenize_offline.plan import ShardTask, without
+from tokenize_offline.selection import select
+
+DATASETS = 40
+EPISODES_OF_SHARD = 800
+STATIC_SHARE = 0.2
+LIMITS = QualityConfig(max_static=0.9, duplicates="exact")
+
+
+def write_indexes(folder: Path, rows: int) -> None:
+    """An index for each of `DATASETS` data sets, `rows` episodes together; every fifth episode stands still."""
+    generator = np.random.default_rng(0)
+    count = rows // DATASETS
+    numbers = np.arange(count)
+    for dataset in range(DATASETS):
+        static = generator.random(count) < STATIC_SHARE
+        table = {
+            "key": [f"train-{number // 2000:05d}-{number % 2000:06d}" for number in numbers],
+            "split": ["train"] * count,
+            "shard": [f"train-{number // EPISODES_OF_SHARD:06d}.tar" for number in numbers],
+            "measured_frames": np.full(count, 80, np.int32),
+            "static_share": np.where(static, 1.0, 0.1),
+            "content_hash": [f"{dataset:08x}{number:024x}" for number in numbers],
+        }
+        write_table(str(folder / f"data{dataset:02d}" / INDEX_FILE), pa.table(table))
+
+
+def folders(indexes: Path) -> list[str]:
+    """The data sets' folders, in order."""
+    return [str(folder) for folder in sorted(indexes.iterdir())]
+
+
+def tasks_of(indexes: Path, rows: int) -> list[ShardTask]:
+    """A task for every shard that the indexes name, as records would give it."""
+    shards = range(-(-(rows // DATASETS) // EPISODES_OF_SHARD))
+    return [
+        ShardTask(Path(folder).name, "train", number, f"{folder}/train-{number:06d}.tar", 1 << 28, "ab" * 32, EPISODES_OF_SHARD)
+        for folder in folders(indexes)
+        for number in shards
+    ]
+
+
+def measure_limits(options: argparse.Namespace) -> dict[str, Any]:
+    """Quality limits over all indexes."""
+    excluded = select(folders(options.indexes), LIMITS, 0.01)
+    return {"episodes": options.rows, "excluded": len(excluded)}
+
+
+def measure_hashes(options: argparse.Namespace) -> dict[str, Any]:
+    """Near duplicates among hashes whose 512 bits of motion are set with a probability of `--motion`."""
+    generator = np.random.default_rng(0)
+    hashes = np.empty((options.hashes, 71), np.uint8)
+    chance = np.concatenate([np.full(56, 0.5), np.full(512, options.motion)]).astype(np.float32)
+    for start in range(0, len(hashes), 1 << 14):
+        block = hashes[start : start + (1 << 14)]
+        block[:] = np.packbits(generator.random((len(block), 568), np.float32) < chance, axis=1)
+    copies = generator.permutation(len(hashes))[: len(hashes) // 10]
+    hashes[copies] = hashes[generator.integers(0, len(hashes), len(copies))]
+    hashes[copies, generator.integers(0, 71, len(copies))] ^= 0x15
+    began = time.perf_counter()
+    first = first_of_their_kind(hashes, QualityConfig().near_bits)
+    seconds = round(time.perf_counter() - began, 1)
+    return {"hashes": len(hashes), "motion": options.motion, "near_duplicates": int((~first).sum()), "seconds": seconds}
+
+
+def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
+    """Plan in the first process of a fleet, hear of it in the others, claim everything; the first one's figures."""
+    with Fleet.join() as fleet:
+        if fleet.is_first:
+            tasks = without(tasks_of(options.indexes, options.rows), select(folders(options.indexes), LIMITS, 0.01))
+            fleet.tell(list(map(dataclasses.asdict, tasks)))
+        else:
+            began = time.perf_counter()
+            tasks = list(map(ShardTask.from_json, fleet.hear()))
+            heard = time.perf_counter() - began
+        claimed = len(list(fleet.claim(tasks)))
+        excluded = sum(len(task.excluded) for task in tasks)
+        fleet.report({"claimed": claimed, "excluded": excluded, "peak_mib": _peak_mib()})
+        if not fleet.is_first:
+            print(f"process {fleet.rank} had the plan after {heard:.1f} s", file=sys.stderr)
+            return None
+        reports, orphans = fleet.reports(tasks, lambda: None)
+        assert sum(report["claimed"] for report in reports) == len(tasks) and not orphans
+        return {"tasks": len(tasks), "processes": reports}
+
+
+def _peak_mib() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+MEASUREMENTS = {
+    "baseline": lambda options: {},
+    "limits": measure_limits,
+    "hashes": measure_hashes,
+    "fleet": measure_fleet,
+}
+
+
+def main() -> int:
+    """Run the measurements that are asked for, or, with `--one`, be one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(MEASUREMENTS), metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--rows", type=int, default=2_400_000, help="Episodes of all indexes together.")
+    parser.add_argument("--hashes", type=int, default=1_000_000)
+    parser.add_argument("--motion", type=float, default=0.25, help="Share of the bits of motion that are set.")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--indexes", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        (name,) = options.names
+        began = time.perf_counter()
+        result = MEASUREMENTS[name](options)
+        if result is not None:
+            print(
+                json.dumps({"name": name, "seconds": round(time.perf_counter() - began, 1), **result, "peak_mib": _peak_mib()})
+            )
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        if {"limits", "fleet"} & set(options.names):
+            write_indexes(Path(folder), options.rows)
+        for name in options.names:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if name == "fleet" else []
+            sizes = ["--rows", str(options.rows), "--hashes", str(options.hashes), "--motion", str(options.motion)]
+            command = [sys.executable, *launcher, __file__, name, "--one", "--indexes", folder, *sizes]
+            subprocess.run(command, check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
