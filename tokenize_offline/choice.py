@@ -7,16 +7,16 @@ Nothing is left out without a word.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.catalog import mixture
 from pipeline.errors import ConfigError, ShardError
 from pipeline.naming import TRAINING_SPLIT
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.recipe import Recipe
 from tokenize_offline.plan import ShardTask
 from tokenize_offline.publish import APART
+from tokenize_offline.selection import datasets_of
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,6 @@ class Choice:
                 "would hold one out",
                 *(name, held_out, math.floor(1000 * least + 1) / 1000),
             )
-
-
-def datasets_of(data: DataConfig) -> Mapping[str, float] | None:
-    """The data sets that a recipe's mixture or weights name, with their weights; None where it takes all."""
-    return mixture(data.mixture) if data.mixture else data.weights or None
 
 
 def choose(found: Sequence[ShardTask], recipe: Recipe, splits: Sequence[str] | None) -> Choice:

@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
-from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
 from pipeline.index import find_datasets, read_index
 from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import Recipe
 from tokenize_offline.clips import held_out_among, resolve_clips
 from tokenize_offline.geometry import id_geometry
-from tokenize_offline.selection import counts_of, select
+from tokenize_offline.selection import counts_of, datasets_of, select
 
 log = logging.getLogger(__name__)
 # episode (dictionary index), start, stride, view.
@@ -93,7 +92,7 @@ def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
     Raises:
         ConfigError: No data set of the mixture is there.
     """
-    weights = mixture(recipe.data.mixture) if recipe.data.mixture else recipe.data.weights or positions
+    weights = datasets_of(recipe.data) or positions
     if not any(positions.get(name) for name in weights):
         raise ConfigError(f"the recipe's mixture names none of the data sets that are there: {', '.join(sorted(positions))}")
     skips = recipe.data.missing == "skip"
@@ -115,7 +114,9 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
         ShardError: One has no index, because its ingest is not finished.
     """
     folders = find_datasets([folder])
-    excluded = select(list(folders.values()), recipe.quality, recipe.clips.held_out)
+    named = datasets_of(recipe.data)
+    taken = [path for name, path in folders.items() if named is None or name in named]
+    excluded = select(taken, recipe.quality, recipe.clips.held_out)
     planned = {
         name: plan_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name))) for name, path in folders.items()
     }

@@ -7,17 +7,18 @@ needs no ingest. Everything stays in Arrow's columns, and of these only what a l
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.catalog import mixture
 from pipeline.errors import ShardError
 from pipeline.index import INDEX_FILE, read_index
 from pipeline.naming import TRAINING_SPLIT
-from pipeline.recipe import QualityConfig
+from pipeline.recipe import DataConfig, QualityConfig
 from tokenize_offline.clips import held_out_among
 from tokenize_offline.near_duplicates import first_of_their_kind
 
@@ -43,6 +44,11 @@ _EXCLUDED = pa.schema(
         ("reason", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
+
+
+def datasets_of(data: DataConfig) -> Mapping[str, float] | None:
+    """The data sets that a recipe's mixture or weights name, with their weights; None where it takes all."""
+    return mixture(data.mixture) if data.mixture else data.weights or None
 
 
 def select(folders: Sequence[str], limits: QualityConfig, held_out: float) -> pa.Table:
