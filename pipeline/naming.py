@@ -24,6 +24,11 @@ def episode_key(split: str, source_shard: int, record: int) -> str:
     return f"{split}-{source_shard:05d}-{record:06d}"
 
 
+def split_of_key(key: str) -> str:
+    """The split that an episode's key begins with."""
+    return key.rsplit("-", 2)[0]
+
+
 def held_out_split(split: str) -> str:
     """Name of the split that holds the held-out episodes of `split`."""
     return split + HELD_OUT_SUFFIX

@@ -5,7 +5,6 @@ processes changes nothing but the time.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ProjectError, StorageError
+from pipeline.measured_json import describe_not_finite, measured_json
 from training.evaluation.card import versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
@@ -128,7 +128,10 @@ def _publish(output: str, card: dict[str, Any], kept: KeptScores) -> StorageErro
             f"{kept.folder}: the same command sums them up again"
         )
         failure.__cause__ = error
-    print(json.dumps({"output": output, "evaluated": card["evaluated"]["in_words"], "results": card["results"]}), flush=True)
+    line = {"output": output, "evaluated": card["evaluated"]["in_words"], "results": card["results"]}
+    if bad := describe_not_finite(card["results"]):
+        log.warning("not all results are finite: %s", bad)
+    print(measured_json(line), flush=True)
     return failure
 
 

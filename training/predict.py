@@ -17,6 +17,7 @@ import torch
 from pipeline import storage
 from pipeline.command import parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError, StorageError
+from pipeline.measured_json import measured_json
 from pipeline.progress import progress_line
 from pipeline.records import fingerprint
 from training.evaluation.card import versions, weights_hashes
@@ -70,7 +71,7 @@ def predict_episodes(
     with progress_line(len(cut) * future, "frame", "predict") as progress:
         if len(cut) == 1:
             prediction = predict_clip(model, cut[0], sampling, on_frame=progress.update)
-            outcome = _describe(prediction, sampling, starts[0].time_step) | measure(prediction)
+            outcome = _describe(prediction, sampling, starts[0]) | measure(prediction)
             _write(prediction, outcome, output, None)
             return outcome
         cards, folders = [], [storage.join(output, f"episode-{number:03d}") for number in range(len(cut))]
@@ -82,7 +83,7 @@ def predict_episodes(
             else:
                 finished_episodes.clear(folder)
                 prediction = predict_clip(model, clip, sampling, on_frame=progress.update)
-                outcome = _describe(prediction, sampling, each.time_step) | measure(prediction)
+                outcome = _describe(prediction, sampling, each) | measure(prediction)
                 _write(prediction, outcome, folder, f"../{gallery.INDEX}")
                 card = gallery.card(f"{storage.basename(folder)}/{gallery.INDEX}", prediction, outcome)
                 finished_episodes.keep(folder, identity, card)
@@ -121,11 +122,11 @@ def _fingerprint(clip: Clip, each: Start, sampling: Sampling, weights: Mapping[s
     if clip.action is not None:
         pixels.update(clip.action.numpy().tobytes())
     of_clip = [clip.dataset, clip.key, list(clip.indices), clip.stride, clip.rate, pixels.hexdigest()]
-    parts = {"clip": of_clip, "time_step": each.time_step}
+    parts = {"clip": of_clip, "time_step": each.time_step, "trained_on": each.trained_on}
     return fingerprint(parts | {"sampling": dataclasses.asdict(sampling), "weights": dict(weights), "versions": versions()})
 
 
-def _describe(prediction: Prediction, sampling: Sampling, time_step: str) -> dict[str, Any]:
+def _describe(prediction: Prediction, sampling: Sampling, start: Start) -> dict[str, Any]:
     clip = prediction.clip
     described: dict[str, Any] = {
         "dataset": clip.dataset,
@@ -133,7 +134,8 @@ def _describe(prediction: Prediction, sampling: Sampling, time_step: str) -> dic
         "frame_indices": list(clip.indices),
         "stride": clip.stride,
         "seconds_per_frame": None if clip.rate is None else round(1 / clip.rate, 6),
-        "time_step": time_step,
+        "time_step": start.time_step,
+        "trained_on": start.trained_on,
         "context_length": prediction.context_length,
         "resolution": clip.frames.shape[-1],
         "with_actions": clip.action is not None,
@@ -154,9 +156,19 @@ def _facts(described: Sequence[dict[str, Any]]) -> str:
         "greedy" if sampling["temperature"] == 0 else f"temperature {sampling['temperature']:g}, top-k {sampling['top_k']}"
     )
     return (
-        f"{count} frames predicted from {driven}, {_pace(described)}; "
+        f"{_seen(described)}{count} frames predicted from {driven}, {_pace(described)}; "
         f"{sampling['samples']} sample{'s' if sampling['samples'] > 1 else ''}, {futures}, seed {sampling['seed']}"
     )
+
+
+def _seen(described: Sequence[dict[str, Any]]) -> str:
+    """What is known of whether the model was trained on the episodes, as the beginning of a line."""
+    known = [each["trained_on"] for each in described]
+    if any(known):
+        return f"TRAINED ON {sum(map(bool, known))} of these {len(known)} episodes. " if len(known) > 1 else "TRAINED ON this. "
+    if all(value is False for value in known):
+        return "Never trained on. "
+    return ""
 
 
 def _pace(described: Sequence[dict[str, Any]]) -> str:
@@ -205,7 +217,7 @@ def _averages(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _json(metrics: dict[str, Any]) -> bytes:
-    return json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return measured_json(metrics, indent=1).encode() + b"\n"
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -89,3 +89,13 @@ def test_an_interrupt_says_that_the_same_command_goes_on_and_it_does(world: Path
     assert _evaluate_counting(command) <= CLIPS - 2
     assert json.loads((tmp_path / "evaluation.json").read_text())["evaluated"]["clips"] == CLIPS
     assert kept_scores.SECONDS_BETWEEN > 0
+
+
+def test_another_command_in_the_output_of_an_unfinished_one_is_refused_by_all_processes_and_costs_no_score(
+    world: Path, tmp_path: Path
+):
+    command = arguments(world / "model", world / "episodes", tmp_path)
+    _killed(command, tmp_path, signal.SIGKILL, parts=2)
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir() if path.is_file()}
+    assert run_world(2, evaluate.main, [*command, "--seed", "5"]) == [1, 1]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir() if path.is_file()} == kept

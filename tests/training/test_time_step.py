@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig, Recipe
-from tokenize_offline.clips import EpisodeShape, stride_of
+from tokenize_offline.clips import EpisodeShape, is_held_out, stride_of
 from tokenize_offline.statistics import typical
 from training import predict
 from training.model_files.model_folder import CLIPS, RECIPE
@@ -92,6 +92,22 @@ def test_a_video_is_predicted_at_the_models_time_step_and_shown_at_its_pace(tmp_
     page = (tmp_path / "out" / "index.html").read_text()
     assert 'data-pause="200"' in page and "0.2 s a frame" in page and "as the model learned bridge" in page
     assert _predict(model, source, tmp_path / "own", "--clips.stride", "2")["frame_indices"] == [0, 2, 4, 6, 8]
+
+
+def test_a_prediction_says_whether_the_model_was_trained_on_the_episode(tmp_path: Path):
+    model = _model(tmp_path / "model", {"waves": 0.2}, dataclasses.replace(TRAINED, held_out=0.3))
+    keys = [f"train-00000-{number:06d}" for number in range(8)] + ["test-00000-000000"]
+    shard = test_predict.write_shard(tmp_path / "train-000000.tar", [test_predict.episode(key) for key in keys])
+    seen = {key: not (key.startswith("test") or is_held_out("waves", key, 0.3)) for key in keys}
+    assert 0 < sum(seen.values()) < 8
+    for key, words in (
+        (min(keys, key=lambda key: seen[key]), "Never trained on"),
+        (max(keys, key=seen.get), "TRAINED ON this"),
+    ):
+        assert _predict(model, shard, tmp_path / "out", "--episode", key, "--steps", "1")["trained_on"] is seen[key]
+        assert words in (tmp_path / "out" / "index.html").read_text()
+    other = _model(tmp_path / "other", {"fractal": 0.2})
+    assert _predict(other, shard, tmp_path / "out", "--steps", "1")["trained_on"] is None
 
 
 def test_of_a_model_that_does_not_say_a_video_follows_the_published_rule_with_a_word(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.measured_json import measured_json
 from pipeline.records import sha256_of
 from pipeline.versions import PROJECT, installed_versions
 from training.evaluation.scores import ROWS
@@ -32,8 +33,7 @@ def versions() -> dict[str, str]:
 
 def write_card(output: str, card: dict[str, Any]) -> None:
     """Publish both files in a folder (or URL)."""
-    text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
-    storage.write_bytes(storage.join(output, CARD_JSON), text.encode() + b"\n")
+    storage.write_bytes(storage.join(output, CARD_JSON), measured_json(card, indent=1).encode() + b"\n")
     storage.write_bytes(storage.join(output, CARD_MARKDOWN), as_markdown(card).encode())
 
 

@@ -17,10 +17,9 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError, ShardError
 from pipeline.frames import require_detail
 from pipeline.index import find_datasets, read_records, read_summary
-from pipeline.naming import TRAINING_SPLIT
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import read_sample
-from tokenize_offline.clips import is_held_out, stride_of
+from tokenize_offline.clips import stride_of
 from training.episode_table import EpisodeRow, EpisodeRows, read_episodes
 from training.model_files.trained_on import TrainedOn
 from training.prediction.clip_fit import frames_needed, what_fits
@@ -94,7 +93,7 @@ class TestSet:
         splits: Counts by split.
         left_out: Reason -> episodes left out for it: `trained_on`, `too_short`, `beyond_episodes`.
         time_steps: How strides were found, in words -> whether that is doubtful.
-        short: (frames, frames needed, stride) of the longest and the shortest of the episodes that are too short.
+        short: The longest and the shortest of the episodes that are too short, as clips that don't fit.
     """
 
     dataset: str
@@ -103,7 +102,7 @@ class TestSet:
     splits: dict[str, SplitCount] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=lambda: {"trained_on": 0, "too_short": 0, "beyond_episodes": 0})
     time_steps: dict[str, bool] = field(default_factory=dict)
-    short: list[tuple[int, int, float]] = field(default_factory=list)
+    short: list[TestClip] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
         """What an evaluation card says of it: where it is from, and a hash over the records of its shards."""
@@ -200,7 +199,7 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
         count = test_set.splits.setdefault(split, SplitCount())
         count.episodes += 1
         row = rows[number]
-        if wanted.held_out and _is_seen(row, split, trained, wanted.clips.held_out):
+        if wanted.held_out and trained.saw(dataset, row.shape.key, split, wanted.clips.held_out):
             test_set.left_out["trained_on"] += 1
         elif (clip := _clip_of(row, wanted, trained, test_set)) is not None:
             if wanted.limit is not None and len(test_set.clips) >= wanted.limit:
@@ -208,14 +207,8 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
                 continue
             test_set.clips.append(clip)
             count.evaluated += 1
-            count.trained_on += _is_seen(row, split, trained, share)
+            count.trained_on += trained.saw(dataset, row.shape.key, split, share)
     return test_set
-
-
-def _is_seen(row: EpisodeRow, split: str, trained: TrainedOn, share: float) -> bool:
-    """Whether the model was trained on an episode, if it was trained without this share of the split `train`."""
-    held_out = split == TRAINING_SPLIT and is_held_out(row.shape.dataset, row.shape.key, share)
-    return split in trained.splits and not held_out
 
 
 def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: TestSet) -> TestClip | None:
@@ -223,11 +216,10 @@ def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: Test
     step = fit_time_step(row.shape, wanted.clips, trained.seconds_per_frame, of_shard=True, given=wanted.stride_given)
     test_set.time_steps[step.told] = step.doubtful
     clip = TestClip(row, step.clips)
-    needed = frames_needed(step.clips, wanted.start, clip.stride)
-    if needed <= row.shape.num_frames:
+    if frames_needed(clip.clips, wanted.start, clip.stride) <= row.shape.num_frames:
         return clip
     test_set.left_out["too_short"] += 1
-    short = sorted([*test_set.short, (row.shape.num_frames, needed, clip.stride)], reverse=True)
+    short = sorted([*test_set.short, clip], key=lambda each: -each.row.shape.num_frames)
     test_set.short = [short[0], short[-1]]
     return None
 
@@ -241,8 +233,10 @@ def _why_empty(test_set: TestSet, wanted: Wanted, trained: TrainedOn) -> str:
     if not test_set.left_out["too_short"]:
         share = wanted.clips.held_out if trained.held_out is None else trained.held_out
         return f"the model was trained on all of its {episodes} episodes ({names}; clips.held_out {share:g})"
-    (longest, needed, stride), (shortest, _, _) = test_set.short
+    longest, shortest = (clip.row.shape.num_frames for clip in test_set.short)
     frames = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
+    stride = test_set.short[0].stride
+    needed = frames_needed(test_set.short[0].clips, wanted.start, stride)
     new = f" that the model was not trained on ({names})" if test_set.left_out["trained_on"] else ""
     begun = f" from frame {wanted.start}" if wanted.start else ""
     return (
@@ -256,8 +250,8 @@ def _what_would_do(sets: Sequence[TestSet], wanted: Wanted) -> str:
     short = [test_set.short[0] for test_set in sets if test_set.short]
     if not short:
         return "name data sets with a test split, or score what the model was trained on with --held_out false"
-    frames, _, stride = max(short)
-    return what_fits(wanted.clips, wanted.start, stride, frames, wanted.context, wanted.free)
+    longest = max(short, key=lambda clip: clip.row.shape.num_frames)
+    return what_fits(longest.clips, wanted.start, longest.row.shape, wanted.context, wanted.free)
 
 
 def require_enough(sets: Sequence[TestSet], with_fvd: bool) -> None:

@@ -6,6 +6,7 @@ whole clips, which the published code reports, can be compared too.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,10 @@ def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> dict[
         rows[row] = {name: _of_metric(values[:, :, number], name, context) for number, name in enumerate(metrics)}
         if scores.features.shape[-1]:
             found = scores.features[:, places[row]].flatten(0, 1).numpy()
-            rows[row]["fvd"] = {"all": _rounded(frechet_distance(found, scores.features[:, -1].numpy()))}
+            truth = scores.features[:, -1].numpy()
+            # Neither eigenvalues nor a mean are to be had of what is not finite.
+            finite = np.isfinite(found).all() and np.isfinite(truth).all()
+            rows[row]["fvd"] = {"all": _rounded(frechet_distance(found, truth)) if finite else math.nan}
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import SourceError
 from pipeline.json_files import read_json
 from pipeline.naming import TRAINING_SPLIT
+from tokenize_offline.clips import is_held_out
 from training.model_files.model_clips import read_recipe
 from training.model_files.model_folder import CLIPS, RECIPE
 
@@ -34,6 +35,11 @@ class TrainedOn:
     held_out: float | None = None
     splits: tuple[str, ...] = (TRAINING_SPLIT,)
     seconds_per_frame: Mapping[str, float | None] = field(default_factory=dict)
+
+    def saw(self, dataset: str, key: str, split: str, held_out: float) -> bool:
+        """Whether an episode gave clips to the training, if that held out this share of the split `train`."""
+        apart = split == TRAINING_SPLIT and is_held_out(dataset, key, held_out)
+        return split in self.splits and not apart
 
 
 def read_trained_on(folder: Path) -> TrainedOn:

@@ -120,7 +120,7 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
     stride = stride_for(episode, clips)
     needed = frames_needed(clips, start, stride)
     if needed > episode.num_frames:
-        fits = what_fits(clips, start, stride, episode.num_frames, model.geometry.context_length)
+        fits = what_fits(clips, start, EpisodeShape.of(episode), model.geometry.context_length)
         raise SourceError(
             f"episode {episode.key} has {episode.num_frames} frames; {clips.length} frames at a stride of {stride:g} from "
             f"frame {start} need {needed}: {fits}"

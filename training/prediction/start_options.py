@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.command import CommandParser, add_section_folder, given_value
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
+from pipeline.naming import split_of_key
 from pipeline.recipe import ClipsConfig
 from tokenize_offline.clips import EpisodeShape
 from training.model_files.model_clips import clips_as_trained
@@ -34,11 +35,13 @@ class Start:
         episode: With its rate as the user says it, where that was given.
         clips: How clips of it are cut, the stride such that frames lie as far apart as the model knows it.
         time_step: How the stride was found, in words.
+        trained_on: Whether the model was trained on the episode; None where nobody knows.
     """
 
     episode: Episode
     clips: ClipsConfig
     time_step: str
+    trained_on: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -145,4 +148,11 @@ def _start(episode: Episode, clips: ClipsConfig, trained: TrainedOn, options: An
     shape = EpisodeShape.of(known)
     step = fit_time_step(shape, clips, trained.seconds_per_frame, of_shard, stride_given, options.dataset)
     log.log(logging.WARNING if step.doubtful else logging.INFO, "%s: %s", episode.key, step.told)
-    return Start(known, step.clips, step.told)
+    return Start(known, step.clips, step.told, _trained_on(episode, trained, of_shard))
+
+
+def _trained_on(episode: Episode, trained: TrainedOn, of_shard: bool) -> bool | None:
+    # Of a data set that the model doesn't name, an earlier model that it was started from may have had clips.
+    if not of_shard or trained.held_out is None or episode.dataset not in trained.seconds_per_frame:
+        return None
+    return trained.saw(episode.dataset, episode.key, split_of_key(episode.key), trained.held_out)

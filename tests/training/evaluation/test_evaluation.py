@@ -1,5 +1,7 @@
 """How scores of clips become a table, and which model a published protocol takes."""
 
+import math
+
 import pytest
 import test_predict
 import tiny_models
@@ -44,6 +46,16 @@ def test_fvd_compares_all_samples_with_the_truth():
     rows = summarise(ClipScores(torch.zeros(5, 5, 0, 3), features), [], context=1)
     assert rows["reconstruction"]["fvd"]["all"] == pytest.approx(0, abs=1e-4)
     assert rows["repeat_last_frame"]["fvd"]["all"] > 40 > rows["prediction"]["fvd"]["all"] > 0
+
+
+def test_scores_that_are_not_finite_are_told_and_end_no_evaluation():
+    scores = _scores()
+    scores.frames[0, 0, 0, 2] = torch.nan
+    features = torch.randn(2, 6, 3, dtype=torch.float64)
+    features[0, 0] = torch.inf
+    rows = summarise(ClipScores(scores.frames, features), ["psnr"], context=1)
+    assert math.isnan(rows["prediction"]["psnr"]["mean"]) and math.isnan(rows["prediction"]["fvd"]["all"])
+    assert math.isfinite(rows["reconstruction"]["fvd"]["all"])
 
 
 def test_samples_are_the_same_however_many_are_drawn_at_once():
