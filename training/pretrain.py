@@ -64,6 +64,9 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
         run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
+        if run.damaged:
+            # They looked again, for another checkpoint.
+            _require_agreement(run, processes)
         with writing(run.folder):
             trainer = Trainer(run, processes, stop)
             result = trainer.train()

@@ -181,6 +181,17 @@ def test_a_folder_in_which_a_run_is_at_work_is_refused(episodes: Path, tmp_path:
     assert "another run is at work" in capsys.readouterr().err
 
 
+def test_a_folder_with_a_run_of_the_transformer_is_refused_and_stays(
+    episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert main(_arguments(episodes, tmp_path)) == 1
+    assert "holds a run of ivideogpt-train: choose another --output" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}" and (tmp_path / "checkpoints" / "step-00000002").is_dir()
+
+
 def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: Path, tmp_path: Path):
     shape = CompressiveVQConfig(32, 1, (32, 32), 1, 8, 64, 48)
     CompressiveVQModel(shape).save_pretrained(str(tmp_path / "trained"))
