@@ -10,7 +10,7 @@ from pipeline import catalog, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
-from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together
+from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together, log_passed_over
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.path_errors import try_output
 from pipeline.plan import make_plan, read_ends
@@ -163,6 +163,7 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     known = ends.setdefault(source.folder, lock.known_ends())
     units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known)
     known.update(read_ends(units))
+    log_passed_over(entry.name, source.passed_over)
     if not options.overwrite:
         lock.check(units)
     return Job(units, source, entry.name, folder), lock
@@ -200,6 +201,7 @@ def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:
         "frames": sum(record.frames for record in records),
         "bytes": sum(record.bytes for record in records),
         "left_out": sum(len(record.left_out) for record in records),
+        "passed_over": dict(sorted(outcome.passed_over.items())),
         "failed": outcome.failures,
         "seconds": round(outcome.seconds, 3),
     }

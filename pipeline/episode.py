@@ -6,6 +6,7 @@ Frames stay encoded (JPEG or PNG bytes) until somebody needs pixels: a sample ho
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ class Episode:
         state: (T, S) float32 or None.
         reward: (T,) float32 or None.
         is_terminal: (T,) bool or None.
+        passed_over: What its source has of it that was not taken, as reason -> count; no shard keeps it, the record counts it.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Episode:
     state: np.ndarray | None = field(default=None, repr=False)
     reward: np.ndarray | None = field(default=None, repr=False)
     is_terminal: np.ndarray | None = field(default=None, repr=False)
+    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_frames(self) -> int:

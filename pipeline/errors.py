@@ -33,6 +33,10 @@ class StorageError(ProjectError, OSError):
     """An object store can't be reached, or refuses; a missing file is Python's own `FileNotFoundError`."""
 
 
+class KilledError(SourceError):
+    """A process that reads for a worker was ended by somebody else, or can't be started; its input is not to blame."""
+
+
 class ConflictError(ProjectError):
     """Something is there already and was made in another way; the message names both ways."""
 

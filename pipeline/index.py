@@ -7,7 +7,7 @@ before they were measured. Equal records give equal bytes.
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -99,7 +99,13 @@ def read_records(folder: str) -> Iterator[ShardRecord]:
             yield read_record(storage.join(folder, name))
 
 
-def write_index(folder: str, dataset: str, records: Iterable[ShardRecord], missing: Sequence[str]) -> list[ShardRecord]:
+def write_index(
+    folder: str,
+    dataset: str,
+    records: Iterable[ShardRecord],
+    missing: Sequence[str],
+    passed_over: Mapping[str, int] | None = None,
+) -> list[ShardRecord]:
     """Write `index.parquet` and `dataset.json` into a data set's folder.
 
     Args:
@@ -107,6 +113,7 @@ def write_index(folder: str, dataset: str, records: Iterable[ShardRecord], missi
         dataset: Its name.
         records: Of all its shards, in order; taken one by one, because each holds an entry for every episode.
         missing: Names of shards that could not be made.
+        passed_over: Reason -> how many of what the plan did not take; what the records count is added.
 
     Returns:
         The records without their entries.
@@ -118,7 +125,7 @@ def write_index(folder: str, dataset: str, records: Iterable[ShardRecord], missi
         tables.append(pa.Table.from_pylist([{**entry, **of_shard} for entry in record.entries], schema=_SCHEMA))
         kept.append(dataclasses.replace(record, entries=[]))
     write_table(storage.join(folder, INDEX_FILE), pa.concat_tables(tables).combine_chunks())
-    text = json.dumps(_summary(dataset, kept, missing), indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(_summary(dataset, kept, missing, passed_over or {}), indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
     return kept
 
@@ -130,7 +137,9 @@ def _split(record: ShardRecord) -> str:
     return parsed[0]
 
 
-def _summary(dataset: str, records: Sequence[ShardRecord], missing: Sequence[str]) -> dict[str, Any]:
+def _summary(
+    dataset: str, records: Sequence[ShardRecord], missing: Sequence[str], passed_over: Mapping[str, int]
+) -> dict[str, Any]:
     splits: dict[str, collections.Counter[str]] = {}
     actions: collections.Counter[str] = collections.Counter()
     for record in records:
@@ -148,8 +157,17 @@ def _summary(dataset: str, records: Sequence[ShardRecord], missing: Sequence[str
         "made_with": common,
         "splits": {split: dict(counts) for split, counts in splits.items()},
         "actions": dict(actions),
+        "passed_over": dict(sorted(count_passed_over(records, passed_over).items())),
         "missing_shards": list(missing),
     }
+
+
+def count_passed_over(records: Iterable[ShardRecord], planned: Mapping[str, int]) -> collections.Counter[str]:
+    """Reason -> how many of what was not taken: while planning, and while the shards were made."""
+    total = collections.Counter(planned)
+    for record in records:
+        total.update(record.statistics.get("passed_over", {}))
+    return total
 
 
 def read_summary(folder: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Nothing comes back through the engine: units publish what they made, and the dri
 job that was killed goes on where it stopped.
 """
 
+import collections
 import contextlib
 import functools
 import logging
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import index, storage
@@ -20,7 +21,16 @@ from pipeline.ledger import LEDGER_FILE, write_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
-from pipeline.records import LeftOut, ShardRecord, damaged_files, describe_difference, find_done, read_record, record_path
+from pipeline.records import (
+    LeftOut,
+    ShardRecord,
+    came_back,
+    damaged_files,
+    describe_difference,
+    find_done,
+    read_record,
+    record_path,
+)
 from pipeline.runners import beam
 from pipeline.runners.task import Task
 from pipeline.sources.base import Source
@@ -42,12 +52,14 @@ class Outcome:
         made: How many shards this run made; the others were there.
         failures: Shard -> why it could not be made.
         seconds: That the work took, planning left out.
+        passed_over: Reason -> how many of what the plan and the shards did not take.
     """
 
     records: list[ShardRecord]
     made: int
     failures: dict[str, str]
     seconds: float
+    passed_over: collections.Counter[str] = field(default_factory=collections.Counter)
 
 
 @dataclass(frozen=True)
@@ -129,15 +141,26 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
         for unit, record in zip(work, found, strict=True)
         if record is None
     }
-    records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures))
+    planned = job.source.passed_over
+    records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures), planned)
     write_ledger(job.folder, job.dataset, records)
-    return Outcome(records, len(work) - len(failures), failures, seconds)
+    log_passed_over(job.dataset, index.count_passed_over(records, {}))
+    return Outcome(records, len(work) - len(failures), failures, seconds, index.count_passed_over(records, planned))
+
+
+def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:
+    """Say what of a data set was not taken, a line a reason."""
+    for reason, count in sorted(passed_over.items()):
+        _log.warning("%s: passed over %d: %s", dataset, count, reason)
 
 
 def _is_done(unit: Unit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:
     """Whether the shard is there, whole as far as its size tells, and made from the same inputs."""
     record = find_done(folder, unit.shard, unit.inputs, overwrite)
     if record is None:
+        return False
+    if came_back(record, unit.inputs):
+        _log.warning("%s lacks files that could not be opened; it is made again", storage.join(folder, unit.shard))
         return False
     if sizes.get(unit.shard) != record.bytes:
         _log.warning("%s has lost its file or part of it; it is made again", storage.join(folder, unit.shard))
@@ -220,7 +243,8 @@ def check_outcomes(outcomes: Mapping[str, Outcome], max_bad_fraction: float) -> 
 
     Args:
         outcomes: By the name of the data set.
-        max_bad_fraction: How many of a data set's episodes may be left out, from 0 to 1.
+        max_bad_fraction: How many of a data set's episodes may be left out, from 0 to 1; an input weighs by the episodes that
+            it would have held.
     """
     complaints = [_complaint(name, outcome, max_bad_fraction) for name, outcome in outcomes.items()]
     if any(complaints):
@@ -233,14 +257,15 @@ def _complaint(name: str, outcome: Outcome, max_bad_fraction: float) -> str:
         problems = [f"{shard}: {reason}" for shard, reason in sorted(outcome.failures.items())]
         return f"{name}: {len(problems)} shards could not be made:\n{_listing(problems)}"
     left_out = [item for record in outcome.records for item in record.left_out]
-    total = len(left_out) + sum(record.samples for record in outcome.records)
-    if len(left_out) > max_bad_fraction * total:
+    lost = sum(item.episodes for item in left_out)
+    total = lost + sum(record.samples for record in outcome.records)
+    if lost > max_bad_fraction * total:
         return (
-            f"{name}: {len(left_out)} of {total} episodes were left out, more than --max_bad_fraction {max_bad_fraction} "
+            f"{name}: {lost:.7g} of {total:.7g} episodes were left out, more than --max_bad_fraction {max_bad_fraction} "
             f"allows. {_what_to_do(outcome.records)}\n{_listing(_by_reason(left_out))}"
         )
     if left_out:
-        _log.warning("%s: %d of %d episodes were left out. %s", name, len(left_out), total, _what_to_do(outcome.records))
+        _log.warning("%s: %.7g of %.7g episodes were left out. %s", name, lost, total, _what_to_do(outcome.records))
     return ""
 
 

@@ -16,6 +16,7 @@ from pipeline.records import ShardRecord
 from pipeline.tables import read_table, write_table
 
 LEDGER_FILE = "left_out.parquet"
+_WEIGHT = "episodes"
 
 _SCHEMA = pa.schema(
     [
@@ -27,6 +28,7 @@ _SCHEMA = pa.schema(
         ("key", pa.string()),
         ("kind", pa.string()),
         ("reason", pa.string()),
+        (_WEIGHT, pa.float64()),
     ]
 )
 
@@ -57,7 +59,7 @@ def read_ledger(folder: str) -> pa.Table:
 
     Columns: `dataset`, `split`, `shard` (that would have held the episode), `source_file` and `source_record` (its place in
     the source, from 0), `key` (that it would have had), `kind` (`missing`, `damaged` or `unusable`, see
-    `pipeline.errors.BadEpisodeError`) and `reason` in words.
+    `pipeline.errors.BadEpisodeError`), `reason` in words and `episodes` (how many it would have been).
 
     Args:
         folder: Of the data set, where its index lies too.
@@ -65,4 +67,7 @@ def read_ledger(folder: str) -> pa.Table:
     Raises:
         ShardError: There is none, or it can't be read.
     """
-    return read_table(storage.join(folder, LEDGER_FILE), _SCHEMA.names)
+    table = read_table(storage.join(folder, LEDGER_FILE))
+    if _WEIGHT not in table.column_names:  # before episodes were weighed
+        table = table.append_column(_WEIGHT, pa.array([1.0] * len(table), pa.float64()))
+    return table.select(_SCHEMA.names)

@@ -21,6 +21,7 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError, SourceError
 from pipeline.naming import shard_name
 from pipeline.sources.base import Source, SourceShard
+from pipeline.sources.guard import read_guarded
 
 FORMAT_VERSION = 1
 _SAMPLED_FILES = 3
@@ -170,12 +171,10 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
     """
     ratios = []
     for file in files[:_SAMPLED_FILES]:
-        try:
-            _, episode = next(iter(source.read(dataclasses.replace(file, take=1))), (0, None))
-        except SourceError:
-            continue
-        if isinstance(episode, Episode):
-            ratios.append(sum(map(len, episode.frames)) * (file.records or 1) / _expected_size(file, sizes))
+        _, (episode,) = next(read_guarded(dataclasses.replace(file, take=1), [source]), (0, [None]))
+        size = _expected_size(file, sizes)
+        if isinstance(episode, Episode) and size:
+            ratios.append(sum(map(len, episode.frames)) * (file.records or 1) / size)
     return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
 
 

@@ -29,6 +29,7 @@ class LeftOut:
         reason: What is wrong with it.
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
         key: That it would have had; empty where nobody says.
+        episodes: How many episodes it would have been, by what is known of its input; a part of one may be less than 1.
     """
 
     source_file: str
@@ -36,6 +37,7 @@ class LeftOut:
     reason: str
     kind: str = BadEpisodeError.kind
     key: str = ""
+    episodes: float = 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,15 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
 def damaged_files(record: ShardRecord) -> set[str]:
     """The source files to which a shard lost episodes that a repaired or newly fetched copy may have."""
     return {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
+
+
+def came_back(record: ShardRecord, inputs: dict[str, Any]) -> bool:
+    """Whether a file that could not be opened when a shard was made is there by what `inputs` say, as it was then.
+
+    A mount that was away for a while, or a permission, shows nowhere in a file's size or content.
+    """
+    missing = {item.source_file for item in record.left_out if item.kind == MissingEpisodeError.kind}
+    return any(one["file"] in missing and one.get("size") is not None for one in inputs.get("sources", []))
 
 
 def _without(inputs: dict[str, Any], files: set[str]) -> dict[str, Any]:

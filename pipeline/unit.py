@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from pipeline import records, storage
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, ProjectError
+from pipeline.errors import ProjectError
 from pipeline.index import ENTRY_COLUMNS
 from pipeline.naming import episode_key
 from pipeline.plan import Unit
 from pipeline.quality import Quality, measure
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.shards import EpisodeShardWriter
+from pipeline.sources import guard
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 _log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def run_parts(parts: Sequence[Part]) -> None:
 def run_unit(unit: Unit, source: Source, folder: str) -> None:
     """Make the shard of a unit and publish it in `folder`, then its record; or leave a `.failed` file there.
 
-    Errors in the data or of storage end up in that file. Any other error is a bug and is raised.
+    Errors of storage end up in that file; what is wrong with one input costs that input alone. Any other error is a bug and is
+    raised.
     """
     try:
         (record,) = _make_shards([Part(unit, source, folder)])
@@ -81,23 +83,39 @@ class _ShardMaker:
         self._writer = writer
         self._left_out: list[LeftOut] = []
         self._filtered = 0
+        self._passed_over: collections.Counter[str] = collections.Counter()
         self._actions: collections.Counter[str] = collections.Counter()
         self._qualities: list[Quality] = []
 
     def add(self, file: SourceShard, position: int, item: Episode | BadEpisode) -> None:
+        """Take one record of a file: the episode into the shard, or the reason why there is none into the record."""
         if isinstance(item, Episode):
-            try:
-                self._qualities.append(measure(item.frames))
-            except BadEpisodeError as error:
-                item = BadEpisode.of(error)
+            item = self._taken(file, position, item) or item
+        self._passed_over.update(item.passed_over)
         if isinstance(item, Episode):
-            self._writer.add(item)
-            self._actions[item.action_meaning] += 1
-        elif item.filtered:
+            return
+        if item.filtered:
             self._filtered += 1
+            self._passed_over[item.reason] += 1
         else:
             key = episode_key(file.split, file.number, position)
-            self._left_out.append(LeftOut(file.file, position, item.reason[:_LONGEST_REASON], item.kind, key))
+            reason = item.reason[:_LONGEST_REASON]
+            self._left_out.append(LeftOut(file.file, position, reason, item.kind, key, item.episodes))
+
+    def _taken(self, file: SourceShard, position: int, episode: Episode) -> BadEpisode | None:
+        """None once the episode is in the shard, else why it can't be."""
+        before = self._writer.size
+        try:
+            quality = measure(episode.frames)
+            self._writer.add(episode)
+        except Exception as error:
+            # What is half in the shard can't be taken back.
+            if self._writer.size != before:
+                raise
+            return guard.blamed(error, f"{file.file}, record {position}")
+        self._qualities.append(quality)
+        self._actions[episode.action_meaning] += 1
+        return None
 
     def record(self) -> ShardRecord:
         return ShardRecord(
@@ -113,7 +131,11 @@ class _ShardMaker:
                 {**{name: entry[name] for name in ENTRY_COLUMNS}, **dataclasses.asdict(quality)}
                 for entry, quality in zip(self._writer.entries, self._qualities, strict=True)
             ],
-            statistics={"filtered": self._filtered, "actions": dict(sorted(self._actions.items()))},
+            statistics={
+                "filtered": self._filtered,
+                "passed_over": dict(sorted(self._passed_over.items())),
+                "actions": dict(sorted(self._actions.items())),
+            },
         )
 
 
@@ -126,7 +148,7 @@ def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
             staging = stack.enter_context(storage.staged(storage.join(folder, unit.shard)))
             makers.append(_ShardMaker(unit, stack.enter_context(EpisodeShardWriter(staging))))
         for file in parts[0].unit.sources:
-            for position, items in sources[0].read_together(file, sources):
+            for position, items in guard.read_guarded(file, sources):
                 for maker, item in zip(makers, items, strict=True):
                     maker.add(file, position, item)
                 # An episode may be large: it is let go before the next one is read.

@@ -4,9 +4,10 @@ Nothing else may be asked of a source, so that files can be read in any order, b
 """
 
 import abc
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -60,12 +61,16 @@ class BadEpisode:
     Attributes:
         reason: What is wrong with it.
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
-        filtered: It is sound, but the catalog doesn't want it; not counted as left out.
+        filtered: It is sound, but the catalog doesn't want it; not left out but passed over, for this reason.
+        episodes: How many episodes it would have been; see `pipeline.records.LeftOut`.
+        passed_over: See `Episode.passed_over`.
     """
 
     reason: str
     kind: str = BadEpisodeError.kind
     filtered: bool = False
+    episodes: float = 1
+    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, error: BadEpisodeError) -> Self:
@@ -80,6 +85,8 @@ class Source(abc.ABC):
         folder: Where its files lie: a local path or URL.
         entry: What is known of the data set.
         form: In which form frames are kept.
+        passed_over: What `plan` saw and does not take, as reason -> how many; each call counts anew. What `read` passes over,
+            the episodes say: `Episode.passed_over`.
     """
 
     kind: ClassVar[str]
@@ -89,6 +96,7 @@ class Source(abc.ABC):
         self.folder = folder
         self.entry = entry
         self.form = form
+        self.passed_over: collections.Counter[str] = collections.Counter()
 
     def inputs(self) -> dict[str, Any]:
         """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
@@ -120,8 +128,7 @@ class Source(abc.ABC):
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The records of a file with their positions, in order, up to `shard.take`.
 
-        Raises:
-            SourceError: The file is missing or damaged.
+        Whatever it raises costs what is left of the file; see `pipeline.sources.guard`.
         """
 
     def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:

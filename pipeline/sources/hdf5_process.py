@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline import errors
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, KilledError
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 CALL_SECONDS = 30  # of processor time for one call of libhdf5, which takes a tenth of that for the largest there may be
@@ -42,7 +42,7 @@ class _Reader:
         try:
             receive(self._process.stdout)
         except Died as error:
-            raise SourceError(f"no process that reads HDF5 can be started: it ended with {self.status()}") from error
+            raise KilledError(f"no process that reads HDF5 can be started: it ended with {self.status()}") from error
 
     def ask(self, request: bytes) -> Any:
         try:
@@ -82,7 +82,8 @@ def call(function: str, *arguments: Any) -> Any:
 
     Raises:
         BadEpisodeError: libhdf5 does not come to an end, or crashes; or as the function does.
-        SourceError: The child was killed by somebody else, twice; or as the function does.
+        KilledError: The child was killed by somebody else, twice.
+        SourceError: As the function does.
     """
     request = pack([function, CALL_SECONDS, arguments])
     status = 0
@@ -101,7 +102,7 @@ def call(function: str, *arguments: Any) -> Any:
         raise DamagedEpisodeError(f"libhdf5 does not come to an end with it in {CALL_SECONDS} s. Fetch the file again")
     if -status in _FAULTS:
         raise DamagedEpisodeError(f"libhdf5 crashes on it ({signal.Signals(-status).name}). Fetch the file again")
-    raise SourceError(f"the process that reads HDF5 was killed, it ended with {status}. Run the same command again")
+    raise KilledError(f"the process that reads HDF5 was killed, it ended with {status}. Run the same command again")
 
 
 def _raised(answer: Any) -> Any:

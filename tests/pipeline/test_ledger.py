@@ -17,12 +17,19 @@ from pipeline.naming import shard_name
 from pipeline.plan import make_plan
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.sources.rlds import RldsSource
+from pipeline.tables import read_table, write_table
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 # What JSON and Parquet hold; names of files and reasons come from hostile data.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _LEFT_OUT = st.builds(
-    LeftOut, _TEXT, st.integers(0, 1 << 40), _TEXT, st.sampled_from(["missing", "damaged", "unusable"]), _TEXT
+    LeftOut,
+    _TEXT,
+    st.integers(0, 1 << 40),
+    _TEXT,
+    st.sampled_from(["missing", "damaged", "unusable"]),
+    _TEXT,
+    st.floats(0, 1e6),
 )
 
 
@@ -41,7 +48,7 @@ def test_every_left_out_episode_has_its_row_and_equal_records_equal_bytes(left_o
     assert len(written) == 1
     rows = read_ledger("memory://ledger/set").to_pylist()
     wanted = [(r.shard, item) for r in records for item in r.left_out]
-    columns = ("source_file", "source_record", "reason", "kind", "key")
+    columns = ("source_file", "source_record", "reason", "kind", "key", "episodes")
     assert [(row["shard"], LeftOut(*(row[name] for name in columns))) for row in rows] == wanted
     assert all((row["dataset"], row["split"]) == ("set", "train") for row in rows)
 
@@ -63,6 +70,7 @@ def test_a_job_leaves_a_ledger_that_names_shard_place_key_and_reason(tmp_path):
         "source_record": 1,
         "key": "train-00000-000001",
         "kind": "damaged",
+        "episodes": 1.0,
     }
     before = (tmp_path / "out" / LEDGER_FILE).read_bytes()
     (tmp_path / "out" / LEDGER_FILE).write_bytes(b"")
@@ -88,3 +96,10 @@ def test_a_parquet_file_of_something_else_is_no_ledger(tmp_path):
     pq.write_table(pa.table({"a": [1]}), tmp_path / LEDGER_FILE)
     with pytest.raises(ShardError, match="can't be read"):
         read_ledger(str(tmp_path))
+
+
+def test_a_ledger_from_before_episodes_were_weighed_reads_with_a_weight_of_one():
+    write_ledger("memory://ledger/old", "set", [record(0, [LeftOut("a", 0, "no frames")])])
+    path = f"memory://ledger/old/{LEDGER_FILE}"
+    write_table(path, read_table(path).drop_columns("episodes"))
+    assert read_ledger("memory://ledger/old").to_pylist()[0]["episodes"] == 1.0

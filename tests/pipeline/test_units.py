@@ -96,7 +96,7 @@ def test_every_data_set_that_lost_too_much_is_named_and_every_reason_is_listed_o
     assert lines[3:] == ["third: 1 shards could not be made:", "  train-000001.tar: the disk is full"]
 
 
-def test_a_file_that_cannot_be_opened_fails_its_unit_alone(tmp_path):
+def test_a_file_that_cannot_be_opened_costs_itself_alone(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=1)
     bad = folder / f"{NAME}-train.tfrecord-00001-of-00003"
     bad.unlink()
@@ -109,15 +109,17 @@ def test_a_file_that_cannot_be_opened_fails_its_unit_alone(tmp_path):
     assert storage.list_files(output) == [
         "train-000000.json",
         "train-000000.tar",
-        "train-000001.tar.failed",
+        "train-000001.json",
+        "train-000001.tar",
         "train-000002.json",
         "train-000002.tar",
         "val-000000.json",
         "val-000000.tar",
     ]
-    failures = take_failures(output)
-    assert list(failures) == ["train-000001.tar"] and bad.name in failures["train-000001.tar"]
     assert take_failures(output) == {}
+    (left_out,) = [item for record in index.read_records(output) for item in record.left_out]
+    assert (left_out.source_file, left_out.source_record, left_out.kind) == (bad.name, 0, "missing")
+    assert "can't be opened" in left_out.reason
 
 
 def test_shards_of_another_plan_are_refused_by_name(tmp_path):
