@@ -146,7 +146,7 @@ def refuse_pickles(folder: str, names: Collection[str], wanted: str) -> None:
     target = str(PurePath(paths[0]).with_name(wanted))
     raise SourceError(
         f"{_some(paths)} {'is a pickle' if len(paths) == 1 else 'are pickles'}, which can run code when read: only safetensors "
-        f"is read. Convert on a machine that may take harm, and lay the result beside config.json: {conversion(paths, target)}"
+        f"is read. Convert where it can do no harm, and lay the result beside config.json: {conversion(paths, target)}"
     )
 
 

@@ -60,6 +60,7 @@ _IDLE = (
     "torch_dtype",  # weights say themselves what they are kept in
     "torchscript",
     "transformers_version",
+    "use_flash_attention_2",
     "use_return_dict",
     # Of generation of text; transformers 4 kept them all here.
     "begin_suppress_tokens",

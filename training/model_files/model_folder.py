@@ -74,9 +74,10 @@ def _with_parts(path: str, parts: Sequence[str]) -> str:
     # What is nearly a model is what was meant.
     nearest = exported if len(missing[exported]) < len(missing[path]) else path
     lacks = f"{nearest} has no folder {' and no folder '.join(missing[nearest])}"
-    if missing[exported] == [TOKENIZER]:
+    if missing[nearest] == [TOKENIZER]:
         raise SourceError(
-            f"{lacks}: the run was trained without --tokenizer; lay the tokenizer there that made its token shards"
+            f"{lacks}: its run was trained without --tokenizer. Give the run's command again with it, which exports the model "
+            "anew, or lay the tokenizer there that made the token shards"
         )
     raise SourceError(f"{lacks}{_advice(path, exported, parts)}")
 
