@@ -103,16 +103,16 @@ def _results(scores: ClipScores, sets: Sequence[TestSet], metrics: MetricSet, co
     return results
 
 
-def _tell(data: TestData, trained: TrainedOn, wanted: Wanted) -> None:
-    """Say on stderr what is evaluated and what isn't, before any work."""
+def _tell(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int | None) -> None:
+    """Say on stderr what is evaluated and what isn't, before any work; `asked` is what `--episodes` was given."""
     unsure = data.trained_on > 0 or trained.held_out is None
     log.log(logging.WARNING if unsure else logging.INFO, "%s", in_words(data, trained, wanted))
     for test_set in data.sets:
         log.info("%s: %s", test_set.dataset, counts_in_words(test_set))
         for told, doubtful in test_set.time_steps.items():
             log.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", test_set.dataset, told)
-        if wanted.limit is not None and len(test_set.clips) < wanted.limit:
-            log.warning("--episodes %d: %s has %d", wanted.limit, test_set.dataset, len(test_set.clips))
+        if asked is not None and len(test_set.clips) < asked:
+            log.warning("--episodes %d: %s has %d", asked, test_set.dataset, len(test_set.clips))
     for dataset, reason in data.left_out.items():
         log.warning("%s is left out: %s", dataset, reason)
 
@@ -156,7 +156,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         data = open_test_data(options.shards, wanted, trained)
         require_enough(data.sets, metrics.with_fvd)
         if first:
-            _tell(data, trained, wanted)
+            _tell(data, trained, wanted, options.episodes)
             if hint := idle_weights_hint(options.metrics):
                 log.info("%s", hint)
         weights = weights_hashes(folder)

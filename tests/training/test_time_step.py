@@ -133,7 +133,7 @@ def test_the_rate_of_an_input_that_does_not_say_it_is_said_by_an_option(
     assert predict.main([*options, "--rate", "0"]) == 2
     assert "--rate must be a number of frames per second above 0, not 0" in capsys.readouterr().err
     assert predict.main([*options, "--dataset", "bridge"]) == 2
-    assert "say it with --rate HZ" in capsys.readouterr().err
+    assert "the frame rate of npz is not: say it (--rate HZ" in capsys.readouterr().err
 
 
 def test_an_input_too_slow_for_the_model_is_predicted_frame_by_frame_with_a_word(

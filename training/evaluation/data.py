@@ -189,7 +189,9 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
     # Where episodes are limited, those of test splits come before those held out of a split that was trained on.
     order = np.argsort(np.array([split in trained.splits for split in table["split"].to_pylist()], bool), kind="stable")
     table = table.take(pa.array(order))
-    splits, rows = table["split"].to_pylist(), EpisodeRows(dataset, folder, table)
+    # Which episodes are held out follows from the name that they were ingested under, whatever their folder is called now.
+    own = read_summary(folder).get("dataset", dataset)
+    splits, rows = table["split"].to_pylist(), EpisodeRows(own, folder, table)
     if len(rows):
         require_detail(rows.shrunk, wanted.side, dataset)
     share = wanted.clips.held_out if trained.held_out is None else trained.held_out
@@ -199,7 +201,7 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
         count = test_set.splits.setdefault(split, SplitCount())
         count.episodes += 1
         row = rows[number]
-        if wanted.held_out and trained.saw(dataset, row.shape.key, split, wanted.clips.held_out):
+        if wanted.held_out and trained.saw(own, row.shape.key, split, wanted.clips.held_out):
             test_set.left_out["trained_on"] += 1
         elif (clip := _clip_of(row, wanted, trained, test_set)) is not None:
             if wanted.limit is not None and len(test_set.clips) >= wanted.limit:
@@ -207,7 +209,7 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
                 continue
             test_set.clips.append(clip)
             count.evaluated += 1
-            count.trained_on += trained.saw(dataset, row.shape.key, split, share)
+            count.trained_on += trained.saw(own, row.shape.key, split, share)
     return test_set
 
 

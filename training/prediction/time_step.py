@@ -68,7 +68,7 @@ def fit_time_step(
     if of_shard and shape.dataset in learned and wanted is None:
         return TimeStep(clips, f"as clips of {shape.dataset} were cut for training")
     if shape.rate is None:
-        return _of_unknown_rate(clips, bool(known), wanted)
+        return _of_unknown_rate(shape.dataset, clips, bool(known), wanted)
     if not known:
         return _of_unknown_step(shape, clips, of_shard)
     name = wanted or _nearest(known, shape.rate)
@@ -91,11 +91,11 @@ def _nearest(known: Mapping[str, float], rate: float) -> str:
     return min(sorted(known), key=lambda name: abs(math.log(known[name] * rate)))
 
 
-def _of_unknown_rate(clips: ClipsConfig, matters: bool, wanted: str | None) -> TimeStep:
+def _of_unknown_rate(dataset: str, clips: ClipsConfig, matters: bool, wanted: str | None) -> TimeStep:
     if clips.stride.endswith("s") or wanted is not None:
         raise ConfigError(
-            "the time between the model's frames is known, and the input's frame rate is not: say it with --rate HZ, or give "
-            "--clips.stride as a number of frames"
+            f"the time between the model's frames is known, and the frame rate of {dataset} is not: say it (--rate HZ of "
+            "predict, play and ingest), or give --clips.stride as a number of frames"
         )
     told = f"clips.stride {clips.stride}: nobody says how many frames a second the input has"
     return TimeStep(clips, told + (" (--rate HZ does)" if matters else ""), doubtful=True)

@@ -1,6 +1,7 @@
 """Which episodes are evaluated by default and on request, and that an evaluation says so wherever it is read."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_only_episodes_that_the_model_never_saw_are_evaluated_unless_more_is_ask
     assert words in found["evaluated"]["in_words"]
     assert words in caplog.text
     assert words in (tmp_path / "evaluation.md").read_text().splitlines()[2]
+
+
+def test_a_folder_of_another_name_holds_out_the_same_episodes(world: Path, tmp_path: Path):
+    (tmp_path / "episodes").mkdir()
+    shutil.copytree(world / "episodes" / "right", tmp_path / "episodes" / "moved")
+    assert evaluate.main(arguments(world / "model", tmp_path / "episodes", tmp_path / "out")) == 0
+    found = card(tmp_path / "out")["data"]["moved"]
+    held_out = _held_out("right")
+    assert (found["clips"], found["first_episode"], found["last_episode"]) == (len(held_out), held_out[0], held_out[-1])
+    assert _held_out("moved") != held_out
 
 
 def test_the_score_of_episodes_that_were_trained_on_is_asked_for_and_called_so_first(
