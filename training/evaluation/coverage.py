@@ -9,22 +9,22 @@ from training.model_files.trained_on import TrainedOn
 
 def in_words(data: TestData, trained: TrainedOn, wanted: Wanted) -> str:
     """What was evaluated, in one sentence that leads every report."""
-    clips = len(data.clips)
+    clips = f"{len(data.clips)} clip{'s' if len(data.clips) != 1 else ''}"
     if trained.held_out is None:
         if not wanted.held_out:
-            return f"{clips} clips; the model doesn't say what it was trained on, and these episodes may be part of it"
+            return f"{clips}; the model doesn't say what it was trained on, and these episodes may be part of it"
         return (
-            f"{clips} clips; the model doesn't say what it was trained on: splits other than {TRAINING_SPLIT}, and the "
+            f"{clips}; the model doesn't say what it was trained on: splits other than {TRAINING_SPLIT}, and the "
             f"{100 * wanted.clips.held_out:g} % of {TRAINING_SPLIT} that clips.held_out picks, are taken for new to it"
         )
     if data.trained_on:
-        return f"TRAINED ON: {data.trained_on} of {clips} clips are of episodes that the model was trained on"
-    return f"{clips} clips of episodes that the model was never trained on"
+        return f"TRAINED ON: {data.trained_on} of {clips} are of episodes that the model was trained on"
+    return f"{clips} of episodes that the model was never trained on"
 
 
 def counts_in_words(test_set: TestSet) -> str:
     """How many episodes of a data set are evaluated, of which splits, and why not the others."""
-    reasons = {"trained_on": "trained on", "too_short": "too short", "beyond_episodes": "beyond --episodes"}
+    reasons = {"not_held_out": "not held out from training", "too_short": "too short", "beyond_episodes": "beyond --episodes"}
     episodes = sum(count.episodes for count in test_set.splits.values())
     parts = ", ".join(f"{name} {count.evaluated}" for name, count in sorted(test_set.splits.items()))
     left = ", ".join(f"{number} {reasons[name]}" for name, number in test_set.left_out.items() if number)

@@ -91,7 +91,7 @@ class TestSet:
         folder: Where it lies.
         clips: What is evaluated, in order: splits that no training took first, then held-out episodes.
         splits: Counts by split.
-        left_out: Reason -> episodes left out for it: `trained_on`, `too_short`, `beyond_episodes`.
+        left_out: Reason -> episodes left out for it: `not_held_out`, `too_short`, `beyond_episodes`.
         time_steps: How strides were found, in words -> whether that is doubtful.
         short: The longest and the shortest of the episodes that are too short, as clips that don't fit.
     """
@@ -100,7 +100,7 @@ class TestSet:
     folder: str
     clips: list[TestClip] = field(default_factory=list)
     splits: dict[str, SplitCount] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=lambda: {"trained_on": 0, "too_short": 0, "beyond_episodes": 0})
+    left_out: dict[str, int] = field(default_factory=lambda: {"not_held_out": 0, "too_short": 0, "beyond_episodes": 0})
     time_steps: dict[str, bool] = field(default_factory=dict)
     short: list[TestClip] = field(default_factory=list)
 
@@ -202,7 +202,7 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
         count.episodes += 1
         row = rows[number]
         if wanted.held_out and trained.saw(own, row.shape.key, split, wanted.clips.held_out):
-            test_set.left_out["trained_on"] += 1
+            test_set.left_out["not_held_out"] += 1
         elif (clip := _clip_of(row, wanted, trained, test_set)) is not None:
             if wanted.limit is not None and len(test_set.clips) >= wanted.limit:
                 test_set.left_out["beyond_episodes"] += 1
@@ -239,7 +239,7 @@ def _why_empty(test_set: TestSet, wanted: Wanted, trained: TrainedOn) -> str:
     frames = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
     stride = test_set.short[0].stride
     needed = frames_needed(test_set.short[0].clips, wanted.start, stride)
-    new = f" that the model was not trained on ({names})" if test_set.left_out["trained_on"] else ""
+    new = f" that the model was not trained on ({names})" if test_set.left_out["not_held_out"] else ""
     begun = f" from frame {wanted.start}" if wanted.start else ""
     return (
         f"its {test_set.left_out['too_short']} episodes{new} have {frames} frames, and a clip of {wanted.clips.length} at a "

@@ -50,7 +50,7 @@ def test_only_episodes_that_the_model_never_saw_are_evaluated_unless_more_is_ask
         "test": {"episodes": 3, "evaluated": 3, "trained_on": 0},
         "train": {"episodes": 8, "evaluated": held_out["left"], "trained_on": 0},
     }
-    assert found["data"]["left"]["left_out"]["trained_on"] == 8 - held_out["left"]
+    assert found["data"]["left"]["left_out"]["not_held_out"] == 8 - held_out["left"]
     assert found["evaluated"]["trained_on"] == 0
     clips = sum(held_out.values()) + 3
     words = f"{clips} clips of episodes that the model was never trained on"
@@ -113,7 +113,7 @@ def test_data_sets_and_episodes_that_are_left_out_are_named_with_counts_and_reas
     assert card(tmp_path)["evaluated"]["left_out_data_sets"] == {"short": reason}
     assert f"short is left out: {reason}" in caplog.text
     assert f"short is left out: {reason}" in (tmp_path / "evaluation.md").read_text()
-    assert f"{8 - len(_held_out('left'))} trained on" in caplog.text
+    assert f"{8 - len(_held_out('left'))} not held out from training" in caplog.text
 
 
 @pytest.mark.parametrize(
