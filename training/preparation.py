@@ -40,7 +40,7 @@ from training.run_folder import (
     require_same_run,
     write_identity,
 )
-from training.run_record import Phase, RunRecord, read_record, write_record
+from training.run_record import RECORD_NAME, Phase, RunRecord, read_record, write_record
 from training.schedule import BatchPlan, learning_rate, plan_batches
 from training.token_store import TokenStore
 from training.tracking import require_wandb
@@ -278,6 +278,11 @@ def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: 
     wanted = Phase(checkpoint.progress.step if checkpoint else 0, exact or by_clips, recipe.training.steps)
     known = read_record(folder)
     if known is None:
+        if checkpoint is not None:
+            raise ConflictError(
+                f"{folder} has {checkpoint.folder.name} but no {RECORD_NAME} that says with what weights and steps it was "
+                "made: bring that file back, or choose another --output"
+            )
         return RunRecord((wanted,))
     record = known if repeat else known.continued(wanted)
     drawn = {name for phase in record.phases for name in phase.weights}

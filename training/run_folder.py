@@ -111,9 +111,12 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
             )
         return None
     try:
-        return dict(json.loads(path.read_bytes()))
+        identity = dict(json.loads(path.read_bytes()))
+        if missing := [key for key in ("model", "training", "layout", "datasets") if not isinstance(identity.get(key), dict)]:
+            raise ValueError(f"it doesn't say {missing[0]}")
     except (ValueError, TypeError) as error:
         raise ConflictError(f"{path} is damaged ({error}): bring it back, or choose another --output") from error
+    return identity
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

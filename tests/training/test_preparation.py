@@ -303,11 +303,20 @@ def test_a_folder_in_which_another_run_is_at_work(tmp_path):
         pass
 
 
-def test_a_damaged_run_file(tmp_path):
+def test_a_checkpoint_of_which_no_record_says_how_it_was_made(tmp_path):
+    write_shard(tmp_path / "tokens")
+    _trained_to(_prepare(tmp_path), 2)
+    (tmp_path / "run" / "record.json").unlink()
+    with pytest.raises(ConflictError, match=r"has step-00000002 but no record.json .*: bring that file back"):
+        _prepare(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"mod', "", "[]", "{}", '{"model": {}, "training": {}, "layout": 3}', "[1]", "\xff"])
+def test_a_damaged_run_file(tmp_path, content):
     write_shard(tmp_path / "tokens")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / RUN_NAME).write_text('{"mod')
-    with pytest.raises(ConflictError, match="is damaged"):
+    (tmp_path / "run" / RUN_NAME).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConflictError, match=r"run.json is damaged"):
         _prepare(tmp_path)
 
 
