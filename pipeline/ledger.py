@@ -67,7 +67,13 @@ def read_ledger(folder: str) -> pa.Table:
     Raises:
         ShardError: There is none, or it can't be read.
     """
-    table = read_table(storage.join(folder, LEDGER_FILE))
+    path = storage.join(folder, LEDGER_FILE)
+    table = read_table(path)
+    if lacking := sorted({*_SCHEMA.names} - {*table.column_names, _WEIGHT}):
+        raise ShardError(
+            f"{path} can't be read as what it should be: it has no column {lacking[0]!r}; run ivideogpt-ingest again, which "
+            "writes it anew"
+        )
     if _WEIGHT not in table.column_names:  # before episodes were weighed
         table = table.append_column(_WEIGHT, pa.array([1.0] * len(table), pa.float64()))
     return table.select(_SCHEMA.names)
