@@ -81,7 +81,7 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
 def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Tensor], list[int]]:
     needed = sorted({index for plan in plans for index in plan.frames})
     place = {index: number for number, index in enumerate(needed)}
-    decoded = np.stack([_decode(episode, index) for index in needed])
+    decoded = np.stack([decode_frame(episode, index) for index in needed])
     plain = to_square(decoded, side)
     pixels: list[Tensor] = []
     pixels_of: list[int] = []
@@ -99,7 +99,12 @@ def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Te
     return pixels, pixels_of
 
 
-def _decode(episode: Episode, index: int) -> np.ndarray:
+def decode_frame(episode: Episode, index: int) -> np.ndarray:
+    """(H, W, 3) uint8: one frame of an episode.
+
+    Raises:
+        BadEpisodeError: It is damaged, or of another size than the episode's.
+    """
     pixels = decode(episode.frames[index])
     if pixels.shape != (episode.height, episode.width, 3):
         raise BadEpisodeError(

@@ -13,13 +13,16 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline.errors import ProjectError
-from training.preparation import Run
 from training.processes import Processes
+
+if TYPE_CHECKING:
+    # Of what only training the transformer needs, which takes seconds to import.
+    from training.preparation import Run
 
 SKIPPED_NAME = "skipped.jsonl"
 _CLIPS_NAMED = 8
@@ -48,7 +51,7 @@ class SkippedSteps:
         total: Steps skipped since the run began; of rank 0 alone, which has the list.
     """
 
-    def __init__(self, run: Run, processes: Processes) -> None:
+    def __init__(self, run: "Run", processes: Processes) -> None:
         self._run = run
         self._processes = processes
         self.in_row = run.checkpoint.progress.skipped if run.checkpoint else 0

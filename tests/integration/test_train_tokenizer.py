@@ -1,5 +1,6 @@
 """`ivideogpt-train-tokenizer` as users run it, on small episodes that the test makes."""
 
+import dataclasses
 import fcntl
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -49,17 +51,24 @@ def _episode(number: int) -> Episode:
     return Episode(key=episode_key("train", 0, number), dataset="squares", frames=frames, **facts)
 
 
-@pytest.fixture(scope="module")
-def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("episodes")
+def _write_episodes(root: Path, damaged: Collection[int] = ()) -> None:
+    """A data set of twelve episodes, of which all frames of some are cut short."""
     folder, name = root / "squares", shard_name("train", 0, "tar")
     folder.mkdir()
     with EpisodeShardWriter(folder / name) as writer:
         for number in range(12):
-            writer.add(_episode(number))
+            episode = _episode(number)
+            cut = [frame[:200] for frame in episode.frames] if number in damaged else episode.frames
+            writer.add(dataclasses.replace(episode, frames=cut))
     made = ShardRecord(name, "0", {}, 12, 96, writer.size, writer.sha256, [], writer.entries, {"filtered": 0, "actions": {}})
     write_record(str(folder), made)
     write_index(str(folder), "squares", [made], [])
+
+
+@pytest.fixture(scope="module")
+def episodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("episodes")
+    _write_episodes(root)
     (root / "recipe.yaml").write_text(RECIPE)
     torch.manual_seed(0)
     save_file(VGGFeatures().state_dict(), root / "vgg.safetensors")
@@ -236,3 +245,74 @@ def test_a_cpu_that_is_slow_at_bf16_trains_in_fp32_as_the_recipe_in_the_run_says
     assert "stays fp32, in which this run began" in rest.stderr
     refused = _train(episodes, tmp_path, *options, "--tokenizer.steps", "3")
     assert "--resume auto" in refused.stderr
+
+
+# Without what takes time and shows nothing here.
+QUICK = ["--tokenizer.lpips_weight", "0", "--tokenizer.disc_weight", "0"]
+
+
+def _with_damage(root: Path, episodes: Path, damaged: Collection[int]) -> list[str]:
+    """Options of a run over episodes of which some are damaged."""
+    _write_episodes(root, damaged)
+    return [str(root) if word == str(episodes) else word for word in _arguments(episodes, root / "run", *QUICK)]
+
+
+def test_damaged_episodes_are_replaced_told_once_and_listed_and_a_resumed_run_sees_the_same(
+    episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    given = _with_damage(tmp_path, episodes, damaged={1, 4, 5, 8})
+    assert main(given) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert (
+        whole["finished"] and 1 <= whole["episodes_left_out"] <= 4 and whole["samples_replaced"] >= whole["episodes_left_out"]
+    )
+    keys = {episode_key("train", 0, number) for number in (1, 4, 5, 8)}
+    assert {one["key"] for one in whole["left_out"]} <= keys
+    assert all("damaged" in one["reason"] and one["dataset"] == "squares" for one in whole["left_out"])
+    for one in whole["left_out"]:
+        told = [record for record in caplog.records if one["key"] in record.getMessage()]
+        assert len(told) == 1 and "is left out" in told[0].getMessage()
+    caplog.clear()
+    parts = [str(tmp_path / "parts") if word == str(tmp_path / "run") else word for word in given]
+    assert main([*parts, "--tokenizer.steps", "3"]) == 0
+    capsys.readouterr()
+    assert main([*parts, "--resume", "auto"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert {**resumed, "tokenizer": ""} == {**whole, "tokenizer": ""}
+    assert (tmp_path / "parts" / "metrics.jsonl").read_text() == (tmp_path / "run" / "metrics.jsonl").read_text()
+    for one in whole["left_out"]:
+        assert sum(one["key"] in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_data_set_in_which_every_episode_is_damaged_ends_in_one_line_that_names_it(
+    episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = _with_damage(tmp_path, episodes, damaged=range(12))
+    assert main([*given, "--workers", "1"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "64 episodes of squares" in line and "train-00000-0000" in line and "header is damaged" in line
+
+
+def test_steps_that_are_not_finite_change_nothing_are_told_and_end_a_lost_run(
+    episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    given = _arguments(episodes, tmp_path, *QUICK, "--tokenizer.learning_rate", "1e30", "--tokenizer.steps", "20")
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    assert "5 steps in a row were not finite" in said and "lower tokenizer.learning_rate" in said
+    assert sum("is skipped" in record.getMessage() for record in caplog.records) == 5
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_what_a_run_measured_outlives_its_end_between_the_last_checkpoint_and_the_tokenizer(
+    episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given = _arguments(episodes, tmp_path, *QUICK, "--tokenizer.steps", "3")
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerTrainer, "_write_tokenizer", lambda _: sys.exit(9))
+        with pytest.raises(SystemExit):
+            main(given)
+    assert main([*given, "--resume", "auto"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    held_out = [json.loads(line)["held_out"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]]
+    assert held_out and held_out[0].items() <= summary.items()

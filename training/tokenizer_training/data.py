@@ -3,28 +3,80 @@
 The order is that of pre-training (`training.order`), over episodes in place of token rows, so a run resumes from its step
 number alone. Every sample reads one episode by its byte offset and decodes only the frames it needs; random reads are the
 price of an order without state.
+
+An episode that can't be read is replaced by others of its data set, which follow from the seed and the sample's number: so all
+numbers of processes, and a resumed run, see the same, and no mixture shifts. What was met is told with the sample.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline import frames
+from pipeline.errors import BadEpisodeError, ProjectError, ShardError
 from pipeline.network_recipe import TokenizerConfig
 from pipeline.recipe import ClipsConfig
 from pipeline.shards import read_sample
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import Draws, draw_augmentation, stride_of
-from training.episode_table import EpisodeRows
+from tokenize_offline.reader import decode_frame
+from training.episode_table import EpisodeRow, EpisodeRows
 from training.order import DatasetSize, SampleOrder
 from training.tokenizer_training.clips import training_frames
 
+# Episodes tried for one sample: more than this in a row are damaged only where nearly all are.
+_MOST_TRIED = 64
 
-class TokenizerClips(Dataset[Tensor]):
-    """Map-style data set: sample number -> one training clip (segment_length, 3, resolution, resolution) in [0, 1].
+
+class Unread(NamedTuple):
+    """An episode that can't be used, and why."""
+
+    dataset: str
+    key: str
+    reason: str
+
+
+class Drawn(NamedTuple):
+    """One sample.
+
+    Attributes:
+        clip: (segment_length, 3, resolution, resolution) in [0, 1].
+        unread: The episodes that it should have come from.
+        failure: What kept it from being read, in place of a clip that means anything. An exception that leaves a reader process
+            comes with that process's traceback in its message.
+    """
+
+    clip: Tensor
+    unread: tuple[Unread, ...] = ()
+    failure: Exception | None = None
+
+
+class DrawnBatch(NamedTuple):
+    """Samples of a batch: their clips, all episodes that could not be used, the samples that took others, the first failure."""
+
+    clips: Tensor
+    unread: list[Unread]
+    replaced: int
+    failure: Exception | None
+
+
+def collate(samples: Sequence[Drawn]) -> DrawnBatch:
+    """Samples as a batch."""
+    failures = [sample.failure for sample in samples if sample.failure is not None]
+    return DrawnBatch(
+        clips=torch.stack([sample.clip for sample in samples]) if not failures else torch.empty(0),
+        unread=[one for sample in samples for one in sample.unread],
+        replaced=sum(bool(sample.unread) for sample in samples),
+        failure=failures[0] if failures else None,
+    )
+
+
+class TokenizerClips(Dataset[Drawn]):
+    """Map-style data set: sample number -> one training clip.
 
     Clips are augmented where the recipe has augmented views (`clips.views` above 1), and shuffled where it has a goal.
 
@@ -48,15 +100,44 @@ class TokenizerClips(Dataset[Tensor]):
         sizes = {name: DatasetSize(len(rows)) for name, rows in sorted(table.items())}
         self._order = SampleOrder(sizes, weights, tokenizer.seed)
 
-    def __getitem__(self, sample: int) -> Tensor:
-        """The clip of sample number `sample`."""
+    def __getitem__(self, sample: int) -> Drawn:
+        """Sample number `sample`."""
+        try:
+            return self._draw(sample)
+        except (ProjectError, OSError) as error:
+            return Drawn(torch.empty(0), failure=error)
+
+    def _draw(self, sample: int) -> Drawn:
         dataset, number = self._order[sample]
-        row = self._table[dataset][number]
+        rows, unread = self._table[dataset], dict[str, Unread]()
+        others = Draws("substitute", self._tokenizer.seed, sample)
+        for attempt in range(_MOST_TRIED):
+            row = rows[number]
+            try:
+                return Drawn(self._clip(row, sample), tuple(unread.values()))
+            except (BadEpisodeError, ShardError) as error:
+                unread[row.shape.key] = Unread(dataset, row.shape.key, str(error))
+            number = others.below(str(attempt), len(rows))
+        last = next(reversed(unread.values()))
+        raise ShardError(
+            f"{_MOST_TRIED} episodes of {dataset}, drawn for sample {sample}, can't be used; the last of them is {last.key}: "
+            f"{last.reason}. Ingest the data set again, or leave it out"
+        )
+
+    def _clip(self, row: EpisodeRow, sample: int) -> Tensor:
+        """(segment_length, 3, resolution, resolution): the clip of a sample out of an episode.
+
+        Raises:
+            BadEpisodeError: A frame is damaged, or the episode isn't what its index says.
+            ShardError: The sample in the shard is damaged.
+        """
         generator = sample_generator(self._tokenizer.seed, sample)
         stride = stride_of(self._clips, row.shape)
         chosen = training_frames(row.shape.num_frames, stride, self._tokenizer, generator, shuffled=self._clips.goal)
         episode = read_sample(row.shard, row.offset, row.size)
-        pixels = np.stack([frames.decode(episode.frames[index]) for index in chosen])
+        if episode.num_frames != row.shape.num_frames:
+            raise BadEpisodeError(f"{episode.num_frames} frames where the index says {row.shape.num_frames}")
+        pixels = np.stack([decode_frame(episode, index) for index in chosen])
         side = self._tokenizer.resolution
         if self._clips.views == 1:
             return to_square(pixels, side)

@@ -24,17 +24,22 @@ from pipeline import storage
 from pipeline.catalog import mixture
 from pipeline.errors import ConfigError
 from pipeline.frames import require_detail
+from pipeline.measured_json import describe_not_finite, measured_json, restored, told
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.durable import flush_tree
 from training.episode_table import open_tables
 from training.metrics import METRICS_NAME, cut_metrics
+from training.nonfinite import poisoned
 from training.stopping import StopRequest, signals_held_back
 from training.tokenizer_training.adversary import Adversary, measure_of
 from training.tokenizer_training.codebooks import CodebookKeeper
-from training.tokenizer_training.data import StepBatches, TokenizerClips
-from training.tokenizer_training.evaluation import TokenizerReport, evaluate_tokenizer, write_reconstructions
+from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, collate
+from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
+from training.tokenizer_training.left_out import LeftOutEpisodes, summarized
 from training.tokenizer_training.loss import tokenizer_losses
+from training.tokenizer_training.skipping import SkippedSteps
 from training.tokenizer_training.start import starting_model
 from training.tokenizer_training.stillness import stillness
 from training.tokenizer_training.weight_average import WeightAverage
@@ -78,6 +83,9 @@ class TokenizerTrainer:
         self.output = output
         self.step = 0
         self._workers = workers
+        self._left_out, self._skipped = LeftOutEpisodes(), SkippedSteps()
+        # What held-out clips measured last; nothing where there are none.
+        self._results: dict[str, Any] = {}
         bf16 = self.config.training_precision == "bf16"
         self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on_cpu)
         processes = self.accelerator.num_processes
@@ -130,8 +138,6 @@ class TokenizerTrainer:
             How far it came, and the numbers of the last evaluation.
         """
         config, main = self.config, self.accelerator.is_main_process
-        # What held-out clips measure, or None where there are none.
-        report = None
         with (
             progress_line(config.steps, "step", "train tokenizer", self.step, main) as progress,
             closing(self._batches()) as batches,
@@ -145,27 +151,32 @@ class TokenizerTrainer:
                     self._codebooks.revive(clips, self.optimizer, self._average)
                 due = self.step % config.checkpoint_every == 0 or self.step == config.steps
                 stopping = self._any(stop.made)
-                if due or stopping:
-                    self.save_checkpoint()
                 if due:
                     with self._judged():
-                        report = self._evaluate()
+                        self._evaluate()
+                if due or stopping:
+                    self.save_checkpoint()
                 if stopping:
                     log.info("stopped after step %d; the same command goes on from there", self.step)
                     break
         self._write_tokenizer()
         summary = {"steps": self.step, "finished": self.step >= config.steps, "tokenizer": str(self.output / "tokenizer")}
-        return summary | (report.as_dict() if report else {})
+        return summary | self._skipped.state() | summarized(self._left_out.gathered(self._gather)) | self._results
 
     def save_checkpoint(self) -> None:
         """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
         name = f"step-{self.step:08d}"
         folder = self.output / "checkpoints"
         self._codebooks.gather()
+        state = {"step": self.step, **self._skipped.state(), **self._left_out.gathered(self._gather)}
+        state["results"] = told(self._results)
         self.accelerator.save_state(str(folder / name), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            storage.write_bytes(str(folder / "latest.json"), json.dumps({"name": name, "step": self.step}).encode())
+            # On disk before what it replaces goes.
+            flush_tree(folder / name)
+            storage.write_bytes(str(folder / "latest.json"), json.dumps({"name": name, **state}).encode())
+            flush_tree(folder, below=False)
             for other in folder.iterdir():
                 if other.is_dir() and other.name != name:
                     shutil.rmtree(other)
@@ -179,6 +190,9 @@ class TokenizerTrainer:
         pointer = json.loads(latest.read_bytes())
         self.accelerator.load_state(str(latest.parent / pointer["name"]))
         self.step = int(pointer["step"])
+        self._skipped.restore(pointer)
+        self._left_out.restore(pointer, self.accelerator.is_main_process)
+        self._results = restored(pointer.get("results", {}))
         log.info("continuing from step %d", self.step)
         return True
 
@@ -199,23 +213,35 @@ class TokenizerTrainer:
         dist.all_reduce(count, group=self._host_group)
         return bool(count > 0)
 
+    def _gather(self, value: Any) -> list[Any]:
+        """An object of every process."""
+        parts = [value]
+        if self._host_group is not None:
+            parts = [None] * self.accelerator.num_processes
+            dist.all_gather_object(parts, value, group=self._host_group)
+        return parts
+
     def _batches(self) -> Generator[Tensor]:
         accelerator = self.accelerator
         sampler = StepBatches(
             self.step, self.config.steps, self._local_batch, accelerator.process_index, accelerator.num_processes
         )
-        loader: Iterable[Tensor] = DataLoader(
+        loader: Iterable[DrawnBatch] = DataLoader(
             self._clips,
             batch_sampler=sampler,
             num_workers=self._workers,
+            collate_fn=collate,
             pin_memory=accelerator.device.type == "cuda",
             # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
             multiprocessing_context="spawn" if self._workers else None,
         )
         with signals_held_back():
             batches = iter(loader)
-        for clips in batches:
-            yield clips.to(accelerator.device, non_blocking=True)
+        for batch in batches:
+            self._left_out.add(batch.unread, batch.replaced)
+            if batch.failure is not None:
+                raise batch.failure
+            yield batch.clips.to(accelerator.device, non_blocking=True)
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
         # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
@@ -232,15 +258,19 @@ class TokenizerTrainer:
             last_layer = self.bare.cond_decoder.conv_out.weight
             terms["adversarial"] = adversary.tokenizer_term(made, measure_of(terms), last_layer)
         self.optimizer.zero_grad()
-        self.accelerator.backward(torch.stack(list(terms.values())).sum())
-        self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
-        self.optimizer.step()
-        if adversary is not None:
-            terms["discriminator"] = adversary.learn(clips.flatten(0, 1), made, warmup)
-        if self._average is not None:
-            self._average.update(self.bare)
-        self._codebooks.add(output)
+        self.accelerator.backward(poisoned(torch.stack(list(terms.values())).sum()))
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
+        # Gradients are the same on all processes by now, so all agree.
+        applied = bool(torch.isfinite(norm))
+        if applied:
+            self.optimizer.step()
+            if adversary is not None:
+                terms["discriminator"] = adversary.learn(clips.flatten(0, 1), made, warmup)
+            if self._average is not None:
+                self._average.update(self.bare)
+            self._codebooks.add(output)
         self.step += 1
+        self._skipped.count(self.step, applied, terms, self.accelerator.is_main_process)
         return terms
 
     def _still_patches(self, clips: Tensor) -> Tensor | None:
@@ -254,28 +284,36 @@ class TokenizerTrainer:
         """Write a line of metrics and return a short one for people."""
         values = self.accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
         line: dict[str, Any] = {"step": self.step} | dict(zip(terms, values.tolist(), strict=True))
-        line |= self._codebooks.describe()
+        line |= self._codebooks.describe() | {"skipped_steps": self._skipped.total}
         self._append(line)
         return f"future l1 {line['future_l1']:.4f}, codes used {line['context_codes_used']:.0%}/{line['future_codes_used']:.0%}"
 
     def _append(self, line: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
             with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(measured_json(line) + "\n")
 
-    def _evaluate(self) -> TokenizerReport | None:
+    def _evaluate(self) -> None:
+        """Measure and show held-out clips, on the first process alone."""
         if self._held_out is None or not self.accelerator.is_main_process:
-            return None
-        clips = self._held_out
-        batches = (
-            torch.stack([clips[batch * self._local_batch + number] for number in range(self._local_batch)])
-            for batch in range(_EVALUATION_BATCHES)
-        )
+            return
+        batches = (self._held_out_clips(batch * self._local_batch, self._local_batch) for batch in range(_EVALUATION_BATCHES))
         report = evaluate_tokenizer(self.bare, (frames.to(self.accelerator.device) for frames in batches), self._lpips)
-        self._append({"step": self.step, "held_out": report.as_dict()})
-        shown = torch.stack([clips[number] for number in range(_SHOWN_CLIPS)]).to(self.accelerator.device)
+        self._results = report.as_dict()
+        self._append({"step": self.step, "held_out": self._results})
+        if bad := describe_not_finite(self._results):
+            log.warning("step %d: results on held-out clips are not finite: %s", self.step, bad)
+        shown = self._held_out_clips(0, _SHOWN_CLIPS).to(self.accelerator.device)
         write_reconstructions(str(self.output / "reconstructions" / f"step-{self.step:08d}.png"), self.bare, shown)
-        return report
+
+    def _held_out_clips(self, first: int, count: int) -> Tensor:
+        """Clips of held-out episodes, from sample `first` on."""
+        assert self._held_out is not None
+        batch = collate([self._held_out[first + number] for number in range(count)])
+        self._left_out.add(batch.unread, batch.replaced)
+        if batch.failure is not None:
+            raise batch.failure
+        return batch.clips
 
     def _open_lpips(self) -> LPIPS | None:
         """LPIPS for loss and evaluation, where the recipe asks for it or has the weights."""
