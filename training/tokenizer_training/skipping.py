@@ -50,7 +50,7 @@ class SkippedSteps:
             return
         self.total += 1
         self.in_row += 1
-        bad = ", ".join(f"{name} {float(term)}" for name, term in terms.items() if not torch.isfinite(term))
+        bad = ", ".join(f"{name} {float(term.detach())}" for name, term in terms.items() if not torch.isfinite(term))
         what = bad or "its gradient"
         if told:
             log.warning("step %d is skipped: not finite is %s; %d steps of the run were skipped", step, what, self.total)
