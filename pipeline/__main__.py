@@ -199,6 +199,7 @@ def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:
         "made": outcome.made,
         "episodes": sum(record.samples for record in records),
         "frames": sum(record.frames for record in records),
+        "frames_made": outcome.frames_made,
         "bytes": sum(record.bytes for record in records),
         "left_out": sum(len(record.left_out) for record in records),
         "passed_over": dict(sorted(outcome.passed_over.items())),

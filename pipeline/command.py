@@ -7,6 +7,8 @@ is the nearest valid key for one that is not known.
 import argparse
 import dataclasses
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,8 +18,10 @@ import jsonargparse
 from jsonargparse import DefaultHelpFormatter
 
 from pipeline import storage
+from pipeline.child_processes import end_with_launcher
 from pipeline.command_errors import Option, Options, explain
 from pipeline.errors import ConfigError, ProjectError
+from pipeline.interruption import Interrupted, Interruption
 from pipeline.path_errors import described
 from pipeline.recipe import Recipe
 from pipeline.versions import installed_version
@@ -214,13 +218,33 @@ def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command's body. A `ProjectError` becomes one line on stderr and exit status 1, or 2 where the command line or the
-    recipe is wrong (`ConfigError`). So does what a file system says about a path. All else is a bug and keeps its traceback."""
+    """Run a command's body; returns the exit status.
+
+    A `ProjectError` becomes one line on stderr and status 1, or 2 where the command line or the recipe is wrong
+    (`ConfigError`). So does what a file system says about a path. All else is a bug and keeps its traceback. A signal that ends
+    the command (see `pipeline.interruption`) gives 128 and its number, such as 130.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for library in ("aiobotocore", "botocore"):  # They tell of every login.
         logging.getLogger(library).setLevel(logging.WARNING)
+    end_with_launcher(os.environ)
+    with Interruption() as interruption:
+        try:
+            return _outcome(main, arguments, interruption)
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            return 128 + (interruption.number or signal.SIGINT)
+
+
+def _outcome(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None, interruption: Interruption) -> int:
     try:
-        return main(arguments)
+        try:
+            return main(arguments)
+        except Exception as error:
+            # What breaks on the way out is no news.
+            if interruption.number is not None:
+                raise Interrupted(interruption.number) from error
+            raise
     except ProjectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -230,6 +254,3 @@ def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence
             raise
         print(f"error: {told}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130

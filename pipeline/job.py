@@ -53,6 +53,7 @@ class Outcome:
         failures: Shard -> why it could not be made.
         seconds: That the work took, planning left out.
         passed_over: Reason -> how many of what the plan and the shards did not take.
+        frames_made: Frames in the shards that this run made.
     """
 
     records: list[ShardRecord]
@@ -60,6 +61,7 @@ class Outcome:
     failures: dict[str, str]
     seconds: float
     passed_over: collections.Counter[str] = field(default_factory=collections.Counter)
+    frames_made: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,9 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
     records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures), planned)
     write_ledger(job.folder, job.dataset, records)
     log_passed_over(job.dataset, index.count_passed_over(records, {}))
-    return Outcome(records, len(work) - len(failures), failures, seconds, index.count_passed_over(records, planned))
+    passed_over = index.count_passed_over(records, planned)
+    frames = sum(record.frames for record in found if record is not None)
+    return Outcome(records, len(work) - len(failures), failures, seconds, passed_over, frames)
 
 
 def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:

@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import Self
 
 import torch
 
+from pipeline.child_processes import follow_parent
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, ProjectError
 from pipeline.recipe import ClipsConfig
@@ -30,7 +30,7 @@ from tokenize_offline.reader import EpisodeClips, read_clips
 log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tokenize_offline.reader"])
+_CONTEXT.set_forkserver_preload(["pipeline.fork_server", "tokenize_offline.reader"])
 # How often an episode may kill its reader before it is left out: once may be bad luck.
 _LIVES = 2
 # No episode takes that long; a decoder in an endless loop does, and is then killed.
@@ -168,8 +168,7 @@ class _Reader:
 
 def _serve(connection: Connection, clips: ClipsConfig, side: int, read: Read) -> None:
     """The process: answers requests until its parent closes the connection or is gone."""
-    # An interrupt from the keyboard goes to the whole group; the parent decides when this process ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    follow_parent()
     # Parallelism is across episodes, and the model needs the cores.
     torch.set_num_threads(1)
     try:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline import storage
+from pipeline.child_processes import Child
 from pipeline.errors import ShardError
 from training.checkpoint_states import Checkpoint, Progress, sealed, tag
 from training.checkpoints import (
@@ -160,7 +161,8 @@ def _convert(source: Path, target: Path) -> None:
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     options = ["--input_folder", source, "--output_folder", target, "--inject_missing_state"]
     log.info("%s was written by another number of processes: converting it", source)
-    result = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, check=False)
-    if result.returncode:
-        reason = result.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    with Child([*command, *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        _, messages = process.communicate()
+    if process.returncode:
+        reason = messages.strip().splitlines()[-1:] or ["no reason given"]
         raise ShardError(f"{source} can't be converted to another number of processes: {reason[0]}")

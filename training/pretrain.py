@@ -46,7 +46,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     """Train a model, or go on training it, and export it.
 
     Returns:
-        A summary of the run on rank 0, None on other ranks.
+        A summary of the run on rank 0, with the steps that were made now; None on other ranks.
 
     Raises:
         ProjectError: Something is wrong with the input; raised before any process group is formed, unless only the processes
@@ -59,7 +59,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     if (summary := ended_summary(run)) is not None:
         with lock:
-            return leave_ended(run, summary) if place.rank == 0 else None
+            return {**leave_ended(run, summary), "steps_made": 0} if place.rank == 0 else None
     with lock, StopRequest() as stop, Processes(place) as processes:
         run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
@@ -71,7 +71,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
             trainer = Trainer(run, processes, stop)
             result = trainer.train()
         trainer.close()
-        return result
+        return None if result is None else {**result, "steps_made": result["steps"] - run.first_step}
 
 
 def _agree_on_precision(run: Run, processes: Processes) -> Run:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ConfigError
+from pipeline.interruption import uninterrupted
 from pipeline.measured_json import measured_json
 from training.metrics import METRICS_NAME
 
@@ -43,6 +44,10 @@ def require_wandb(project: str | None) -> None:
 class MetricsWriter:
     """Writes lines of metrics. Rank 0 holds one.
 
+    TensorBoard's writer hands everything to a thread through a queue. An exception of a signal's in the midst of it could leave
+    the queue with an event that nobody tells the thread of, for which `flush` then waits until the thread looks by itself, two
+    minutes later; or with its lock held, for good. So signals wait until a call is done.
+
     Args:
         folder: Run folder.
         first_step: Step at which the run begins or goes on; what TensorBoard holds past it is hidden.
@@ -54,7 +59,8 @@ class MetricsWriter:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._lines = (folder / METRICS_NAME).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        with uninterrupted():
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._wandb = wandb
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -62,8 +68,9 @@ class MetricsWriter:
         self._lines.write(measured_json({"step": step, **values}) + "\n")
         self._lines.flush()
         numbers = _flat(values)
-        for tag, number in numbers.items():
-            self._board.add_scalar(tag, number, step)
+        with uninterrupted():
+            for tag, number in numbers.items():
+                self._board.add_scalar(tag, number, step)
         if self._wandb is not None:
             self._wandb.log(step, numbers)
 
@@ -75,22 +82,25 @@ class MetricsWriter:
             with Image.open(path) as picture:
                 width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-            self._board._get_file_writer().add_summary(
-                Summary(value=[Summary.Value(tag=f"predictions/{name}", image=image)]), step
-            )
+            with uninterrupted():
+                self._board._get_file_writer().add_summary(
+                    Summary(value=[Summary.Value(tag=f"predictions/{name}", image=image)]), step
+                )
         if self._wandb is not None:
             self._wandb.show(step, animations)
 
     def flush(self) -> None:
         """Bring everything to disk, as is due before a checkpoint."""
         os.fsync(self._lines.fileno())
-        self._board.flush()
+        with uninterrupted():
+            self._board.flush()
 
     def close(self, failed: bool = False) -> None:
         """Bring everything to disk, for good."""
         self.flush()
         self._lines.close()
-        self._board.close()
+        with uninterrupted():
+            self._board.close()
         if self._wandb is not None:
             self._wandb.close(failed)
 

@@ -17,7 +17,6 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.child_processes import Child
 from pipeline.errors import ConfigError, ConflictError, ProjectError
 from pipeline.recipe import Recipe
 from training.checkpoint_states import State, judge, tag
@@ -218,7 +218,7 @@ class _Verification:
         shutil.copytree(self.folder / source, self.folder / target, ignore=leave_out)
 
     @contextlib.contextmanager
-    def _started(self, name: str, recipe: Recipe, processes: int) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    def _started(self, name: str, recipe: Recipe, processes: int) -> Iterator[list[Child]]:
         """The processes of a run while this context lasts; those that live on are killed at its end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / f"{name}.yaml"
@@ -232,7 +232,7 @@ class _Verification:
             for rank in range(processes):
                 place = {**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
                 file = stack.enter_context(self._log(name, rank).open("ab"))
-                process = subprocess.Popen(words, env={**os.environ, **place}, stdout=file, stderr=file)
+                process = Child(words, env={**os.environ, **place}, stdout=file, stderr=file)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
                 running.append(process)

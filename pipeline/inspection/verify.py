@@ -5,15 +5,16 @@ those on an object store to threads, which wait for the network.
 """
 
 import hashlib
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.child_processes import process_pool
 from pipeline.cpus import usable_cpus
 from pipeline.errors import ShardError
 from pipeline.index import INDEX_FILE, read_index
@@ -56,11 +57,10 @@ def faults_of(folder: str, shards: Sequence[str], every_byte: bool) -> Iterator[
         yield from zip(shards, pool.map(fault_of, paths, [every_byte] * len(paths)), strict=True)
 
 
-def _executor(folder: str, shards: int, every_byte: bool) -> Executor:
+def _executor(folder: str, shards: int, every_byte: bool) -> AbstractContextManager[Executor]:
     if not every_byte or not storage.is_local(folder):
         return ThreadPoolExecutor(_THREADS)
-    processes = max(1, min(shards, usable_cpus()))
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
+    return process_pool(max(1, min(shards, usable_cpus())), "forkserver")
 
 
 def fault_of(path: str, every_byte: bool) -> str | None:

@@ -7,10 +7,8 @@ second run does the same.
 import os
 import shlex
 import sys
-import threading
-import time
 
-_LOOKS = 0.5  # seconds between two looks
+from pipeline.child_processes import follow_parent
 
 
 def command() -> str:
@@ -18,16 +16,10 @@ def command() -> str:
     return f"exec {shlex.quote(sys.executable)} -m {__name__} {os.getpid()}"
 
 
-def end_without(parent: int) -> None:
-    """End this process, whatever it is doing, as soon as its parent is another one."""
-    while os.getppid() == parent:
-        time.sleep(_LOOKS)
-    os._exit(1)
-
-
 def main() -> None:
     """Work for the process whose number is the only argument."""
-    threading.Thread(target=end_without, args=(int(sys.argv[1]),), daemon=True).start()
+    # Beam keeps the thread that starts a worker until the worker ends.
+    follow_parent(int(sys.argv[1]))
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)

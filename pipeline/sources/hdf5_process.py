@@ -18,6 +18,7 @@ import msgpack
 import numpy as np
 
 from pipeline import errors
+from pipeline.child_processes import Child
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, KilledError
 from pipeline.sources.base import BadEpisode, Source, SourceShard
@@ -33,10 +34,10 @@ class Died(Exception):
 
 
 class _Reader:
-    """One child. It ends by itself when its input does, so when its parent is gone."""
+    """One child. It ends when its input does, and at once when its parent is gone."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = Child(
             [sys.executable, "-m", "pipeline.sources.hdf5_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:

@@ -10,15 +10,15 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pipeline.child_processes import process_pool
+from pipeline.command import run_command
 from pipeline.cpus import usable_cpus
 from pipeline.frames import encode_png
 from pipeline.progress import progress_line
@@ -80,7 +80,7 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
     """
     total = sum(map(len, splits.values()))
     with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        process_pool(processes, "spawn") as pool,
         progress_line(total * steps, "frame", "simulate") as progress,
     ):
 
@@ -95,6 +95,10 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate and write the data set, unless it is there already; prints a summary as one JSON line."""
+    return run_command(_main, arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="Folder to write; it becomes an Open X-Embodiment root.")
     parser.add_argument("--episodes", type=int, default=160, help="Of the split train.")
@@ -106,7 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seeds = {"train": (options.seed, options.episodes), "test": (options.test_seed, options.test_episodes)}
     splits = {split: range(first, first + count) for split, (first, count) in seeds.items() if count}
     finished = options.output / NAME / VERSION
-    if not finished.exists():
+    done_before = finished.exists()
+    if not done_before:
         unfinished = options.output / f".{NAME}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         made = write_dataset(unfinished, splits, options.steps, usable_cpus())
@@ -114,11 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.replace(finished)
         shutil.rmtree(unfinished)
     frames = sum(map(len, splits.values())) * options.steps
-    print(
-        json.dumps(
-            {"folder": str(finished), "frames": frames, "episodes": {name: len(seeds) for name, seeds in splits.items()}}
-        )
-    )
+    episodes = {name: len(seeds) for name, seeds in splits.items()}
+    frames_made = 0 if done_before else frames
+    print(json.dumps({"folder": str(finished), "frames": frames, "frames_made": frames_made, "episodes": episodes}))
     return 0
 
 

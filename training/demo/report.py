@@ -7,6 +7,22 @@ from typing import Any
 
 from training.demo.stages import StageResult
 
+# What each stage says that it did, and where its summary has how much of that was done now, with the unit.
+_DID = {
+    "simulate": "{frames} frames of PushT as RLDS",
+    "ingest": "{episodes} episodes in {shards} shards",
+    "tokenize": "{rows} clips in {shards} shards",
+    "train": "{steps} steps, 2 processes",
+    "predict": "{episodes} new episodes",
+}
+_MADE = {
+    "simulate": ("frames_made", "frames"),
+    "ingest": ("frames_made", "frames"),
+    "tokenize": ("rows", "clips"),
+    "train": ("steps_made", "steps"),
+    "predict": ("episodes", "episodes"),
+}
+
 
 def report(output: Path, results: Sequence[StageResult], seconds: float) -> tuple[str, dict[str, Any]]:
     """The closing text, and the same as a mapping.
@@ -14,7 +30,7 @@ def report(output: Path, results: Sequence[StageResult], seconds: float) -> tupl
     Args:
         output: The demo's folder.
         results: Of all stages.
-        seconds: Of the whole demo.
+        seconds: Of this run of the demo.
     """
     stages = {result.name: result for result in results}
     training = stages["train"].summary
@@ -37,9 +53,7 @@ def _losses(metrics: Path) -> dict[str, float]:
 
 def _text(output: Path, stages: dict[str, StageResult], facts: dict[str, Any]) -> str:
     rows = [("stage", "what it did", "time", "speed")]
-    rows += [
-        (name, *_did(name, stage.summary), f"{stage.seconds:.0f} s", _speed(name, stage)) for name, stage in stages.items()
-    ]
+    rows += [(name, _did(stage), f"{stage.seconds:.0f} s", _speed(stage)) for name, stage in stages.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -59,34 +73,45 @@ def _text(output: Path, stages: dict[str, StageResult], facts: dict[str, Any]) -
             f"  repeating the last context frame             {repeat['mean_psnr']:6.2f}   {repeat['mean_ssim']:6.3f}",
             f"  the tokenizer's own reconstruction (ceiling) {ceiling['mean_psnr']:6.2f}   {ceiling['mean_ssim']:6.3f}",
             "",
-            f"The whole took {facts['seconds'] / 60:.1f} minutes. Look at {pictures[0]}",
+            f"{_duration(stages, facts['seconds'])}. Look at {pictures[0]}",
             f"and {pictures[0].with_name('contact_sheet.png')}; all else is in {output}.",
         ]
     )
+
+
+def _duration(stages: dict[str, StageResult], seconds: float) -> str:
+    whole = all(_is_whole(stage) for stage in stages.values())
+    return f"{'The whole' if whole else 'This run, which went on with an earlier one,'} took {seconds / 60:.1f} minutes"
 
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
 
 
-def _did(name: str, summary: dict[str, Any]) -> tuple[str]:
-    texts = {
-        "simulate": "{frames} frames of PushT as RLDS",
-        "ingest": "{episodes} episodes in {shards} shards",
-        "tokenize": "{rows} clips in {shards} shards",
-        "train": "{steps} steps, 2 processes",
-        "predict": "{episodes} new episodes",
-    }
-    try:
-        return (texts[name].format_map(summary),)
-    except KeyError:
-        return ("done before",)
+def made_now(result: StageResult) -> int:
+    """How much of its work a stage did in this run of the demo, in the units of its speed; 0 where it had been done before."""
+    key, _ = _MADE[result.name]
+    return int(result.summary.get(key, 0))
 
 
-def _speed(name: str, stage: StageResult) -> str:
-    units = {"simulate": "frames", "ingest": "frames", "tokenize": "rows", "train": "steps", "predict": "episodes"}
-    done = stage.summary.get(units[name])
-    if not isinstance(done, int | float) or not stage.seconds:
-        return ""
-    label = {"rows": "clips"}.get(units[name], units[name])
-    return f"{done / stage.seconds:.1f} {label}/s with start-up"
+def _did(result: StageResult) -> str:
+    made = made_now(result)
+    if not made:
+        return "done before"
+    _, unit = _MADE[result.name]
+    text = _DID[result.name].format_map(result.summary)
+    if before := result.summary.get("shards_done_before"):
+        return f"{text}, {before} shards before"
+    return text if _is_whole(result) else f"{text}, {made} {unit} of these now"
+
+
+def _is_whole(result: StageResult) -> bool:
+    """Whether a stage did all of its work in this run."""
+    made = made_now(result)
+    _, unit = _MADE[result.name]
+    return made > 0 and not result.summary.get("shards_done_before") and result.summary.get(unit, made) == made
+
+
+def _speed(result: StageResult) -> str:
+    made = made_now(result)
+    return f"{made / result.seconds:.1f} {_MADE[result.name][1]}/s with start-up" if made else ""

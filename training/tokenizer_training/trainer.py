@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from pipeline import storage
 from pipeline.catalog import mixture
+from pipeline.child_processes import follow_parent
 from pipeline.errors import ConfigError
 from pipeline.frames import require_detail
 from pipeline.measured_json import describe_not_finite, measured_json, restored, told
@@ -234,6 +235,7 @@ class TokenizerTrainer:
             pin_memory=accelerator.device.type == "cuda",
             # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
             multiprocessing_context="spawn" if self._workers else None,
+            worker_init_fn=_begin_reading,
         )
         with signals_held_back():
             batches = iter(loader)
@@ -351,6 +353,11 @@ def _in_one_precision(recipe: Recipe) -> Recipe:
     ranks = ", ".join(str(rank) for rank, precision in enumerate(found) if precision == "fp32")
     log.warning("tokenizer.training_precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
     return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision="fp32"))
+
+
+def _begin_reading(_: int) -> None:
+    """What a process that reads clips does first."""
+    follow_parent()
 
 
 def _all_frames(output: TokenizerOutput) -> Tensor:
