@@ -24,9 +24,14 @@ TINY = {
 def command(processes: int, tokens: Path, output: Path, **settings: object) -> list[str]:
     """The command line; settings are dotted keys with `__` for the dot."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launcher, "-m", "training", *training_arguments(tokens, output, **settings)]
+
+
+def training_arguments(tokens: Path, output: Path, **settings: object) -> list[str]:
+    """The arguments of `command`."""
     options = TINY | {"--" + key.replace("__", "."): value for key, value in settings.items()}
     arguments = [word for key, value in options.items() for word in (key, str(value))]
-    return [sys.executable, *launcher, "-m", "training", "--tokens", str(tokens), "--output", str(output), *arguments]
+    return ["--tokens", str(tokens), "--output", str(output), *arguments]
 
 
 def start(words: list[str]) -> "subprocess.Popen[str]":
