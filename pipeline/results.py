@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.measured_json import told
+
 _LISTED = 6
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 Result = Mapping[str, Any]
@@ -31,7 +33,7 @@ def show(results: Result | Sequence[Result], options: Any, look_at: str | None =
     several = [results] if isinstance(results, Mapping) else list(results)
     if as_json(options):
         for result in several:
-            print(json.dumps(result), flush=True)
+            print(json.dumps(told(result), allow_nan=False), flush=True)
         return
     width = shutil.get_terminal_size().columns
     text = block(several[0]) if len(several) == 1 else table(several, width)

@@ -6,7 +6,6 @@ inputs name no paths.
 
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -251,11 +250,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     weights = weights_hashes(opened.folder) if len(opened.starts) > 1 else None
     outcome = predict_episodes(opened.model, opened.starts, options.output, sampling, options.start, options.steps, weights)
     averages = outcome if "episodes" in outcome else _averages([outcome])
-    json.dump(
-        {"output": options.output, "episodes": len(opened.starts)} | {k: v for k, v in averages.items() if k != "episodes"},
-        sys.stdout,
-    )
-    print()
+    found = {key: value for key, value in averages.items() if key != "episodes"}
+    print(measured_json({"output": options.output, "episodes": len(opened.starts)} | found))
     return 0
 
 

@@ -9,7 +9,6 @@ future has the least motion.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from pipeline import storage
 from pipeline.command import run_command
 from pipeline.errors import ConfigError
+from pipeline.measured_json import measured_json
 from pipeline.progress import progress_line
 from tokenize_offline.augment import to_square
 from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
@@ -122,8 +122,8 @@ def _main(arguments: Sequence[str] | None) -> int:
             progress.update()
     names = ("own_psnr", "others_psnr", "repeat_psnr", "own_predicts_best", "own_is_nearest")
     summary = {name: round(float(np.mean([scene[name] for scene in scenes])), 3) for name in names}
-    storage.write_bytes(str(options.output / "futures.json"), json.dumps(summary | {"scenes": scenes}, indent=1).encode())
-    print(json.dumps(summary))
+    storage.write_bytes(str(options.output / "futures.json"), measured_json(summary | {"scenes": scenes}, indent=1).encode())
+    print(measured_json(summary))
     return 0
 
 

@@ -45,7 +45,7 @@ def report(output: Path, results: Sequence[StageResult], seconds: float) -> tupl
     return _text(output, stages, facts), facts
 
 
-def _losses(metrics: Path) -> dict[str, float]:
+def _losses(metrics: Path) -> dict[str, float | None]:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     return {"first": losses[0], "last": losses[-1]}
@@ -64,7 +64,7 @@ def _text(output: Path, stages: dict[str, StageResult], facts: dict[str, Any]) -
         [
             *lines,
             "",
-            f"loss in nats per id: {loss['first']:.3f} at the first step, {loss['last']:.3f} at the last, "
+            f"loss in nats per id: {_number(loss['first'])} at the first step, {_number(loss['last'])} at the last, "
             f"{_number(loss['held_out'])} on held-out episodes",
             f"entropy of the label ids, what knowing their frequencies alone would reach: {_number(loss['label_entropy'])}",
             "",

@@ -5,7 +5,6 @@ skip what is done, so running it again after an interruption goes on.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from pipeline.command import run_command
 from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
+from pipeline.measured_json import measured_json
 from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
 
@@ -46,7 +46,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     started = time.perf_counter()
     results = _run_stages(options)
     table, summary = report(options.output, results, time.perf_counter() - started)
-    (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (options.output / "summary.json").write_text(measured_json(summary, indent=1) + "\n", encoding="utf-8")
     print(table)
     return 0
 
