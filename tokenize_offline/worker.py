@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -281,9 +282,9 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
             continue
         excluded, excluded_keys = frozenset(task.excluded), []
         try:
-            sizes = _bytes_ahead(task, job)
             with locked_folder("ivideogpt-shard-") as folder:
                 shard = open_shard(_checked(task, folder))
+                sizes = _bytes_ahead(task, job)
                 for number in itertools.count():
                     yield Reserve(sizes[number] if number < len(sizes) else 0)
                     episode = next(shard, None)
@@ -316,7 +317,10 @@ def _checked(task: ShardTask, folder: Path) -> Path:
     """A local file of the episode shard, once it has proved to be the one that its record describes."""
     local = storage.local_copy(task.source, folder)
     if not local.exists():
-        raise ShardError(f"{task.source} is not there although its record is; delete the record and ingest again")
+        raise ShardError(
+            f"{task.source} is not there although the plan has it from its record. If other machines see it, let "
+            f"{socket.gethostname()} share their files; else delete the record and ingest again"
+        )
     if (found := sha256_of(local)) != task.sha256:
         raise ShardError(
             f"{task.source} has SHA-256 {found[:12]}.. where its record {storage.basename(record_path(task.source))} says "

@@ -84,10 +84,12 @@ def measure_hashes(options: argparse.Namespace) -> dict[str, Any]:
     copies = generator.permutation(len(hashes))[: len(hashes) // 10]
     hashes[copies] = hashes[generator.integers(0, len(hashes), len(copies))]
     hashes[copies, generator.integers(0, 71, len(copies))] ^= 0x15
-    began = time.perf_counter()
+    # By the processor's clock, which other work on the machine disturbs less.
+    began = time.process_time()
     first = first_of_their_kind(hashes, QualityConfig().near_bits)
-    seconds = round(time.perf_counter() - began, 1)
-    return {"hashes": len(hashes), "motion": options.motion, "near_duplicates": int((~first).sum()), "seconds": seconds}
+    busy = round(time.process_time() - began, 1)
+    counts = {"hashes": len(hashes), "motion": options.motion, "near_duplicates": int((~first).sum())}
+    return {**counts, "processor_seconds_of_search": busy}
 
 
 def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
@@ -138,9 +140,8 @@ def main() -> int:
         began = time.perf_counter()
         result = MEASUREMENTS[name](options)
         if result is not None:
-            print(
-                json.dumps({"name": name, "seconds": round(time.perf_counter() - began, 1), **result, "peak_mib": _peak_mib()})
-            )
+            seconds = round(time.perf_counter() - began, 1)
+            print(json.dumps({"name": name, "seconds": seconds, **result, "peak_mib": _peak_mib()}))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if {"limits", "fleet"} & set(options.names):
