@@ -5,6 +5,7 @@ A person sits where stdout is a terminal. Everything else reads JSON, whose keys
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,12 +33,15 @@ def show(results: Result | Sequence[Result], options: Any, look_at: str | None =
     """
     several = [results] if isinstance(results, Mapping) else list(results)
     if as_json(options):
-        for result in several:
-            print(json.dumps(told(result), allow_nan=False), flush=True)
-        return
-    width = shutil.get_terminal_size().columns
-    text = block(several[0]) if len(several) == 1 else table(several, width)
-    print(text + (f"\n\nLook at {look_at}" if look_at else ""), flush=True)
+        text = "\n".join(json.dumps(told(result), allow_nan=False) for result in several)
+    else:
+        text = block(several[0]) if len(several) == 1 else table(several, shutil.get_terminal_size().columns)
+        text += f"\n\nLook at {look_at}" if look_at else ""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `head` does. Python would fail once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def number(value: float, key: str = "") -> str:

@@ -3,14 +3,23 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import run_command
+from pipeline.command import given_value, parse_recipe, run_command
+from tokenize_offline.command_line import build_parser
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The command: its command line, then its body; see `run_command` for errors."""
+    parser = build_parser()
+    recipe, options = parse_recipe(parser, arguments)
+    resolution = given_value(parser, "data.resolution", arguments)
+    from tokenize_offline.command import tokenize
+
+    return tokenize(recipe, options, resolution)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    from tokenize_offline.command import tokenize
-
-    return run_command(tokenize, arguments)
+    return run_command(run, arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The body of `ivideogpt-tokenize`: episode shards and a tokenizer in, token shards out; alone or as a fleet."""
 
 import dataclasses
-import json
 import logging
 import os
 import socket
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser
 from pipeline.errors import ConfigError, ConflictError, ShardError, require
 from pipeline.frames import require_detail
 from pipeline.path_errors import try_output
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
+from pipeline.results import show
 from tokenize_offline.batch_limit import BatchLimit
 from tokenize_offline.choice import Choice, choose
 from tokenize_offline.clips import resolve_clips
@@ -47,59 +46,18 @@ from tokenize_offline.worker import WorkerReport, run_worker
 log = logging.getLogger("tokenize_offline")
 
 
-def build_parser() -> CommandParser:
-    """The command line."""
-    parser = recipe_parser(
-        "ivideogpt-tokenize",
-        "Turn episode shards into token shards with a trained tokenizer. Run it alone, or start several processes with "
-        "`accelerate launch --multi_gpu`, `torchrun` or `srun`: they share the shards. Jobs without a common launcher share "
-        "them by --worker_count. What is done stays: after a failure the same command goes on.",
-        helped=("clips", "quality", "tokenizer"),
-    )
-    parser.usage = "%(prog)s --shards DIR [DIR ...] --tokenizer DIR_OR_HUB_ID --output PATH_OR_URL [OPTION ...]"
-    parser.add_argument(
-        "--shards",
-        nargs="+",
-        required=True,
-        metavar="DIR",
-        help="Output folders of ivideogpt-ingest, or data set folders in them.",
-    )
-    add_section_folder(parser, "tokenizer", "Folder of a tokenizer, or its id on the Hugging Face hub.")
-    parser.add_argument(
-        "--output", required=True, metavar="PATH_OR_URL", help="Folder or URL; token shards go to OUTPUT/DATASET."
-    )
-    parser.add_argument("--splits", nargs="+", default=None, metavar="SPLIT", help="These splits; by default training.splits.")
-    parser.add_argument(
-        "--worker_count", type=int, default=1, metavar="N", help="How many jobs without a common launcher share the shards."
-    )
-    parser.add_argument(
-        "--worker_index",
-        type=int | None,
-        default=None,
-        metavar="INDEX",
-        help="Which of these jobs this is, from 0; by default what SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX says.",
-    )
-    parser.add_argument(
-        "--readers",
-        type=int | None,
-        default=None,
-        metavar="N",
-        help="Processes of each worker that decode frames; by default its share of the processors.",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="Make shards again that were made in another way.")
-    return parser
-
-
-def tokenize(arguments: Sequence[str] | None = None) -> int:
+def tokenize(recipe: Recipe, options: Any, resolution: int | None) -> int:
     """The command's body.
+
+    Args:
+        recipe: As parsed.
+        options: The command's own.
+        resolution: `data.resolution` where the user gave it, else None.
 
     Raises:
         ProjectError: Of all kinds; the message says what to do.
     """
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
     require(options.readers is None or options.readers >= 1, f"--readers must be at least 1, not {options.readers}")
-    resolution = given_value(parser, "data.resolution", arguments)
     # While it starts, the tokenizer is opened and the plan made.
     prepare_readers()
     with Fleet.join() as fleet:
@@ -244,7 +202,8 @@ def _run(
             left = unfinished(job, orphans)
             log.warning("%d processes are gone without a word: making the %d shards that they left", lost, len(left))
             total += run_worker(left, job, engine, readers, progress)
-    print(json.dumps(_summary(fleet, job, total, facts, lost, time.monotonic() - started)))
+        progress.end()
+    show(_summary(fleet, job, total, facts, lost, time.monotonic() - started), options)
     if total.left_out:
         log.warning("%d episodes were left out; the records of their shards say which and why", total.left_out)
     if total.failures:

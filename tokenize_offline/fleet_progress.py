@@ -50,3 +50,9 @@ class FleetProgress:
         share = f", {waited / passed:.0%} of the time waiting for clips" if passed else ""
         self._line.set_postfix_str(f"{shards}/{self._shards} shards{share}", refresh=False)
         self._line.update(rows - self._line.n)
+
+    def end(self) -> None:
+        """Show that all is done: held-out and left-out episodes gave fewer clips than were planned."""
+        self.send()
+        self._line.total = self._line.n
+        self._line.refresh()

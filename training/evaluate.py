@@ -9,86 +9,31 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
+from pipeline import storage
+from pipeline.command import CommandParser, given_value
 from pipeline.errors import ProjectError, StorageError
-from pipeline.measured_json import describe_not_finite, measured_json
-from training.evaluation.card import versions, weights_hashes, write_card
+from pipeline.measured_json import describe_not_finite
+from pipeline.recipe import Recipe
+from pipeline.results import show
+from training.command_lines.evaluate import main
+from training.evaluation.card import CARD_MARKDOWN, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
 from training.evaluation.kept_scores import KeptScores
-from training.evaluation.metrics import DEFAULT_METRICS, Metric, MetricSet, idle_weights_hint
+from training.evaluation.metrics import MetricSet, idle_weights_hint
 from training.evaluation.plan import Evaluation, describe_plan, plan, require_possible
-from training.evaluation.protocols import PROTOCOLS
 from training.evaluation.scores import ClipScores, summarise
 from training.evaluation.scoring import empty_scores, score_all
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
 from training.model_files.trained_on import TrainedOn, read_trained_on
-from training.prediction.sampling_options import add_sampling_options
 from training.processes import Processes, find_place
 from training.session import WorldModel
 
 log = logging.getLogger(__name__)
 _ALL = "all data sets"
-
-
-def build_parser() -> CommandParser:
-    """The command's options beside the recipe."""
-    parser = recipe_parser(
-        "ivideogpt-evaluate",
-        "Measure a world model's predictions on data sets, under published protocols. Without a protocol, clips are cut as the "
-        "model was trained, where its folder says so (recipe.yaml) and neither --config nor --clips.stride and the like do.",
-        helped=("clips",),
-    )
-    parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --shards DIR [DIR ...] --output DIR_OR_URL [OPTION ...]"
-    add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
-    parser.add_argument(
-        "--shards", metavar="DIR", type=str, nargs="+", required=True, help="Output folders of ivideogpt-ingest."
-    )
-    parser.add_argument(
-        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for evaluation.json and evaluation.md."
-    )
-    parser.add_argument(
-        "--protocol",
-        type=Literal[tuple(PROTOCOLS)] | None,
-        default=None,
-        help="A published protocol: clip length, samples, clips.",
-    )
-    parser.add_argument(
-        "--metrics", type=list[Metric], default=list(DEFAULT_METRICS), help="A list, such as [psnr,ssim,lpips,fvd]."
-    )
-    parser.add_argument(
-        "--vgg_weights",
-        metavar="FILE",
-        type=str | None,
-        default=None,
-        help="File with VGG16's weights, for lpips; by default what ivideogpt-fetch-weights brought.",
-    )
-    parser.add_argument(
-        "--i3d_weights",
-        metavar="FILE",
-        type=str | None,
-        default=None,
-        help="File with I3D's weights, for fvd; by default what ivideogpt-fetch-weights brought.",
-    )
-    parser.add_argument("--split", type=str | None, default=None, help="Whose episodes are evaluated; by default those of all.")
-    parser.add_argument(
-        "--held_out",
-        type=bool,
-        default=True,
-        help="Only episodes that the model was not trained on: those it held out, and splits that gave it no clips. "
-        "`false` scores what it was trained on too.",
-    )
-    parser.add_argument(
-        "--episodes", type=int | None, default=None, help="How many of each data set at most, from the first on."
-    )
-    parser.add_argument("--start", type=int, default=0, help="First frame of the clips.")
-    parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
-    add_sampling_options(parser, samples=None, of_samples="; by default as many as the protocol has, else 1")
-    parser.add_argument("--samples_at_once", type=int, default=25, help="Samples in one batch; bounds memory.")
-    return parser
 
 
 def _results(scores: ClipScores, sets: Sequence[TestSet], metrics: MetricSet, context: int) -> dict[str, Any]:
@@ -117,9 +62,9 @@ def _tell(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int | None)
         log.warning("%s is left out: %s", dataset, reason)
 
 
-def _publish(output: str, card: dict[str, Any], kept: KeptScores) -> StorageError | None:
+def _publish(options: Any, card: dict[str, Any], kept: KeptScores) -> StorageError | None:
     """Write the report and print the results; what is wrong where the report can't be written, with the results printed."""
-    failure = None
+    output, failure = options.output, None
     try:
         write_card(output, card)
     except (OSError, ProjectError) as error:
@@ -131,13 +76,12 @@ def _publish(output: str, card: dict[str, Any], kept: KeptScores) -> StorageErro
     line = {"output": output, "evaluated": card["evaluated"]["in_words"], "results": card["results"]}
     if bad := describe_not_finite(card["results"]):
         log.warning("not all results are finite: %s", bad)
-    print(measured_json(line), flush=True)
+    show(line, options, look_at=None if failure else storage.join(output, CARD_MARKDOWN))
     return failure
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
+def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+    """The command's body; see `training.predict.run`."""
     require_possible(options)
     folder = locate_model(options.model_dir)
     given = given_value(parser, "clips", arguments) or {}
@@ -174,7 +118,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 "results": _results(scores, data.sets, metrics, wanted.context),
                 "versions": versions(),
             }
-            failure = _publish(options.output, card, kept)
+            failure = _publish(options, card, kept)
         if processes.any(failure is not None):
             if failure is not None:
                 raise failure
@@ -193,11 +137,6 @@ def _command(weights: Mapping[str, str], evaluation: Evaluation, metrics: Metric
         "metrics": metrics.describe(),
         "versions": versions(),
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `ivideogpt-evaluate`; returns its exit status."""
-    return run_command(_run, arguments)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,18 @@ import numpy as np
 import torch
 
 from pipeline import storage
-from pipeline.command import parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser
 from pipeline.errors import ConfigError, StorageError
 from pipeline.measured_json import measured_json
 from pipeline.progress import progress_line
+from pipeline.recipe import Recipe
 from pipeline.records import fingerprint
+from pipeline.results import show
+from training.command_lines.predict import main
 from training.evaluation.card import versions, weights_hashes
 from training.prediction.clip_prediction import Clip, Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
-from training.prediction.sampling_options import add_sampling_options, sampling_of
-from training.prediction.start_options import Start, add_start_options, open_start
+from training.prediction.sampling_options import sampling_of
+from training.prediction.start_options import Start, open_start
 from training.session import WorldModel
 from training.visuals import finished_episodes, gallery, movies, pictures
 from training.visuals.pictures import Strip
@@ -219,28 +222,18 @@ def _json(metrics: dict[str, Any]) -> bytes:
     return measured_json(metrics, indent=1).encode() + b"\n"
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser(
-        "ivideogpt-predict",
-        "Predict video with a trained world model: GIF, mp4, web page, metrics. Clips are cut as the model was trained, where "
-        "its folder says so (recipe.yaml) and neither --config nor --clips.stride and the like do.",
-        helped=("clips",),
-    )
-    parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL --output DIR_OR_URL [OPTION ...]"
-    add_start_options(parser)
-    parser.add_argument(
-        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for pictures, pages and metrics."
-    )
-    parser.add_argument(
-        "--episode", metavar="KEY_OR_NUMBER", type=str | None, default=None, help="Key of one episode, or its number from 0."
-    )
-    parser.add_argument(
-        "--episodes", type=int, default=1, help="How many episodes to predict, from the first on; the result has their average."
-    )
-    parser.add_argument("--start", type=int, default=0, help="First frame of the clip.")
-    parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
-    add_sampling_options(parser)
-    recipe, options = parse_recipe(parser, arguments)
+def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+    """The command's body.
+
+    Args:
+        parser: Of its command line.
+        recipe: As parsed.
+        options: As parsed.
+        arguments: The command line, for what was given there.
+
+    Raises:
+        ProjectError: Of all kinds; the message says what to do.
+    """
     if options.episodes < 1 or (options.episode is not None and options.episodes != 1):
         raise ConfigError("--episodes must be at least 1, and goes without --episode")
     if options.start < 0:
@@ -250,14 +243,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     weights = weights_hashes(opened.folder) if len(opened.starts) > 1 else None
     outcome = predict_episodes(opened.model, opened.starts, options.output, sampling, options.start, options.steps, weights)
     averages = outcome if "episodes" in outcome else _averages([outcome])
-    found = {key: value for key, value in averages.items() if key != "episodes"}
-    print(measured_json({"output": options.output, "episodes": len(opened.starts)} | found))
+    summary = {"output": options.output, "episodes": len(opened.starts)}
+    summary |= {name: value for name, value in averages.items() if name != "episodes"}
+    show(summary, options, look_at=storage.join(options.output, gallery.INDEX))
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `ivideogpt-predict`; returns its exit status."""
-    return run_command(_run, arguments)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class Reporter:
         self.results.update((name, values[name]) for name in _SUMMARIZED)
         if self._writer is not None:
             self._writer.write(done, values)
-            shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:.3g} ids/s"
+            shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:,.0f} ids/s"
             self._line.set_postfix_str(shown + (f", MFU {values['mfu']:.0%}" if peak else ""), refresh=False)
         self._loss.reset()
         self._timed_steps, self._seconds, self._waited = 0, 0.0, 0.0

@@ -8,20 +8,21 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from pipeline import storage
-from pipeline.command import CommandParser, given_value, parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, given_value
 from pipeline.errors import ConfigError, ConflictError
-from pipeline.measured_json import measured_json
 from pipeline.network_recipe import TokenizerConfig
 from pipeline.path_errors import try_output, writing
 from pipeline.recipe import Recipe
 from pipeline.records import describe_difference
+from pipeline.results import show
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
+from training.command_lines.train_tokenizer import main
 from training.processes import find_place, own_device
 from training.run_folder import RUN_NAME, sole_writer
 from training.stopping import StopRequest
@@ -33,39 +34,8 @@ log = logging.getLogger(__name__)
 _MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch", "vgg_weights")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the command."""
-    return run_command(_main, arguments)
-
-
-def _main(arguments: Sequence[str] | None) -> int:
-    parser = recipe_parser(
-        "ivideogpt-train-tokenizer",
-        "Train the compressive VQ tokenizer on episode shards. SIGTERM and SIGUSR1 finish the step and save.",
-        helped=("data", "clips", "quality", "tokenizer"),
-    )
-    parser.usage = f"{parser.prog} --shards DIR [DIR ...] --output DIR [OPTION ...]"
-    parser.add_argument(
-        "--shards", metavar="DIR", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest."
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`."
-    )
-    parser.add_argument(
-        "--resume",
-        type=Literal["auto", "never"],
-        default="auto",
-        help="auto: go on where the run stopped, or begin. never: require a new run folder. Default: auto.",
-    )
-    parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
-    parser.add_argument(
-        "--init_from",
-        metavar="DIR_OR_HUB_ID",
-        type=str | None,
-        default=None,
-        help="Folder (or URL, or hub id) of a tokenizer to start from.",
-    )
-    recipe, options = parse_recipe(parser, arguments)
+def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+    """The command's body; see `training.predict.run`."""
     if options.workers < 0:
         raise ConfigError(f"--workers must be at least 0, not {options.workers}")
     place = find_place(os.environ)
@@ -95,7 +65,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         trainer.accelerator.wait_for_everyone()
         summary = trainer.run(stop)
         if trainer.accelerator.is_main_process:
-            print(measured_json(summary))
+            show(summary, options, look_at=summary.get("tokenizer"))
         trainer.accelerator.end_training()
     return 0
 

@@ -42,6 +42,14 @@ def test_json_is_printed_on_a_terminal_where_it_is_asked_for():
     assert [json.loads(line) for line in lines] == [{"dataset": "a", "clips": 4000}, {"dataset": "b", "clips": 5}]
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    code = SHOW % True
+    piped = ["bash", "-c", 'sleep 0.2; exec "$0" -c "$1"', sys.executable, code]
+    with subprocess.Popen(piped, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
+
+
 def test_a_program_that_reads_a_pipe_gets_json_a_line_a_result(capsys):
     show([{"a": 1}, {"a": 2}], SimpleNamespace(), look_at="elsewhere")
     assert capsys.readouterr().out == '{"a": 1}\n{"a": 2}\n'

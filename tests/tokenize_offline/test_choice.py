@@ -9,9 +9,9 @@ from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_
 from pipeline.errors import ConfigError, ShardError
 from pipeline.network_recipe import TrainingConfig
 from pipeline.recipe import ClipsConfig, DataConfig, Recipe
+from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.choice import choose
 from tokenize_offline.clips import is_held_out
-from tokenize_offline.command import tokenize
 from tokenize_offline.plan import find_shards
 
 

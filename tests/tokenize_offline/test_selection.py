@@ -18,8 +18,8 @@ from pipeline.network_recipe import TokenizerConfig, TrainingConfig
 from pipeline.quality import measure
 from pipeline.recipe import ClipsConfig, QualityConfig, Recipe
 from pipeline.records import write_record
+from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.clips import is_held_out
-from tokenize_offline.command import tokenize
 from tokenize_offline.plan import find_shards, token_layout
 from tokenize_offline.planner import plan
 from tokenize_offline.selection import exclude, select

@@ -162,7 +162,7 @@ def test_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
         (("--episode", "no-such"), "holds no episode no-such; it has file-00000-000000"),
         (("--episode", "0", "--episodes", "2"), "goes without --episode"),
         (("--steps", "0"), "--steps must be at least 1"),
-        (("--top_k", "-3"), "top_k must be at least 1"),
+        (("--top_k", "-3"), "top_k must be a whole number"),
         (("--samples", "0"), "samples must be at least 1"),
         (("--clips.context_length", "1"), "the model was trained with 2"),
         (("--clips.stride", "0.2s"), "needs a frame rate"),

@@ -4,17 +4,18 @@ Every stage is the command that a user would type, in its own process, so the de
 skip what is done, so running it again after an interruption goes on.
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.command import run_command
+from pipeline.command import CommandParser, find_recipe, run_command
 from pipeline.cpus import usable_cpus
 from pipeline.errors import ConfigError
 from pipeline.measured_json import measured_json
+from pipeline.results import show
 from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
 
@@ -29,16 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(_main, arguments)
 
 
+def build_parser() -> CommandParser:
+    """The command's options."""
+    parser = CommandParser(prog="ivideogpt-demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo_run"), metavar="DIR", help="Where everything goes.")
+    parser.add_argument("--config", type=str, default="demo", metavar="RECIPE", help="The demo's recipe.")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=_CONFIGS / "demo-tokenizer", metavar="DIR", help="The trained tokenizer."
+    )
+    parser.add_argument("--episodes", type=int, default=160, metavar="N", help="Simulated training episodes.")
+    parser.add_argument("--episode_steps", type=int, default=40, metavar="N", help="Frames of an episode.")
+    parser.add_argument(
+        "--test_episodes", type=int, default=8, metavar="N", help="Simulated episodes that nothing is trained on."
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="Training steps, in place of the recipe's.")
+    return parser
+
+
 def _main(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="ivideogpt-demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo_run"), help="Where everything goes.")
-    parser.add_argument("--config", type=Path, default=_CONFIGS / "demo.yaml", help="The demo's recipe.")
-    parser.add_argument("--tokenizer", type=Path, default=_CONFIGS / "demo-tokenizer", help="The trained tokenizer.")
-    parser.add_argument("--episodes", type=int, default=160, help="Simulated training episodes.")
-    parser.add_argument("--episode_steps", type=int, default=40, help="Frames of an episode.")
-    parser.add_argument("--test_episodes", type=int, default=8, help="Simulated episodes that nothing is trained on.")
-    parser.add_argument("--steps", type=int, help="Training steps, in place of the recipe's.")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
+    options.config = find_recipe(options.config)
     if min(options.episodes, options.test_episodes) < 1:
         raise ConfigError("--episodes and --test_episodes must be at least 1")
     if not (options.tokenizer / "config.json").exists():
@@ -47,11 +58,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     results = _run_stages(options)
     table, summary = report(options.output, results, time.perf_counter() - started)
     (options.output / "summary.json").write_text(measured_json(summary, indent=1) + "\n", encoding="utf-8")
-    print(table)
+    if getattr(options, "json", False):
+        show(summary, options)
+    else:
+        print(table)
     return 0
 
 
-def _run_stages(options: argparse.Namespace) -> list[StageResult]:
+def _run_stages(options: Any) -> list[StageResult]:
     output, recipe = options.output, str(options.config)
     output.mkdir(parents=True, exist_ok=True)
     cores = usable_cpus()

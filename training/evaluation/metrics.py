@@ -4,23 +4,19 @@ A metric whose backbone is missing is refused before any work, never left out.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from tokenize_offline.measures import MAX_PSNR
+from training.evaluation.metric_names import DEFAULT_METRICS, FRAME_METRICS
 from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS
 from training.video_metrics import i3d
 from training.video_metrics.backbones import I3D
 from training.video_metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per_frame
 from training.video_metrics.perceptual import LEAST_SIDE, LPIPS
 
-Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
-FRAME_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim", "lpips")
-# Need no weights.
-DEFAULT_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim")
 # Metrics of which more is better.
 RISING = ("psnr", "ssim")
 # I3D sees frames of 224 x 224 whatever their own size, 60 MB of activations a frame in its first layers.

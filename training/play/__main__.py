@@ -2,7 +2,7 @@
 
 import sys
 
-from training.play.command import main
+from training.command_lines.play import main
 
 if __name__ == "__main__":
     sys.exit(main())

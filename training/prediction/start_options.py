@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import CommandParser, add_section_folder, given_value
+from pipeline.command import CommandParser, given_value
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.naming import split_of_key
@@ -51,36 +51,6 @@ class Opened:
     model: WorldModel
     folder: Path
     starts: list[Start]
-
-
-def add_start_options(parser: CommandParser) -> None:
-    """Add `--model`, `--input`, `--camera`, `--held_out`, `--rate` and `--dataset`; `open_start` reads them."""
-    add_section_folder(parser, "model", "Folder (or URL, or hub id) that holds tokenizer/ and transformer/.")
-    parser.add_argument(
-        "--input",
-        metavar="PATH_OR_URL",
-        type=str,
-        required=True,
-        help="Where predictions start: an episode (.npz), a video, an episode shard (.tar) or a data set's folder.",
-    )
-    parser.add_argument(
-        "--camera", metavar="NAME", type=str | None, default=None, help="Array of frames, for an .npz that holds several."
-    )
-    parser.add_argument("--held_out", type=bool, default=False, help="Only episodes held out from training (clips.held_out).")
-    parser.add_argument(
-        "--rate",
-        metavar="HZ",
-        type=float | None,
-        default=None,
-        help="Frames a second of the input, where it doesn't say so itself (.npz) or says it wrong.",
-    )
-    parser.add_argument(
-        "--dataset",
-        metavar="NAME",
-        type=str | None,
-        default=None,
-        help="Data set of the model's training whose time between frames is taken; by default the nearest to the input's.",
-    )
 
 
 def open_start(

@@ -9,7 +9,8 @@ import tiny_models
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig, Recipe
-from training import evaluate, predict
+from training import predict
+from training.command_lines.evaluate import build_parser
 from training.evaluation.plan import plan
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import RECIPE, locate_model
@@ -75,7 +76,7 @@ def test_predict_takes_the_models_stride_and_length_and_the_command_line_before_
 
 
 def test_a_protocol_comes_before_the_models_own_clips():
-    parser = evaluate.build_parser()
+    parser = build_parser()
     options = parser.parse_args(["--model_dir", "m", "--shards", "s", "--output", "o", "--protocol", "bair"])
     model = tiny_models.world_model()
     with pytest.raises(ConfigError, match="defined for 1 context frames"):  # and not that the length is the user's
