@@ -18,7 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.results import show
 from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES, Source
-from pipeline.sources.locate import open_source
+from pipeline.sources.locate import KINDS, open_source
 from pipeline.sources.video import EPISODE_FRAMES
 
 
@@ -70,6 +70,11 @@ def parser() -> CommandParser:
         metavar="HZ",
         type=float,
         help="Steps per second, in place of the catalog's, where it knows the data set. Videos are sampled to it.",
+    )
+    made.add_argument(
+        "--kind",
+        choices=KINDS,
+        help="Kind of the source, in place of what its files tell; data of other kinds is passed over.",
     )
     made.add_argument(
         "--classes",
@@ -155,7 +160,12 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     source = open_source(
-        entry, options.source, FrameForm.of(recipe.data), options.classes, options.episode_frames or EPISODE_FRAMES
+        entry,
+        options.source,
+        FrameForm.of(recipe.data),
+        options.classes,
+        options.episode_frames or EPISODE_FRAMES,
+        options.kind,
     )
     _require_effect(options, source)
     folder = storage.join(options.output, entry.name)

@@ -105,6 +105,7 @@ def write_index(
     records: Iterable[ShardRecord],
     missing: Sequence[str],
     passed_over: Mapping[str, int] | None = None,
+    filtered: Mapping[str, int] | None = None,
 ) -> list[ShardRecord]:
     """Write `index.parquet` and `dataset.json` into a data set's folder.
 
@@ -114,6 +115,7 @@ def write_index(
         records: Of all its shards, in order; taken one by one, because each holds an entry for every episode.
         missing: Names of shards that could not be made.
         passed_over: Reason -> how many of what the plan did not take; what the records count is added.
+        filtered: Split -> how many episodes the plan did not want; likewise.
 
     Returns:
         The records without their entries.
@@ -125,7 +127,9 @@ def write_index(
         tables.append(pa.Table.from_pylist([{**entry, **of_shard} for entry in record.entries], schema=_SCHEMA))
         kept.append(dataclasses.replace(record, entries=[]))
     write_table(storage.join(folder, INDEX_FILE), pa.concat_tables(tables).combine_chunks())
-    text = json.dumps(_summary(dataset, kept, missing, passed_over or {}), indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(
+        _summary(dataset, kept, missing, passed_over or {}, filtered or {}), indent=1, sort_keys=True, ensure_ascii=False
+    )
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
     return kept
 
@@ -138,7 +142,11 @@ def _split(record: ShardRecord) -> str:
 
 
 def _summary(
-    dataset: str, records: Sequence[ShardRecord], missing: Sequence[str], passed_over: Mapping[str, int]
+    dataset: str,
+    records: Sequence[ShardRecord],
+    missing: Sequence[str],
+    passed_over: Mapping[str, int],
+    filtered: Mapping[str, int],
 ) -> dict[str, Any]:
     splits: dict[str, collections.Counter[str]] = {}
     actions: collections.Counter[str] = collections.Counter()
@@ -151,6 +159,8 @@ def _summary(
         counts["left_out"] += len(record.left_out)
         counts["filtered"] += record.statistics["filtered"]
         actions.update(record.statistics["actions"])
+    for split, counts in splits.items():
+        counts["filtered"] += filtered.get(split, 0)
     common = {key: value for key, value in records[0].inputs.items() if key not in ("sources", "split")} if records else {}
     return {
         "dataset": dataset,

@@ -144,7 +144,8 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
         if record is None
     }
     planned = job.source.passed_over
-    records = index.write_index(job.folder, job.dataset, index.read_records(job.folder), sorted(failures), planned)
+    made = index.read_records(job.folder)
+    records = index.write_index(job.folder, job.dataset, made, sorted(failures), planned, job.source.filtered)
     write_ledger(job.folder, job.dataset, records)
     log_passed_over(job.dataset, index.count_passed_over(records, {}))
     passed_over = index.count_passed_over(records, planned)

@@ -30,15 +30,15 @@ class BairSource(Source):
 
     kind = "bair"
 
-    def file_sizes(self) -> dict[str, int]:
-        """The files of both splits. See `Source.file_sizes`."""
-        found = {split: storage.file_sizes(storage.join(self.folder, split)) for split in _SPLITS}
-        return {storage.join(split, name): size for split, files in found.items() for name, size in files.items()}
+    def is_data(self, name: str) -> bool:
+        """See `Source.is_data`."""
+        split, _, file = name.partition("/")
+        return split in _SPLITS and _FILE.match(file) is not None
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
         shards = []
-        for file in self.file_sizes():
+        for file in self.list_data():
             split, _, name = file.partition("/")
             if match := _FILE.match(name):
                 records: int | None = int(match["last"]) - int(match["first"]) + 1

@@ -18,6 +18,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm
 from pipeline.naming import episode_key
+from pipeline.sources.side_files import count_by_ending, is_side_file
 
 # An encoded image, and its height and width.
 KeptFrame = tuple[bytes, tuple[int, int]]
@@ -87,6 +88,7 @@ class Source(abc.ABC):
         form: In which form frames are kept.
         passed_over: What `plan` saw and does not take, as reason -> how many; each call counts anew. What `read` passes over,
             the episodes say: `Episode.passed_over`.
+        filtered: How many episodes of each split `plan` saw and doesn't want; `passed_over` has them too, by their reason.
     """
 
     kind: ClassVar[str]
@@ -97,6 +99,7 @@ class Source(abc.ABC):
         self.entry = entry
         self.form = form
         self.passed_over: collections.Counter[str] = collections.Counter()
+        self.filtered: collections.Counter[str] = collections.Counter()
 
     def inputs(self) -> dict[str, Any]:
         """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
@@ -112,9 +115,30 @@ class Source(abc.ABC):
             "frames": dataclasses.asdict(self.form),
         }
 
+    def is_data(self, name: str) -> bool:
+        """Whether a plan may name a file, by its path in the folder. Side files aren't asked for."""
+        return "/" not in name
+
+    def is_read_besides(self, name: str) -> bool:
+        """Whether a file that no plan names is read nevertheless, such as a spec or captions."""
+        return False
+
     def file_sizes(self) -> dict[str, int]:
         """Name -> bytes of the files that a plan may name."""
-        return storage.file_sizes(self.folder)
+        return {name: size for name, size in self._listing().items() if self._is_taken(name)}
+
+    def list_data(self) -> dict[str, int]:
+        """What `file_sizes` gives; `passed_over` counts the other files from now on. Each `plan` begins with it."""
+        found = self._listing()
+        taken = {name: size for name, size in found.items() if self._is_taken(name)}
+        self.passed_over = count_by_ending(name for name in found if name not in taken and not self.is_read_besides(name))
+        return taken
+
+    def _listing(self) -> dict[str, int]:
+        return storage.file_sizes(self.folder, nested=True)
+
+    def _is_taken(self, name: str) -> bool:
+        return self.is_data(name) and not is_side_file(name)
 
     @abc.abstractmethod
     def plan(self) -> list[SourceShard]:

@@ -19,7 +19,6 @@ from pipeline import storage
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, MAX_RECORDS
 
-ENDINGS = (".hdf5", ".h5")
 _MAX_TEXT_BYTES = 10_000
 # What h5py raises for damage: anything, depending on where in the file it lies.
 DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
@@ -88,6 +87,17 @@ def first_group(path: str, groups: Sequence[str]) -> str | None:
     """
     with opened(path) as file:
         return next((group for group in groups if find(file, group) is not None), None)
+
+
+def top_level(path: str) -> list[str]:
+    """The names at the top level of a file.
+
+    Raises:
+        BadEpisodeError: It is damaged.
+        SourceError: It can't be opened.
+    """
+    with opened(path) as file:
+        return names(file)
 
 
 @_limited()

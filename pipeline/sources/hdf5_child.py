@@ -38,7 +38,12 @@ def _episode(
     return vars(source.read_here(SourceShard(**shard), position, name))
 
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"episode": _episode, "group": hdf5.first_group, "splits": read_splits}
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "episode": _episode,
+    "group": hdf5.first_group,
+    "top": hdf5.top_level,
+    "splits": read_splits,
+}
 
 
 def _answer(request: Any) -> dict[str, Any]:

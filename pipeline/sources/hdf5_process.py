@@ -26,6 +26,7 @@ from pipeline.sources.base import BadEpisode, Source, SourceShard
 CALL_SECONDS = 30  # of processor time for one call of libhdf5, which takes a tenth of that for the largest there may be
 _FAULTS = (signal.SIGXCPU, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _LENGTH_BYTES = 8
+HDF5_ENDINGS = (".hdf5", ".h5")
 _ATTEMPTS = 2
 
 
@@ -115,6 +116,10 @@ def _raised(answer: Any) -> Any:
 
 class Hdf5Source(Source):
     """A kind of source whose files are HDF5."""
+
+    def is_data(self, name: str) -> bool:
+        """See `Source.is_data`."""
+        return super().is_data(name) and name.endswith(HDF5_ENDINGS)
 
     @abc.abstractmethod
     def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:

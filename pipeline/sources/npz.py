@@ -74,10 +74,14 @@ class NpzSource(Source):
 
     kind = "npz"
 
+    def is_data(self, name: str) -> bool:
+        """See `Source.is_data`."""
+        return super().is_data(name) and name.endswith(ENDINGS)
+
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
         shards = []
-        for position, name in enumerate(n for n in storage.list_files(self.folder) if n.endswith(ENDINGS)):
+        for position, name in enumerate(self.list_data()):
             match = _PUBLISHED_NAME.match(name)
             split, number = (match["split"], int(match["index"])) if match else ("train", position)
             shards.append(SourceShard(split, number, name, records=1))

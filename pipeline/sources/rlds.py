@@ -62,12 +62,21 @@ class RldsSource(Source):
         held = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
         return {**super().inputs(), **held, "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
+    def is_data(self, name: str) -> bool:
+        """See `Source.is_data`."""
+        return _FILE.match(name) is not None
+
+    def is_read_besides(self, name: str) -> bool:
+        """See `Source.is_read_besides`."""
+        return name in (SPEC_FILE, _INFO_FILE)
+
     def plan(self) -> list[SourceShard]:
         """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
         _spec(self.folder, self.entry)
         shards: dict[tuple[str, int], str] = {}
         promised: set[tuple[str, str]] = set()
-        for name in storage.list_files(self.folder):
+        there = self.list_data()
+        for name in there:
             match = _FILE.match(name)
             if match is None:
                 continue
@@ -85,7 +94,7 @@ class RldsSource(Source):
         files = collections.Counter(split for split, _ in shards)
         for split in sorted(stated.keys() - files.keys()):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
-        plan, there = [], self.file_sizes()
+        plan = []
         for (split, number), file in sorted(shards.items()):
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
             if len(lengths) == files[split] and number < len(lengths):

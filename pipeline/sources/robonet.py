@@ -33,7 +33,7 @@ class RobonetSource(Hdf5Source):
 
     def plan(self) -> list[SourceShard]:
         """All files, numbered within their splits in the order of names. See `Source.plan`."""
-        names = [name for name in storage.list_files(self.folder) if name.endswith(hdf5.ENDINGS)]
+        names = list(self.list_data())
         test = robonet_test_files()
         splits = {
             "test": [name for name in names if name in test],

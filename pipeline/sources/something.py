@@ -25,6 +25,9 @@ ALL_CLASSES = "all"
 _SPLITS = ("train", "validation", "test")
 # Beside the videos, or in a folder of their own.
 _LAYOUTS = ("something-something-v2-{}", "labels/{}")
+_LABEL_FILES = (*(f"{name}.json" for name in ("labels", *_SPLITS)), "test-answers.csv")
+_OTHER_CLASSES = "videos of classes that are not wanted (--classes)"
+_UNLABELLED = "videos that the label files don't name"
 _LONGEST_ID = 12
 _PLACE = re.compile(r"\[[^\]]*\]")
 
@@ -75,20 +78,31 @@ class SomethingSource(VideoSource):
         chosen = ALL_CLASSES if self.classes is None else f"{len(self.classes)}, {fingerprint({'classes': self.classes})}"
         return {**super().inputs(), "classes": chosen}
 
+    def is_read_besides(self, name: str) -> bool:
+        """See `Source.is_read_besides`."""
+        return name in {layout.format(file) for layout in _LAYOUTS for file in _LABEL_FILES}
+
     def plan(self) -> list[SourceShard]:
         """The videos of the wanted classes, whether they are there or not. See `Source.plan`."""
-        files = {storage.basename(name).rpartition(".")[0]: name for name in self.file_sizes()}
+        files = {storage.basename(name).rpartition(".")[0]: name for name in self.list_data()}
+        self.filtered.clear()
         answers = self._answers()
+        labelled = set()
         shards = {}
         for split in _SPLITS:
             for number, template, caption in self._items(split):
+                labelled.add(files.get(number))
                 name = (template or answers.get(number, "")).replace("[", "").replace("]", "")
                 if self.classes is not None and name not in self.classes:
+                    self.filtered[split] += 1
                     continue
                 place = (split, int(number))
                 if place in shards:
                     raise SourceError(f"{self._label_file(split + '.json')} has the video {number} twice; remove one of them")
                 shards[place] = SourceShard(*place, files.get(number, f"{number}.webm"), text=(caption or name)[:MAX_TEXT])
+        for reason, count in ((_OTHER_CLASSES, self.filtered.total()), (_UNLABELLED, len(set(files.values()) - labelled))):
+            if count:
+                self.passed_over[reason] = count
         return [shards[place] for place in sorted(shards)]
 
     def _label_file(self, name: str) -> str:

@@ -30,7 +30,12 @@ from pipeline.json_files import parse_json
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.containers import bytes_missing, is_lfs_pointer
 
-ENDINGS = (".mp4", ".webm", ".mkv", ".avi", ".mov", ".mpg", ".mpeg", ".m4v", ".ts")
+# In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
+ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
+    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".ivf", ".nut"),
+    *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
+)
 EPISODE_FRAMES = 1000
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 MAX_TEXT = 10_000
@@ -88,14 +93,17 @@ class VideoSource(Source):
         """See `Source.inputs`."""
         return {**super().inputs(), "episode_frames": self.episode_frames}
 
-    def file_sizes(self) -> dict[str, int]:
-        """Videos at any depth. See `Source.file_sizes`."""
-        sizes = storage.file_sizes(self.folder, nested=True)
-        return {name: size for name, size in sizes.items() if name.lower().endswith(ENDINGS)}
+    def is_data(self, name: str) -> bool:
+        """Videos at any depth. See `Source.is_data`."""
+        return name.lower().endswith(ENDINGS)
+
+    def is_read_besides(self, name: str) -> bool:
+        """See `Source.is_read_besides`."""
+        return name in METADATA_FILES
 
     def plan(self) -> list[SourceShard]:
         """All files. See `Source.plan`."""
-        names = list(self.file_sizes())
+        names = list(self.list_data())
         texts = read_captions(self.folder, set(names))
         return [SourceShard("train", number, name, text=texts.get(name, "")) for number, name in enumerate(names)]
 

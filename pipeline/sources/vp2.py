@@ -36,18 +36,20 @@ class Vp2Source(Hdf5Source):
 
     def plan(self) -> list[SourceShard]:
         """Stretches of every file's episodes, split by split, each beginning at its `first`. See `Source.plan`."""
-        sizes = {name: size for name, size in self.file_sizes().items() if name.endswith(hdf5.ENDINGS)}
+        sizes = self.list_data()
         counts: dict[str, dict[str, int]] = {}
-        reasons = []
+        reasons: dict[str, BadEpisodeError] = {}
         for name in sizes:
             try:
                 counts[name] = {split: len(demos) for split, demos in self._splits(name).items()}
             except BadEpisodeError as error:
-                reasons.append(f"{storage.join(self.folder, name)}: {error}")
+                reasons[storage.join(self.folder, name)] = error
         if reasons and not counts:
-            raise SourceError(f"none of {len(sizes)} files can be read. Fetch them again; {reasons[0]}")
-        for reason in reasons:
-            _log.warning("%s", reason)
+            again = ". Fetch them again" if any(isinstance(error, DamagedEpisodeError) for error in reasons.values()) else ""
+            path, error = next(iter(reasons.items()))
+            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {error}")
+        for path, error in reasons.items():
+            _log.warning("%s: %s", path, error)
         usual = _usual(list(counts.values()))
         usual_size = statistics.median_low([sizes[name] for name in counts]) if counts else 0
         shards = []
@@ -88,7 +90,7 @@ class Vp2Source(Hdf5Source):
         try:
             return call("splits", storage.join(self.folder, name))
         except BadEpisodeError as error:
-            raise DamagedEpisodeError(f"it doesn't say what its episodes are, so all are left out: {error}") from error
+            raise type(error)(f"it doesn't say what its episodes are, so all are left out: {error}") from error
 
     def _episode(self, file: h5py.File, demo: str, shard: SourceShard, position: int) -> Episode:
         place = f"data/{demo}"
@@ -140,5 +142,7 @@ def read_splits(path: str) -> dict[str, list[str]]:
         places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}
         splits = {split: [hdf5.text(demo) for demo in hdf5.array(file, place)] for split, place in places.items()}
     if not splits:
-        raise BadEpisodeError("it has neither mask/train nor mask/valid. Fetch it again, or remove it")
+        raise BadEpisodeError(
+            "it has neither mask/train nor mask/valid: robomimic's split_train_val.py writes a split into it. Or remove it"
+        )
     return splits

@@ -9,6 +9,8 @@ from video_data import numbers, write_video
 from pipeline.catalog import DatasetEntry, dataset, something_classes
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import FrameForm
+from pipeline.index import read_summary
+from pipeline.job import ingest
 from pipeline.plan import make_plan
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.locate import open_source
@@ -57,6 +59,21 @@ def test_both_layouts_give_splits_and_captions_of_the_classes_that_pre_training_
     assert (episode.key, episode.language, numbers(episode)) == ("train-00012-000000", "closing a box", list(range(6)))
     ((_, bad),) = source.read(plan[1])
     assert isinstance(bad, BadEpisode) and "is missing" in bad.reason
+
+
+def test_clips_of_other_classes_and_videos_without_a_label_are_counted(tmp_path):
+    write_labels(tmp_path, LAYOUTS[1])
+    for number in (12, 3, 555):
+        write_video(tmp_path / f"{number}.mp4", count=3)
+    output = str(tmp_path / "out")
+    source = open_source(ENTRY, str(tmp_path), FORM, ["Closing something"])
+    units = make_plan(source, None, None, 1 << 30)
+    outcome = ingest(units, source, "sthsth", output, ["--direct_running_mode=in_memory"], overwrite=False)
+    classes, unlabelled = "videos of classes that are not wanted (--classes)", "videos that the label files don't name"
+    assert dict(outcome.passed_over) == {classes: 2, unlabelled: 1}
+    summary = read_summary(output)
+    assert summary["passed_over"] == outcome.passed_over
+    assert {split: counts["filtered"] for split, counts in summary["splits"].items()} == {"train": 1, "validation": 0}
 
 
 def test_classes_are_a_choice_and_part_of_what_a_shard_is_made_with(tmp_path):
