@@ -46,10 +46,10 @@ class Vp2Source(Hdf5Source):
                 reasons[storage.join(self.folder, name)] = error
         if reasons and not counts:
             again = ". Fetch them again" if any(isinstance(error, DamagedEpisodeError) for error in reasons.values()) else ""
-            path, error = next(iter(reasons.items()))
-            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {error}")
-        for path, error in reasons.items():
-            _log.warning("%s: %s", path, error)
+            path, first = next(iter(reasons.items()))
+            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {first}")
+        for path, reason in reasons.items():
+            _log.warning("%s: %s", path, reason)
         usual = _usual(list(counts.values()))
         usual_size = statistics.median_low([sizes[name] for name in counts]) if counts else 0
         shards = []
