@@ -46,8 +46,8 @@ class Vp2Source(Hdf5Source):
                 reasons[storage.join(self.folder, name)] = error
         if reasons and not counts:
             again = ". Fetch them again" if any(isinstance(error, DamagedEpisodeError) for error in reasons.values()) else ""
-            path, first = next(iter(reasons.items()))
-            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {first}")
+            path, known = next(iter(reasons.items()))
+            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {known}")
         for path, reason in reasons.items():
             _log.warning("%s: %s", path, reason)
         usual = _usual(list(counts.values()))
