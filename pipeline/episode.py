@@ -16,6 +16,8 @@ import numpy as np
 from pipeline.errors import ShardError
 
 STEP_ARRAYS = ("action", "state", "reward", "is_terminal")
+# The greatest that bfloat16 holds, in which models take actions: what is greater would become infinite.
+MAX_NUMBER = float.fromhex("0x1.fep127")
 
 
 @dataclass(frozen=True)

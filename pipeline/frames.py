@@ -8,6 +8,7 @@ and, at 256 to 80 pixels, 40 dB from area averaging (a box filter after DCT scal
 import functools
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,11 +18,10 @@ import simplejpeg
 from PIL import Image
 
 from pipeline.errors import BadEpisodeError, ConfigError, DamagedEpisodeError
-from pipeline.image_scan import looks_whole
+from pipeline.image_scan import lacks_data, looks_whole
 from pipeline.recipe import DataConfig, FrameEncoding
+from pipeline.thumbnails import thumbnail
 
-# Points of a thumbnail along each side.
-THUMBNAIL_SIDE = 16
 MAX_PIXELS = 50_000_000
 MAX_ENCODED_BYTES = 64 << 20
 _JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -29,10 +29,25 @@ _CROP_MARGIN = 1.25
 _TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
 
 
-class MadeFrame(bytes):
+# Of what libjpeg warns of, what leaves the pixels whole: stray bytes before a marker, as webcams leave them, and headers that
+# state what it doesn't know. It tells the first warning alone.
+_HARMLESS = re.compile(r"(\d+) extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform")
+
+
+class Frame(bytes):
+    """An encoded frame, and what was seen on the way; everywhere else it is bytes like any other.
+
+    Attributes:
+        tolerated: It decoded with a warning that leaves its pixels whole.
+    """
+
+    tolerated: bool = False
+
+
+class MadeFrame(Frame):
     """An encoded frame that was made of pixels just now, and remembers a few of them.
 
-    It spares `pipeline.quality` the decoding. Everywhere else it is bytes like any other.
+    It spares `pipeline.quality` the decoding.
 
     Attributes:
         thumbnail: See `thumbnail`.
@@ -76,10 +91,23 @@ def _header(data: bytes) -> _Header:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
-            raise DamagedEpisodeError(f"JPEG header is damaged: {error}") from error
+            # Pillow decodes what this decoder won't even begin.
+            size = _pillow_size(data) if _HARMLESS.search(str(error)) else None
+            if size is None:
+                raise DamagedEpisodeError(f"JPEG header is damaged: {error}") from error
+            height, width = size
     if not 0 < height * width <= MAX_PIXELS:
         raise BadEpisodeError(f"image of {height} x {width} pixels, the limit is {MAX_PIXELS} in all")
     return _Header(kind, (height, width), colours)
+
+
+def _pillow_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of an image by Pillow; None where it doesn't know."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            return image.height, image.width
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
@@ -91,33 +119,54 @@ def dimensions(data: bytes) -> tuple[int, int]:
     return _header(data).size
 
 
+class _Decoded(NamedTuple):
+    """Pixels, (H, W, 3) uint8, and whether a warning was passed over for them."""
+
+    pixels: np.ndarray
+    tolerated: bool = False
+
+
 def decode(data: bytes) -> np.ndarray:
     """The pixels of a JPEG or PNG, (H, W, 3) uint8, RGB.
 
     Raises:
         BadEpisodeError: The image is damaged, too large, or no 8-bit image.
     """
-    return _decode(data, _header(data), None)
+    return _decode(data, _header(data), None).pixels
 
 
-def _decode(data: bytes, header: _Header, least: tuple[int, int] | None) -> np.ndarray:
-    """The pixels; with `least` (height, width) a JPEG may come out at the smallest DCT scale that is no smaller."""
+def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksummed: bool = True) -> _Decoded:
+    """The pixels; with `least` (height, width) a JPEG may come out at the smallest DCT scale that is no smaller.
+
+    Where no checksum guards the bytes, every warning means damage: stray bytes are what a flipped bit leaves too.
+    """
     try:
         if header.colours in _TURBO_COLOURS:
-            height, width = least or (0, 0)
-            return simplejpeg.decode_jpeg(data, min_height=height, min_width=width)
+            return _decode_turbo(data, least or (0, 0), checksummed)
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.mode.startswith(("I", "F")):
                 raise BadEpisodeError(f"image has {image.mode} pixels, not 8-bit colour: is it a depth camera?")
-            return np.array(image.convert("RGB"))
+            return _Decoded(np.array(image.convert("RGB")))
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DamagedEpisodeError(f"image is damaged: {error}") from error
 
 
-def _decode_at(data: bytes, header: _Header, size: tuple[int, int]) -> np.ndarray:
+def _decode_turbo(data: bytes, least: tuple[int, int], checksummed: bool) -> _Decoded:
+    height, width = least
+    try:
+        return _Decoded(simplejpeg.decode_jpeg(data, min_height=height, min_width=width))
+    except ValueError as error:
+        # Behind the first warning others may hide, which tell of a picture that is cut short.
+        found = _HARMLESS.search(str(error))
+        if found is None or not checksummed or lacks_data(data, int(found[1] or 0)):
+            raise
+    return _Decoded(simplejpeg.decode_jpeg(data, min_height=height, min_width=width, strict=False), tolerated=True)
+
+
+def _decode_at(data: bytes, header: _Header, size: tuple[int, int], checksummed: bool) -> _Decoded:
     """The pixels shrunk to `size` (height, width)."""
-    pixels = _decode(data, header, size)
-    return shrink(pixels, size, _extent(header.size, pixels.shape[:2]))
+    pixels, tolerated = _decode(data, header, size, checksummed)
+    return _Decoded(shrink(pixels, size, _extent(header.size, pixels.shape[:2])), tolerated)
 
 
 @functools.lru_cache
@@ -183,37 +232,13 @@ def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(0, 0, width, height)))
 
 
-def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """A regular grid of points of a picture, (16, 16, 3) uint8; no averages, which would cost 20 times as much.
-
-    Args:
-        pixels: (H, W, 3) uint8.
-    """
-    return pixels.take(_points(*pixels.shape[:2]))
-
-
-@functools.lru_cache
-def _points(height: int, width: int) -> np.ndarray:
-    """Where in the flat numbers of a picture of that size the numbers of its thumbnail are, (16, 16, 3)."""
-    rows, columns = _places(height), _places(width)
-    return (rows[:, None, None] * width + columns[:, None]) * 3 + np.arange(3)
-
-
-def _places(side: int) -> np.ndarray:
-    """`THUMBNAIL_SIDE` of `side` places, evenly spaced and in the middle; some of them repeated where there are fewer."""
-    if side < THUMBNAIL_SIDE:
-        return np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE
-    step = side // THUMBNAIL_SIDE
-    return (side - step * (THUMBNAIL_SIDE - 1)) // 2 + step * np.arange(THUMBNAIL_SIDE)
-
-
 def decode_small(data: bytes, side: int) -> np.ndarray:
     """The pixels of a JPEG at the smallest DCT scale with both sides no smaller than `side`; a PNG comes out as it is.
 
     Raises:
         BadEpisodeError: See `decode`.
     """
-    return _decode(data, _header(data), (side, side))
+    return _decode(data, _header(data), (side, side)).pixels
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
@@ -265,11 +290,11 @@ class FrameForm:
             data: JPEG or PNG.
             swap: Whether red and blue are swapped in it. Repair needs new bytes: PNG under `source`, so that nothing is lost.
             checksummed: Whether `data` agreed with a checksum of the file it comes from. A JPEG that did not is decoded even
-                where its bytes stay as they are.
+                where its bytes stay as they are, and each of the decoder's warnings means damage.
             with_pixels: Whether a frame that is made anew remembers all its pixels, for whoever would decode it otherwise.
 
         Returns:
-            The bytes, and (height, width).
+            The bytes, a `Frame` where something was seen of them, and (height, width).
 
         Raises:
             BadEpisodeError: The image is damaged or too large.
@@ -278,10 +303,15 @@ class FrameForm:
         size = header.size if self.short_side is None else shrunk_size(*header.size, self.short_side)
         as_is = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
         if as_is and not swap:
-            if not looks_whole(data) or not (checksummed or header.kind == "png"):
-                _decode(data, header, None)
+            seen = not looks_whole(data) or not (checksummed or header.kind == "png")
+            if seen and _decode(data, header, None, checksummed).tolerated:
+                data = Frame(data)
+                data.tolerated = True
             return data, header.size
-        return self._made(_decode_at(data, header, size), swap, with_pixels), size
+        pixels, tolerated = _decode_at(data, header, size, checksummed)
+        made = self._made(pixels, swap, with_pixels)
+        made.tolerated = tolerated
+        return made, size
 
     def keep_pixels(self, pixels: np.ndarray, swap: bool = False) -> tuple[bytes, tuple[int, int]]:
         """Pixels in this form; `source` keeps them as PNG.

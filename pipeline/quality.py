@@ -16,7 +16,8 @@ import google_crc32c
 import numpy as np
 from PIL import Image
 
-from pipeline.frames import THUMBNAIL_SIDE, MadeFrame, decode_small, thumbnail
+from pipeline.frames import MadeFrame, decode_small
+from pipeline.thumbnails import THUMBNAIL_SIDE, thumbnail
 
 # Levels (of 255) by which a number changes at least before that is more than noise of a camera or of JPEG.
 MOVED = 12

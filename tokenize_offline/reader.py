@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pipeline.episode import Episode
+from pipeline.episode import MAX_NUMBER, Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import decode
 from pipeline.recipe import ClipsConfig
@@ -120,7 +120,8 @@ def _at_frames(name: str, values: np.ndarray | None, frames: np.ndarray, num_fra
         raise BadEpisodeError(f"{len(values)} values of {name} for {num_frames} frames")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(values).reshape(num_frames, -1).all(axis=1))
+    # No comparison with NaN is true.
+    bad = np.flatnonzero(~(np.abs(values) <= MAX_NUMBER).reshape(num_frames, -1).all(axis=1))
     if len(bad):
         raise BadEpisodeError(f"{name} is NaN or infinite at {len(bad)} of {num_frames} steps, the first is step {bad[0]}")
     return values[frames]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
+from pipeline.episode import MAX_NUMBER, Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm
 from pipeline.naming import episode_key
@@ -24,6 +24,7 @@ from pipeline.sources.side_files import count_by_ending, is_side_file
 KeptFrame = tuple[bytes, tuple[int, int]]
 MAX_FRAMES = 100_000
 MAX_EPISODE_BYTES = 2 << 30
+_ARTICLES = {"action": "an action", "reward": "a reward"}
 MAX_RECORDS = 100_000  # that may be stated of one file, each of which is listed where the file is lost
 
 
@@ -182,16 +183,24 @@ def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:
         (N, A) float32.
 
     Raises:
-        BadEpisodeError: The number of actions fits neither, or one is not finite.
+        BadEpisodeError: The number of actions fits neither.
     """
     if len(action) == frames - 1:
         action = np.concatenate([action, np.zeros_like(action[:1], shape=(1, action.shape[1]))])
     if len(action) != frames:
         raise BadEpisodeError(f"{len(action)} actions for {frames} frames")
-    action = action.astype(np.float32)
-    if not np.isfinite(action).all():
-        raise BadEpisodeError("an action is not finite")
-    return action
+    with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+        return action.astype(np.float32)
+
+
+def _unfit(array: np.ndarray | None) -> str:
+    """What is wrong with numbers for which a model has no use; empty where nothing is."""
+    if array is None or not array.size or array.dtype.kind == "b":
+        return ""
+    greatest = float(np.abs(array).max())
+    if not np.isfinite(greatest):
+        return "not finite"
+    return "" if greatest <= MAX_NUMBER else f"{greatest:.4g}, the limit is {MAX_NUMBER:.4g}, the greatest bfloat16"
 
 
 def check_count(frames: int) -> None:
@@ -213,7 +222,8 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         own: Further fields of `Episode`, or other values than the catalog's.
 
     Raises:
-        BadEpisodeError: There are no frames, more than a shard can take, or frames of several sizes.
+        BadEpisodeError: There are no frames, more than a shard can take, or frames of several sizes; or an action or a reward
+            is not finite, or too great. A state, of which models learn nothing, is dropped then and counted.
     """
     check_count(len(kept))
     frames = [data for data, _ in kept]
@@ -224,6 +234,16 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
     if len(sizes) > 1:
         raise BadEpisodeError(f"the size of the picture changes: {', '.join(f'{h}x{w}' for h, w in sizes[:5])}")
     height, width = sizes[0]
+    for name in ("action", "reward"):
+        if unfit := _unfit(own.get(name)):
+            raise BadEpisodeError(f"{_ARTICLES[name]} is {unfit}")
+    tolerated = sum(getattr(frame, "tolerated", False) for frame in frames)
+    passed_over = collections.Counter(own.pop("passed_over", {}))
+    if tolerated:
+        passed_over["stray bytes in the JPEG of a frame, which is kept, since its pixels are whole"] = tolerated
+    if unfit := _unfit(own.get("state")):
+        own["state"] = None
+        passed_over["states of an episode, one of which is not finite or too great; the episode is kept without them"] = 1
     known: dict[str, Any] = {
         "key": episode_key(shard.split, shard.number, position),
         "dataset": entry.name,
@@ -233,5 +253,6 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         "language": "",
         "source_file": shard.file,
         "source_record": position,
+        "passed_over": dict(passed_over),
     }
     return Episode(frames=frames, height=height, width=width, **known | own)

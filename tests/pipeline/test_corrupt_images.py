@@ -158,3 +158,58 @@ def decodes_with_a_warning(data: bytes) -> bytes:
                 if looks_whole(flipped):
                     return flipped
     raise AssertionError("no such bit")
+
+
+def with_stray_bytes(data: bytes, marker: bytes, stray: bytes = bytes(range(1, 25))) -> bytes:
+    place = data.rindex(marker)
+    return data[:place] + stray + data[place:]
+
+
+STRAY = {
+    "before the end": with_stray_bytes(WHOLE, b"\xff\xd9"),
+    "many before the end": with_stray_bytes(WHOLE, b"\xff\xd9", bytes(range(1, 250)) * 9),
+    "zeros before the end": with_stray_bytes(WHOLE, b"\xff\xd9", bytes(40)),
+    "before a restart": with_stray_bytes(saved("JPEG", restart_marker_blocks=5), b"\xff\xd3"),
+    "before two restarts": with_stray_bytes(
+        with_stray_bytes(saved("JPEG", restart_marker_blocks=5), b"\xff\xd3"), b"\xff\xd5", b"\x80\x55\x21"
+    ),
+    "in grey, before a restart": with_stray_bytes(saved("JPEG", mode="L", restart_marker_blocks=7), b"\xff\xd2"),
+    "in a progressive one": with_stray_bytes(saved("JPEG", progressive=True), b"\xff\xd9", bytes(range(1, 99))),
+    "another revision of JFIF": WHOLE.replace(b"JFIF\0\1", b"JFIF\0\7"),
+}
+
+
+@pytest.mark.parametrize("form", [FrameForm("source"), FrameForm("png")], ids=lambda form: form.encoding)
+@pytest.mark.parametrize("name", STRAY)
+def test_bytes_that_a_checksum_proved_decode_as_elsewhere_where_only_stray_ones_are_between(name, form):
+    data = STRAY[name]
+    with Image.open(io.BytesIO(data)) as image:
+        right = np.array(image.convert("RGB"))
+    frame, size = form.keep(data)
+    assert size == right.shape[:2] and np.array_equal(decode(frame), right)
+
+
+@pytest.mark.parametrize("name", [name for name in STRAY if name != "another revision of JFIF"])
+def test_stray_bytes_are_damage_where_no_checksum_guards_them(name):
+    with pytest.raises(BadEpisodeError, match="extraneous bytes"):
+        FrameForm("png").keep(STRAY[name], checksummed=False)
+
+
+@pytest.mark.parametrize("ending", [b"", b"\xff\xd9"], ids=["without an end", "ended"])
+@pytest.mark.parametrize("form", [FrameForm("png"), FrameForm("jpeg", 40)], ids=lambda form: form.encoding)
+def test_stray_bytes_do_not_hide_that_a_picture_is_cut_short(form, ending):
+    data = saved("JPEG", restart_marker_blocks=5, quality=95)
+    place = data.index(b"\xff\xd3")
+    cut = data[:place] + b"\x12\x34\x56" + data[place : len(data) * 2 // 3] + ending
+    with pytest.raises(BadEpisodeError, match="damaged"):
+        form.keep(cut)
+
+
+def test_frames_with_stray_bytes_are_kept_and_counted(tmp_path):
+    odd = STRAY["before the end"]
+    folder = write_set(tmp_path, [episode(0, frames=3, image=lambda t: odd if t else WHOLE)], per_shard=1)
+    source = RldsSource(str(folder), ENTRY, FrameForm("png", 40))
+    run_unit(make_plan(source, ["train"], None, 1)[0], source, str(tmp_path / "out"))
+    (record,) = index.read_records(str(tmp_path / "out"))
+    assert record.samples == 1 and not record.left_out
+    assert list(record.statistics["passed_over"].values()) == [2]
