@@ -12,7 +12,7 @@ from pipeline import index
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
-from pipeline.frames import THUMBNAIL_SIDE, FrameForm, MadeFrame, encode_jpeg, encode_png, thumbnail
+from pipeline.frames import FrameForm, MadeFrame, encode_jpeg, encode_png
 from pipeline.plan import make_plan
 from pipeline.quality import (
     BLACK,
@@ -30,6 +30,7 @@ from pipeline.quality import (
     uniform_frames,
 )
 from pipeline.sources.rlds import RldsSource
+from pipeline.thumbnails import THUMBNAIL_SIDE, thumbnail
 from pipeline.unit import run_unit
 
 FORM = FrameForm("jpeg", 40)
