@@ -27,6 +27,7 @@ from pipeline.sources.base import BadEpisode, Source, SourceShard
 _log = logging.getLogger(__name__)
 _FAILED = ".failed"
 _LONGEST_REASON = 300
+_MOST_REASONS = 100
 
 
 class Part(NamedTuple):
@@ -91,7 +92,10 @@ class _ShardMaker:
         """Take one record of a file: the episode into the shard, or the reason why there is none into the record."""
         if isinstance(item, Episode):
             item = self._taken(file, position, item) or item
-        self._passed_over.update(item.passed_over)
+        for reason, count in item.passed_over.items():
+            # What a source calls things may be in a reason, and must not fill the record.
+            known = reason in self._passed_over or len(self._passed_over) < _MOST_REASONS
+            self._passed_over[reason if known else "for further reasons"] += count
         if isinstance(item, Episode):
             return
         if item.filtered:

@@ -111,7 +111,7 @@ def _raised(answer: Any) -> Any:
     """The value of an answer, or the error that it is."""
     if "value" in answer:
         return answer["value"]
-    raise getattr(errors, answer["error"], RuntimeError)(answer["message"])
+    raise getattr(errors, answer["error"])(answer["message"])
 
 
 class Hdf5Source(Source):
@@ -132,7 +132,7 @@ class Hdf5Source(Source):
 
         Raises:
             BadEpisodeError: It can't be used.
-            SourceError: The file can't be opened.
+            StorageError: The disk or the store it lies on can't be read.
         """
 
     def read_apart(self, shard: SourceShard, position: int, name: str = "") -> Episode | BadEpisode:

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, SourceShard, make_episode, pad_actions
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, SourceShard, make_episode, pad_actions
 from pipeline.sources.hdf5_process import Hdf5Source, call
 
 _log = logging.getLogger(__name__)
@@ -136,11 +136,14 @@ def read_splits(path: str) -> dict[str, list[str]]:
 
     Raises:
         BadEpisodeError: It doesn't say.
-        SourceError: It can't be opened.
+        StorageError: The disk or the store it lies on can't be read.
     """
     with hdf5.opened(path) as file:
         places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}
-        splits = {split: [hdf5.text(demo) for demo in hdf5.array(file, place)] for split, place in places.items()}
+        lists = {split: hdf5.array(file, place) for split, place in places.items()}
+        if any(demos.ndim != 1 or len(demos) > MAX_RECORDS for demos in lists.values()):
+            raise BadEpisodeError(f"its mask is no list of at most {MAX_RECORDS} episodes")
+        splits = {split: [hdf5.text(demo) for demo in demos] for split, demos in lists.items()}
     if not splits:
         raise BadEpisodeError(
             "it has neither mask/train nor mask/valid: robomimic's split_train_val.py writes a split into it. Or remove it"

@@ -212,7 +212,7 @@ def test_the_frames_of_a_vp2_episode_are_read_block_by_block(tmp_path, monkeypat
     ((_, usual),) = source.read(shard)
     monkeypatch.setattr(vp2, "_BLOCK", 2)
     assert source.read_here(shard, 0, "demo_1").frames == usual.frames
-    monkeypatch.setattr(hdf5, "MAX_EPISODE_BYTES", 48 * 64 * 3)
+    monkeypatch.setattr(hdf5, "MAX_ARRAY_BYTES", 48 * 64 * 3)
     with pytest.raises(BadEpisodeError, match="larger than any episode"):
         source.read_here(shard, 0, "demo_1")
 
