@@ -103,7 +103,7 @@ def test_what_is_not_taken_is_counted_by_name_and_the_episode_kept(tmp_path, nam
     assert f"`{name}`" in reason and count == 1
 
 
-@pytest.mark.parametrize("name", ["action", "reward", "state"])
+@pytest.mark.parametrize("name", ["action", "reward"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
 def test_a_number_that_is_not_finite_costs_the_episode(tmp_path, name, bad):
     numbers = np.zeros(4)
