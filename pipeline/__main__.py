@@ -1,5 +1,6 @@
 """`ivideogpt-ingest`: one data set becomes episode shards."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,12 @@ def parser() -> CommandParser:
         "--camera",
         type=str,
         help="Image feature to take, in place of the catalog's; `image` where the catalog doesn't know the data set.",
+    )
+    made.add_argument(
+        "--no_actions",
+        action="store_true",
+        default=None,
+        help="Ingest without actions, where those of an RLDS data set can't be read or aren't wanted.",
     )
     made.add_argument(
         "--rate",
@@ -157,6 +164,8 @@ def _engine(options: Any, beam_options: Sequence[str]) -> Engine | None:
 def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]]) -> tuple[Job, SourceLock]:
     """The plan of one data set, held against its lock file. `ends` are hashes that plans of the same folder share."""
     entry = catalog.dataset(name, options.camera, options.rate)
+    if options.no_actions:
+        entry = dataclasses.replace(entry, actions=False)
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     source = open_source(
@@ -184,6 +193,7 @@ _HEEDED = {
     "camera": ("rlds", "npz", "bair", "robonet", "vp2"),
     "classes": ("something-something-v2",),
     "episode_frames": ("video",),
+    "no_actions": ("rlds",),
 }
 
 
