@@ -17,6 +17,7 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError, ProjectError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.sources.base import Source, SourceShard
+from pipeline.sources.guard import read_guarded
 from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import SPEC_FILE, RldsSource
 from pipeline.sources.rlds_features import read_features
@@ -167,7 +168,7 @@ def _check_first_episode(found: Diagnosis, source: Source, shards: Sequence[Sour
     first = next((shard for shard in shards if sizes.get(shard.file)), None)
     if first is None:
         return
-    _, item = next(source.read(dataclasses.replace(first, take=1)), (0, None))
+    _, (item,) = next(read_guarded(dataclasses.replace(first, take=1), [source]), (0, [None]))
     if isinstance(item, Episode):
         facts = item.facts()
         names = ("num_frames", "height", "width", "rate", "action_dim", "language", "source_file")

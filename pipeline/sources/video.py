@@ -33,7 +33,7 @@ from pipeline.sources.containers import bytes_missing, is_lfs_pointer
 # In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
 ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
-    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".ivf", ".nut"),
+    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".nut"),
     *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
 )
 EPISODE_FRAMES = 1000
