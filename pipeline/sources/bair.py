@@ -63,8 +63,8 @@ class BairSource(Source):
             item: Episode | BadEpisode
             try:
                 item = columns if isinstance(columns, BadEpisode) else self._episode(columns, shard, position)
-            except BadEpisodeError as error:
-                item = BadEpisode.of(error)
+            except Exception as error:
+                item = blamed(error, f"{shard.file}, record {position}")
             yield position, item
 
     def _episode(self, columns: Columns, shard: SourceShard, position: int) -> Episode:

@@ -275,6 +275,8 @@ def _nothing(entry: DatasetEntry, path: str) -> str:
     )
     if not storage.exists(path):
         return f"{message}, but {path} doesn't exist"
+    if storage.is_local(path) and storage.local_path(path).is_file():
+        return f"{message}, but {path} is a file. Name the folder that holds it"
     versions = storage.list_folders(storage.join(path, entry.directory))
     if versions:
         return f"{message}; {storage.join(path, entry.directory)} has {', '.join(versions[:_SHOWN])}. Pass one of them"

@@ -38,6 +38,7 @@ from pipeline.sources.base import (
     pad_actions,
 )
 from pipeline.sources.example import Columns, feature_values, read_examples
+from pipeline.sources.guard import blamed
 from pipeline.sources.rlds_features import read_features
 from pipeline.sources.rlds_spec import EpisodeSpec, episode_spec
 from pipeline.sources.tfrecord import count_records
@@ -158,8 +159,8 @@ class RldsSource(Source):
             if spec.success is not None and not columns_of.numbers(columns, spec.success, 1).any():
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
-        except BadEpisodeError as error:
-            return BadEpisode.of(error)
+        except Exception as error:
+            return blamed(error, f"{shard.file}, record {position}")
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
         """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""

@@ -263,3 +263,9 @@ def test_the_version_of_a_lerobot_set_that_is_damaged_is_left_out(tmp_path):
     (tmp_path / "meta" / "info.json").write_text(json.dumps([1]))
     with pytest.raises(SourceError, match="in a LeRobot data set, which"):
         open_source(ENTRY, str(tmp_path), FORM)
+
+
+def test_a_file_in_place_of_a_folder_is_said(tmp_path):
+    write_video(tmp_path / "a.mp4", count=2)
+    with pytest.raises(SourceError, match=r"a\.mp4 is a file\. Name the folder"):
+        open_source(ENTRY, str(tmp_path / "a.mp4"), FORM)
