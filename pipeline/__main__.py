@@ -62,6 +62,12 @@ def parser() -> CommandParser:
         help="Share of the episodes, from 0 to 1: fail where more of them are left out.",
     )
     made.add_argument(
+        "--skip_missing",
+        action="store_true",
+        default=None,
+        help="Of an RLDS data set, take the files that are there: those that are missing are counted, but are no loss.",
+    )
+    made.add_argument(
         "--camera",
         type=str,
         help="Image feature to take, in place of the catalog's; `image` where the catalog doesn't know the data set.",
@@ -177,6 +183,7 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
         options.kind,
     )
     _require_effect(options, source)
+    source.skips_missing = bool(options.skip_missing)
     folder = storage.join(options.output, entry.name)
     lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
     known = ends.setdefault(source.folder, lock.known_ends())
@@ -194,6 +201,7 @@ _HEEDED = {
     "classes": ("something-something-v2",),
     "episode_frames": ("video",),
     "no_actions": ("rlds",),
+    "skip_missing": ("rlds",),
 }
 
 

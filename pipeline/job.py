@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import index, storage
-from pipeline.errors import ConflictError, SourceError
+from pipeline.errors import ConflictError, MissingEpisodeError, SourceError
 from pipeline.ledger import LEDGER_FILE, write_ledger
 from pipeline.naming import parse_shard_name
 from pipeline.plan import Unit
@@ -289,9 +289,13 @@ def _what_to_do(records: Sequence[ShardRecord]) -> str:
     files = set().union(*map(damaged_files, records))
     if not files:
         return f"{listed}."
+    missing = any(item.kind == MissingEpisodeError.kind for record in records for item in record.left_out)
+    way_out = (
+        " Where files of an RLDS data set are missing on purpose, --skip_missing takes those that are there." if missing else ""
+    )
     return (
         f"{listed}. Where {len(files)} damaged or missing files are fetched again, the same command makes their shards anew; "
-        "a file whose size and both ends are as before needs --overwrite."
+        f"a file whose size and both ends are as before needs --overwrite.{way_out}"
     )
 
 

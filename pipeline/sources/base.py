@@ -93,6 +93,7 @@ class Source(abc.ABC):
     """
 
     kind: ClassVar[str]
+    skips_missing: bool = False  # whether files that should be there and aren't are passed over, and are no loss
     divides_files: ClassVar[bool] = False  # whether several `SourceShard`s lie in one file, told apart by `first`
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:

@@ -105,7 +105,7 @@ FORMS = (
     Form(
         "an array_record data set",
         _any(r"\.array_?record(-\d|$)|\.riegeli(-\d|$)"),
-        "Convert it to TFRecord: `tfds convert_format --root_data_dir=OLD --out_path=NEW --out_file_format=tfrecord`",
+        "Convert it to TFRecord: `tfds convert_format --root_data_dir=OLD --out_dir=NEW --out_file_format=tfrecord`",
     ),
     Form("a Hugging Face data set (Arrow)", _all(r"\.arrow$", r"(^|/)(state|dataset_info|dataset_dict)\.json$"), _CONVERT),
     Form(

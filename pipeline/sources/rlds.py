@@ -6,13 +6,12 @@ Episodes of the split `train` that the catalog keeps for testing become the spli
 files.
 """
 
-import collections
 import functools
 import hashlib
 import logging
 import re
 import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -47,6 +46,7 @@ _log = logging.getLogger(__name__)
 SPEC_FILE = "features.json"
 _INFO_FILE = "dataset_info.json"
 _FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
+_PACKED_FILE = re.compile(r"\.tfrecords?\b.*\.(gz|zst|zip|xz|bz2)\b")
 _MAX_FILES = 100_000
 _TEST_SPLIT = "test"
 _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
@@ -93,20 +93,35 @@ class RldsSource(Source):
                 promised.add((match["stem"], match["of"]))
                 for number in range(int(match["of"])):
                     shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
+        if not shards:
+            _refuse_packed(self.folder)
         stated = _stated(self.folder)
-        files = collections.Counter(split for split, _ in shards)
-        for split in sorted(stated.keys() - files.keys()):
+        for split in sorted(stated.keys() - {split for split, _ in shards}):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
+        gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, there.keys())
+        if gaps:
+            self.passed_over[f"numbers of files that have no file and that {_INFO_FILE} doesn't count either"] += len(gaps)
+        files = {place: file for place, file in sorted(shards.items()) if place not in gaps}
         plan = []
-        for (split, number), file in sorted(shards.items()):
+        for split in dict.fromkeys(split for split, _ in files):
+            of_split = [(number, file) for (other, number), file in files.items() if other == split]
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
-            if len(lengths) == files[split] and number < len(lengths):
-                shard = SourceShard(split, number, file, lengths[number], stated_bytes=lengths[number] * bytes_per_record)
-            else:
-                shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
-            plan.append(shard)
+            for order, (number, file) in enumerate(of_split):
+                if len(lengths) == len(of_split):
+                    size = lengths[order] * bytes_per_record
+                    plan.append(SourceShard(split, number, file, lengths[order], stated_bytes=size))
+                else:
+                    plan.append(SourceShard(split, number, file, count_records(storage.join(self.folder, file))))
         plan = _with_first(plan)
-        return _with_missing(plan, there.keys()) + self._public_test(plan)
+        plan = _with_missing(plan, there.keys()) + self._public_test(plan)
+        return self._without_missing(plan, there.keys()) if self.skips_missing else plan
+
+    def _without_missing(self, plan: Sequence[SourceShard], there: Collection[str]) -> list[SourceShard]:
+        """The files of a plan that are there; the others are counted."""
+        kept = [shard for shard in plan if shard.file in there]
+        if missing := len({shard.file for shard in plan}) - len({shard.file for shard in kept}):
+            self.passed_over["files that are not there, which --skip_missing allows"] += missing
+        return kept
 
     def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
         """The files of `train` that hold episodes which the catalog keeps for testing, as files of a split of their own.
@@ -207,6 +222,33 @@ class RldsSource(Source):
             looked_at = set(anchors(len(images)).tolist())
             return [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
         return [self.form.keep_pixels(pixels, swap) for pixels in columns_of.pixels(columns, spec.camera)]
+
+
+def _gaps(shards: Mapping[tuple[str, int], str], lengths: Mapping[str, int], there: Collection[str]) -> set[tuple[str, int]]:
+    """Which files a builder never wrote, though names promise them: where there are as many files as lengths are stated.
+
+    Args:
+        shards: Split and number -> file, of all that names promise.
+        lengths: Split -> how many files the data set says that it has.
+        there: Files that are there.
+    """
+    gaps = set()
+    for split, stated in lengths.items():
+        promised = [place for place in shards if place[0] == split]
+        absent = [place for place in promised if shards[place] not in there]
+        if absent and len(promised) != stated == len(promised) - len(absent):
+            gaps.update(absent)
+    return gaps
+
+
+def _refuse_packed(folder: str) -> None:
+    """Raise `SourceError` where a data set has no TFRecord files but such that are compressed as a whole."""
+    packed = [name for name in storage.list_files(folder) if _PACKED_FILE.search(name)]
+    if packed:
+        raise SourceError(
+            f"{folder} holds TFRecord files that are compressed as a whole, such as {packed[0]}: unpack each of them and take "
+            "the ending away, so that it is called NAME-SPLIT.tfrecord-00000-of-00001"
+        )
 
 
 def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
