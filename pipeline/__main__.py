@@ -12,10 +12,12 @@ from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_com
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
 from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together, log_passed_over
+from pipeline.layout import files_of, read_layout
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.path_errors import try_output
-from pipeline.plan import make_plan, read_ends
+from pipeline.plan import make_plan, with_ends_of
 from pipeline.recipe import Recipe
+from pipeline.records import ends_of
 from pipeline.results import show
 from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES, Source
@@ -186,12 +188,16 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     source.skips_missing = bool(options.skip_missing)
     folder = storage.join(options.output, entry.name)
     lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
-    known = ends.setdefault(source.folder, lock.known_ends())
-    units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known)
-    known.update(read_ends(units))
-    log_passed_over(entry.name, source.passed_over)
-    if not options.overwrite:
-        lock.check(units)
+    made = read_layout(folder, source.divides_files) if source.grows else {}
+    with source.one_listing():
+        known = ends.setdefault(source.folder, lock.known_ends())
+        units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
+        if source.many_files:
+            units = with_ends_of(units, source, known, lock.files() | files_of(made))
+        known.update((file, hashed) for unit in units for file, hashed in ends_of(unit.inputs).items() if hashed is not None)
+        log_passed_over(entry.name, source.passed_over)
+        if not options.overwrite:
+            lock.check(units)
     return Job(units, source, entry.name, folder), lock
 
 

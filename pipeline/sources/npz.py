@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,9 @@ class NpzSource(Source):
     """
 
     kind = "npz"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
@@ -68,9 +71,9 @@ class NpzSource(Source):
         shards = []
         for position, name in enumerate(self.list_data()):
             match = _PUBLISHED_NAME.match(name)
-            split, number = (match["split"], int(match["index"])) if match else ("train", position)
-            shards.append(SourceShard(split, number, name, records=1))
-        return sorted(shards, key=lambda shard: (shard.split, shard.number))
+            split, place = (match["split"], int(match["index"])) if match else ("train", position)
+            shards.append((split, place, name))
+        return [SourceShard(split, None, name, records=1) for split, _, name in sorted(shards)]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episode of a file. See `Source.read`."""

@@ -15,7 +15,7 @@ import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import av
 import numpy as np
@@ -84,6 +84,9 @@ class VideoSource(Source):
     """
 
     kind = "video"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm, episode_frames: int = EPISODE_FRAMES) -> None:
         super().__init__(folder, entry, form)
@@ -105,7 +108,7 @@ class VideoSource(Source):
         """All files. See `Source.plan`."""
         names = list(self.list_data())
         texts = read_captions(self.folder, set(names))
-        return [SourceShard("train", number, name, text=texts.get(name, "")) for number, name in enumerate(names)]
+        return [SourceShard("train", None, name, text=texts.get(name, "")) for name in names]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a file. See `Source.read`."""

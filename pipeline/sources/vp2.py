@@ -32,6 +32,8 @@ class Vp2Source(Hdf5Source):
     """A folder of robomimic files. `--camera` may name any `obs/..` of (T, H, W, 3)."""
 
     kind = "vp2"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
     divides_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
@@ -53,15 +55,15 @@ class Vp2Source(Hdf5Source):
         usual = _usual(list(counts.values()))
         usual_size = statistics.median_low([sizes[name] for name in counts]) if counts else 0
         shards = []
-        for number, name in enumerate(sizes):
+        for name in sizes:
             splits = counts.get(name, usual)
             # What is left of a damaged file says nothing of what comes of it once it is whole.
             share = (sizes[name] if name in counts else usual_size) / max(1, sum(splits.values()))
             for split, demos in splits.items():
                 for first in range(0, max(1, demos), _STRETCH):
                     count = min(_STRETCH, demos - first)
-                    shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
-        return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))
+                    shards.append(SourceShard(split, None, name, count, stated_bytes=share * count, first=first))
+        return sorted(shards, key=lambda shard: (shard.split, shard.file, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a stretch. See `Source.read`."""
