@@ -47,8 +47,7 @@ class FilePrint:
         """Whether the contents differ for certain."""
         if (self.size, self.ends_sha256) != (other.size, other.ends_sha256):
             return True
-        same_kind = bool(self.tag and other.tag) and _kind(self.tag) == _kind(other.tag)
-        return same_kind and self.tag != other.tag
+        return _kind(self.tag) == _kind(other.tag) != "" and self.tag != other.tag
 
 
 def _kind(tag: str | None) -> str:

@@ -13,9 +13,9 @@ from downstream_data import write_robonet, write_vp2
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
-from pipeline.naming import hashed_key
 from pipeline.job import ingest
 from pipeline.ledger import read_ledger
+from pipeline.naming import hashed_key
 from pipeline.plan import make_plan
 from pipeline.sources import hdf5, hdf5_process, vp2
 from pipeline.sources.base import BadEpisode
