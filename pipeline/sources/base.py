@@ -161,7 +161,8 @@ class Source(abc.ABC):
 
     def list_data(self) -> dict[str, int]:
         """What `file_sizes` gives; `passed_over` counts the other files from now on. Each `plan` begins with it."""
-        taken, self.passed_over = self._look()
+        taken, others = self._look()
+        self.passed_over = others.copy()
         return {name: known.size for name, known in taken.items()}
 
     def _look(self) -> tuple[dict[str, Listed], collections.Counter[str]]:
