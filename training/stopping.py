@@ -1,9 +1,13 @@
 """A run that is asked to stop: SIGTERM, and SIGUSR1, which Slurm sends some time before its SIGTERM."""
 
+import atexit
 import contextlib
 import logging
+import multiprocessing
+import multiprocessing.util
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -15,13 +19,23 @@ log = logging.getLogger(__name__)
 def signals_held_back() -> Iterator[None]:
     """Processes that are started in this context never get the signals, nor does this one while it lasts.
 
-    A scheduler signals every process of a job, and one that reads data for this one must live until the step is done.
+    A scheduler signals every process of a job, and one that reads data for this one must live until the step is done. What
+    `multiprocessing` started here is killed when this process ends: it would send SIGTERM, and wait for ever.
     """
+    others = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Registered after `multiprocessing`'s own function, so it runs before that one.
+        atexit.register(_kill, set(multiprocessing.active_children()) - others)
+
+
+def _kill(processes: Collection[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.kill()
 
 
 class StopRequest:

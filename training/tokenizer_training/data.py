@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pipeline.child_processes import follow_parent
 from pipeline.errors import BadEpisodeError, ProjectError, ShardError
 from pipeline.network_recipe import TokenizerConfig
 from pipeline.recipe import ClipsConfig
@@ -173,3 +174,8 @@ class StepBatches:
         for step in self._steps:
             start = (step * self._processes + self._rank) * self._local_batch
             yield list(range(start, start + self._local_batch))
+
+
+def begin_reading(_: int) -> None:
+    """What a process that reads clips does first."""
+    follow_parent()

@@ -5,9 +5,7 @@ order of samples needs the step alone.
 """
 
 import dataclasses
-import json
 import logging
-import shutil
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
@@ -16,32 +14,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline import storage
 from pipeline.catalog import mixture
-from pipeline.child_processes import follow_parent
 from pipeline.errors import ConfigError
 from pipeline.frames import require_detail
 from pipeline.measured_json import describe_not_finite, measured_json, restored, told
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
-from training.durable import flush_tree
 from training.episode_table import open_tables
 from training.metrics import METRICS_NAME, cut_metrics
 from training.nonfinite import poisoned
 from training.stopping import StopRequest, signals_held_back
+from training.tokenizer_training import checkpoints
 from training.tokenizer_training.adversary import Adversary, measure_of
 from training.tokenizer_training.codebooks import CodebookKeeper
-from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, collate
+from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, begin_reading, collate
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
 from training.tokenizer_training.left_out import LeftOutEpisodes, summarized
 from training.tokenizer_training.loss import tokenizer_losses
 from training.tokenizer_training.skipping import SkippedSteps
-from training.tokenizer_training.start import starting_model
+from training.tokenizer_training.start import in_one_precision, starting_model
 from training.tokenizer_training.stillness import stillness
 from training.tokenizer_training.weight_average import WeightAverage
 from training.video_metrics.perceptual import LPIPS
@@ -79,7 +74,7 @@ class TokenizerTrainer:
         # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
         on_cpu = not torch.cuda.is_available()
         PartialState(cpu=on_cpu)
-        self.recipe = _in_one_precision(recipe)
+        self.recipe = in_one_precision(recipe)
         self.config = self.recipe.tokenizer
         self.output = output
         self.step = 0
@@ -166,30 +161,27 @@ class TokenizerTrainer:
 
     def save_checkpoint(self) -> None:
         """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
-        name = f"step-{self.step:08d}"
-        folder = self.output / "checkpoints"
+        name, folder = checkpoints.tag(self.step), self.output / "checkpoints"
         self._codebooks.gather()
         state = {"step": self.step, **self._skipped.state(), **self._left_out.gathered(self._gather)}
         state["results"] = told(self._results)
         self.accelerator.save_state(str(folder / name), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            # On disk before what it replaces goes.
-            flush_tree(folder / name)
-            storage.write_bytes(str(folder / "latest.json"), json.dumps({"name": name, **state}).encode())
-            flush_tree(folder, below=False)
-            for other in folder.iterdir():
-                if other.is_dir() and other.name != name:
-                    shutil.rmtree(other)
+            checkpoints.publish(folder, name, state)
         self.accelerator.wait_for_everyone()
 
     def load_checkpoint(self) -> bool:
-        """Continue from the newest whole checkpoint; False where there is none."""
-        latest = self.output / "checkpoints" / "latest.json"
-        if not latest.exists():
+        """Continue from the newest checkpoint; False where there is none.
+
+        Raises:
+            ConflictError: There was one, and it isn't whole any more, or can't be loaded.
+        """
+        found = checkpoints.find(self.output / "checkpoints")
+        if found is None:
             return False
-        pointer = json.loads(latest.read_bytes())
-        self.accelerator.load_state(str(latest.parent / pointer["name"]))
+        folder, pointer = found
+        checkpoints.load(self.accelerator, folder)
         self.step = int(pointer["step"])
         self._skipped.restore(pointer)
         self._left_out.restore(pointer, self.accelerator.is_main_process)
@@ -235,15 +227,19 @@ class TokenizerTrainer:
             pin_memory=accelerator.device.type == "cuda",
             # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
             multiprocessing_context="spawn" if self._workers else None,
-            worker_init_fn=_begin_reading,
+            worker_init_fn=begin_reading,
         )
         with signals_held_back():
             batches = iter(loader)
-        for batch in batches:
-            self._left_out.add(batch.unread, batch.replaced)
-            if batch.failure is not None:
-                raise batch.failure
-            yield batch.clips.to(accelerator.device, non_blocking=True)
+        try:
+            for batch in batches:
+                self._left_out.add(batch.unread, batch.replaced)
+                if batch.failure is not None:
+                    raise batch.failure
+                yield batch.clips.to(accelerator.device, non_blocking=True)
+        finally:
+            # Its workers end when nothing refers to it any more; an error's traceback would.
+            del batches
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
         # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
@@ -343,21 +339,6 @@ def step_seed(seed: int, step: int, process: int) -> int:
     Steps and processes share the lower 40 bits, so a seed of more than the upper 24 is mixed with what is left of it.
     """
     return ((seed << 40) + (seed >> 24) * _MIXER + (step << 12) + process) % 2**64
-
-
-def _in_one_precision(recipe: Recipe) -> Recipe:
-    """The recipe in fp32 as soon as one process has it so, where machines of several kinds train together."""
-    found = gather_object([recipe.tokenizer.training_precision])
-    if "fp32" not in found or recipe.tokenizer.training_precision == "fp32":
-        return recipe
-    ranks = ", ".join(str(rank) for rank, precision in enumerate(found) if precision == "fp32")
-    log.warning("tokenizer.training_precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
-    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision="fp32"))
-
-
-def _begin_reading(_: int) -> None:
-    """What a process that reads clips does first."""
-    follow_parent()
 
 
 def _all_frames(output: TokenizerOutput) -> Tensor:

@@ -1,0 +1,30 @@
+"""Processes that read data for a run never get its signals, and still never outlive it or keep it from ending."""
+
+import subprocess
+import sys
+import textwrap
+
+
+def test_a_process_ends_though_what_it_started_with_signals_held_back_never_gets_them():
+    code = """
+        import multiprocessing, os, signal, time
+        from training.stopping import signals_held_back
+
+        def work(ready):
+            ready.set()
+            time.sleep(600)
+
+        if __name__ == "__main__":
+            ready = multiprocessing.Event()
+            with signals_held_back():
+                child = multiprocessing.Process(target=work, args=(ready,), daemon=True)
+                child.start()
+            ready.wait()
+            os.kill(child.pid, signal.SIGTERM)
+            child.join(0.2)
+            print(child.pid, child.is_alive())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60, check=True)
+    pid, alive = done.stdout.split()
+    assert alive == "True"
+    assert subprocess.run(["kill", "-0", pid], capture_output=True, check=False).returncode != 0
