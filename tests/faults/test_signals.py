@@ -163,6 +163,9 @@ def statuses(stage: Stage, number: signal.Signals, as_demo: bool) -> set[int]:
         return {1, 128 + number, -number}
     if number == signal.SIGTERM and "training" in stage.command:
         return {0}  # After its step, and a checkpoint.
+    if "training.predict" in stage.command:
+        # It may still be importing, when Python ends by the signal itself.
+        return {128 + number, -number}
     return {128 + number}
 
 
