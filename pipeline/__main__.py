@@ -1,5 +1,6 @@
 """`ivideogpt-ingest`: one data set becomes episode shards."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,12 @@ from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_com
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
 from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together, log_passed_over
+from pipeline.layout import files_of, read_layout
 from pipeline.lock import LOCK_FILE, SourceLock
 from pipeline.path_errors import try_output
-from pipeline.plan import make_plan, read_ends
+from pipeline.plan import make_plan, with_ends_of
 from pipeline.recipe import Recipe
+from pipeline.records import ends_of
 from pipeline.results import show
 from pipeline.runners import dask, spark
 from pipeline.sources.base import MAX_FRAMES, Source
@@ -61,9 +64,21 @@ def parser() -> CommandParser:
         help="Share of the episodes, from 0 to 1: fail where more of them are left out.",
     )
     made.add_argument(
+        "--skip_missing",
+        action="store_true",
+        default=None,
+        help="Of an RLDS data set, take the files that are there: those that are missing are counted, but are no loss.",
+    )
+    made.add_argument(
         "--camera",
         type=str,
         help="Image feature to take, in place of the catalog's; `image` where the catalog doesn't know the data set.",
+    )
+    made.add_argument(
+        "--no_actions",
+        action="store_true",
+        default=None,
+        help="Ingest without actions, where those of an RLDS data set can't be read or aren't wanted.",
     )
     made.add_argument(
         "--rate",
@@ -157,6 +172,8 @@ def _engine(options: Any, beam_options: Sequence[str]) -> Engine | None:
 def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]]) -> tuple[Job, SourceLock]:
     """The plan of one data set, held against its lock file. `ends` are hashes that plans of the same folder share."""
     entry = catalog.dataset(name, options.camera, options.rate)
+    if options.no_actions:
+        entry = dataclasses.replace(entry, actions=False)
     if Path(entry.name).name != entry.name or entry.name.startswith("."):
         raise ConfigError(f"--dataset {entry.name!r} can't be the name of a folder")
     source = open_source(
@@ -168,14 +185,19 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
         options.kind,
     )
     _require_effect(options, source)
+    source.skips_missing = bool(options.skip_missing)
     folder = storage.join(options.output, entry.name)
     lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
-    known = ends.setdefault(source.folder, lock.known_ends())
-    units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known)
-    known.update(read_ends(units))
-    log_passed_over(entry.name, source.passed_over)
-    if not options.overwrite:
-        lock.check(units)
+    made = read_layout(folder, source.divides_files) if source.grows else {}
+    with source.one_listing():
+        known = ends.setdefault(source.folder, lock.known_ends())
+        units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
+        if source.many_files:
+            units = with_ends_of(units, source, known, lock.files() | files_of(made))
+        known.update((file, hashed) for unit in units for file, hashed in ends_of(unit.inputs).items() if hashed is not None)
+        log_passed_over(entry.name, source.passed_over)
+        if not options.overwrite:
+            lock.check(units)
     return Job(units, source, entry.name, folder), lock
 
 
@@ -184,6 +206,8 @@ _HEEDED = {
     "camera": ("rlds", "npz", "bair", "robonet", "vp2"),
     "classes": ("something-something-v2",),
     "episode_frames": ("video",),
+    "no_actions": ("rlds",),
+    "skip_missing": ("rlds",),
 }
 
 

@@ -39,6 +39,7 @@ class DatasetEntry:
         bgr: Cameras known to have red and blue swapped.
         future_steps: Steps that an action of the source spans; the first one is taken.
         success_filter: Whether episodes that the source marks as failed are passed over.
+        actions: Whether its actions are read.
         test_episodes: File in `configs/` that names the episodes of the split `train` that are a public test set.
     """
 
@@ -53,6 +54,7 @@ class DatasetEntry:
     bgr: tuple[str, ...] = ()
     future_steps: int = 1
     success_filter: bool = False
+    actions: bool = True
     test_episodes: str = ""
 
 

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import storage
 from pipeline.episode import Episode
-from pipeline.errors import ConfigError, ShardError
+from pipeline.errors import ConfigError, ConflictError, ShardError
+from pipeline.listings import Listed
 from pipeline.naming import parse_shard_name
 from pipeline.quality import COLUMNS as QUALITY_COLUMNS
 from pipeline.records import ShardRecord, read_record
@@ -94,9 +96,20 @@ def read_records(folder: str) -> Iterator[ShardRecord]:
     Raises:
         ShardError: A file that is named like a record isn't one.
     """
-    for name in storage.list_files(folder):
-        if name.endswith(".json") and parse_shard_name(name.removesuffix("json") + "tar"):
-            yield read_record(storage.join(folder, name))
+    for name in listed_records(folder):
+        try:
+            record = read_record(storage.join(folder, name))
+        except FileNotFoundError:  # its shard is made anew meanwhile
+            continue
+        yield record
+
+
+def listed_records(folder: str) -> dict[str, Listed]:
+    """Name -> what its listing says of the record of each episode shard in a data set's folder."""
+    listed = storage.listing(folder).items()
+    return {
+        name: known for name, known in listed if name.endswith(".json") and parse_shard_name(name.removesuffix("json") + "tar")
+    }
 
 
 def write_index(
@@ -126,12 +139,30 @@ def write_index(
         of_shard = {"shard": record.shard, "split": _split(record)}
         tables.append(pa.Table.from_pylist([{**entry, **of_shard} for entry in record.entries], schema=_SCHEMA))
         kept.append(dataclasses.replace(record, entries=[]))
-    write_table(storage.join(folder, INDEX_FILE), pa.concat_tables(tables).combine_chunks())
+    table = pa.concat_tables(tables).combine_chunks()
+    if (twice := equal_keys(table)) is not None:
+        raise ConflictError(
+            f"{folder}: {twice}. Remove the shard that doesn't belong, with its record, and run the command again"
+        )
+    write_table(storage.join(folder, INDEX_FILE), table)
     text = json.dumps(
         _summary(dataset, kept, missing, passed_over or {}, filtered or {}), indent=1, sort_keys=True, ensure_ascii=False
     )
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
     return kept
+
+
+def equal_keys(table: pa.Table) -> str | None:
+    """Which episodes of an index have one key, in words, or None: `key`, `shard` and `source_file` of two of them."""
+    counts = pc.value_counts(table["key"])
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if not len(twice):
+        return None
+    key = twice[0].as_py()
+    rows = table.filter(pc.equal(table["key"], key)).slice(0, 2).to_pylist()
+    (first, second) = (f"{row['source_file']} in {row['shard']}" for row in rows)
+    more = f", and {len(twice) - 1} more keys are there twice" if len(twice) > 1 else ""
+    return f"two episodes have the key {key}: {first} and {second}{more}"
 
 
 def _split(record: ShardRecord) -> str:

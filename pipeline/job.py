@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import index, storage
-from pipeline.errors import ConflictError, SourceError
+from pipeline.errors import ConflictError, MissingEpisodeError, ProjectError, SourceError
 from pipeline.ledger import LEDGER_FILE, write_ledger
-from pipeline.naming import parse_shard_name
+from pipeline.naming import parse_shard_name, written
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
 from pipeline.records import (
@@ -121,6 +121,8 @@ def ingest_together(
 
 def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
     """The units of a job that are still to be done; what is left of them is cleared away."""
+    if overwrite and job.source.grows:
+        clear_emptied(job.units, job.source, job.folder)
     refuse_strays(job.units, job.folder)
     sizes = storage.file_sizes(job.folder)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -128,13 +130,13 @@ def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
     work = [unit for unit, is_done in zip(job.units, done, strict=True) if not is_done]
     for unit in work:
         storage.remove(record_path(storage.join(job.folder, unit.shard)))
-    take_failures(job.folder)
+    take_failures(job.folder, {unit.shard for unit in job.units})
     return work
 
 
 def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
     """Write the index of a data set and say what became of the units that were to be done."""
-    reasons = take_failures(job.folder)
+    reasons = take_failures(job.folder, {unit.shard for unit in work})
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda unit: find_done(job.folder, unit.shard, unit.inputs), work))
     # Of two attempts at a unit one may have failed.
@@ -144,13 +146,27 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
         if record is None
     }
     planned = job.source.passed_over
-    made = index.read_records(job.folder)
-    records = index.write_index(job.folder, job.dataset, made, sorted(failures), planned, job.source.filtered)
-    write_ledger(job.folder, job.dataset, records)
+    records = _write_tables(job, sorted(failures))
     log_passed_over(job.dataset, index.count_passed_over(records, {}))
     passed_over = index.count_passed_over(records, planned)
     frames = sum(record.frames for record in found if record is not None)
     return Outcome(records, len(work) - len(failures), failures, seconds, passed_over, frames)
+
+
+def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardRecord]:
+    """Write the index and the ledger of all records in the folder; these, without their entries.
+
+    Another run may publish shards of other splits meanwhile. Whichever of the two looks last sees all records of both, because
+    each looks again after it has written.
+    """
+    planned = job.source.passed_over
+    while True:
+        there = index.listed_records(job.folder)
+        made = index.read_records(job.folder)
+        records = index.write_index(job.folder, job.dataset, made, missing, planned, job.source.filtered)
+        write_ledger(job.folder, job.dataset, records)
+        if index.listed_records(job.folder) == there:
+            return records
 
 
 def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:
@@ -195,10 +211,30 @@ def refuse_strays(units: Sequence[Unit], folder: str) -> None:
                 f"{path} is not among the {len(planned)} shards of this plan: another source, --max_episodes or "
                 "data.shard_mib made it. Choose another output folder, or remove it"
             )
-        if name.endswith(".json") and (made_with := _common(read_record(path).inputs)) != common:
+        if not name.endswith(".json"):
+            continue
+        try:
+            made_with = _common(read_record(path).inputs)
+        except FileNotFoundError:  # another run makes it anew
+            continue
+        if made_with != common:
             raise ConflictError(
                 f"{path} was made in another way: {describe_difference(made_with, common)}. Choose another output folder"
             )
+
+
+def clear_emptied(units: Sequence[Unit], source: Source, folder: str) -> None:
+    """Remove shards that are not in a plan because none of their files is there any more."""
+    planned, splits = {unit.shard for unit in units}, {unit.split for unit in units}
+    strays = [record for record in index.read_records(folder) if record.shard not in planned]
+    there = {written(name) for name in source.listing()} if strays else set()
+    for record in strays:
+        of_split = (parse_shard_name(record.shard) or ("",))[0] in splits
+        if of_split and there.isdisjoint(one["file"] for one in record.inputs["sources"]):
+            path = storage.join(folder, record.shard)
+            _log.warning("%s is removed: none of its files is there any more", path)
+            storage.remove(record_path(path))
+            storage.remove(path)
 
 
 def _common(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -228,17 +264,30 @@ def _progress(parts: Sequence[Part], name: str) -> Iterator[None]:
 
 
 def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
+    """Count what is published until told to stop; what is wrong with that is said, and the count goes on."""
     waiting = {storage.join(part.folder, record_path(part.unit.shard)) for part in parts}
     folders = {part.folder for part in parts}
     interval = _LOCAL_POLL if all(map(storage.is_local, folders)) else _REMOTE_POLL
     started = time.monotonic()
     frames = 0
-    last = False
+    last = failing = False
     while not last:
         last = stop.wait(interval)
-        for path in waiting & {storage.join(folder, name) for folder in folders for name in storage.list_files(folder)}:
+        try:
+            there = {storage.join(folder, name) for folder in folders for name in storage.list_files(folder)}
+            failing = False
+        except (ProjectError, OSError) as error:
+            # Only the progress line depends on it; the work itself says what it can't do.
+            if not failing:
+                _log.warning("what is published can't be listed for the progress line: %s", error)
+            failing = True
+            continue
+        for path in waiting & there:
             waiting.remove(path)
-            frames += read_record(path).frames
+            try:
+                frames += read_record(path).frames
+            except (ProjectError, OSError) as error:
+                _log.warning("a shard's record can't be read: %s", error)
             line.set_postfix_str(f"{frames / (time.monotonic() - started):.0f} frames/s", refresh=False)
             line.update()
 
@@ -289,9 +338,13 @@ def _what_to_do(records: Sequence[ShardRecord]) -> str:
     files = set().union(*map(damaged_files, records))
     if not files:
         return f"{listed}."
+    missing = any(item.kind == MissingEpisodeError.kind for record in records for item in record.left_out)
+    way_out = (
+        " Where files of an RLDS data set are missing on purpose, --skip_missing takes those that are there." if missing else ""
+    )
     return (
         f"{listed}. Where {len(files)} damaged or missing files are fetched again, the same command makes their shards anew; "
-        "a file whose size and both ends are as before needs --overwrite."
+        f"a file whose size and both ends are as before needs --overwrite.{way_out}"
     )
 
 

@@ -17,8 +17,10 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import ConflictError, ShardError
 from pipeline.json_files import read_json
+from pipeline.listings import tells_time
+from pipeline.naming import written
 from pipeline.plan import Unit
-from pipeline.records import ShardRecord, damaged_files, fingerprint
+from pipeline.records import ENDS, ShardRecord, damaged_files, fingerprint
 from pipeline.sources.base import Source
 
 LOCK_FILE = "sources.lock.json"
@@ -26,14 +28,15 @@ _FORMAT = 1
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FilePrint:
     """What a source file is known by.
 
     Attributes:
         size: In bytes; None where the file isn't there.
         ends_sha256: First 16 hex digits of the SHA-256 of both its ends; None where the file isn't there.
-        tag: What an object store says of its content, with the kind of tag in front; None elsewhere.
+        tag: What its listing says of its content, or of the time of its last change, with the kind of tag in front; None where
+            nothing is said, or asked.
     """
 
     size: int | None
@@ -44,13 +47,12 @@ class FilePrint:
         """Whether the contents differ for certain."""
         if (self.size, self.ends_sha256) != (other.size, other.ends_sha256):
             return True
-        same_kind = bool(self.tag and other.tag) and _kind(self.tag) == _kind(other.tag)
-        return same_kind and self.tag != other.tag
+        return _kind(self.tag) == _kind(other.tag) != "" and self.tag != other.tag
 
 
 def _kind(tag: str | None) -> str:
-    """An S3 tag with a dash depends on the size of the parts it was uploaded in, so two such tell nothing."""
-    if tag is None or (tag.startswith("ETag:") and "-" in tag):
+    """A time differs between copies, an S3 tag with a dash between sizes of the parts it was uploaded in: neither tells."""
+    if tag is None or tells_time(tag) or (tag.startswith("ETag:") and "-" in tag):
         return ""
     return tag.split(":")[0]
 
@@ -104,7 +106,7 @@ class SourceLock:
     """
 
     def __init__(self, path: str, source: Source) -> None:
-        """Read the lock file, and the tags of the source's files.
+        """Read the lock file.
 
         Raises:
             ShardError: The file is no lock file.
@@ -113,16 +115,35 @@ class SourceLock:
         self.name = _locked_name(source)
         self._source = source
         self._locked = read_lock(path).get(self.name)
-        self._tags = storage.content_tags(source.folder)
+        self._tags: dict[str, str] | None = None
 
     def known_ends(self) -> dict[str, str]:
-        """File -> hash of its ends, of those files whose store says that they are what was locked."""
+        """File -> hash of its ends, of those files whose listing says that they are what was locked."""
+        tags = self._listed_tags()
         files = self._locked.files if self._locked else {}
         return {
             name: known.ends_sha256
             for name, known in files.items()
-            if known.ends_sha256 is not None and known.tag is not None and known.tag == self._tags.get(name)
+            if known.ends_sha256 is not None and known.tag is not None and known.tag == tags.get(name)
         }
+
+    def files(self) -> set[str]:
+        """Names of the files that are locked."""
+        return set(self._locked.files) if self._locked else set()
+
+    def _listed_tags(self) -> dict[str, str]:
+        """File -> tag, as it was when it was first asked for, so before the file was read.
+
+        Of a source of few files times are not asked: their ends are read every time.
+        """
+        if self._tags is None:
+            listed = self._source.listing().items()
+            self._tags = {
+                written(name): known.tag
+                for name, known in listed
+                if known.tag is not None and (self._source.many_files or not tells_time(known.tag))
+            }
+        return self._tags
 
     def check(self, units: Sequence[Unit]) -> None:
         """Compare a plan's files with those that are locked.
@@ -131,20 +152,25 @@ class SourceLock:
             ConflictError: The data set was rewritten; the message names both fingerprints and the files that differ.
         """
         if self._locked is not None:
-            compare(self.path, self.name, self._locked, self._print(units), self._source.file_sizes())
+            spec = units[0].inputs.get("spec_sha256") if units else None
+            now = self._print(spec, [unit.inputs for unit in units])
+            compare(self.path, self.name, self._locked, now, map(written, self._source.listing()))
 
     def add(self, units: Sequence[Unit], records: Iterable[ShardRecord], overwrite: bool) -> None:
         """Lock the files that became shards without damage; with `overwrite`, forget what was locked before."""
-        damaged = {record.shard: damaged_files(record) for record in records}
-        now = self._print([unit for unit in units if unit.shard in damaged])
-        sound = now.files.keys() - set().union(*damaged.values())
+        planned = {unit.shard: unit.inputs for unit in units}
+        done = [record for record in records if record.shard in planned]
+        spec = next((planned[record.shard].get("spec_sha256") for record in done), None)
+        now = self._print(spec, [record.inputs for record in done])
+        sound = now.files.keys() - set().union(*map(damaged_files, done))
         write_lock(self.path, self.name, SourcePrint(now.spec_sha256, {name: now.files[name] for name in sound}), overwrite)
 
-    def _print(self, units: Sequence[Unit]) -> SourcePrint:
-        """What a plan says of its files; the plan has read their ends."""
-        sources = {one["file"]: one for unit in units for one in unit.inputs["sources"]}
-        files = {name: FilePrint(one["size"], one.get("ends_sha256"), self._tags.get(name)) for name, one in sources.items()}
-        return SourcePrint(units[0].inputs.get("spec_sha256") if units else None, files)
+    def _print(self, spec_sha256: str | None, inputs: Iterable[dict[str, Any]]) -> SourcePrint:
+        """What plans or records say of their files."""
+        tags = self._listed_tags()
+        sources = {one["file"]: one for of_shard in inputs for one in of_shard["sources"]}
+        files = {name: FilePrint(one["size"], one.get(ENDS), tags.get(name)) for name, one in sources.items()}
+        return SourcePrint(spec_sha256, files)
 
 
 def _locked_name(source: Source) -> str:

@@ -7,26 +7,23 @@ files', so that it stays the same when a damaged file is repaired.
 
 import copy
 import dataclasses
-import hashlib
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
 from pipeline.catalog import first_view
+from pipeline.ends import read_ends
 from pipeline.episode import Episode
 from pipeline.errors import ConfigError, SourceError
-from pipeline.naming import shard_name
+from pipeline.layout import Layout, numbered
+from pipeline.naming import is_split_name, shard_name, written
+from pipeline.records import ENDS, with_ends
 from pipeline.sources.base import Source, SourceShard
 from pipeline.sources.guard import read_guarded
 
-FORMAT_VERSION = 1
 _SAMPLED_FILES = 3
-_IDENTITY_BYTES = 1 << 16
-_THREADS, _REMOTE_THREADS = 16, 64  # a store answers late, but many at once
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,7 @@ def make_plan(
     max_episodes: int | None,
     shard_bytes: int,
     known_ends: Mapping[str, str] | None = None,
+    made: Layout | None = None,
 ) -> list[Unit]:
     """All units of a data set, in the order of their shards.
 
@@ -62,12 +60,25 @@ def make_plan(
         splits: Only these; None takes all there are.
         max_episodes: Of each split, at most so many from its beginning.
         shard_bytes: About how large a shard should become.
-        known_ends: File -> hash of its ends, of files that needn't be opened to know it.
+        known_ends: File, as records write it, -> hash of its ends, of files that needn't be opened to know it.
+        made: What shards are there already, of a source whose files come and go; see `pipeline.layout`.
 
     Raises:
-        SourceError: The source has no files.
-        ConfigError: There is no such split.
+        SourceError: The source has no files, or two files would give episodes of one key.
+        ConfigError: There is no such split, or shards can't be called after it.
     """
+    with source.one_listing():
+        return _make_plan(source, splits, max_episodes, shard_bytes, known_ends or {}, made or {})
+
+
+def _make_plan(
+    source: Source,
+    splits: Sequence[str] | None,
+    max_episodes: int | None,
+    shard_bytes: int,
+    known_ends: Mapping[str, str],
+    made: Layout,
+) -> list[Unit]:
     files = source.plan()
     if not files:
         raise SourceError(f"{source.folder} holds no files of episodes")
@@ -75,38 +86,75 @@ def make_plan(
     for split in splits or []:
         if split not in known:
             raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known)}")
-    files = limited([file for file in files if not splits or file.split in splits], max_episodes)
+    files = [file for file in files if not splits or file.split in splits]
+    _check_names(source, files)
+    files = limited(files, max_episodes)
     sizes = source.file_sizes()
-    weights = [output_share(file) * _expected_size(file, sizes) for file in files]
-    groups = grouped(files, weights, shard_bytes / shrinkage(_measured(source), files, sizes))
-    ends = dict(known_ends or {})
-    unread = sorted({file.file for file in files if file.file in sizes} - ends.keys())
-    with ThreadPoolExecutor(_THREADS if storage.is_local(source.folder) else _REMOTE_THREADS) as pool:
-        paths = [storage.join(source.folder, name) for name in unread]
-        ends.update(zip(unread, pool.map(_ends_sha256, paths, [sizes[name] for name in unread]), strict=True))
-    identities = {file: _identity(source, file, sizes, ends) for file in files}
-    common = {"format": FORMAT_VERSION, **source.inputs()}
-    numbers = dict.fromkeys(known, 0)
-    units = []
-    for group in groups:
-        split = group[0].split
-        units.append(
-            Unit(
-                shard=shard_name(split, numbers[split], "tar"),
-                split=split,
-                sources=tuple(group),
-                source_bytes=sum(sizes.get(file.file, 0) for file in group),
-                inputs={**common, "split": split, "sources": [identities[file] for file in group]},
-            )
+    target = shard_bytes / shrinkage(_measured(source), files, sizes)
+
+    def group(chosen: Sequence[SourceShard]) -> list[list[SourceShard]]:
+        return grouped(chosen, [output_share(file) * _expected_size(file, sizes) for file in chosen], target)
+
+    ends: dict[str, str | None] = dict(known_ends)
+    if not source.many_files:
+        ends |= _read_unknown(source, files, sizes, known_ends, None)
+    common = {"format": source.format, **source.inputs()}
+    return [
+        Unit(
+            shard=shard_name(split, number, "tar"),
+            split=split,
+            sources=tuple(chosen),
+            source_bytes=sum(sizes.get(file.file, 0) for file in chosen),
+            inputs={**common, "split": split, "sources": [_identity(source, file, sizes, ends) for file in chosen]},
         )
-        numbers[split] += 1
-    return units
+        for split, number, chosen in numbered(files, group, made, source.divides_files)
+    ]
 
 
-def read_ends(units: Sequence[Unit]) -> dict[str, str]:
-    """File -> hash of its ends, as a plan has read them."""
-    sources = [one for unit in units for one in unit.inputs["sources"]]
-    return {one["file"]: one["ends_sha256"] for one in sources if "ends_sha256" in one}
+def with_ends_of(units: Sequence[Unit], source: Source, known_ends: Mapping[str, str], compared: Collection[str]) -> list[Unit]:
+    """Units of a source of many files with the ends of those that are held against something; the others stay unread.
+
+    Args:
+        units: The plan.
+        source: Of the files.
+        known_ends: See `make_plan`.
+        compared: Names, as records write them, of the files of which shards or lock files say something.
+    """
+    files = [file for unit in units for file in unit.sources]
+    read = _read_unknown(source, files, source.file_sizes(), known_ends, compared)
+    ends = {**known_ends, **read}
+    return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, ends)) for unit in units]
+
+
+def _read_unknown(
+    source: Source,
+    files: Sequence[SourceShard],
+    sizes: Mapping[str, int],
+    known: Mapping[str, str],
+    compared: Collection[str] | None,
+) -> dict[str, str | None]:
+    """Name as records write it -> hash of its ends, of those files whose ends aren't known, or of those `compared` alone."""
+    names = {file.file: written(file.file) for file in files}
+    unread = [file for file, name in names.items() if name not in known and (compared is None or name in compared)]
+    return {names[file]: ends for file, ends in read_ends(source.folder, sizes, unread).items()}
+
+
+def _check_names(source: Source, files: Sequence[SourceShard]) -> None:
+    """Refuse splits that no shard can be called after, and files whose episodes would have one key."""
+    for split in dict.fromkeys(file.split for file in files):
+        if not is_split_name(split):
+            raise ConfigError(
+                f"{source.folder} has a split {split!r}, and shards can't be called so: their names can "
+                "hold letters, digits, _ and - alone. Rename it, or leave it out by naming the others with --splits"
+            )
+    seen: dict[str, str] = {}
+    for file in files:
+        key = file.key(file.first or 0 if source.divides_files else 0)
+        if seen.setdefault(key, file.file) != file.file:
+            raise SourceError(
+                f"{source.folder}: the files {seen[key]!r} and {file.file!r} would both give an episode with the key {key}. "
+                "Rename or remove one of them"
+            )
 
 
 def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[SourceShard]:
@@ -178,22 +226,15 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
     return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
 
 
-def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: dict[str, str]) -> dict[str, Any]:
-    """What a file is known by: name, size, a hash of both its ends. Reading all of it would cost as much as the work."""
-    known: dict[str, Any] = {"file": file.file, "size": sizes.get(file.file), "take": file.take}
+def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: Mapping[str, str | None]) -> dict[str, Any]:
+    """What a file is known by: name, size and, as far as a plan reads them, a hash of both its ends; see `pipeline.ends`."""
+    known: dict[str, Any] = {"file": written(file.file), "size": sizes.get(file.file), "take": file.take}
     if source.entry.test_episodes or source.divides_files:
         known["first"] = file.first
     if file.text:
         known["text"] = file.text
     if file.only is not None:
         known["only"] = list(file.only)
-    if file.file in sizes:
-        known["ends_sha256"] = ends[file.file]
+    if file.file in sizes and known["file"] in ends:
+        known[ENDS] = ends[known["file"]]
     return known
-
-
-def _ends_sha256(path: str, size: int) -> str:
-    """First 16 hex digits of the SHA-256 of the first and the last 64 KiB of a file of `size` bytes."""
-    digest = hashlib.sha256(storage.read_range(path, 0, min(size, _IDENTITY_BYTES)))
-    digest.update(storage.read_range(path, max(0, size - _IDENTITY_BYTES), size))
-    return digest.hexdigest()[:16]

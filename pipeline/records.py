@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline import storage
 from pipeline.errors import BadEpisodeError, ConflictError, DamagedEpisodeError, MissingEpisodeError, ShardError
 from pipeline.json_files import read_json
 
+ENDS = "ends_sha256"  # what `inputs` call the hash of both ends of a source file
 _REPAIRABLE = (DamagedEpisodeError.kind, MissingEpisodeError.kind)
 
 
@@ -124,17 +126,47 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
     if not storage.exists(path):
         return None
     record = read_record(path)
+    inputs = with_ends(inputs, ends_of(record.inputs))
     wanted = fingerprint(inputs)
     hurt = damaged_files(record)
     if record.fingerprint == wanted and not (hurt and overwrite):
         return record
     if overwrite or (hurt and _without(record.inputs, hurt) == _without(inputs, hurt)):
         return None
+    _refuse_older(path, record.inputs, inputs)
     differences = describe_difference(record.inputs, inputs)
     raise ConflictError(
         f"{path} was made with fingerprint {record.fingerprint}, this run has {wanted}; they differ in {differences}. "
         "Choose another output folder, or pass --overwrite to make it anew."
     )
+
+
+def _refuse_older(path: str, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise where an earlier version made a shard, which named or read episodes in another way."""
+    before, now = made.get("format"), wanted.get("format")
+    if before != now:
+        raise ConflictError(
+            f"{path} was made by {'an earlier' if (before or 0) < (now or 0) else 'a later'} version of this command (episode "
+            f"format {before}, here {now}), which gives its episodes other keys. Choose another --output, or pass "
+            "--overwrite to make the data set anew; token shards that were made from it stay readable"
+        )
+
+
+def ends_of(inputs: Mapping[str, Any]) -> dict[str, str | None]:
+    """Source file -> hash of its ends, of those of which some inputs say it."""
+    return {one["file"]: one[ENDS] for one in inputs.get("sources", []) if ENDS in one}
+
+
+def with_ends(inputs: dict[str, Any], ends: Mapping[str, str | None]) -> dict[str, Any]:
+    """`inputs` with the hashes of files' ends that they don't say and `ends` does.
+
+    The plan of a source of many files opens none: what it doesn't say of a file's ends it doesn't hold against a record.
+    """
+    sources = inputs.get("sources", [])
+    if all(ENDS in one or one["file"] not in ends for one in sources):
+        return inputs
+    known = [one if ENDS in one or one["file"] not in ends else {**one, ENDS: ends[one["file"]]} for one in sources]
+    return {**inputs, "sources": known}
 
 
 def damaged_files(record: ShardRecord) -> set[str]:
@@ -152,9 +184,8 @@ def came_back(record: ShardRecord, inputs: dict[str, Any]) -> bool:
 
 
 def _without(inputs: dict[str, Any], files: set[str]) -> dict[str, Any]:
-    """`inputs` as they would be if nothing were known of these source files but their names."""
-    sources = [{"file": s["file"]} if s["file"] in files else s for s in inputs.get("sources", [])]
-    return {**inputs, "sources": sources}
+    """`inputs` as they would be without these source files."""
+    return {**inputs, "sources": [one for one in inputs.get("sources", []) if one["file"] not in files]}
 
 
 def describe_difference(old: Any, new: Any, prefix: str = "") -> str:

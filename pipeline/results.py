@@ -81,7 +81,9 @@ def cell(value: Any, key: str = "") -> str:
     if isinstance(value, int | float):
         return number(value, key)
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell(part, key)}" for name, part in value.items())
+        # Reasons in words may hold commas.
+        after, between = (":", "; ") if any(" " in name for name in value) else ("", ", ")
+        return between.join(f"{name}{after} {cell(part, key)}" for name, part in value.items())
     if isinstance(value, list | tuple):
         shown = ", ".join(cell(part, key) for part in value[:_LISTED])
         return shown + (f" and {len(value) - _LISTED} more" if len(value) > _LISTED else "")

@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
+from pipeline.listings import Listed, folders_on_disk, listed_in_store, listed_on_disk, tells_time
 from pipeline.locked_folder import locked_folder
 from pipeline.staging import PARTIAL, staged_for_upload, staged_on_disk
 
 # Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
 _BLOCK = 8 << 20
 _LONGEST_MESSAGE = 500
+# These lie in another file, whose URL follows `::`.
+_CHAINED = ("zip", "tar", "libarchive", "reference")
 # Whose exceptions come out of fsspec as they are.
 _STORE_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 
@@ -46,9 +50,20 @@ def basename(path: str) -> str:
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
-    """The file system of a path, which remembers no listings, and the path within it."""
+    """The file system of a path, which remembers no listings, and the path within it.
+
+    A path may end in a name that was listed. fsspec would take `::` in it for the border of two URLs and, of a local one, what
+    stands before `://` for a protocol, so it sees the whole of a path only where that begins with a chain of URLs.
+    """
+    protocol, separator, rest = path.partition("://")
     try:
-        return url_to_fs(path, use_listings_cache=False)
+        if is_local(path):
+            fs = LocalFileSystem()
+            return fs, fs._strip_protocol(path)
+        if "::" not in rest or "::" in protocol or protocol in _CHAINED:
+            return url_to_fs(path, use_listings_cache=False)
+        fs, inner = url_to_fs(f"{protocol}{separator}{rest.partition('::')[0]}", use_listings_cache=False)
+        return fs, f"{inner}::{rest.partition('::')[2]}"
     except ImportError as error:
         raise StorageError(f"{path} can't be opened: {error}. pip install 'ivideogpt-pipeline[stores]'") from error
     except ValueError as error:
@@ -96,17 +111,12 @@ def list_files(folder: str) -> list[str]:
 
     Files being staged are left out.
     """
-    return list(file_sizes(folder))
+    return list(listing(folder))
 
 
 def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
-    """Name -> bytes of the files directly in `folder`, in the order of names; empty where the folder isn't there.
-
-    Args:
-        folder: A local path or URL.
-        nested: Files in folders below it too, named by their path relative to `folder`.
-    """
-    return {name: int(entry["size"]) for name, entry in _files(folder, nested).items()}
+    """Name -> bytes of the files in `folder`; see `listing`."""
+    return {name: known.size for name, known in listing(folder, nested).items()}
 
 
 def content_tags(folder: str) -> dict[str, str]:
@@ -114,72 +124,37 @@ def content_tags(folder: str) -> dict[str, str]:
 
     The reverse does not hold: S3's entity tag depends on how a file was uploaded too. A local disk says nothing.
     """
-    if is_local(folder):
-        return {}
-    tags = {}
-    for name, entry in _files(folder, nested=True).items():
-        kind = next((kind for kind in ("md5Hash", "ETag") if entry.get(kind)), None)
-        if kind is not None:
-            tags[name] = f"{kind}:{str(entry[kind]).strip(chr(34))}"
-    return tags
+    known = listing(folder, nested=True)
+    return {name: one.tag for name, one in known.items() if one.tag is not None and not tells_time(one.tag)}
 
 
-def _files(folder: str, nested: bool) -> dict[str, dict[str, Any]]:
-    """Relative name -> what the file system says of the file, in the order of names."""
-    fs, inner = _filesystem(folder)
-    with _explained(folder):
-        if not fs.isdir(inner):
-            return {}
-        found = _walk(fs, inner.rstrip("/"), nested) if is_local(folder) else _objects(fs, inner, nested)
-    return {name: found[name] for name in sorted(found) if not name.endswith(PARTIAL)}
+def listing(folder: str, nested: bool = False) -> dict[str, Listed]:
+    """Name -> what is known of the files directly in `folder`, in the order of names; empty where the folder isn't there.
 
-
-def _objects(fs: Any, inner: str, nested: bool) -> dict[str, dict[str, Any]]:
-    """Relative name -> listing entry of the objects of a store in a folder."""
-    if nested:
-        start = len(inner.rstrip("/")) + 1
-        found = {name[start:]: entry for name, entry in fs.find(inner, detail=True).items()}
-    else:
-        found = {basename(entry["name"]): entry for entry in fs.ls(inner, detail=True) if entry["type"] == "file"}
-    # Stores may hold an empty object that stands for a folder; its name ends with a slash.
-    return {name: entry for name, entry in found.items() if name and not entry["name"].endswith("/")}
-
-
-def _walk(fs: Any, folder: str, nested: bool, above: tuple[Path, ...] = ()) -> dict[str, dict[str, Any]]:
-    """Relative name -> listing entry of the files on a local disk, links followed unless they lead back to a folder above.
-
-    Neither a link to nothing nor a device is a file.
+    Args:
+        folder: A local path or URL.
+        nested: Files in folders below it too, named by their path relative to `folder`.
     """
-    here = Path(folder).resolve()
-    if any(one.is_relative_to(here) for one in above):
-        return {}
-    found = {}
-    for entry in fs.ls(folder, detail=True):
-        name, kind = basename(entry["name"]), _kind(entry)
-        if kind == "file":
-            found[name] = entry
-        elif nested and kind == "directory":
-            below = _walk(fs, entry["name"], nested, (*above, here))
-            found |= {f"{name}/{file}": entry for file, entry in below.items()}
-    return found
-
-
-def _kind(entry: dict[str, Any]) -> str:
-    """`file`, `directory` or `other`: what is listed, or what a link on a local disk points to."""
-    if not entry.get("islink"):
-        return str(entry["type"])
-    target = Path(entry["name"])
-    return "directory" if target.is_dir() else "file" if target.is_file() else "other"
+    if is_local(folder):
+        found = listed_on_disk(str(local_path(folder).expanduser()), nested)
+    else:
+        fs, inner = _filesystem(folder)
+        with _explained(folder):
+            found = listed_in_store(fs, inner, nested) if fs.isdir(inner) else {}
+    return {name: found[name] for name in sorted(found) if not name.endswith(PARTIAL)}
 
 
 def list_folders(folder: str) -> list[str]:
     """The names (not paths) of the folders directly in `folder`, sorted; empty where the folder isn't there."""
-    fs, inner = _filesystem(folder)
-    with _explained(folder):
-        if not fs.isdir(inner):
-            return []
-        names = {entry["name"].rstrip("/") for entry in fs.ls(inner, detail=True) if _kind(entry) == "directory"}
-    return sorted(basename(name) for name in names - {inner.rstrip("/")} if not name.endswith(PARTIAL))
+    if is_local(folder):
+        names = folders_on_disk(str(local_path(folder).expanduser()))
+    else:
+        fs, inner = _filesystem(folder)
+        with _explained(folder):
+            found = fs.ls(inner, detail=True) if fs.isdir(inner) else []
+        paths = {entry["name"].rstrip("/") for entry in found if entry["type"] == "directory"}
+        names = {basename(path) for path in paths - {inner.rstrip("/")}}
+    return sorted(name for name in names if not name.endswith(PARTIAL))
 
 
 @contextlib.contextmanager

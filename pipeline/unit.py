@@ -9,14 +9,15 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from pipeline import records, storage
+from pipeline.ends import ends_sha256
 from pipeline.episode import Episode
 from pipeline.errors import ProjectError
 from pipeline.index import ENTRY_COLUMNS
-from pipeline.naming import episode_key
+from pipeline.naming import written
 from pipeline.plan import Unit
 from pipeline.quality import Quality, measure
 from pipeline.records import LeftOut, ShardRecord
@@ -27,6 +28,7 @@ from pipeline.sources.base import BadEpisode, Source, SourceShard
 _log = logging.getLogger(__name__)
 _FAILED = ".failed"
 _LONGEST_REASON = 300
+_MOST_REASONS = 100
 
 
 class Part(NamedTuple):
@@ -69,7 +71,7 @@ def run_unit(unit: Unit, source: Source, folder: str) -> None:
 def leave_failure(folder: str, shard: str, reason: str) -> None:
     """Leave word in the output folder why a shard could not be made; see `take_failures`."""
     try:
-        storage.write_bytes(_failure_path(folder, shard), json.dumps(reason).encode())
+        storage.write_bytes(_failure_path(folder, shard), json.dumps(written(reason)).encode())
     except OSError:
         # Where nothing can be written the driver will meet the same trouble, and can say so.
         _log.error("%s: %s", shard, reason)
@@ -91,16 +93,19 @@ class _ShardMaker:
         """Take one record of a file: the episode into the shard, or the reason why there is none into the record."""
         if isinstance(item, Episode):
             item = self._taken(file, position, item) or item
-        self._passed_over.update(item.passed_over)
+        for reason, count in item.passed_over.items():
+            # What a source calls things may be in a reason, and must not fill the record.
+            known = reason in self._passed_over or len(self._passed_over) < _MOST_REASONS
+            self._passed_over[reason if known else "for further reasons"] += count
         if isinstance(item, Episode):
             return
         if item.filtered:
             self._filtered += 1
             self._passed_over[item.reason] += 1
         else:
-            key = episode_key(file.split, file.number, position)
-            reason = item.reason[:_LONGEST_REASON]
-            self._left_out.append(LeftOut(file.file, position, reason, item.kind, key, item.episodes))
+            reason = written(item.reason)[:_LONGEST_REASON]
+            key = file.key(position)
+            self._left_out.append(LeftOut(written(file.file), position, reason, item.kind, key, item.episodes))
 
     def _taken(self, file: SourceShard, position: int, episode: Episode) -> BadEpisode | None:
         """None once the episode is in the shard, else why it can't be."""
@@ -142,6 +147,7 @@ class _ShardMaker:
 def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
     """Publish the shards of units with the same source files; their records."""
     sources = [part.source for part in parts]
+    parts = _with_ends(parts)
     makers = []
     with contextlib.ExitStack() as stack:
         for unit, _, folder in parts:
@@ -156,16 +162,44 @@ def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
     return [maker.record() for maker in makers]
 
 
+def _with_ends(parts: Sequence[Part]) -> list[Part]:
+    """Parts whose units say the ends of all files that are there; a plan of many files opens none of them.
+
+    They are read before the files are, so that a file that changes meanwhile is taken for another one by the next run.
+    """
+    first = parts[0]
+    names = {written(file.file): file.file for file in first.unit.sources}
+    sizes = {one["file"]: one["size"] for one in first.unit.inputs["sources"] if one["size"] is not None}
+    ends: dict[str, str | None] = {}
+    for name in sizes.keys() - records.ends_of(first.unit.inputs).keys():
+        try:
+            ends[name] = ends_sha256(storage.join(first.source.folder, names[name]), sizes[name])
+        except OSError as error:
+            # What reading says of the file becomes the reason why it is left out.
+            if guard.concerns_all(error):
+                raise
+            ends[name] = None
+    return [
+        part._replace(unit=dataclasses.replace(part.unit, inputs=records.with_ends(part.unit.inputs, ends))) for part in parts
+    ]
+
+
 def _failure_path(folder: str, shard: str) -> str:
     return storage.join(folder, shard + _FAILED)
 
 
-def take_failures(folder: str) -> dict[str, str]:
-    """Shard -> why it could not be made, as units left it in `folder`; the files that say so are removed."""
+def take_failures(folder: str, shards: Collection[str] | None = None) -> dict[str, str]:
+    """Shard -> why it could not be made, as units left it in `folder`; the files that say so are removed.
+
+    Args:
+        folder: Of the data set.
+        shards: Only these, so that another run in the same folder finds its own; by default all.
+    """
     failures: dict[str, Any] = {}
     for name in storage.list_files(folder):
-        if name.endswith(_FAILED):
+        shard = name.removesuffix(_FAILED)
+        if name != shard and (shards is None or shard in shards):
             path = storage.join(folder, name)
-            failures[name.removesuffix(_FAILED)] = str(json.loads(storage.read_bytes(path)))
+            failures[shard] = str(json.loads(storage.read_bytes(path)))
             storage.remove(path)
     return failures

@@ -17,9 +17,11 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError, ProjectError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.sources.base import Source, SourceShard
+from pipeline.sources.guard import read_guarded
 from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import SPEC_FILE, RldsSource
-from pipeline.sources.rlds_spec import camera_paths, episode_spec, read_features
+from pipeline.sources.rlds_features import read_features
+from pipeline.sources.rlds_spec import action_meaning, camera_paths, episode_spec
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
@@ -126,11 +128,13 @@ def _check_spec(found: Diagnosis, source: Source) -> None:
     except ConfigError as error:
         found.differences.append(str(error))
         return
-    found.spec |= {"camera": entry.image_key, "action": spec.action_meaning}
+    widths = [None if part.width is None else part.width // part.spans for part in spec.action]
+    found.notes += spec.passed_over
+    found.spec |= {"camera": entry.image_key, "action": action_meaning(spec.action, widths)}
     if not spec.action:
         found.differences.append("no numeric actions: only action-free models can be trained on it")
     for part in spec.action:
-        if part.width % entry.future_steps:
+        if part.width is not None and part.width % entry.future_steps:
             found.differences.append(
                 f"{part.path} has {part.width} numbers, no multiple of the catalog's {entry.future_steps} future steps"
             )
@@ -164,7 +168,7 @@ def _check_first_episode(found: Diagnosis, source: Source, shards: Sequence[Sour
     first = next((shard for shard in shards if sizes.get(shard.file)), None)
     if first is None:
         return
-    _, item = next(source.read(dataclasses.replace(first, take=1)), (0, None))
+    _, (item,) = next(read_guarded(dataclasses.replace(first, take=1), [source]), (0, [None]))
     if isinstance(item, Episode):
         facts = item.facts()
         names = ("num_frames", "height", "width", "rate", "action_dim", "language", "source_file")

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.child_processes import process_pool
 from pipeline.cpus import usable_cpus
 from pipeline.errors import ShardError
-from pipeline.index import INDEX_FILE, read_index
+from pipeline.index import INDEX_FILE, equal_keys, read_index
 from pipeline.records import ShardRecord, read_record, record_path
 from pipeline.shards import count_samples
 
@@ -127,7 +127,7 @@ def index_fault(folder: str, records: Sequence[ShardRecord]) -> str | None:
     if not storage.exists(path):
         return f"{path} is not there: run ivideogpt-ingest again, which writes it anew"
     try:
-        rows = read_index(folder, ["shard", "key"])
+        rows = read_index(folder, ["shard", "key", "source_file"])
     except ShardError as error:
         return str(error)
     indexed = set(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
@@ -137,4 +137,6 @@ def index_fault(folder: str, records: Sequence[ShardRecord]) -> str | None:
             f"{path} has {rows.num_rows} rows, {len(indexed & recorded)} of them of the {len(recorded)} episodes that the "
             "shards' records list: run ivideogpt-ingest again, which writes it anew"
         )
+    if (twice := equal_keys(rows)) is not None:
+        return f"{path}: {twice}. Held-out episodes go by their keys: ingest again into another folder"
     return None

@@ -10,6 +10,7 @@ from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, make_episode, pad_actions
 from pipeline.sources.example import Columns, feature_values, read_examples
+from pipeline.sources.guard import blamed
 from pipeline.sources.tfrecord import count_records
 
 FOLDER = "softmotion30_44k"
@@ -43,9 +44,18 @@ class BairSource(Source):
             if match := _FILE.match(name):
                 records: int | None = int(match["last"]) - int(match["first"]) + 1
                 if records is not None and not 0 < records <= MAX_RECORDS:
-                    records = count_records(storage.join(self.folder, file))
+                    records = self._counted(file)
                 shards.append(SourceShard(split, int(match["first"]), file, records))
         return sorted(shards, key=lambda shard: (shard.split, shard.number))
+
+    def _counted(self, file: str) -> int | None:
+        """The records of a file; None where it can't be told, of which reading says why."""
+        path = storage.join(self.folder, file)
+        try:
+            return count_records(path)
+        except Exception as error:
+            blamed(error, path)
+            return None
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a file. See `Source.read`."""
@@ -53,8 +63,8 @@ class BairSource(Source):
             item: Episode | BadEpisode
             try:
                 item = columns if isinstance(columns, BadEpisode) else self._episode(columns, shard, position)
-            except BadEpisodeError as error:
-                item = BadEpisode.of(error)
+            except Exception as error:
+                item = blamed(error, f"{shard.file}, record {position}")
             yield position, item
 
     def _episode(self, columns: Columns, shard: SourceShard, position: int) -> Episode:

@@ -5,6 +5,7 @@ Nothing else may be asked of a source, so that files can be read in any order, b
 
 import abc
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from pipeline.catalog import DatasetEntry
 from pipeline.episode import MAX_NUMBER, Episode
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm
-from pipeline.naming import episode_key
+from pipeline.listings import Listed
+from pipeline.naming import episode_key, hashed_key, written
 from pipeline.sources.side_files import count_by_ending, is_side_file
 
 # An encoded image, and its height and width.
@@ -28,14 +30,15 @@ _ARTICLES = {"action": "an action", "reward": "a reward"}
 MAX_RECORDS = 100_000  # that may be stated of one file, each of which is listed where the file is lost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceShard:
     """One file of a source, the least that is read at a time.
 
     Attributes:
         split: To which its episodes belong.
-        number: Of the file within its split; part of its episodes' keys.
-        file: Name, relative to the source's folder.
+        number: Of the file within its split, part of its episodes' keys, where the source itself numbers its files; None where
+            files may come and go, so that a number would say which others there are.
+        file: Name, relative to the source's folder, as it is listed: on a local disk it may hold bytes that are no UTF-8.
         records: Episodes in it, bad ones included; None where nobody says.
         take: Only so many records from its beginning are wanted; None takes all.
         stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
@@ -46,7 +49,7 @@ class SourceShard:
     """
 
     split: str
-    number: int
+    number: int | None
     file: str
     records: int | None = None
     take: int | None = None
@@ -54,6 +57,12 @@ class SourceShard:
     first: int | None = None
     text: str = ""
     only: tuple[int, ...] | None = None
+
+    def key(self, position: int) -> str:
+        """Key of the record at a position in the file."""
+        if self.number is None:
+            return hashed_key(self.split, self.file, position)
+        return episode_key(self.split, self.number, position)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,14 @@ class Source(abc.ABC):
     """
 
     kind: ClassVar[str]
+    skips_missing: bool = False  # whether files that should be there and aren't are passed over, and are no loss
     divides_files: ClassVar[bool] = False  # whether several `SourceShard`s lie in one file, told apart by `first`
+    # Of what decides a shard's bytes, its episodes' keys among them; another one makes all shards of the kind others.
+    format: ClassVar[int] = 1
+    # Whether files may be added and taken away: then new ones get shards of their own, and the others stay as they are.
+    grows: ClassVar[bool] = False
+    # Whether it may have a million files, so that a plan opens none of them: their ends are read when their unit is made.
+    many_files: ClassVar[bool] = False
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
         self.folder = folder
@@ -101,6 +117,7 @@ class Source(abc.ABC):
         self.form = form
         self.passed_over: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
+        self._seen: list[tuple[dict[str, Listed], collections.Counter[str]]] | None = None
 
     def inputs(self) -> dict[str, Any]:
         """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
@@ -124,22 +141,41 @@ class Source(abc.ABC):
         """Whether a file that no plan names is read nevertheless, such as a spec or captions."""
         return False
 
+    def listing(self) -> dict[str, Listed]:
+        """Name -> what is known of the files that a plan may name; within `one_listing`, as it was when it was first asked."""
+        return self._look()[0]
+
+    @contextlib.contextmanager
+    def one_listing(self) -> Iterator[None]:
+        """While this context lasts, the folder is looked at once: of a million objects that takes minutes."""
+        outer = self._seen
+        self._seen = [] if outer is None else outer
+        try:
+            yield
+        finally:
+            self._seen = outer
+
     def file_sizes(self) -> dict[str, int]:
         """Name -> bytes of the files that a plan may name."""
-        return {name: size for name, size in self._listing().items() if self._is_taken(name)}
+        return {name: known.size for name, known in self.listing().items()}
 
     def list_data(self) -> dict[str, int]:
         """What `file_sizes` gives; `passed_over` counts the other files from now on. Each `plan` begins with it."""
-        found = self._listing()
-        taken = {name: size for name, size in found.items() if self._is_taken(name)}
-        self.passed_over = count_by_ending(name for name in found if name not in taken and not self.is_read_besides(name))
-        return taken
+        taken, others = self._look()
+        self.passed_over = others.copy()
+        return {name: known.size for name, known in taken.items()}
 
-    def _listing(self) -> dict[str, int]:
-        return storage.file_sizes(self.folder, nested=True)
-
-    def _is_taken(self, name: str) -> bool:
-        return self.is_data(name) and not is_side_file(name)
+    def _look(self) -> tuple[dict[str, Listed], collections.Counter[str]]:
+        """What is known of the files that a plan may name, and why how many others are passed over."""
+        if self._seen:
+            return self._seen[0]
+        found = storage.listing(self.folder, nested=True)
+        taken = {name: known for name, known in found.items() if self.is_data(name) and not is_side_file(name)}
+        others = (name for name in found if name not in taken and not self.is_read_besides(name))
+        looked = taken, count_by_ending(others)
+        if self._seen is not None:
+            self._seen.append(looked)
+        return looked
 
     @abc.abstractmethod
     def plan(self) -> list[SourceShard]:
@@ -245,13 +281,13 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         own["state"] = None
         passed_over["states of an episode, one of which is not finite or too great; the episode is kept without them"] = 1
     known: dict[str, Any] = {
-        "key": episode_key(shard.split, shard.number, position),
+        "key": shard.key(position),
         "dataset": entry.name,
         "rate": entry.control_hz,
         "base_step": entry.base_step,
         "camera": entry.image_key,
         "language": "",
-        "source_file": shard.file,
+        "source_file": written(shard.file),
         "source_record": position,
         "passed_over": dict(passed_over),
     }

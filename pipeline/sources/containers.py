@@ -2,10 +2,12 @@
 
 A decoder reads a file that lost its tail to its new end and is content, and headers seldom give a duration that could be
 trusted. But containers frame their content by sizes, and a copy that was cut short ends inside one. This holds for RIFF (AVI),
-ISO base media (MP4, MOV), Matroska (WebM) of known size, and MPEG transport streams; a program stream (MPG) says nothing.
+ISO base media (MP4, MOV), Matroska (WebM) of known size, ASF (WMV), MPEG transport streams, and Ogg, which marks its last
+page; a program stream (MPG) says nothing.
 """
 
 import io
+import re
 from typing import IO
 
 # Some writers count a chunk's own header, or leave out padding.
@@ -16,6 +18,12 @@ _TS_SYNC = 0x47
 _TS_PACKETS = (188, 192, 204)
 _EBML, _SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 _ISO_FIRST = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+# Advanced Systems Format, sections 3.1 and 3.2: the header object, in it the file's properties with its size behind 40 bytes.
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES, _ASF_SIZE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365"), 40
+_ASF_HEADER = 1 << 16
+# RFC 3533, section 6: a page has a header of 27 bytes, a table of up to 255 lengths, and what these add up to.
+_OGG, _OGG_HEADER, _OGG_PAGE, _OGG_LAST = b"OggS", 27, 27 + 255 + 255 * 255, 4
 _RIFF_OPEN = (0, 0xFFFFFFFF)  # sizes that writers leave where they could not go back
 
 
@@ -42,6 +50,10 @@ def bytes_missing(file: IO[bytes]) -> int:
         end = _iso_end(file, size)
     elif start[:4] == _EBML:
         end = _matroska_end(start)
+    elif start[:16] == _ASF:
+        end = _asf_end(file)
+    elif start[:4] == _OGG:
+        return _ogg_missing(file, size)
     else:
         return _lacking_of_packet(start, size)
     return end - size if end > size + _TOLERATED_BYTES else 0
@@ -87,6 +99,30 @@ def _matroska_end(start: bytes) -> int:
         return 0
     length, position = _vint(start, position + 4)
     return 0 if length is None else position + length
+
+
+def _asf_end(file: IO[bytes]) -> int:
+    """The size that a file (WMV, ASF) states of itself; 0 where it doesn't, as in broadcasts."""
+    file.seek(0)
+    header = file.read(_ASF_HEADER)
+    place = header.find(_ASF_PROPERTIES)
+    return 0 if place < 0 else int.from_bytes(header[place + _ASF_SIZE : place + _ASF_SIZE + 8], "little")
+
+
+def _ogg_missing(file: IO[bytes], size: int) -> int:
+    """What the last page lacks; where it is whole but not marked as the last of its stream, nobody knows how much: 1."""
+    file.seek(max(0, size - _OGG_PAGE))
+    tail = file.read()
+    for place in (found.start() for found in reversed(list(re.finditer(_OGG, tail)))):
+        header = tail[place : place + _OGG_HEADER]
+        if len(header) < _OGG_HEADER:
+            return _OGG_HEADER - len(header)
+        if header[4]:  # the version; these letters may occur in a picture too
+            continue
+        table = tail[place + _OGG_HEADER : place + _OGG_HEADER + header[26]]
+        lacking = header[26] - len(table) + sum(table) - (len(tail) - place - _OGG_HEADER - len(table))
+        return max(0, lacking) or int(not header[5] & _OGG_LAST)
+    return 0
 
 
 def _vint(data: bytes, position: int) -> tuple[int | None, int]:

@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
 from pipeline.sources.base import BadEpisode, SourceShard
-from pipeline.sources.tfrecord import DamagedRecord, scan_records
+from pipeline.sources.tfrecord import DamagedRecord, PackedFileError, scan_records
 
 Columns = Any  # the map of a parsed tf.train.Example: name -> feature
 
@@ -52,6 +52,8 @@ def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
                 del found
                 yield Record(count, parsed.pop(), numbered)
             count += 1
+    except PackedFileError as error:
+        lost = BadEpisodeError(str(error))
     except FileNotFoundError:
         lost = MissingEpisodeError("the file is missing. Fetch it")
     except OSError as error:

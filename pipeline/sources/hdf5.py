@@ -16,12 +16,14 @@ import h5py
 import numpy as np
 
 from pipeline import storage
-from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
-from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, MAX_RECORDS
+from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, StorageError
+from pipeline.sources.base import MAX_FRAMES, MAX_RECORDS
+from pipeline.sources.guard import concerns_all
 
 _MAX_TEXT_BYTES = 10_000
+MAX_ARRAY_BYTES = 256 << 20  # taken at once: an array, a block of frames, or what is compressed together
 # What h5py raises for damage: anything, depending on where in the file it lies.
-DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 
 
 class _Limit:
@@ -58,14 +60,16 @@ def opened(path: str) -> Iterator[h5py.File]:
     """An HDF5 file, local or behind a URL.
 
     Raises:
-        SourceError: It can't be opened at all.
+        StorageError: The disk or the store it lies on can't be read.
         BadEpisodeError: It opens, but is no sound HDF5; also where that shows only within the block.
     """
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(storage.open_read(path))
         except OSError as error:
-            raise SourceError(f"{path} can't be opened: {error}") from error
+            if concerns_all(error):
+                raise error if isinstance(error, StorageError) else StorageError(f"{path} can't be opened: {error}") from error
+            raise MissingEpisodeError(f"it can't be opened: {error.strerror}") from error
         try:
             with _limited():
                 content = h5py.File(file, "r")
@@ -74,6 +78,8 @@ def opened(path: str) -> Iterator[h5py.File]:
             finally:
                 with _limited():
                     content.close()
+        except MemoryError as error:
+            raise BadEpisodeError("it asks for more memory than any episode takes") from error
         except DAMAGE as error:
             raise DamagedEpisodeError(f"no sound HDF5 file of this kind: {error}") from error
 
@@ -83,7 +89,7 @@ def first_group(path: str, groups: Sequence[str]) -> str | None:
 
     Raises:
         BadEpisodeError: It is damaged.
-        SourceError: It can't be opened.
+        StorageError: See `opened`.
     """
     with opened(path) as file:
         return next((group for group in groups if find(file, group) is not None), None)
@@ -94,7 +100,7 @@ def top_level(path: str) -> list[str]:
 
     Raises:
         BadEpisodeError: It is damaged.
-        SourceError: It can't be opened.
+        StorageError: See `opened`.
     """
     with opened(path) as file:
         return names(file)
@@ -141,7 +147,7 @@ def array(group: h5py.Group, path: str) -> np.ndarray:
     """
     found = dataset(group, path)
     # What is compressed together comes out together.
-    if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > MAX_EPISODE_BYTES:
+    if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > MAX_ARRAY_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
     return _texts(found, path) if found.dtype.hasobject else np.asarray(found[()])
 
@@ -169,7 +175,7 @@ def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:
         raise BadEpisodeError(f"{path} is empty")
     # What is compressed together comes out together.
     together = max(math.prod(found.shape[1:]) * rows, math.prod(found.chunks or ())) * found.dtype.itemsize
-    if len(found) > MAX_FRAMES or together > MAX_EPISODE_BYTES:
+    if len(found) > MAX_FRAMES or together > MAX_ARRAY_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape} in pieces of {found.chunks}: larger than any episode")
     for start in range(0, len(found), rows):
         with _limited():

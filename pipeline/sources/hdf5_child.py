@@ -16,12 +16,13 @@ from pipeline.errors import BadEpisodeError, ProjectError
 from pipeline.frames import FrameForm
 from pipeline.sources import hdf5
 from pipeline.sources.base import MAX_EPISODE_BYTES, SourceShard
+from pipeline.sources.hdf5 import MAX_ARRAY_BYTES
 from pipeline.sources.hdf5_process import Died, Hdf5Source, pack, receive, send
 from pipeline.sources.robonet import RobonetSource
 from pipeline.sources.vp2 import Vp2Source, read_splits
 
-# Pixels as they are read, in the form that is wanted and as they are kept, and the interpreter.
-_MEMORY_BYTES = 4 * MAX_EPISODE_BYTES
+# An array twice, the frames that are kept, these as a message, and the interpreter.
+_MEMORY_BYTES = 2 * MAX_ARRAY_BYTES + 2 * MAX_EPISODE_BYTES
 _SOURCES: dict[str, type[Hdf5Source]] = {source.kind: source for source in (RobonetSource, Vp2Source)}
 
 
@@ -46,16 +47,20 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _answer(request: Any) -> dict[str, Any]:
-    """The value of a function, or what it raised: errors of data and for users by name, any other is a bug."""
+def _answer(request: Any) -> bytes:
+    """The value of a function, or what it raised, as a message.
+
+    Errors of data and for users come by name. What nobody foresaw costs the input too, and its traceback goes to the log.
+    """
     function, seconds, arguments = request
     hdf5.limit_calls(seconds)
     try:
-        return {"value": _FUNCTIONS[function](*arguments)}
+        return pack({"value": _FUNCTIONS[function](*arguments)})
     except (BadEpisodeError, ProjectError) as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    except Exception:
-        return {"error": "", "message": traceback.format_exc()}
+        return pack({"error": type(error).__name__, "message": str(error)})
+    except Exception as error:
+        traceback.print_exc()
+        return pack({"error": BadEpisodeError.__name__, "message": f"{type(error).__name__}: {error}".removesuffix(": ")})
 
 
 def main() -> None:
@@ -75,7 +80,7 @@ def main() -> None:
             request = receive(sys.stdin.buffer)
         except Died:
             return
-        send(answers, pack(_answer(request)))
+        send(answers, _answer(request))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def _raised(answer: Any) -> Any:
     """The value of an answer, or the error that it is."""
     if "value" in answer:
         return answer["value"]
-    raise getattr(errors, answer["error"], RuntimeError)(answer["message"])
+    raise getattr(errors, answer["error"])(answer["message"])
 
 
 class Hdf5Source(Source):
@@ -132,7 +132,7 @@ class Hdf5Source(Source):
 
         Raises:
             BadEpisodeError: It can't be used.
-            SourceError: The file can't be opened.
+            StorageError: The disk or the store it lies on can't be read.
         """
 
     def read_apart(self, shard: SourceShard, position: int, name: str = "") -> Episode | BadEpisode:
@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
         array = _Array(value.dtype.str, value.shape, value.tobytes())
         return msgpack.ExtType(_ARRAY_CODE, msgpack.packb(tuple(array)))
     if dataclasses.is_dataclass(value):
-        return vars(value)
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     raise TypeError(f"{type(value)} in a message")
 
 
@@ -174,7 +174,7 @@ def _unplain(code: int, data: bytes) -> np.ndarray:
 
 def pack(value: Any) -> bytes:
     """A message; its arrays and data classes, the latter as mappings, included."""
-    return bytes(msgpack.packb(value, default=_plain))
+    return bytes(msgpack.packb(value, default=_plain, unicode_errors="surrogateescape"))
 
 
 def send(pipe: Any, message: bytes) -> None:
@@ -194,4 +194,4 @@ def receive(pipe: Any) -> Any:
     message = pipe.read(length)
     if not length or len(message) < length:
         raise Died
-    return msgpack.unpackb(message, ext_hook=_unplain, use_list=False, strict_map_key=False)
+    return msgpack.unpackb(message, ext_hook=_unplain, use_list=False, strict_map_key=False, unicode_errors="surrogateescape")

@@ -20,7 +20,7 @@ from pipeline.json_files import read_json
 from pipeline.sources import npz, something, video
 from pipeline.sources.base import Source
 from pipeline.sources.npz import NpzSource
-from pipeline.sources.recognise import FORMS, Form, recognise
+from pipeline.sources.recognise import ALONE, FORMS, Form, recognise
 from pipeline.sources.side_files import count_by_ending, ending, is_side_file
 from pipeline.sources.something import SomethingSource
 from pipeline.sources.video import EPISODE_FRAMES, VideoSource
@@ -154,7 +154,7 @@ def _told_by_own_files(wanted: _Wanted, folder: str) -> Source | None:
     if any(map(_RLDS_FILE.search, files)):
         known = None if any(".tfrecord" in name for name in files) else recognise(files)
         if known is not None:
-            raise _refusal(known, folder)
+            raise _refusal(known, folder, files)
         return wanted.rlds(folder)
     return wanted.bair(folder)
 
@@ -164,7 +164,7 @@ def _told_by_content(wanted: _Wanted, folder: str, listed: Sequence[str]) -> Sou
     names = _data(listed)
     known = (_form_above(folder) if names else None) or recognise(listed)
     if known is not None:
-        raise _refusal(known, folder)
+        raise _refusal(known, folder, names)
     place = _hdf5_place(names)
     found = {
         "npz": _directly(names, npz.ENDINGS),
@@ -250,9 +250,10 @@ def _ancestors(folder: str) -> Iterator[str]:
         yield scheme + separator + ("/".join(parts[:-count]) or "/")
 
 
-def _refusal(form: Form, folder: str) -> SourceError:
+def _refusal(form: Form, folder: str, names: Sequence[str]) -> SourceError:
+    alone = f". {ALONE}" if _videos(names) and ALONE not in form.remedy else ""
     return SourceError(
-        f"{folder} holds or lies in {form.name}{_form_version(form, folder)}, which can't be read yet. {form.remedy}"
+        f"{folder} holds or lies in {form.name}{_form_version(form, folder)}, which can't be read yet. {form.remedy}{alone}"
     )
 
 
@@ -274,6 +275,8 @@ def _nothing(entry: DatasetEntry, path: str) -> str:
     )
     if not storage.exists(path):
         return f"{message}, but {path} doesn't exist"
+    if storage.is_local(path) and storage.local_path(path).is_file():
+        return f"{message}, but {path} is a file. Name the folder that holds it"
     versions = storage.list_folders(storage.join(path, entry.directory))
     if versions:
         return f"{message}; {storage.join(path, entry.directory)} has {', '.join(versions[:_SHOWN])}. Pass one of them"

@@ -1,47 +1,31 @@
 """Episodes as the published iVideoGPT converter leaves them: one npz an episode, frames uncompressed in one array.
 
-Every file holds exactly one episode, so what is wrong with its content makes a bad episode; only a file that can't be opened
-at all stops its unit of work. Frames are read one by one; an array that is stored column by column has none in one piece and is
-held whole.
+Every file holds exactly one episode, so what is wrong with its content makes a bad episode. Beside the frames, `action`,
+`reward`, `state`, `is_terminal` and a text are read; what else is there, or doesn't fit, is counted by name.
 """
 
-import errno
-import io
-import lzma
 import math
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
+from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, make_episode, pad_actions
+from pipeline.sources.guard import blamed
+from pipeline.sources.npz_archive import Header, NpzArchive
 
 ENDINGS = (".npz",)
-# What zipfile and numpy raise for damage, depending on where it lies.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    ArithmeticError,
-)
-_HEADER_BYTES = 1 << 16
-_MAX_ACTION_NUMBERS = 1 << 27
+_TEXTS = ("language", "language_instruction", "instruction", "text", "caption")
+_MAX_TEXT = 10_000
+_MAX_TEXT_BYTES = 64 << 20  # one a frame, each as wide as the longest
+_MAX_NAME = 40
 _PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
 
 
@@ -60,10 +44,11 @@ def read_npz(path: str | Path, camera: str | None = None) -> Episode:
     try:
         with storage.open_read(path) as file:
             return _episode(file, entry, FrameForm("jpeg"), SourceShard("file", 0, storage.basename(path)))
-    except OSError as error:
-        raise SourceError(f"{path} can't be opened: {error}") from error
-    except BadEpisodeError as error:
-        raise SourceError(f"{path} holds no usable episode: {error}") from error
+    except Exception as error:
+        # Storage's own errors come out as they are.
+        if isinstance(error, OSError):
+            raise SourceError(f"{path} can't be opened: {error}") from error
+        raise SourceError(f"{path} holds no usable episode: {blamed(error, path).reason}") from error
 
 
 class NpzSource(Source):
@@ -73,6 +58,9 @@ class NpzSource(Source):
     """
 
     kind = "npz"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
@@ -83,41 +71,37 @@ class NpzSource(Source):
         shards = []
         for position, name in enumerate(self.list_data()):
             match = _PUBLISHED_NAME.match(name)
-            split, number = (match["split"], int(match["index"])) if match else ("train", position)
-            shards.append(SourceShard(split, number, name, records=1))
-        return sorted(shards, key=lambda shard: (shard.split, shard.number))
+            split, place = (match["split"], int(match["index"])) if match else ("train", position)
+            shards.append((split, place, name))
+        return [SourceShard(split, None, name, records=1) for split, _, name in sorted(shards)]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episode of a file. See `Source.read`."""
-        path = storage.join(self.folder, shard.file)
-        try:
-            with storage.open_read(path) as file:
-                yield 0, _episode(file, self.entry, self.form, shard)
-        except OSError as error:
-            raise SourceError(f"{path} can't be opened: {error}") from error
-        except BadEpisodeError as error:
-            yield 0, BadEpisode.of(error)
+        with storage.open_read(storage.join(self.folder, shard.file)) as file:
+            try:
+                item: Episode | BadEpisode = _episode(file, self.entry, self.form, shard)
+            except BadEpisodeError as error:
+                item = BadEpisode.of(error)
+        yield 0, item
 
 
 def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard) -> Episode:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            shapes = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
-            camera = _camera(shapes, entry.image_key)
-            frames = _frames(archive, camera, shapes[camera])
-            kept = [form.keep_pixels(_as_uint8(frame), swap=camera in entry.bgr) for frame in frames]
-            if "action" in shapes and math.prod(shapes["action"].shape) > _MAX_ACTION_NUMBERS:
-                raise BadEpisodeError(f"array 'action' has the shape {shapes['action'].shape}: larger than any episode's")
-            action = _array(archive, "action") if "action" in shapes else None
-    except OSError as error:
-        # To a place before the file's beginning, or out of a damaged bzip2 stream; all others are storage's.
-        if error.errno not in (None, errno.EINVAL):
-            raise
-        raise DamagedEpisodeError(f"no sound npz file: {error}") from error
-    except _DAMAGE as error:
-        raise DamagedEpisodeError(f"no sound npz file: {error}") from error
-    if action is not None:
-        action = pad_actions(action.reshape(len(action), -1), len(kept))
+    archive = NpzArchive(file)
+    headers = archive.headers
+    camera = _camera(headers, entry.image_key)
+    kept = [form.keep_pixels(_as_uint8(frame), swap=camera in entry.bgr) for frame in archive.frames(camera)]
+    action = _action(archive, len(kept)) if "action" in headers else None
+    known: dict[str, Any] = {}
+    text = next((name for name in _TEXTS if name in headers and _is_text(headers[name])), None)
+    if text is not None:
+        known["language"] = _text(archive.array(text, _MAX_TEXT_BYTES))
+    for name in ("reward", "state", "is_terminal"):
+        if name in headers and _fits(name, headers[name], len(kept)):
+            known[name] = _per_step(name, archive.array(name))
+    taken = {camera, "action", text, *known}
+    passed_over = {_not_taken(name, headers[name]): 1 for name in headers if name not in taken}
+    if archive.others:
+        passed_over["members of npz files that are no arrays"] = archive.others
     return make_episode(
         entry,
         shard,
@@ -126,59 +110,69 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         camera=camera,
         action_meaning="" if action is None else f"action: {action.shape[1]}",
         action=action,
+        passed_over=passed_over,
+        **known,
     )
 
 
-class _Header(NamedTuple):
-    """What an array's member states: shape, type, whether columns come first, and where its numbers begin."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    columns_first: bool
-    start: int
-
-
-def _header(archive: zipfile.ZipFile, name: str) -> _Header:
-    """The header of an array, from the first bytes of its member: numpy would take all that it states to have."""
-    with archive.open(name) as member:
-        start = io.BytesIO(member.read(_HEADER_BYTES))
-    version = np.lib.format.read_magic(start)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, columns_first, dtype = read(start)
-    return _Header(shape, dtype, columns_first, start.tell())
-
-
-def _frames(archive: zipfile.ZipFile, name: str, header: _Header) -> Iterator[np.ndarray]:
-    """The frames of an array of them, in order."""
-    if header.columns_first:
-        yield from _array(archive, name)
-        return
-    count, *shape = header.shape
-    size = math.prod(shape) * header.dtype.itemsize
-    with archive.open(f"{name}.npy") as member:
-        member.read(header.start)
-        for _ in range(count):
-            yield np.frombuffer(member.read(size), header.dtype).reshape(shape)
-        # The archive's checksum is compared at the end of a member.
-        if member.read(1):
-            raise DamagedEpisodeError(f"array {name!r} goes on behind its last frame")
-
-
-def _camera(shapes: dict[str, _Header], wanted: str) -> str:
+def _camera(headers: Mapping[str, Header], wanted: str) -> str:
     """Which array holds the frames."""
-    videos = [name for name, (shape, dtype, *_) in shapes.items() if len(shape) == 4 and shape[3] == 3 and dtype.kind in "iu"]
+    videos = [name for name, header in headers.items() if _is_video(header)]
     camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
     if camera is None:
-        raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(shapes)}")
-    shape = shapes[camera].shape
+        raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(headers)[:20]}")
+    shape = headers[camera].shape
     if not 0 < shape[0] <= MAX_FRAMES or 0 in shape or math.prod(shape) > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"array {camera!r} has the shape {shape}: empty, or larger than any episode")
     return camera
 
 
-def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    with archive.open(f"{name}.npy") as member:
-        return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+def _is_video(header: Header) -> bool:
+    return len(header.shape) == 4 and header.shape[3] == 3 and header.dtype.kind in "iu"
+
+
+def _action(archive: NpzArchive, frames: int) -> np.ndarray:
+    """The actions of all frames, (T, A)."""
+    header = archive.headers["action"]
+    if not header.is_numbers or not header.shape or 0 in header.shape[1:]:
+        raise BadEpisodeError(f"array 'action' has {header}, not rows of numbers")
+    # Where there are none, as beside a single frame, their width isn't what is left.
+    return pad_actions(archive.array("action").reshape(header.shape[0], math.prod(header.shape[1:])), frames)
+
+
+def _fits(name: str, header: Header, frames: int) -> bool:
+    """Whether an array has numbers for every frame: one, or of states any number."""
+    return header.is_numbers and header.shape[:1] == (frames,) and (name == "state" or math.prod(header.shape[1:]) == 1)
+
+
+def _per_step(name: str, array: np.ndarray) -> np.ndarray:
+    """An array as `Episode` holds it."""
+    if name == "is_terminal":
+        return array.reshape(len(array)).astype(np.bool_)
+    with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+        numbers = array.astype(np.float32)
+    return numbers.reshape(len(array)) if name == "reward" else numbers.reshape(len(array), -1)
+
+
+def _is_text(header: Header) -> bool:
+    """Whether an array holds one text, or one a frame."""
+    return header.dtype.kind in "US" and len(header.shape) <= 1
+
+
+def _text(array: np.ndarray) -> str:
+    """The first text of an array that isn't empty."""
+    found = next((text for text in array.reshape(-1).tolist() if text), "")
+    return (found.decode(errors="replace") if isinstance(found, bytes) else str(found))[:_MAX_TEXT]
+
+
+def _not_taken(name: str, header: Header) -> str:
+    """Why an array is not taken."""
+    shown = name[:_MAX_NAME]
+    if _is_video(header):
+        return f"arrays `{shown}` of npz files, which are other cameras (--camera)"
+    if name in ("reward", "state", "is_terminal", *_TEXTS):
+        return f"arrays `{shown}` of npz files, which are no {'text' if name in _TEXTS else 'numbers for every frame'}"
+    return f"arrays `{shown}` of npz files, which nothing here reads"
 
 
 def _as_uint8(pixels: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.sources.side_files import ending, is_side_file
 
-_ALONE = (
+ALONE = (
     "To take its videos alone, without actions and texts, name the folder of one camera's videos with --source and pass "
     "--kind video"
 )
@@ -67,7 +67,7 @@ FORMS = (
             _any(r"(^|/)observation\.images?(\.[^/]+)?/"),
             _any(r"(^|/)data/chunk-\d+/(episode_\d+|file-\d+)\.parquet$"),
         ),
-        _ALONE,
+        ALONE,
         ("meta/info.json",),
     ),
     Form(
@@ -78,7 +78,7 @@ FORMS = (
             _any(r"(^|/)proprio_stats/\d+/\d+/proprio_stats\.h5$"),
             _any(r"(^|/)observations/\d+/\d+/videos/\w+_(color|depth)\.\w+$"),
         ),
-        _ALONE,
+        ALONE,
         ("task_info", "observations"),
     ),
     Form(
@@ -87,17 +87,17 @@ FORMS = (
             _all(r"(^|/)metadata_[^/]*\.json$", r"(^|/)(trajectory\.h5|recordings/)"),
             _all(r"(^|/)trajectory\.h5$", r"(^|/)recordings/"),
         ),
-        f"Its RLDS form (gs://gresearch/robotics/droid) can be read. {_ALONE}",
+        f"Its RLDS form (gs://gresearch/robotics/droid) can be read. {ALONE}",
         ("trajectory.h5",),
     ),
     Form(
-        "EgoDex, or another set of HDF5 files beside videos of the same names",
+        "a set of HDF5 files beside videos of the same names, such as EgoDex",
         _twins,
-        _ALONE,
+        ALONE,
     ),
-    Form("Ego4D", _any(r"(^|/)ego4d\.json$"), _ALONE, ("ego4d.json",)),
-    Form("Ego-Exo4D", _all(r"(^|/)takes\.json$", r"(^|/)takes/"), _ALONE, ("takes.json", "takes")),
-    Form("EPIC-KITCHENS", _any(r"(^|/)epic_100_\w+\.csv$"), _ALONE),
+    Form("Ego4D", _any(r"(^|/)ego4d\.json$"), ALONE, ("ego4d.json",)),
+    Form("Ego-Exo4D", _all(r"(^|/)takes\.json$", r"(^|/)takes/"), ALONE, ("takes.json", "takes")),
+    Form("EPIC-KITCHENS", _any(r"(^|/)epic_100_\w+\.csv$"), ALONE),
     Form("BridgeData V2 in its raw form", _any(r"(^|/)(obs_dict|policy_out)\.pkl$"), "Its RLDS form can be read: fetch that"),
     Form("a Zarr store", _any(r"\.zarr(/|\.zip$)|(^|/)(\.zarray|\.zgroup|\.zmetadata|zarr\.json)$"), _CONVERT),
     Form("MCAP recordings", _any(r"\.mcap(\.\w+)?$"), _CONVERT),
@@ -105,7 +105,7 @@ FORMS = (
     Form(
         "an array_record data set",
         _any(r"\.array_?record(-\d|$)|\.riegeli(-\d|$)"),
-        "Convert it to TFRecord: `tfds convert_format --root_data_dir=OLD --out_path=NEW --out_file_format=tfrecord`",
+        "Convert it to TFRecord: `tfds convert_format --root_data_dir=OLD --out_dir=NEW --out_file_format=tfrecord`",
     ),
     Form("a Hugging Face data set (Arrow)", _all(r"\.arrow$", r"(^|/)(state|dataset_info|dataset_dict)\.json$"), _CONVERT),
     Form(
@@ -118,7 +118,7 @@ FORMS = (
         _any(r"(^|/)\w+-\d{6}\.arrow$"),
         "They are ready: pass their folder to ivideogpt-train --tokens",
     ),
-    Form("Parquet tables (a Hugging Face data set)", _any(r"\.parquet$"), _CONVERT),
+    Form("Parquet tables (a Hugging Face data set)", _any(r"\.parquet$"), _CONVERT, leftover=True),
     Form(
         "archives",
         _any(r"\.(tar|tgz|zip|7z|rar|tar\.\w+)$"),

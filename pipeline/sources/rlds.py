@@ -6,14 +6,12 @@ Episodes of the split `train` that the catalog keeps for testing become the spli
 files.
 """
 
-import collections
 import functools
 import hashlib
 import logging
 import re
 import statistics
-import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -27,6 +25,7 @@ from pipeline.frames import decode
 from pipeline.json_files import read_json
 from pipeline.naming import TRAINING_SPLIT
 from pipeline.quality import anchors
+from pipeline.sources import rlds_columns as columns_of
 from pipeline.sources.base import (
     MAX_RECORDS,
     BadEpisode,
@@ -38,14 +37,16 @@ from pipeline.sources.base import (
     pad_actions,
 )
 from pipeline.sources.example import Columns, feature_values, read_examples
-from pipeline.sources.rlds_spec import Column, EpisodeSpec, episode_spec, read_features
+from pipeline.sources.guard import blamed
+from pipeline.sources.rlds_features import read_features
+from pipeline.sources.rlds_spec import EpisodeSpec, episode_spec
 from pipeline.sources.tfrecord import count_records
 
 _log = logging.getLogger(__name__)
 SPEC_FILE = "features.json"
 _INFO_FILE = "dataset_info.json"
 _FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
-_MAX_TEXT = 10_000
+_PACKED_FILE = re.compile(r"\.tfrecords?\b.*\.(gz|zst|zip|xz|bz2)\b")
 _MAX_FILES = 100_000
 _TEST_SPLIT = "test"
 _PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
@@ -60,7 +61,8 @@ class RldsSource(Source):
         """See `Source.inputs`."""
         spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
         held = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
-        return {**super().inputs(), **held, "spec_sha256": hashlib.sha256(spec).hexdigest()}
+        without = {} if self.entry.actions else {"actions": False}
+        return {**super().inputs(), **held, **without, "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
@@ -72,10 +74,11 @@ class RldsSource(Source):
 
     def plan(self) -> list[SourceShard]:
         """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
-        _spec(self.folder, self.entry)
+        spec = _spec(self.folder, self.entry)
         shards: dict[tuple[str, int], str] = {}
         promised: set[tuple[str, str]] = set()
         there = self.list_data()
+        self.passed_over.update(spec.passed_over)
         for name in there:
             match = _FILE.match(name)
             if match is None:
@@ -90,20 +93,35 @@ class RldsSource(Source):
                 promised.add((match["stem"], match["of"]))
                 for number in range(int(match["of"])):
                     shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
+        if not shards:
+            _refuse_packed(self.folder)
         stated = _stated(self.folder)
-        files = collections.Counter(split for split, _ in shards)
-        for split in sorted(stated.keys() - files.keys()):
+        for split in sorted(stated.keys() - {split for split, _ in shards}):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
+        gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, there.keys())
+        if gaps:
+            self.passed_over[f"numbers of files that have no file and that {_INFO_FILE} doesn't count either"] += len(gaps)
+        files = {place: file for place, file in sorted(shards.items()) if place not in gaps}
         plan = []
-        for (split, number), file in sorted(shards.items()):
+        for split in dict.fromkeys(split for split, _ in files):
+            of_split = [(number, file) for (other, number), file in files.items() if other == split]
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
-            if len(lengths) == files[split] and number < len(lengths):
-                shard = SourceShard(split, number, file, lengths[number], stated_bytes=lengths[number] * bytes_per_record)
-            else:
-                shard = SourceShard(split, number, file, count_records(storage.join(self.folder, file)))
-            plan.append(shard)
+            for order, (number, file) in enumerate(of_split):
+                if len(lengths) == len(of_split):
+                    size = lengths[order] * bytes_per_record
+                    plan.append(SourceShard(split, number, file, lengths[order], stated_bytes=size))
+                else:
+                    plan.append(SourceShard(split, number, file, count_records(storage.join(self.folder, file))))
         plan = _with_first(plan)
-        return _with_missing(plan, there.keys()) + self._public_test(plan)
+        plan = _with_missing(plan, there.keys()) + self._public_test(plan)
+        return self._without_missing(plan, there.keys()) if self.skips_missing else plan
+
+    def _without_missing(self, plan: Sequence[SourceShard], there: Collection[str]) -> list[SourceShard]:
+        """The files of a plan that are there; the others are counted."""
+        kept = [shard for shard in plan if shard.file in there]
+        if missing := len({shard.file for shard in plan}) - len({shard.file for shard in kept}):
+            self.passed_over["files that are not there, which --skip_missing allows"] += missing
+        return kept
 
     def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
         """The files of `train` that hold episodes which the catalog keeps for testing, as files of a split of their own.
@@ -153,11 +171,11 @@ class RldsSource(Source):
         try:
             if self._is_public_test(columns, spec, shard, position):
                 return BadEpisode("belongs to the public test set", filtered=True)
-            if spec.success is not None and not _numbers(columns, spec.success, 1).any():
+            if spec.success is not None and not columns_of.numbers(columns, spec.success, 1).any():
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
-        except BadEpisodeError as error:
-            return BadEpisode.of(error)
+        except Exception as error:
+            return blamed(error, f"{shard.file}, record {position}")
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
         """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""
@@ -168,26 +186,29 @@ class RldsSource(Source):
             raise BadEpisodeError("its index is unknown, so whether it belongs to the public test set is too")
         if shard.only:
             return False
-        name = storage.basename(_text(columns, spec.episode_id)).split(".")[0]
+        name = storage.basename(columns_of.text(columns, spec.episode_id)).split(".")[0]
         return shard.first + position in held.values() or name in held
 
     def _episode(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode:
         kept = self._frames(columns, spec)
         count = len(kept)
-        action = _joined(columns, spec.action)
-        state = _joined(columns, spec.state)
+        check_count(count)
+        action, meaning = columns_of.joined(columns, spec.action, count)
+        state, _ = columns_of.joined(columns, spec.state, count)
+        with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+            state = None if state is None else columns_of.of_length(state.astype(np.float32), count, "states")
         return make_episode(
             self.entry,
             shard,
             position,
             kept,
-            language=_text(columns, spec.instruction),
-            episode_id=_text(columns, spec.episode_id),
-            action_meaning=spec.action_meaning,
+            language=columns_of.text(columns, spec.instruction),
+            episode_id=columns_of.text(columns, spec.episode_id),
+            action_meaning=meaning,
             action=None if action is None else pad_actions(action, count),
-            state=None if state is None else _of_length(state.astype(np.float32), count, "states"),
-            reward=_per_step(columns, spec.reward, count, np.float32),
-            is_terminal=_per_step(columns, spec.is_terminal, count, np.bool_),
+            state=state,
+            reward=columns_of.per_step(columns, spec.reward, count, np.float32),
+            is_terminal=columns_of.per_step(columns, spec.is_terminal, count, np.bool_),
         )
 
     def _frames(self, columns: Columns, spec: EpisodeSpec) -> list[KeptFrame]:
@@ -200,7 +221,34 @@ class RldsSource(Source):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
             looked_at = set(anchors(len(images)).tolist())
             return [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
-        return [self.form.keep_pixels(pixels, swap) for pixels in _pixels(columns, spec.camera)]
+        return [self.form.keep_pixels(pixels, swap) for pixels in columns_of.pixels(columns, spec.camera)]
+
+
+def _gaps(shards: Mapping[tuple[str, int], str], lengths: Mapping[str, int], there: Collection[str]) -> set[tuple[str, int]]:
+    """Which files a builder never wrote, though names promise them: where there are as many files as lengths are stated.
+
+    Args:
+        shards: Split and number -> file, of all that names promise.
+        lengths: Split -> how many files the data set says that it has.
+        there: Files that are there.
+    """
+    gaps = set()
+    for split, stated in lengths.items():
+        promised = [place for place in shards if place[0] == split]
+        absent = [place for place in promised if shards[place] not in there]
+        if absent and len(promised) != stated == len(promised) - len(absent):
+            gaps.update(absent)
+    return gaps
+
+
+def _refuse_packed(folder: str) -> None:
+    """Raise `SourceError` where a data set has no TFRecord files but such that are compressed as a whole."""
+    packed = [name for name in storage.list_files(folder) if _PACKED_FILE.search(name)]
+    if packed:
+        raise SourceError(
+            f"{folder} holds TFRecord files that are compressed as a whole, such as {packed[0]}: unpack each of them and take "
+            "the ending away, so that it is called NAME-SPLIT.tfrecord-00000-of-00001"
+        )
 
 
 def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
@@ -252,79 +300,6 @@ def _stated(folder: str) -> dict[str, tuple[list[int], float]]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
     return stated
-
-
-def _numbers(columns: Columns, column: Column, rows: int | None = None) -> np.ndarray:
-    """A numeric column as (N, width), N being `rows` where it is given."""
-    values = feature_values(columns, column.path)
-    try:
-        flat = np.array(values, dtype=np.float64 if values and isinstance(values[0], float) else np.int64)
-        return flat.reshape(-1 if rows is None else rows, column.width)
-    except (ValueError, TypeError) as error:
-        raise BadEpisodeError(f"feature {column.path} doesn't hold {column.width} numbers a step: {error}") from error
-
-
-def _pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
-    """The frames of a camera that is kept as pixels."""
-    if camera.encoding == "none":
-        for row in _numbers(columns, camera).astype(np.uint8):
-            yield row.reshape(camera.shape)
-        return
-    for value in feature_values(columns, camera.path, "bytes_list"):
-        try:
-            # One byte more than there should be is enough to see that a stream doesn't end.
-            data = zlib.decompressobj().decompress(value, camera.width + 1) if camera.encoding == "zlib" else value
-            yield np.frombuffer(data, np.uint8).reshape(camera.shape)
-        except (ValueError, zlib.error) as error:
-            raise BadEpisodeError(f"feature {camera.path} doesn't hold a tensor of shape {camera.shape}: {error}") from error
-
-
-def _joined(columns: Columns, parts: tuple[Column, ...]) -> np.ndarray | None:
-    """The parts of an action or a state side by side, (N, A); None where there are none."""
-    if not parts:
-        return None
-    arrays = [_numbers(columns, part)[:, : part.take] for part in parts]
-    if len({len(array) for array in arrays}) > 1:
-        raise BadEpisodeError(f"parts of different lengths: { {p.name: len(a) for p, a in zip(parts, arrays, strict=True)} }")
-    return np.concatenate(arrays, axis=1)
-
-
-def _of_length(array: np.ndarray, count: int, what: str) -> np.ndarray:
-    if len(array) != count:
-        raise BadEpisodeError(f"{len(array)} {what} for {count} frames")
-    return array
-
-
-def _per_step(columns: Columns, column: Column | None, count: int, dtype: Any) -> np.ndarray | None:
-    if column is None:
-        return None
-    return _of_length(_numbers(columns, column)[:, 0].astype(dtype), count, column.name)
-
-
-def _text(columns: Columns, column: Column | None) -> str:
-    """The first text of a column that isn't empty; numbers above 1 wide spell it, zeros being padding."""
-    if column is None:
-        return ""
-    values = feature_values(columns, column.path)
-    if len(values) and isinstance(values[0], bytes):
-        return next((value for value in values if value), b"")[:_MAX_TEXT].decode(errors="replace")
-    numbers = _numbers(columns, column)
-    if column.width == 1:
-        return str(numbers[0, 0]) if len(numbers) else ""
-    row = next((row[row != 0] for row in numbers if row.any()), np.zeros(0, np.int64))[:_MAX_TEXT]
-    return _spelled(row)
-
-
-def _spelled(numbers: np.ndarray) -> str:
-    """Text from UTF-8 bytes or, where one is no byte or the bytes are no UTF-8, code points."""
-    try:
-        return bytes(numbers.tolist()).decode()
-    except ValueError:
-        return "".join(chr(number) if _is_character(number) else "\ufffd" for number in numbers.tolist())
-
-
-def _is_character(number: int) -> bool:
-    return 0 < number < 0x110000 and not 0xD800 <= number < 0xE000
 
 
 def _is_placeholder(images: Sequence[bytes]) -> bool:

@@ -1,27 +1,21 @@
-"""Which columns of an RLDS data set carry what: read from its `features.json`, before any record is.
+"""Which columns of an RLDS data set carry what: decided by its spec, before any record is read.
 
-tensorflow-datasets turns the spec into feature objects; here each thing an episode needs is looked up under the names that Open
-X-Embodiment sets give it. Only these columns are ever taken out of a record: embeddings, depth and other cameras cost nothing.
+Each thing that an episode needs is looked up under the names that Open X-Embodiment sets give it. Only these columns are ever
+taken out of a record: embeddings, depth and other cameras cost nothing.
 """
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import tensorflow_datasets as tfds
-from google.protobuf.json_format import ParseError
 
 from pipeline.catalog import DatasetEntry
-from pipeline.errors import ConfigError, SourceError
-from pipeline.json_files import parse_json
+from pipeline.errors import ConfigError
+from pipeline.sources.rlds_features import Feature, Shape
 
 _INSTRUCTION_NAMES = ("language_instruction", "natural_language_instruction", "instruction")
 _EPISODE_ID_NAMES = ("episode_id", "file_path")
 _STATE_NAMES = ("state", "robot_state", "proprio")
-_FEATURE_MODULES = "tensorflow_datasets."
 
 
 @dataclass(frozen=True)
@@ -29,16 +23,22 @@ class Column:
     """One feature as records hold it.
 
     Attributes:
-        path: Its key in the record, e.g. `steps/observation/image`.
-        shape: Of one step's value (or of the episode's, outside `steps`).
-        take: How many leading numbers of a step's value are used.
+        path: Of the feature, e.g. `steps/observation/image`.
+        shape: Of one step's value (or of the episode's, outside `steps`); None for what only the record tells.
+        dtype: Of its numbers, by name.
         encoding: Of a tensor: `none` as numbers, `bytes` as one string of its bytes, `zlib` as these compressed.
+        sequences: In how many sequences a step's value is.
+        spans: How many steps a value is for, of which the first one is taken.
+        description: What the spec says of it.
     """
 
     path: str
-    shape: tuple[int, ...] = ()
-    take: int = 1
+    shape: Shape = ()
+    dtype: str = ""
     encoding: str = "none"
+    sequences: int = 0
+    spans: int = 1
+    description: str = ""
 
     @property
     def name(self) -> str:
@@ -46,9 +46,17 @@ class Column:
         return self.path.rsplit("/", 1)[-1]
 
     @property
-    def width(self) -> int:
-        """Numbers in one step's value."""
-        return math.prod(self.shape)
+    def width(self) -> int | None:
+        """Numbers in one step's value; None where only the record tells."""
+        return None if self.sequences or None in self.shape else math.prod(side or 0 for side in self.shape)
+
+    @property
+    def values(self) -> str:
+        """Key of its values in a record."""
+        if self.sequences:
+            return f"{self.path}/ragged_flat_values"
+        # Of a tensor with several unknown sides the record keeps the shape too.
+        return f"{self.path}/value" if self.shape.count(None) > 1 else self.path
 
 
 @dataclass(frozen=True)
@@ -59,120 +67,100 @@ class EpisodeSpec:
         camera: The image feature.
         encoded: Whether it holds encoded images, and not pixels.
         action: Parts of the action, side by side in this order; none where the set has no actions.
-        action_meaning: What the columns of the action mean.
         state: Parts of the state.
         reward: Of each step.
         is_terminal: Of each step.
         instruction: Text, or padded integers that spell it.
         episode_id: The set's own name for the episode.
         success: Whether the episode succeeded, where the catalog asks to pass over those that did not.
+        passed_over: Features under the names of an episode's parts that are not taken, each with the reason.
     """
 
     camera: Column
     encoded: bool
     action: tuple[Column, ...]
-    action_meaning: str
     state: tuple[Column, ...]
     reward: Column | None
     is_terminal: Column | None
     instruction: Column | None
     episode_id: Column | None
     success: Column | None
+    passed_over: tuple[str, ...]
 
 
-def read_features(text: bytes, where: str) -> dict[str, Any]:
-    """The leaves of a spec: path -> tensorflow-datasets feature.
-
-    Args:
-        text: Content of `features.json`.
-        where: Its path, for messages.
-
-    Raises:
-        SourceError: It is no spec of episodes made of steps.
-    """
-    try:
-        content = parse_json(text)
-        foreign = [name for name in _class_names(content) if not name.startswith(_FEATURE_MODULES)]
-        if foreign:
-            raise SourceError(f"{where} asks for the class {foreign[0]!r}; only tensorflow-datasets' own features are read")
-        top = tfds.features.FeatureConnector.from_json(content)
-        steps = top["steps"].feature
-    except ImportError as error:
-        # Where numpy doesn't know a type of numbers, tensorflow-datasets asks TensorFlow.
-        raise SourceError(f"{where} names a type of numbers that there isn't. Fetch it again") from error
-    except (ValueError, KeyError, TypeError, AttributeError, ParseError) as error:
-        raise SourceError(
-            f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}. "
-            "Without it no record can be read: fetch it again"
-        ) from error
-    episode = {name: feature for name, feature in top.items() if name != "steps"}
-    return dict([*_leaves(steps, "steps"), *(leaf for name, part in episode.items() for leaf in _leaves(part, name))])
-
-
-def _class_names(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if key in ("pythonClassName", "type") and isinstance(value, str):
-                yield value
-            yield from _class_names(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _class_names(value)
-
-
-def _leaves(feature: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(feature, tfds.features.FeaturesDict):
-        for name, part in feature.items():
-            yield from _leaves(part, f"{path}/{name}")
-    else:
-        yield path, feature
-
-
-def episode_spec(features: dict[str, Any], entry: DatasetEntry) -> EpisodeSpec:
+def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> EpisodeSpec:
     """Find an episode's parts among the features of a data set.
 
     Args:
         features: Path -> feature, from `read_features`.
-        entry: Says which camera, and how many future steps an action spans.
+        entry: Says which camera, whether actions are wanted, and how many future steps one spans.
 
     Raises:
-        ConfigError: The data set has no such camera; the message says which it has.
+        ConfigError: The data set has no such camera, and the message says which it has; or its actions can't be read.
     """
     camera = _camera(features, entry)
-    numeric = {path: column for path, feature in features.items() if (column := _numeric(path, feature)) is not None}
-    action = _parts(numeric, ("steps/action",))
-    if entry.future_steps > 1:
-        action = tuple(Column(c.path, c.shape, c.width // entry.future_steps) for c in action)
+    numeric = {path: _column(path, feature) for path, feature in features.items() if feature.has_numbers}
+    action, passed_over = _action(features, entry) if entry.actions else ((), [])
+    state = _parts(numeric, tuple(f"steps/observation/{name}" for name in _STATE_NAMES))
+    reward, is_terminal = (_scalar(numeric.get(f"steps/{name}")) for name in ("reward", "is_terminal"))
+    of_episode = {path: feature for path, feature in features.items() if not path.startswith("steps/")}
+    instruction = _named(features, _INSTRUCTION_NAMES)
+    for what, found, names in (
+        ("states", state, [f"steps/observation/{name}" for name in _STATE_NAMES]),
+        ("a reward", reward, ["steps/reward"]),
+        ("the end of an episode", is_terminal, ["steps/is_terminal"]),
+        ("an instruction", instruction, [path for path in features if path.rsplit("/", 1)[-1] in _INSTRUCTION_NAMES]),
+    ):
+        for path in [path for name in names for path in _below(features, name)] if not found else ():
+            passed_over.append(f"feature {path}: {features[path].form}, which can't be read as {what}")
     success = numeric.get("success") if entry.success_filter else None
     return EpisodeSpec(
         camera=camera,
-        encoded=isinstance(features[camera.path], tfds.features.Image),
+        encoded=features[camera.path].kind == "image",
         action=action,
-        action_meaning=_meaning(action, features),
-        state=_parts(numeric, tuple(f"steps/observation/{name}" for name in _STATE_NAMES)),
-        reward=_scalar(numeric.get("steps/reward")),
-        is_terminal=_scalar(numeric.get("steps/is_terminal")),
-        instruction=_named(features, _INSTRUCTION_NAMES),
-        episode_id=_named({path: f for path, f in features.items() if not path.startswith("steps/")}, _EPISODE_ID_NAMES),
+        state=state,
+        reward=reward,
+        is_terminal=is_terminal,
+        instruction=instruction,
+        episode_id=_named(of_episode, _EPISODE_ID_NAMES),
         success=success,
+        passed_over=tuple(dict.fromkeys(passed_over)),
     )
 
 
-def _numeric(path: str, feature: Any) -> Column | None:
-    """The column of a feature that is a fixed number of numbers, else None."""
-    if isinstance(feature, (tfds.features.Image, tfds.features.Sequence)):
-        return None
-    info = feature.get_serialized_info()
-    if isinstance(info, dict) or np.dtype(info.np_dtype).kind not in "biuf" or None in info.shape:
-        return None
-    return Column(path, tuple(info.shape), math.prod(info.shape))
+def _column(path: str, feature: Feature, spans: int = 1) -> Column:
+    return Column(path, feature.shape, feature.dtype, feature.encoding, feature.sequences, spans, feature.description)
+
+
+def _action(features: Mapping[str, Feature], entry: DatasetEntry) -> tuple[tuple[Column, ...], list[str]]:
+    """The parts of the action, and what beside them is not taken: what is no numbers at all, such as a note in words.
+
+    Raises:
+        ConfigError: There is nothing that can be read, or something that may be numbers but not in a form that can be.
+    """
+    there = {path: features[path] for path in _below(features, "steps/action")}
+    parts = tuple(_column(path, one, entry.future_steps) for path, one in there.items() if one.has_numbers)
+    other = {path: one.form for path, one in there.items() if one.kind != "opaque" and not one.has_numbers}
+    unknown = {path: one.form for path, one in there.items() if one.kind == "opaque"}
+    if unknown or (other and not parts):
+        named = "; ".join(f"{path} is {form}" for path, form in (unknown or other).items())
+        raise ConfigError(
+            f"{entry.name}: the action can't be read: {named}. Actions are read as numbers: tensors of any shape, also encoded "
+            "as bytes or zlib, and sequences of one length. Pass --no_actions to ingest without actions"
+        )
+    return parts, [f"feature {path} of the action: {form}, no numbers" for path, form in other.items()]
+
+
+def _below(features: Mapping[str, Feature], group: str) -> list[str]:
+    """The paths of a feature, or of what it consists of, in the order of names."""
+    return sorted(path for path in features if path == group or path.startswith(group + "/"))
 
 
 def _scalar(column: Column | None) -> Column | None:
     return column if column is not None and column.width == 1 else None
 
 
-def _parts(numeric: dict[str, Column], groups: tuple[str, ...]) -> tuple[Column, ...]:
+def _parts(numeric: Mapping[str, Column], groups: tuple[str, ...]) -> tuple[Column, ...]:
     """The numeric features that make up the first group there is: itself, or what it consists of in the order of names."""
     for group in groups:
         parts = [numeric[path] for path in sorted(numeric) if path == group or path.startswith(group + "/")]
@@ -181,39 +169,39 @@ def _parts(numeric: dict[str, Column], groups: tuple[str, ...]) -> tuple[Column,
     return ()
 
 
-def _meaning(action: tuple[Column, ...], features: dict[str, Any]) -> str:
-    """`name: columns` of each part, with the spec's own description where it has one."""
+def action_meaning(parts: Sequence[Column], widths: Sequence[int | None]) -> str:
+    """What the columns of an action mean: `name: columns` of each part, with the spec's own description where it has one.
+
+    Args:
+        parts: Of the action.
+        widths: How many columns each of them has; None where only the record tells.
+    """
     words = []
-    for column in action:
+    for column, width in zip(parts, widths, strict=True):
         name = column.path.removeprefix("steps/action").strip("/") or "action"
-        description = " ".join(features[column.path].doc.desc.split())
-        words.append(f"{name}: {column.take}" + (f" ({description[:500]})" if description else ""))
+        shown = "?" if width is None else width
+        words.append(f"{name}: {shown}" + (f" ({column.description[:500]})" if column.description else ""))
     return ", ".join(words)
 
 
-def _named(features: dict[str, Any], names: tuple[str, ...]) -> Column | None:
+def _named(features: Mapping[str, Feature], names: tuple[str, ...]) -> Column | None:
     """The first feature of one of these names, in the order of the names: text, or numbers."""
     for name in names:
         for path in sorted(features):
-            if path.rsplit("/", 1)[-1] != name:
-                continue
-            column = _numeric(path, features[path])
-            if column is not None or isinstance(features[path], tfds.features.Text) or _is_text(features[path]):
-                return column or Column(path)
+            feature = features[path]
+            is_one = path.rsplit("/", 1)[-1] == name and not feature.sequences
+            if is_one and (feature.kind == "text" or (feature.has_numbers and None not in feature.shape)):
+                return _column(path, feature)
     return None
 
 
-def _is_text(feature: Any) -> bool:
-    return type(feature) in (tfds.features.Tensor, tfds.features.Scalar) and feature.np_dtype == np.object_
-
-
-def camera_paths(features: dict[str, Any]) -> dict[str, str]:
+def camera_paths(features: Mapping[str, Feature]) -> dict[str, str]:
     """Name -> path of the features that are colour cameras."""
     paths = [path for path, feature in features.items() if path.startswith("steps/") and _is_camera(feature)]
     return {path.removeprefix("steps/").removeprefix("observation/"): path for path in paths}
 
 
-def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
+def _camera(features: Mapping[str, Feature], entry: DatasetEntry) -> Column:
     names = camera_paths(features)
     path = names.get(entry.image_key)
     if path is None:
@@ -224,17 +212,13 @@ def _camera(features: dict[str, Any], entry: DatasetEntry) -> Column:
         raise ConfigError(
             f"{entry.name} has no camera {entry.image_key!r}{hint}; it has {', '.join(sorted(names)) or 'none'}. Pass --camera"
         )
-    feature = features[path]
-    if isinstance(feature, tfds.features.Image):
-        return Column(path)
-    shape = tuple(feature.shape)
-    return Column(path, shape, math.prod(shape), feature.to_json_content().encoding)
+    return _column(path, features[path])
 
 
-def _is_camera(feature: Any) -> bool:
+def _is_camera(feature: Feature) -> bool:
     """Whether a feature holds colour pictures: encoded, or pixels (H, W, 3)."""
-    if isinstance(feature, tfds.features.Image):
-        return bool(feature.np_dtype == np.uint8 and feature.shape[-1] in (1, 3, 4))
-    if isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.uint8:
-        return len(feature.shape) == 3 and feature.shape[-1] == 3 and None not in feature.shape
-    return False
+    if feature.sequences or feature.dtype != "uint8":
+        return False
+    if feature.kind == "image":
+        return feature.shape[-1] in (1, 3, 4)
+    return feature.kind == "numbers" and len(feature.shape) == 3 and feature.shape[-1] == 3 and None not in feature.shape

@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import h5py
 import numpy as np
@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.catalog import robonet_test_files
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError
+from pipeline.naming import written
 from pipeline.sources import hdf5
 from pipeline.sources.base import BadEpisode, KeptFrame, SourceShard, check_count, make_episode, pad_actions
 from pipeline.sources.hdf5_process import Hdf5Source
@@ -30,16 +31,19 @@ class RobonetSource(Hdf5Source):
     """A folder of RoboNet's files. Camera `image` is the first one, `image1` the second."""
 
     kind = "robonet"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
-        """All files, numbered within their splits in the order of names. See `Source.plan`."""
+        """All files, within their splits in the order of names. See `Source.plan`."""
         names = list(self.list_data())
         test = robonet_test_files()
         splits = {
             "test": [name for name in names if name in test],
             "train": [name for name in names if name not in test],
         }
-        return [SourceShard(split, number, name, 1) for split, files in splits.items() for number, name in enumerate(files)]
+        return [SourceShard(split, None, name, 1) for split, files in splits.items() for name in files]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episode of a file. See `Source.read`."""
@@ -61,7 +65,7 @@ class RobonetSource(Hdf5Source):
             shard,
             0,
             kept,
-            episode_id=shard.file.rpartition(".")[0],
+            episode_id=written(shard.file.rpartition(".")[0]),
             action_meaning=f"action: {ACTION_DIM}",
             action=pad_actions(action, len(kept)),
             state=state.astype(np.float32),

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-SIDE_FILES = "side files of operating systems and download tools, such as ._x, .DS_Store or x.part"
+SIDE_FILES = "side files of operating systems and download tools (._x, .DS_Store, x.part and the like)"
 # Folders and files, in small letters. Hidden names (`.git`, `.cache`, `.ipynb_checkpoints`, AppleDouble's `._x`) need no list.
 _NAMES = frozenset(
     {

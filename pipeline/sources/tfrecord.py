@@ -4,7 +4,9 @@ The framing is TensorFlow's: uint64 length, masked CRC-32C of the length, data, 
 Beam has a reader too; this one goes on behind a damaged record, and never allocates what a hostile length claims.
 """
 
+import contextlib
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -50,6 +52,21 @@ class DamagedRecord:
     alone: bool
 
 
+class PackedFileError(SourceError):
+    """A file holds TFRecords only once it is unpacked."""
+
+
+def _refuse_packed(file: IO[bytes]) -> None:
+    """Raise `PackedFileError` where records show once a file is unpacked; leaves its position anywhere."""
+    file.seek(0)
+    start = file.read(_SCANNED)
+    for name, window in (("gzip", 31), ("zlib", 15)):
+        with contextlib.suppress(zlib.error):
+            header = zlib.decompressobj(window).decompress(start, _LENGTH.size)
+            if _parse_length(header, MAX_RECORD_BYTES + _FRAME)[0] is not None:
+                raise PackedFileError(f"the file is compressed as a whole, with {name}: unpack it, and leave it its name")
+
+
 def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
     """The records of a TFRecord file, in order, checksums compared; what is damaged costs itself and no more.
 
@@ -58,6 +75,7 @@ def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
 
     Raises:
         FileNotFoundError: There is no such file.
+        PackedFileError: The file is compressed as a whole.
     """
     end = storage.size(path)
     with storage.open_read(path) as file:
@@ -68,6 +86,8 @@ def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
                 return
             length, reason = _parse_length(file.read(_LENGTH.size), end - position)
             if length is None:
+                if position == 0:
+                    _refuse_packed(file)
                 yield DamagedRecord(reason, alone=False)
                 gaps += 1
                 position = file.seek(_find_record(file, position + 1, end))

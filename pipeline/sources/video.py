@@ -15,7 +15,7 @@ import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import av
 import numpy as np
@@ -33,7 +33,7 @@ from pipeline.sources.containers import bytes_missing, is_lfs_pointer
 # In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
 ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
-    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".ivf", ".nut"),
+    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".nut"),
     *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
 )
 EPISODE_FRAMES = 1000
@@ -84,6 +84,9 @@ class VideoSource(Source):
     """
 
     kind = "video"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm, episode_frames: int = EPISODE_FRAMES) -> None:
         super().__init__(folder, entry, form)
@@ -105,7 +108,7 @@ class VideoSource(Source):
         """All files. See `Source.plan`."""
         names = list(self.list_data())
         texts = read_captions(self.folder, set(names))
-        return [SourceShard("train", number, name, text=texts.get(name, "")) for number, name in enumerate(names)]
+        return [SourceShard("train", None, name, text=texts.get(name, "")) for name in names]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a file. See `Source.read`."""

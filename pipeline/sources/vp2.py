@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, SourceError
 from pipeline.sources import hdf5
-from pipeline.sources.base import BadEpisode, SourceShard, make_episode, pad_actions
+from pipeline.sources.base import MAX_RECORDS, BadEpisode, SourceShard, make_episode, pad_actions
 from pipeline.sources.hdf5_process import Hdf5Source, call
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ class Vp2Source(Hdf5Source):
     """A folder of robomimic files. `--camera` may name any `obs/..` of (T, H, W, 3)."""
 
     kind = "vp2"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
     divides_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
@@ -53,15 +55,15 @@ class Vp2Source(Hdf5Source):
         usual = _usual(list(counts.values()))
         usual_size = statistics.median_low([sizes[name] for name in counts]) if counts else 0
         shards = []
-        for number, name in enumerate(sizes):
+        for name in sizes:
             splits = counts.get(name, usual)
             # What is left of a damaged file says nothing of what comes of it once it is whole.
             share = (sizes[name] if name in counts else usual_size) / max(1, sum(splits.values()))
             for split, demos in splits.items():
                 for first in range(0, max(1, demos), _STRETCH):
                     count = min(_STRETCH, demos - first)
-                    shards.append(SourceShard(split, number, name, count, stated_bytes=share * count, first=first))
-        return sorted(shards, key=lambda shard: (shard.split, shard.number, shard.first))
+                    shards.append(SourceShard(split, None, name, count, stated_bytes=share * count, first=first))
+        return sorted(shards, key=lambda shard: (shard.split, shard.file, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
         """The episodes of a stretch. See `Source.read`."""
@@ -136,11 +138,14 @@ def read_splits(path: str) -> dict[str, list[str]]:
 
     Raises:
         BadEpisodeError: It doesn't say.
-        SourceError: It can't be opened.
+        StorageError: The disk or the store it lies on can't be read.
     """
     with hdf5.opened(path) as file:
         places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}
-        splits = {split: [hdf5.text(demo) for demo in hdf5.array(file, place)] for split, place in places.items()}
+        lists = {split: hdf5.array(file, place) for split, place in places.items()}
+        if any(demos.ndim != 1 or len(demos) > MAX_RECORDS for demos in lists.values()):
+            raise BadEpisodeError(f"its mask is no list of at most {MAX_RECORDS} episodes")
+        splits = {split: [hdf5.text(demo) for demo in demos] for split, demos in lists.items()}
     if not splits:
         raise BadEpisodeError(
             "it has neither mask/train nor mask/valid: robomimic's split_train_val.py writes a split into it. Or remove it"

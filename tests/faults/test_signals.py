@@ -106,7 +106,7 @@ def fleet(root: Path) -> Stage:
 def train(root: Path, processes: int = 1) -> Stage:
     write_shard(root / "tokens", "alpha", 0, 40, views=2)
     run = root / "run"
-    settings = {"training__steps": 60, "training__checkpoint_every": 5, "training__keep_checkpoints": 20, "resume": "auto"}
+    settings = {"training__steps": 150, "training__checkpoint_every": 5, "training__keep_checkpoints": 50, "resume": "auto"}
 
     def checkpoints() -> int:
         return len(list(run.glob("checkpoints/*/complete.json")))

@@ -20,7 +20,7 @@ from rlds_data import NAME, VERSION, write_set
 from synthetic_episodes import tiny_tokenizer, write_shards
 from video_data import write_video
 
-from pipeline import index, open_shard, plan, storage
+from pipeline import ends, index, open_shard, storage
 from pipeline.__main__ import run as ingest_command
 from pipeline.catalog import DatasetEntry, dataset
 from pipeline.errors import ConflictError, StorageError
@@ -144,8 +144,8 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
     source = open_source(dataset(NAME, "image", 10.0), f"{bucket}/locked/{NAME}/{VERSION}", FORM)
     path = f"{bucket}/locked/{LOCK_FILE}"
     read = []
-    real = plan._ends_sha256
-    monkeypatch.setattr(plan, "_ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
+    real = ends.ends_sha256
+    monkeypatch.setattr(ends, "ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
     for expected in (3, 0):
         lock = SourceLock(path, source)
         units = make_plan(source, None, None, 1 << 20, lock.known_ends())

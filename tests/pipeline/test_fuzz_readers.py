@@ -29,7 +29,8 @@ from pipeline.sources.base import BadEpisode, Source
 from pipeline.sources.containers import bytes_missing
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_spec import episode_spec, read_features
+from pipeline.sources.rlds_features import read_features
+from pipeline.sources.rlds_spec import episode_spec
 from pipeline.sources.robonet import RobonetSource
 from pipeline.sources.something import SomethingSource
 from pipeline.sources.tfrecord import read_records, scan_records

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rlds_data import picture
+from rlds_data import NAME, picture, write_set
 
 from pipeline import index, storage
 from pipeline.catalog import DatasetEntry
@@ -22,6 +22,7 @@ from pipeline.plan import make_plan
 from pipeline.sources.base import BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.guard import lost_positions, read_guarded
 from pipeline.sources.npz import NpzSource
+from pipeline.sources.rlds import RldsSource
 from pipeline.unit import run_unit, take_failures
 
 ENTRY = DatasetEntry("odd", "odd", "image", control_hz=5.0, base_step=5.0)
@@ -181,3 +182,17 @@ def test_lost_records_follow_those_that_were_read_and_complete_what_was_promised
 
 def test_the_lost_records_of_a_file_of_which_few_are_wanted_are_among_these():
     assert list(lost_positions(SourceShard("test", 0, "a", 3, only=(2, 5, 7)), False, 2)) == [5, 7]
+
+
+def test_a_record_of_which_a_reader_is_surprised_costs_itself_and_those_behind_it_are_kept(tmp_path):
+    class Surprised(RldsSource):
+        def _episode(self, columns, spec, shard, position):
+            return super()._episode(columns, spec, shard, position) if position != 1 else columns.nothing_of_the_kind
+
+    write_set(tmp_path / "rlds", episodes=3, per_shard=3)
+    source = Surprised(str(tmp_path / "rlds" / NAME / "0.1.0"), DatasetEntry(NAME, NAME, "image", version="0.1.0"), FORM)
+    unit = make_plan(source, ["train"], None, 1 << 30)[0]
+    run_unit(unit, source, str(tmp_path / "out"))
+    (record,) = index.read_records(str(tmp_path / "out"))
+    assert record.samples == 2 and [item.source_record for item in record.left_out] == [1]
+    assert "AttributeError" in record.left_out[0].reason

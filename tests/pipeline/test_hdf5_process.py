@@ -15,6 +15,7 @@ from pipeline.errors import BadEpisodeError, SourceError
 from pipeline.frames import FrameForm
 from pipeline.job import ingest
 from pipeline.ledger import read_ledger
+from pipeline.naming import hashed_key
 from pipeline.plan import make_plan
 from pipeline.sources import hdf5, hdf5_process, vp2
 from pipeline.sources.base import BadEpisode
@@ -158,9 +159,9 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
     assert outcome.failures == {} and sum(record.samples for record in outcome.records) == 6
     rows = read_ledger(str(tmp_path / "out")).to_pylist()
     assert [(row["key"], row["source_file"], row["kind"]) for row in rows] == [
-        ("train-00001-000000", "b.hdf5", "damaged"),
-        ("train-00001-000001", "b.hdf5", "damaged"),
-        ("valid-00001-000000", "b.hdf5", "damaged"),
+        (hashed_key("train", "b.hdf5", 0), "b.hdf5", "damaged"),
+        (hashed_key("train", "b.hdf5", 1), "b.hdf5", "damaged"),
+        (hashed_key("valid", "b.hdf5", 0), "b.hdf5", "damaged"),
     ]
     assert all("doesn't say what its episodes are, so all are left out: no sound HDF5" in row["reason"] for row in rows)
     assert run().made == 0

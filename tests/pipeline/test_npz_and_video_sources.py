@@ -12,6 +12,7 @@ from video_data import numbers, write_video
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import SourceError
 from pipeline.frames import FrameForm, decode
+from pipeline.naming import hashed_key
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.npz import NpzSource, read_npz
 from pipeline.sources.video import VideoSource, read_video
@@ -34,14 +35,14 @@ def test_an_npz_episode_comes_back_with_its_actions(tmp_path, dtype):
     assert np.abs(decode(episode.frames[4]).astype(int) - picture(4)).mean() < 1.5
 
 
-def test_npz_files_are_planned_by_the_split_and_number_in_their_names(tmp_path):
+def test_npz_files_are_planned_by_the_split_and_number_in_their_names_and_keyed_by_the_whole_name(tmp_path):
     for name in ("train_eps_00000001", "train_eps_00000000", "val_eps_00000100"):
         np.savez(tmp_path / f"{name}.npz", image=frames(2))
     source = NpzSource(str(tmp_path), ENTRY, FrameForm("png"))
     plan = source.plan()
-    assert [(s.split, s.number, s.records) for s in plan] == [("train", 0, 1), ("train", 1, 1), ("val", 100, 1)]
+    assert [(s.split, s.number, s.records) for s in plan] == [("train", None, 1), ("train", None, 1), ("val", None, 1)]
     ((position, episode),) = source.read(plan[2])
-    assert (position, episode.key) == (0, "val-00100-000000")
+    assert (position, episode.key) == (0, hashed_key("val", "val_eps_00000100.npz", 0))
     assert np.array_equal(decode(episode.frames[1]), picture(1))
 
 
@@ -134,7 +135,7 @@ def test_a_long_video_becomes_several_episodes(tmp_path):
     source = VideoSource(str(tmp_path), ENTRY, FrameForm("jpeg", 24), episode_frames=10)
     items = list(source.read(source.plan()[0]))
     assert [position for position, _ in items] == [0, 1, 2]
-    assert [e.key for _, e in items] == [f"train-00000-00000{n}" for n in range(3)]
+    assert [e.key for _, e in items] == [hashed_key("train", items[0][1].source_file, n) for n in range(3)]
     assert [number for _, e in items for number in numbers(e)] == list(range(25))
     assert items[0][1].height == 24
 

@@ -88,3 +88,8 @@ def test_a_table_too_wide_for_the_terminal_becomes_blocks():
 def test_what_holds_values_of_its_own_comes_below_its_name_and_what_is_empty_not_at_all():
     text = block({"output": "x", "failures": [], "results": {"one": {"psnr": 27.123}, "two": {"psnr": 2.5}}})
     assert text == "output  x\nresults\n        psnr\n  one  27.12\n  two    2.5"
+
+
+def test_counts_by_reasons_in_words_are_told_apart():
+    shown = block({"passed_over": {"files that end in .txt": 1, "arrays `depth`, which nothing reads": 58}})
+    assert shown == "passed over  files that end in .txt: 1; arrays `depth`, which nothing reads: 58"

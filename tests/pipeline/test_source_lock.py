@@ -79,7 +79,12 @@ def test_a_file_that_was_damaged_or_not_wanted_is_not_locked(tmp_path, capsys):
     assert ingest(folder, tmp_path / "val", "--splits", "val") == 0
 
 
-PRINTS = st.builds(FilePrint, st.integers(0, 3), st.sampled_from("ab"), st.sampled_from([None, "ETag:1", "ETag:2", "ETag:1-2"]))
+PRINTS = st.builds(
+    FilePrint,
+    st.integers(0, 3),
+    st.sampled_from("ab"),
+    st.sampled_from([None, "ETag:1", "ETag:2", "ETag:1-2", "ETag:2-2", "time:1", "time:2"]),
+)
 SOURCES = st.builds(SourcePrint, st.sampled_from([None, "x"]), st.dictionaries(st.sampled_from("abcd"), PRINTS))
 
 

@@ -1,7 +1,9 @@
 """TFRecord files: what is written is read, and no damage goes unnoticed."""
 
+import gzip
 import io
 import struct
+import zlib
 
 import pytest
 from apache_beam.io.tfrecordio import _TFRecordUtil
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
+from pipeline.sources.base import BadEpisode, SourceShard
+from pipeline.sources.example import read_examples
 from pipeline.sources.tfrecord import count_records, read_records, write_record
 
 several = st.lists(st.binary(max_size=200), min_size=1, max_size=5)
@@ -71,3 +75,13 @@ def test_a_hostile_length_is_not_believed(path):
 def test_a_file_that_is_not_there_is_named(path):
     with pytest.raises(SourceError, match="nowhere"):
         list(read_records(str(path.with_name("nowhere"))))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "zlib"])
+def test_a_file_that_is_compressed_as_a_whole_is_named_and_not_called_damaged(tmp_path, pack):
+    write_record(buffer := io.BytesIO(), b"a" * 100)
+    (tmp_path / "a").write_bytes(pack(buffer.getvalue()))
+    shard = SourceShard("train", 0, "a", records=2)
+    found = [record.columns for record in read_examples(str(tmp_path / "a"), shard)]
+    assert len(found) == 2 and all(isinstance(bad, BadEpisode) and bad.kind == "unusable" for bad in found)
+    assert found[0].reason.startswith(f"the file is compressed as a whole, with {pack.__module__}: unpack it")

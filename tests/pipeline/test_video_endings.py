@@ -1,0 +1,73 @@
+"""A video of every ending that is taken is read whole, and where it is cut short that is found."""
+
+import io
+import re
+
+import av
+import pytest
+from rlds_data import picture
+
+from pipeline.catalog import DatasetEntry
+from pipeline.episode import Episode
+from pipeline.frames import FrameForm
+from pipeline.sources.containers import bytes_missing
+from pipeline.sources.locate import open_source
+
+FRAMES = 24
+WRITTEN = {
+    "flv": ("flv", "flv"),
+    "f4v": ("f4v", "libx264"),
+    "wmv": ("asf", "wmv2"),
+    "asf": ("asf", "msmpeg4"),
+    "3gp": ("3gp", "mpeg4"),
+    "3g2": ("3g2", "mpeg4"),
+    "qt": ("mov", "mpeg4"),
+    "divx": ("avi", "mpeg4"),
+    "ogv": ("ogg", "libvpx"),
+    "nut": ("nut", "mpeg4"),
+    "mts": ("mpegts", "mpeg2video"),
+    "m2ts": ("mpegts", "mpeg2video"),
+    "m2t": ("mpegts", "mpeg2video"),
+    "vob": ("vob", "mpeg2video"),
+    "mpe": ("mpeg", "mpeg2video"),
+    "m2v": ("mpeg2video", "mpeg2video"),
+}
+# Like MPG, they tell nothing of their length.
+PROGRAM_STREAMS = ("vob", "mpe")
+
+
+@pytest.mark.parametrize("ending", WRITTEN)
+def test_each_ending_is_read_whole_and_a_cut_is_found(tmp_path, ending):
+    container_format, codec = WRITTEN[ending]
+    path = tmp_path / f"a.{ending.upper()}"
+    with av.open(str(path), "w", format=container_format) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 96, 128, "yuv420p", 4_000_000
+        for t in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(t, 96, 128), format="rgb24")))
+        container.mux(stream.encode())
+    source = open_source(DatasetEntry("own", "own", "image"), str(tmp_path), FrameForm("jpeg", 24))
+    ((_, whole),) = source.read(source.plan()[0])
+    assert isinstance(whole, Episode) and whole.num_frames == FRAMES
+    data = path.read_bytes()
+    for share in () if ending in PROGRAM_STREAMS else (0.3, 0.6, 0.9):
+        # Not where a packet of a transport stream ends, behind which nothing tells that there was more.
+        path.write_bytes(data[: int(len(data) * share) // 188 * 188 + 7])
+        items = [item for _, item in source.read(source.plan()[0])]
+        # Whatever is kept of its beginning, that something is lost is said.
+        assert not all(isinstance(item, Episode) for item in items), share
+
+
+def test_an_ogg_that_ends_with_a_whole_page_which_is_not_its_last_is_found(tmp_path):
+    path = tmp_path / "a.ogv"
+    with av.open(str(path), "w", format="ogg") as container:
+        stream = container.add_stream("libvpx", rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 96, 128, "yuv420p", 4_000_000
+        for t in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(t, 96, 128), format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    assert bytes_missing(io.BytesIO(data)) == 0
+    pages = [found.start() for found in re.finditer(b"OggS\0", data)]
+    for end in pages[3:]:
+        assert bytes_missing(io.BytesIO(data[:end])) >= 1
