@@ -39,13 +39,13 @@ from pipeline.sources.base import (
 from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.guard import blamed
 from pipeline.sources.rlds_features import read_features
+from pipeline.sources.rlds_names import FILE, Stated, splits_of
 from pipeline.sources.rlds_spec import EpisodeSpec, episode_spec
 from pipeline.sources.tfrecord import count_records
 
 _log = logging.getLogger(__name__)
 SPEC_FILE = "features.json"
 _INFO_FILE = "dataset_info.json"
-_FILE = re.compile(r"^(?P<stem>.+-(?P<split>[A-Za-z0-9_]+)\.tfrecord)-(?P<number>\d{5,})(-of-(?P<of>\d{5,}))?$")
 _PACKED_FILE = re.compile(r"\.tfrecords?\b.*\.(gz|zst|zip|xz|bz2)\b")
 _MAX_FILES = 100_000
 _TEST_SPLIT = "test"
@@ -66,7 +66,7 @@ class RldsSource(Source):
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
-        return _FILE.match(name) is not None
+        return FILE.fullmatch(name) is not None
 
     def is_read_besides(self, name: str) -> bool:
         """See `Source.is_read_besides`."""
@@ -79,11 +79,12 @@ class RldsSource(Source):
         promised: set[tuple[str, str]] = set()
         there = self.list_data()
         self.passed_over.update(spec.passed_over)
-        for name in there:
-            match = _FILE.match(name)
-            if match is None:
-                continue
-            place = (match["split"], int(match["number"]))
+        info = _info(self.folder)
+        matches = [match for name in there if (match := FILE.fullmatch(name))]
+        splits = splits_of(list(dict.fromkeys(match["named"] for match in matches)), *_naming(self.folder, info))
+        for match in matches:
+            name, split = match[0], splits[match["named"]]
+            place = (split, int(match["number"]))
             if shards.get(place, name) != name:
                 raise SourceError(f"{self.folder} has both {shards[place]} and {name}: remove the one that doesn't belong")
             shards[place] = name
@@ -92,10 +93,10 @@ class RldsSource(Source):
             if match["of"] and (match["stem"], match["of"]) not in promised:
                 promised.add((match["stem"], match["of"]))
                 for number in range(int(match["of"])):
-                    shards.setdefault((match["split"], number), f"{match['stem']}-{number:05d}-of-{match['of']}")
+                    shards.setdefault((split, number), f"{match['stem']}-{number:05d}-of-{match['of']}")
         if not shards:
             _refuse_packed(self.folder)
-        stated = _stated(self.folder)
+        stated = _stated(self.folder, info)
         for split in sorted(stated.keys() - {split for split, _ in shards}):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
         gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, there.keys())
@@ -285,20 +286,36 @@ def _spec(folder: str, entry: DatasetEntry) -> EpisodeSpec:
     return episode_spec(read_features(storage.read_bytes(path), path), entry)
 
 
-def _stated(folder: str) -> dict[str, tuple[list[int], float]]:
-    """Split -> number of records in each of its files, and their mean size, as far as `dataset_info.json` says."""
+def _info(folder: str) -> dict[str, Any]:
+    """The content of `dataset_info.json`; empty where there is none."""
     path = storage.join(folder, _INFO_FILE)
     if not storage.exists(path):
         return {}
+    try:
+        return dict(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
+
+
+def _naming(folder: str, info: dict[str, Any]) -> tuple[Stated, list[str]]:
+    """What the data set and its folders say of the names of files; a version's folder lies in the data set's."""
+    try:
+        return Stated.of(info), folder.rstrip("/").split("/")[-2:]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SourceError(f"{storage.join(folder, _INFO_FILE)} is damaged: {error!r}. Fetch it again") from error
+
+
+def _stated(folder: str, info: dict[str, Any]) -> dict[str, tuple[list[int], float]]:
+    """Split -> number of records in each of its files, and their mean size, as far as `dataset_info.json` says."""
     stated = {}
     try:
-        for split in read_json(path).get("splits", []):
+        for split in info.get("splits", []):
             lengths = [int(length) for length in split.get("shardLengths", [])]
             if any(not 0 <= length <= MAX_RECORDS for length in lengths):
                 raise ValueError(f"a file of {split['name']} should have {max(lengths)} records, the limit is {MAX_RECORDS}")
             stated[str(split["name"])] = (lengths, int(split.get("numBytes", 0)) / max(1, sum(lengths)))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
+        raise SourceError(f"{storage.join(folder, _INFO_FILE)} is damaged: {error!r}. Fetch it again") from error
     return stated
 
 
