@@ -340,7 +340,10 @@ def _what_to_do(records: Sequence[ShardRecord]) -> str:
         return f"{listed}."
     missing = any(item.kind == MissingEpisodeError.kind for record in records for item in record.left_out)
     way_out = (
-        " Where files of an RLDS data set are missing on purpose, --skip_missing takes those that are there." if missing else ""
+        " Where files of an RLDS data set are missing on purpose, --skip_missing takes those that are there, into another "
+        "output folder."
+        if missing
+        else ""
     )
     return (
         f"{listed}. Where {len(files)} damaged or missing files are fetched again, the same command makes their shards anew; "

@@ -73,7 +73,7 @@ def test_the_command_names_the_way_out_and_it_leads_out(tmp_path, capsys):
     folder = write_set(tmp_path / "set", episodes=3, per_shard=1)
     (folder / file_name(1, 3)).unlink()
     assert ingest(folder, tmp_path / "out") == 1
-    assert "--skip_missing takes those that are there" in capsys.readouterr().err
+    assert "--skip_missing takes those that are there, into another output folder" in capsys.readouterr().err
     assert ingest(folder, tmp_path / "new", "--skip_missing") == 0
     summary = json.loads((tmp_path / "new" / NAME / "dataset.json").read_text())
     assert summary["passed_over"] == {"files that are not there, which --skip_missing allows": 1}
