@@ -230,7 +230,7 @@ CASES = {made.__name__: made for made in (rlds, npz, robonet, vp2)}
     [(case, SHORT) for case in CASES] + [pytest.param(case, LONG, marks=pytest.mark.soak) for case in CASES],
 )
 def test_any_structure_gives_episodes_or_reasons_in_little_memory(tmp_path, monkeypatch, case, examples):
-    monkeypatch.setattr(hdf5_process, "CALL_SECONDS", 5)
+    monkeypatch.setattr(hdf5_process, "CALL_SECONDS", 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @given(st.data())
