@@ -1,21 +1,21 @@
 """Episodes from video files of any container, decoded by PyAV.
 
 Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
-several episodes, so that memory stays bounded. Decoding goes through one thread, since work is shared out by files. Frames
-that sampling passes over are decoded but never become pixels, and FFmpeg's scaler shrinks the others before they do, by
-averaging areas: a tenth of Pillow's time at 720 lines, half that of FFmpeg's bicubic, and 40 dB or more from either. It is
-asked for planes of red, green and blue, whose numbers are those of packed pixels, at half the cost. Y, Cb and Cr, encoded as
-they come, would spare a frame of 240 lines 20 us more, but the scaler puts their grey at 127.5, where JPEG has 128, and so
-tints every picture. Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
+several episodes, so that memory stays bounded, and so does one in which time jumps or a place is broken. Decoding goes through
+one thread, since work is shared out by files. Frames that sampling passes over are decoded but never become pixels, and
+FFmpeg's scaler shrinks the others before they do, by averaging areas: a tenth of Pillow's time at 720 lines, half that of
+FFmpeg's bicubic, and 40 dB or more from either. It is asked for planes of red, green and blue, whose numbers are those of
+packed pixels, at half the cost. Y, Cb and Cr, encoded as they come, would spare a frame of 240 lines 20 us more, but the scaler
+puts their grey at 127.5, where JPEG has 128, and so tints every picture.
+Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
 """
 
 import csv
-import errno
 import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, NamedTuple
 
 import av
 import numpy as np
@@ -25,10 +25,11 @@ from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
-from pipeline.frames import MAX_PIXELS, FrameForm, shrunk_size
+from pipeline.frames import FrameForm, shrunk_size
 from pipeline.json_files import parse_json
-from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, Source, SourceShard, make_episode
-from pipeline.sources.containers import bytes_missing, is_lfs_pointer
+from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, KeptFrame, Source, SourceShard, make_episode
+from pipeline.sources.frame_sampling import sampled
+from pipeline.sources.video_decoding import Gap, shown_frames, upright
 
 # In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
 ENDINGS = (
@@ -39,11 +40,11 @@ ENDINGS = (
 EPISODE_FRAMES = 1000
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 MAX_TEXT = 10_000
-# A video may end this share of its stated duration early before it counts as cut short.
-_TOLERATED_LOSS = 0.1
+# An episode may have so many frames without a usable time, in number or as a share; of more it can't be right.
+_FEW = 3
+_FEW_SHARE = 0.01
+UNTIMED = "frames of videos without a usable time"
 _RATE_ROUNDING = 0.002
-# FFmpeg's other formats include playlists, which would have it open whatever files and addresses they name.
-_CONTAINERS = "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,asf,flv,ogg,mxf,ivf,nut,dv,rm"
 # Without the first two flags the scaler works on half the colour columns and rounds coarsely: 23 dB instead of 40 on test
 # charts. The third makes all processors agree to the bit.
 _EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
@@ -69,11 +70,18 @@ def read_video(path: str | Path, rate: float | None = None, max_frames: int | No
     shard = SourceShard("file", 0, storage.basename(path))
     try:
         with storage.open_read(path) as file:
-            return next(_episodes(file, entry, FrameForm("jpeg"), shard, max_frames or EPISODE_FRAMES))
+            items = _episodes(file, entry, FrameForm("jpeg"), shard, max_frames or EPISODE_FRAMES)
+            episode = next(items)
+            if isinstance(episode, Episode) and episode.num_frames < (max_frames or EPISODE_FRAMES):
+                follows = next(items, episode)
+                episode = follows if isinstance(follows, BadEpisode) else episode
     except OSError as error:
         raise SourceError(f"{path} can't be opened: {error}") from error
     except BadEpisodeError as error:
         raise SourceError(f"{path} can't be used as a video: {error}") from error
+    if isinstance(episode, BadEpisode):
+        raise SourceError(f"{path} can't be used as a video: {episode.reason}")
+    return episode
 
 
 class VideoSource(Source):
@@ -170,24 +178,85 @@ def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]
         raise SourceError(f"{path} can't be read as UTF-8 text of its kind: {error}. Correct it, or remove it") from error
 
 
-def _episodes(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int) -> Iterator[Episode]:
-    """A video in pieces of at most `length` frames."""
-    timed = decoded(file, entry.control_hz, form.short_side)
-    for record in itertools.count():
-        times, kept, total = [], [], 0
-        for time, pixels in itertools.islice(timed, length):
-            times.append(time)
-            kept.append(form.keep_pixels(pixels))
-            total += len(kept[-1][0])
-            if total > MAX_EPISODE_BYTES:
-                raise BadEpisodeError(
-                    f"its first {len(kept)} frames take more than {MAX_EPISODE_BYTES} bytes; pass a smaller --episode_frames"
-                )
-        if not kept:
-            if record == 0:
-                raise BadEpisodeError("no frames")
-            return
-        yield make_episode(entry, shard, record, kept, rate=_rate(times, entry.control_hz), language=shard.text)
+class _Piece:
+    """The frames of an episode to be."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.kept: list[KeptFrame] = []
+        self.bytes = 0
+        self.untimed = 0
+
+    def add(self, time: float, frame: KeptFrame) -> None:
+        """Take a frame.
+
+        Raises:
+            BadEpisodeError: The frames take more bytes than an episode may.
+        """
+        self.times.append(time)
+        self.kept.append(frame)
+        self.bytes += len(frame[0])
+        if self.bytes > MAX_EPISODE_BYTES:
+            raise BadEpisodeError(
+                f"its first {len(self.kept)} frames take more than {MAX_EPISODE_BYTES} bytes; pass a smaller --episode_frames"
+            )
+
+    def episode(self, entry: DatasetEntry, shard: SourceShard, record: int) -> Episode | BadEpisode:
+        """What has been taken, as the file's record number `record`."""
+        if self.untimed > max(_FEW, _FEW_SHARE * len(self.kept)):
+            return BadEpisode(f"{self.untimed} of its frames have no usable time, {len(self.kept)} have one")
+        untimed = {UNTIMED: self.untimed} if self.untimed else {}
+        if not self.kept:
+            return BadEpisode("its frames have no usable time", passed_over=untimed)
+        rate = _rate(self.times, entry.control_hz)
+        return make_episode(entry, shard, record, self.kept, rate=rate, language=shard.text, passed_over=untimed)
+
+
+def _episodes(
+    file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int
+) -> Iterator[Episode | BadEpisode]:
+    """A video in pieces of at most `length` frames; a new one begins where time jumps, the size changes or a fault has been."""
+    record = 0
+    piece = _Piece()
+    for item in pictures(file, entry.control_hz, form.short_side):
+        done: list[Episode | BadEpisode] = []
+        if isinstance(item, Gap):
+            if (piece.kept or piece.untimed) and not item.cut:
+                done.append(piece.episode(entry, shard, record))
+            if item.reason:
+                lost = _episodes_lost(item, entry.control_hz, length, len(piece.kept) if item.cut else 0)
+                done.append(BadEpisode(item.reason, DamagedEpisodeError.kind, episodes=lost))
+            piece = _Piece()
+        elif item.pixels is None or item.time is None:
+            piece.untimed += 1
+        else:
+            frame = form.keep_pixels(item.pixels)
+            if piece.kept and (len(piece.kept) == length or piece.kept[-1][1] != frame[1]):
+                done.append(piece.episode(entry, shard, record))
+                piece = _Piece()
+            piece.add(item.time, frame)
+        yield from done
+        record += len(done)
+        # An episode may be large: it is let go before the next one is read.
+        del done
+    if piece.kept or piece.untimed:
+        yield piece.episode(entry, shard, record)
+    elif record == 0:
+        raise BadEpisodeError("no frames")
+
+
+def _episodes_lost(gap: Gap, wanted: float | None, length: int, unfinished: int) -> float:
+    """How many episodes a gap would have held.
+
+    Args:
+        gap: Of the video.
+        wanted: Frames per second to sample; None takes all.
+        length: Frames of an episode, of which a short video has fewer.
+        unfinished: Frames that are lost with it.
+    """
+    rate = min(1 / gap.step, wanted or float("inf"))
+    whole = min(length, gap.total * rate)
+    return round((gap.seconds * rate + unfinished) / whole, 4) if whole >= 1 else 1.0
 
 
 def _rate(times: list[float], wanted: float | None) -> float | None:
@@ -205,31 +274,15 @@ def _rate(times: list[float], wanted: float | None) -> float | None:
     )
 
 
-def _sampled(frames: Iterator[tuple[float, av.VideoFrame]], rate: float | None) -> Iterator[tuple[float, av.VideoFrame]]:
-    """The frames nearest to times 1 / `rate` apart, none of them twice."""
-    if rate is None:
-        yield from frames
-        return
-    start: float | None = None
-    wanted = 0  # number of the next time to be met
-    previous: tuple[float, av.VideoFrame] | None = None
-    half_gap = 0.0  # between the last two frames
-    for frame in frames:
-        if start is None or previous is None:
-            start, previous = frame[0], frame
-            continue
-        half_gap = (frame[0] - previous[0]) / 2
-        middle = previous[0] + half_gap - start
-        if wanted / rate < middle:
-            yield previous
-            wanted = int(np.ceil(middle * rate))
-        previous = frame
-    if previous is not None and start is not None and wanted / rate <= previous[0] + half_gap - start:
-        yield previous
+class Picture(NamedTuple):
+    """Pixels (H, W, 3) uint8 RGB and their time in seconds; None and None of a frame that has no usable time."""
+
+    time: float | None
+    pixels: np.ndarray | None
 
 
-def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """The frames of a video with their times in seconds, upright, (H, W, 3) uint8 RGB.
+def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[Picture | Gap]:
+    """The frames of a video, upright, and the gaps between its stretches, in each of which times increase.
 
     Args:
         file: Of any container that FFmpeg reads.
@@ -237,10 +290,17 @@ def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None =
         short_side: To which they are shrunk, in pixels; None keeps their size, and so does a smaller picture.
 
     Raises:
-        BadEpisodeError: The file is no video, can't be decoded to its end, or is shorter than it says.
+        BadEpisodeError: The file is no video, can't be opened, or holds a frame that can't become RGB.
     """
     scaler = VideoReformatter()
-    for time, frame in _sampled(_timed_frames(file), rate):
+    for item in sampled(shown_frames(file), rate):
+        if isinstance(item, Gap):
+            yield item
+            continue
+        time, frame = item
+        if time is None:
+            yield Picture(None, None)
+            continue
         height, width = size = frame.height, frame.width
         if short_side is not None:
             height, width = shrunk_size(*size, short_side)
@@ -249,66 +309,20 @@ def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None =
             small = scaler.reformat(frame, width, height, SHRUNK_TO, interpolation=scaling, threads=1)
         except av.error.FFmpegError as error:
             raise BadEpisodeError(f"a frame can't be converted to RGB: {error.strerror}") from error
-        pixels, turns = small.to_ndarray(), frame.rotation // 90
-        yield time, np.rot90(pixels, turns) if turns else pixels
+        yield Picture(time, upright(small.to_ndarray(), frame))
 
 
-def _timed_frames(file: IO[bytes]) -> Iterator[tuple[float, av.VideoFrame]]:
-    """All frames of the video as they are decoded, with their times in seconds, which increase."""
-    last: float | None = None
-    missing = 0
-    try:
-        if is_lfs_pointer(file):
-            raise DamagedEpisodeError("it is a Git LFS pointer. Fetch the file itself: git lfs pull")
-        missing = bytes_missing(file)
-        file.seek(0)
-        with av.open(file, mode="r", metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
-            if not container.streams.video:
-                raise BadEpisodeError("the file holds no video")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise DamagedEpisodeError("the file doesn't say how its video is encoded")
-            stream.codec_context.thread_count = 1
-            # A later picture may be larger than the header says.
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-            if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
-                raise BadEpisodeError(f"frames of more than {MAX_PIXELS} pixels")
-            for frame in container.decode(stream):
-                time = frame.time
-                if frame.is_corrupt and missing:
-                    break
-                if frame.is_corrupt:
-                    raise DamagedEpisodeError(f"the frame at {time} s is damaged")
-                if time is None or (last is not None and time <= last):
-                    continue
-                last = time
-                yield time, frame
-            lost = _seconds_lost(container, stream, last)
-    except av.error.FFmpegError as error:
-        if not missing:
-            raise DamagedEpisodeError(f"the video can't be decoded: {error.strerror}") from error
-    except OSError as error:
-        # Probing seeks back from the end; what is shorter than a format's last block is no such file.
-        if error.errno != errno.EINVAL:
-            raise
-        if not missing:
-            raise DamagedEpisodeError("the file is too short to be a video") from error
-    if missing:
-        raise DamagedEpisodeError(f"the file is cut short: by its own sizes, {missing} bytes are missing")
-    if lost is not None:
-        raise DamagedEpisodeError(f"the file is cut short: its last {lost:.1f} seconds are missing")
+def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """The pictures of a video of which nothing may be lacking, with their times; see `pictures`.
 
-
-def _seconds_lost(container: av.container.InputContainer, stream: av.VideoStream, last: float | None) -> float | None:
-    """How much of the stated duration did not decode, where that is more than a header's imprecision."""
-    if last is None:
-        return None
-    if stream.duration is not None and stream.time_base is not None:
-        stated = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-    elif container.duration is not None:
-        stated = ((container.start_time or 0) + container.duration) / av.time_base
-    else:
-        return None
-    frame_time = 1 / float(stream.average_rate) if stream.average_rate else 0.0
-    lost = stated - last - frame_time
-    return lost if lost > max(_TOLERATED_LOSS * stated, 2 * frame_time) else None
+    Raises:
+        BadEpisodeError: The file is no video, or something of it is damaged or missing.
+    """
+    for item in pictures(file, rate, short_side):
+        if isinstance(item, Gap):
+            if item.reason:
+                raise DamagedEpisodeError(item.reason)
+        elif item.time is None or item.pixels is None:
+            raise BadEpisodeError("a frame has no usable time")
+        else:
+            yield item.time, item.pixels

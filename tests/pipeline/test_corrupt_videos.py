@@ -99,8 +99,8 @@ def test_damage_in_the_middle_is_found_where_the_decoder_notices(tmp_path, made,
     data = bytearray(made[ending])
     middle = len(data) // 2
     data[middle : middle + 200] = b"\xa5" * 200
-    (bad,) = read_one(tmp_path, f"a.{ending}", bytes(data))
-    assert isinstance(bad, BadEpisode) and bad.kind == "damaged"
+    before, bad, *_ = read_one(tmp_path, f"a.{ending}", bytes(data))
+    assert before.num_frames < 24 and isinstance(bad, BadEpisode) and bad.kind == "damaged"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """Small videos whose frames say which ones they are, for tests."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 from pipeline.episode import Episode
 from pipeline.frames import decode
@@ -10,7 +13,7 @@ from pipeline.frames import decode
 def write_video(path, count=24, rate=12, codec="mpeg4", height=48, width=64) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.bit_rate = 4_000_000
         for t in range(count):
             # The brightness of a frame says which one it is.
@@ -21,3 +24,41 @@ def write_video(path, count=24, rate=12, codec="mpeg4", height=48, width=64) -> 
 
 def numbers(episode: Episode) -> list[int]:
     return [round(float(decode(frame).mean()) / 10) for frame in episode.frames]
+
+
+def write_moving(path, count: int, codec: str = "libx264", rate: int = 25, gop: int = 50, **options: str) -> None:
+    """A video of noise that moves a pixel a frame, so that every frame has something to say; with B-frames for H.264."""
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.bit_rate = 200_000
+        for t in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, t, axis=1), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def remux(source, target) -> None:
+    """The packets of an H.264 file in another container; AVI, which has no pts, gets them in coding order."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        (video,) = old.streams.video
+        stream = new.add_stream_from_template(video)
+        annex_b = None
+        if str(target).endswith((".avi", ".mpg")):
+            stream.time_base = 1 / Fraction(round(video.average_rate))
+            annex_b = BitStreamFilterContext("h264_mp4toannexb", video)
+        for packet in old.demux(video):
+            if packet.dts is not None:
+                for ready in [packet] if annex_b is None else annex_b.filter(packet):
+                    ready.stream = stream
+                    new.mux(ready)
+
+
+def spoil(data: bytes, *places: float, size: int = 3000) -> bytes:
+    """Bytes with random ones at some shares of their length, across several frames: within one, a decoder may not notice."""
+    spoilt = bytearray(data)
+    for seed, place in enumerate(places):
+        start = int(len(data) * place)
+        spoilt[start : start + size] = np.random.default_rng(seed).bytes(size)
+    return bytes(spoilt)

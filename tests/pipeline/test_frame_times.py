@@ -1,0 +1,108 @@
+"""Frames get the times at which they are shown, in order, however their containers keep time."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sources.frame_times import AHEAD, Stamped, timed
+
+STEP, FAR = 40, 10_000
+
+
+def times(stamps, step: float = STEP) -> list:
+    return [(item.time, item.jumps) for item in timed((Stamped(n, *pair, step) for n, pair in enumerate(stamps)), FAR)]
+
+
+def shown(stamps, step: float = STEP) -> list:
+    return [time for time, _ in times(stamps, step)]
+
+
+@st.composite
+def coded(draw) -> tuple[list[int], int]:
+    """The places of frames in coding order, in the order in which they are shown: groups of B-frames after what they need."""
+    order = [0]
+    for group in draw(st.lists(st.integers(0, 7), min_size=1, max_size=12)):
+        first = max(order) + 1
+        order += [first + group, *draw(st.permutations(range(first, first + group)))]
+    place = {frame: number for number, frame in enumerate(order)}
+    delay = max(place[frame] - frame for frame in order)
+    return [place[frame] for frame in range(len(order))], delay
+
+
+@given(coded(), st.integers(-1000, 1000))
+def test_pts_in_coding_order_give_the_times_of_an_even_rate(video, start):
+    places, delay = video
+    stamps = [
+        (start + STEP * place, start + STEP * (number + delay) if number + delay < len(places) else None)
+        for number, place in enumerate(places)
+    ]
+    even = [start + STEP * number for number in range(len(places))]
+    # The last frames come without a dts: nothing tells of an order that differs there alone.
+    known = (
+        len(places) if places == sorted(places) or places[: len(places) - delay] != sorted(places[: len(places) - delay]) else 0
+    )
+    assert shown(stamps)[:known] == even[:known]
+
+
+@given(st.lists(st.integers(1, 20 * STEP), min_size=1, max_size=80), st.booleans(), st.integers(-500, 500), st.integers(0, 4))
+def test_pts_that_increase_are_believed_at_any_rate(gaps, with_dts, start, delay):
+    pts = list(itertools.accumulate(gaps, initial=start))
+    dts = [*pts[delay:], *[None] * delay][: len(pts)] if with_dts else [None] * len(pts)
+    assert shown(zip(pts, dts, strict=True)) == pts
+
+
+@given(st.lists(st.tuples(st.none() | st.integers(-50, 50), st.none() | st.integers(-50, 50)), max_size=60), st.integers(1, 9))
+def test_no_frame_is_lost_and_time_goes_on_between_jumps(stamps, step):
+    items = list(timed((Stamped(n, *pair, step) for n, pair in enumerate(stamps)), 100))
+    assert [item.frame for item in items] == list(range(len(stamps)))
+    last = None
+    for item in items:
+        last = None if item.jumps else last
+        assert item.time is None or last is None or item.time > last
+        last = item.time if item.time is not None else last
+
+
+@pytest.mark.parametrize("by", ["pts", "dts"])
+def test_a_jump_backwards_begins_anew(by):
+    one, two = [STEP * n for n in range(100, 150)], [STEP * n for n in range(120, 180)]
+    stamps = [(t, t) if by == "pts" else (None, t) for t in one + two]
+    got = times(stamps)
+    assert [time for time, _ in got] == one + two
+    assert [n for n, (_, jumps) in enumerate(got) if jumps] == [50]
+
+
+def test_a_jump_shows_though_the_decoder_is_late():
+    pts = [STEP * n for n in [*range(100, 150), *range(60)]]
+    got = times(zip(pts, [*pts[3:], None, None, None], strict=True))
+    assert [time for time, _ in got] == pts and [n for n, (_, jumps) in enumerate(got) if jumps] == [50]
+
+
+def test_a_jump_forward_begins_anew_and_a_slow_video_has_none():
+    fast = [0, 40, 80, 80 + FAR + 1, 120 + FAR + 1]
+    assert [jumps for _, jumps in times([(t, t) for t in fast])] == [False, False, False, True, False]
+    slow = [(t, t) for t in range(0, 50 * FAR, 2 * FAR)]
+    assert not any(jumps for _, jumps in times(slow, 2 * FAR))
+
+
+@pytest.mark.parametrize("nonsense", [0, 5 * STEP, 10**9])
+def test_a_single_frame_whose_time_is_nonsense_has_none(nonsense):
+    pts = [STEP * n for n in range(40)]
+    got = shown([(nonsense if n == 20 else t, None) for n, t in enumerate(pts)])
+    assert got == [None if n == 20 else t for n, t in enumerate(pts)]
+
+
+def test_frames_without_any_time_follow_by_how_long_they_last():
+    assert shown([(None, None)] * 50) == [STEP * n for n in range(50)]
+
+
+@pytest.mark.parametrize("every", [2, 5, AHEAD - 1])
+def test_frames_between_those_that_say_their_time_share_what_is_between(every):
+    pts = [STEP * n for n in range(60)]
+    got = shown([(t if n % every == 0 else None, None) for n, t in enumerate(pts)])
+    assert got == pytest.approx(pts)
+
+
+def test_a_video_whose_frames_all_say_the_same_time_has_no_times():
+    assert shown([(7, None)] * 30) == [7] + [None] * 29
