@@ -78,7 +78,7 @@ def parser() -> CommandParser:
         "--no_actions",
         action="store_true",
         default=None,
-        help="Ingest without actions, where those of an RLDS data set can't be read or aren't wanted.",
+        help="Ingest without actions, where those of an RLDS or npz data set can't be read or aren't wanted.",
     )
     made.add_argument(
         "--rate",
@@ -207,7 +207,7 @@ _HEEDED = {
     "camera": ("rlds", "npz", "bair", "robonet", "vp2"),
     "classes": ("something-something-v2",),
     "episode_frames": ("video",),
-    "no_actions": ("rlds",),
+    "no_actions": ("rlds", "npz"),
     "skip_missing": ("rlds",),
 }
 

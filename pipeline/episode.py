@@ -27,7 +27,7 @@ class Episode:
     Attributes:
         key: Where it lies in its source (`pipeline.naming.episode_key`); unique within its data set.
         dataset: Name of the data set in the catalog.
-        frames: Encoded images (JPEG or PNG) in time order, RGB once decoded.
+        frames: Encoded images in time order, RGB once decoded: JPEG or PNG, or as they came, of any kind that is read.
         height: Of the frames, in pixels.
         width: Of the frames, in pixels.
         rate: Frames per second; None where the source doesn't say.

@@ -24,13 +24,19 @@ from pipeline.thumbnails import thumbnail
 
 MAX_PIXELS = 50_000_000
 MAX_ENCODED_BYTES = 64 << 20
-_JPEG_START, _PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+ImageKind = Literal["jpeg", "png", "webp", "gif", "bmp"]
+_STARTS: Mapping[ImageKind, re.Pattern[bytes]] = {
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "gif": re.compile(rb"GIF8[79]a.{7}", re.DOTALL),
+    "bmp": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+}
+_PILLOW_FORMATS = tuple(kind.upper() for kind in _STARTS)
 _CROP_MARGIN = 1.25
 _TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
-
-
-# Of what libjpeg warns of, what leaves the pixels whole: stray bytes before a marker, as webcams leave them, and headers that
-# state what it doesn't know. It tells the first warning alone.
+# libjpeg's warnings that leave the pixels whole: stray bytes before a marker, as webcams leave them, and headers that state
+# what it doesn't know. It tells the first warning alone.
 _HARMLESS = re.compile(r"(\d+) extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform")
 
 
@@ -61,24 +67,23 @@ class MadeFrame(Frame):
 class _Header(NamedTuple):
     """What an image's header says; parsed once, since it costs a hundredth of decoding a frame."""
 
-    kind: Literal["jpeg", "png"]
+    kind: ImageKind
     size: tuple[int, int]
     colours: str
 
 
-def sniff(data: bytes) -> Literal["jpeg", "png"]:
+def sniff(data: bytes) -> ImageKind:
     """What kind of image `data` is, by its first bytes.
 
     Raises:
-        BadEpisodeError: It is neither JPEG nor PNG, or larger than any frame should be.
+        BadEpisodeError: It is none of those that are read, or larger than any frame should be.
     """
     if len(data) > MAX_ENCODED_BYTES:
         raise BadEpisodeError(f"image of {len(data)} bytes, the limit is {MAX_ENCODED_BYTES}")
-    if data.startswith(_JPEG_START):
-        return "jpeg"
-    if data.startswith(_PNG_START):
-        return "png"
-    raise DamagedEpisodeError(f"image is neither JPEG nor PNG; it starts with {bytes(data[:8])!r}")
+    for kind, start in _STARTS.items():
+        if start.match(data):
+            return kind
+    raise DamagedEpisodeError(f"image is neither JPEG nor PNG, nor WebP, GIF or BMP; it starts with {bytes(data[:8])!r}")
 
 
 def _header(data: bytes) -> _Header:
@@ -87,6 +92,10 @@ def _header(data: bytes) -> _Header:
         if len(data) < 33 or data[12:16] != b"IHDR":
             raise DamagedEpisodeError("PNG without a header")
         height, width = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+    elif kind != "jpeg":
+        if (size := _pillow_size(data)) is None:
+            raise DamagedEpisodeError(f"{kind.upper()} header is damaged")
+        height, width = size
     else:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -104,7 +113,7 @@ def _header(data: bytes) -> _Header:
 def _pillow_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of an image by Pillow; None where it doesn't know."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
             return image.height, image.width
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return None
@@ -127,7 +136,7 @@ class _Decoded(NamedTuple):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """The pixels of a JPEG or PNG, (H, W, 3) uint8, RGB.
+    """The pixels of an encoded image, (H, W, 3) uint8, RGB.
 
     Raises:
         BadEpisodeError: The image is damaged, too large, or no 8-bit image.
@@ -143,7 +152,9 @@ def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksu
     try:
         if header.colours in _TURBO_COLOURS:
             return _decode_turbo(data, least or (0, 0), checksummed)
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+            if getattr(image, "is_animated", False):
+                raise BadEpisodeError("image is a film of several pictures, not one frame")
             if image.mode.startswith(("I", "F")):
                 raise BadEpisodeError(f"image has {image.mode} pixels, not 8-bit colour: is it a depth camera?")
             return _Decoded(np.array(image.convert("RGB")))
@@ -287,7 +298,7 @@ class FrameForm:
         compression would only cost quality.
 
         Args:
-            data: JPEG or PNG.
+            data: Of a kind that `sniff` knows.
             swap: Whether red and blue are swapped in it. Repair needs new bytes: PNG under `source`, so that nothing is lost.
             checksummed: Whether `data` agreed with a checksum of the file it comes from. A JPEG that did not is decoded even
                 where its bytes stay as they are, and each of the decoder's warnings means damage.

@@ -131,6 +131,7 @@ class Source(abc.ABC):
             "future_steps": self.entry.future_steps,
             "success_filter": self.entry.success_filter,
             "frames": dataclasses.asdict(self.form),
+            **({} if self.entry.actions else {"actions": False}),
         }
 
     def is_data(self, name: str) -> bool:

@@ -90,7 +90,7 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
     headers = archive.headers
     camera = _camera(headers, entry.image_key)
     kept = [form.keep_pixels(_as_uint8(frame), swap=camera in entry.bgr) for frame in archive.frames(camera)]
-    action = _action(archive, len(kept)) if "action" in headers else None
+    action = _action(archive, len(kept)) if "action" in headers and entry.actions else None
     known: dict[str, Any] = {}
     text = next((name for name in _TEXTS if name in headers and _is_text(headers[name])), None)
     if text is not None:

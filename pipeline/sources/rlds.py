@@ -61,8 +61,7 @@ class RldsSource(Source):
         """See `Source.inputs`."""
         spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
         held = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
-        without = {} if self.entry.actions else {"actions": False}
-        return {**super().inputs(), **held, **without, "spec_sha256": hashlib.sha256(spec).hexdigest()}
+        return {**super().inputs(), **held, "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""

@@ -44,8 +44,11 @@ BROKEN = {
     "text": b"no image at all",
     "html": b"<!DOCTYPE html><html></html>",
     "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-    "gif": saved("GIF"),
-    "webp": saved("WEBP"),
+    "gif cut in half": saved("GIF")[:2000],
+    "webp cut in half": saved("WEBP")[:900],
+    "bmp cut in half": saved("BMP")[:9000],
+    "film": saved("GIF", save_all=True, append_images=[Image.new("RGB", (160, 120), "red")]),
+    "film, webp": saved("WEBP", save_all=True, append_images=[Image.new("RGB", (160, 120), "red")]),
     "header only": WHOLE[:3],
     "cut in the header": WHOLE[:100],
     "cut in half": WHOLE[:MIDDLE],
@@ -90,6 +93,11 @@ SOUND = {
     ),
     "png": WHOLE_PNG,
     "palette": saved("PNG", mode="P"),
+    "gif": saved("GIF"),
+    "webp": saved("WEBP"),
+    "webp without loss": saved("WEBP", lossless=True),
+    "webp with alpha": saved("WEBP", mode="RGBA"),
+    "bmp": saved("BMP"),
     "interlaced or not": saved("PNG", mode="RGBA"),
 }
 
@@ -98,6 +106,13 @@ SOUND = {
 def test_a_sound_image_is_never_taken_for_damaged(name):
     data = SOUND[name]
     assert FrameForm("source").keep(data) == (data, decode(data).shape[:2])
+
+
+@pytest.mark.parametrize("name", ["gif", "webp", "bmp", "palette"])
+def test_a_frame_of_any_kind_has_the_pixels_that_it_has_elsewhere(name):
+    with Image.open(io.BytesIO(SOUND[name])) as image:
+        right = np.array(image.convert("RGB"))
+    assert np.array_equal(decode(FrameForm("png").keep(SOUND[name])[0]), right)
 
 
 def test_frames_as_they_come_are_looked_through_without_decoding(monkeypatch):

@@ -1,5 +1,7 @@
 """Numbers that a model can't take never enter a shard, whichever source they come from."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from rlds_data import NAME, episode, picture, plain_episode, write_set
@@ -10,7 +12,7 @@ from pipeline.episode import MAX_NUMBER
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm
 from pipeline.plan import make_plan
-from pipeline.sources.base import SourceShard, make_episode
+from pipeline.sources.base import BadEpisode, SourceShard, make_episode
 from pipeline.sources.npz import NpzSource
 from pipeline.sources.rlds import RldsSource
 from pipeline.unit import run_unit
@@ -60,3 +62,13 @@ def test_every_kind_of_source_leaves_such_episodes_out_and_lists_them(tmp_path):
         assert sum(record.samples for record in records) == 1
         (lost,) = [item for record in records for item in record.left_out]
         assert lost.reason.endswith("is not finite")
+
+
+def test_npz_episodes_are_read_without_actions_where_nobody_wants_them(tmp_path):
+    np.savez(tmp_path / "a.npz", image=np.stack([picture(t) for t in range(3)]), action=np.array("no numbers"))
+    for actions in (True, False):
+        source = NpzSource(str(tmp_path), dataclasses.replace(ENTRY, actions=actions), FrameForm("png", 24))
+        ((_, item),) = source.read(source.plan()[0])
+        assert isinstance(item, BadEpisode) == actions
+        assert ("actions" in source.inputs()) != actions
+    assert item.action is None and item.action_meaning == ""
