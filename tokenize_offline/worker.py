@@ -148,7 +148,7 @@ def run_worker(
         job: What is the same for all.
         engine: The tokenizer.
         readers: Processes that decode and resize.
-        on_progress: Called after every episode and every shard.
+        on_progress: Called after every episode and every shard, and at the end.
 
     Raises:
         ConfigError: The recipe asks for something that an episode doesn't have, such as a rate.
@@ -209,7 +209,12 @@ def _work(
     batches.flush()
     while shards[0].complete:
         publisher.publish(shards.popleft())
-    return publisher.finish() + WorkerReport(waited=done.waited, passed=done.passed + time.monotonic() - began)
+    report = publisher.finish()
+    # The last batch is the only one where clips are few: its time is work as well.
+    step = Progress(passed=time.monotonic() - began)
+    on_progress(step)
+    done += step
+    return report + WorkerReport(waited=done.waited, passed=done.passed)
 
 
 class _Publisher:

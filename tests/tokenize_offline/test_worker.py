@@ -168,6 +168,9 @@ def test_a_shard_that_another_run_has_made_meanwhile_is_left_as_it_is(tmp_path, 
 
     told = []
     report = run_worker(with_another_run(), job, engine, readers=1, on_progress=told.append)
+    # What a person sees in the end is what the summary says.
+    assert sum(part.waited for part in told) == pytest.approx(report.waited)
+    assert sum(part.passed for part in told) == pytest.approx(report.passed)
     assert (report.shards, report.made_elsewhere, report.failures) == (2, 1, [])
     assert [path.stat().st_mtime_ns] == stamps
     # The line still ends where it was planned to.
