@@ -90,3 +90,36 @@ def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_in
 def test_weights_and_biases_is_imported_only_when_asked_for():
     check = "import sys, training.pretrain; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=200).returncode == 0
+
+
+def test_an_interrupt_between_an_event_and_its_notice_does_not_keep_a_training_waiting_for_tensorboard(tmp_path):
+    code = f"""
+import os, signal, sys, threading, time
+from pathlib import Path
+from pipeline.command import run_command
+from training.tracking import MetricsWriter
+
+notify, armed = threading.Condition.notify, []
+
+def interrupted_before(self, n=1):
+    if armed and threading.current_thread() is threading.main_thread():
+        armed.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+    notify(self, n)
+
+def main(_):
+    writer = MetricsWriter(Path({str(tmp_path)!r}), 0)
+    # TensorBoard's thread is asleep then, for as long as nobody tells it of an event.
+    time.sleep(1)
+    threading.Condition.notify = interrupted_before
+    armed.append(True)
+    try:
+        writer.write(1, {{"loss": 1.0}})
+    finally:
+        writer.close()
+
+sys.exit(run_command(main))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to go on"

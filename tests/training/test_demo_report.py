@@ -1,0 +1,63 @@
+"""What the demo says at its end of stages that were done now, before, or in part: no speed but that of what was done now."""
+
+import json
+
+import pytest
+
+from training.demo.report import report
+from training.demo.stages import StageResult
+
+QUALITY = {"mean_psnr": 20.0, "mean_ssim": 0.9}
+SUMMARIES = {
+    "simulate": {"frames": 70, "frames_made": 70},
+    "ingest": {"episodes": 5, "shards": 2, "frames": 70, "frames_made": 70},
+    "tokenize": {"rows": 25, "shards": 2, "shards_done_before": 0},
+    "train": {"steps": 6, "steps_made": 6, "label_entropy": 1.0, "held_out_loss": None},
+    "predict": {"episodes": 1},
+}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """The closing text, as lines by their first word, for stages of ten seconds whose summaries are changed by stage."""
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "prediction.gif").touch()
+    quality = {"prediction": {"mean": QUALITY}, "repeat_last_frame": QUALITY, "reconstruction": QUALITY}
+    (tmp_path / "predictions" / "metrics.json").write_text(json.dumps(quality))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n")
+
+    def text(**changed):
+        results = [StageResult(name, 10.0, {**SUMMARIES[name], **changed.get(name, {})}) for name in SUMMARIES]
+        lines = report(tmp_path, results, 50.0)[0].splitlines()
+        return {line.split()[0]: line for line in lines if line}
+
+    return text
+
+
+def test_a_demo_in_one_go_states_the_speed_of_each_stage(rows):
+    said = rows()
+    assert "7.0 frames/s" in said["simulate"] and "7.0 frames/s" in said["ingest"]
+    assert "2.5 clips/s" in said["tokenize"] and "0.6 steps/s" in said["train"]
+    assert said["The"].startswith("The whole took 0.8 minutes")
+
+
+def test_stages_that_were_done_before_have_no_speed_and_the_time_is_not_that_of_the_whole(rows):
+    said = rows(
+        simulate={"frames_made": 0}, ingest={"frames_made": 0}, tokenize={"rows": 0, "shards": 0, "shards_done_before": 2}
+    )
+    for stage in ("simulate", "ingest", "tokenize"):
+        assert "done before" in said[stage] and "/s" not in said[stage]
+    assert "0.6 steps/s" in said["train"]
+    assert "The" not in said
+    assert said["This"].startswith("This run, which went on with an earlier one, took 0.8 minutes")
+
+
+def test_stages_that_were_done_in_part_have_the_speed_of_that_part(rows):
+    said = rows(
+        ingest={"frames_made": 20}, tokenize={"rows": 15, "shards": 1, "shards_done_before": 1}, train={"steps_made": 2}
+    )
+    assert "5 episodes in 2 shards, 20 frames of these now" in said["ingest"] and "2.0 frames/s" in said["ingest"]
+    assert "15 clips in 1 shards, 1 shards before" in said["tokenize"] and "1.5 clips/s" in said["tokenize"]
+    assert "6 steps, 2 processes, 2 steps of these now" in said["train"] and "0.2 steps/s" in said["train"]
+    assert "This" in said
