@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,13 @@ def _empty_memory_store() -> Iterator[None]:
     """What one test leaves under memory:// is gone before the next."""
     yield
     fsspec.filesystem("memory").store.clear()
+
+
+def pytest_configure() -> None:
+    # Processes that tests start inherit which signals are ignored, as nohup and shells do for what runs in the background.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

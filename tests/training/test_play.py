@@ -10,7 +10,7 @@ from browser import chromium
 
 from pipeline.errors import ConfigError, SourceError
 from pipeline.recipe import ClipsConfig
-from training.play import command
+from training.command_lines import play as command
 from training.play.controls import Slider, read_action, sliders_for
 from training.play.game import Game, Start
 from training.play.server import PlayServer

@@ -69,7 +69,7 @@ def test_held_out_losses_that_are_not_finite_are_told_everywhere_and_the_model_i
     assert "not finite (nan) on held-out clips" in card and "not measured" not in card
     assert "the held-out loss of beta nan is not finite" in caplog.text
     assert "not all of its results are finite: held_out_loss nan" in caplog.text
-    assert pretrain(_recipe(), options) == summary
+    assert pretrain(_recipe(), options) == summary | {"steps_made": 0}
 
 
 def test_skipped_steps_are_told_when_they_happen_and_counted_in_every_file_also_across_a_resume(tokens, tmp_path, caplog):
