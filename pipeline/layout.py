@@ -63,10 +63,10 @@ def _groups(
     files: list[SourceShard], group: _Group, there: Mapping[int, list[Place]], divides_files: bool
 ) -> dict[int, list[SourceShard]]:
     """Number of a shard -> its files, of one split."""
-    places = {_place(file, divides_files): file for file in files}
     anew = dict(enumerate(group(files)))
     if all([_place(file, divides_files) for file in anew.get(number, [])] == known for number, known in there.items()):
         return anew
+    places = {_place(file, divides_files): file for file in files}
     kept = {number: [places.pop(place) for place in known if place in places] for number, known in there.items()}
     free = (number for number in itertools.count() if number not in there)
     added = zip(free, group([file for file in files if _place(file, divides_files) in places]), strict=False)

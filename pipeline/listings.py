@@ -70,8 +70,8 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
         opened = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return
-    with opened:
-        for entry in opened:
+    with opened as entries:
+        for entry in entries:
             try:
                 status = entry.stat()
             except OSError as error:

@@ -26,6 +26,7 @@ from pipeline.sources.base import Source
 LOCK_FILE = "sources.lock.json"
 _FORMAT = 1
 _SHOWN = 5
+_MOST_BYTES = 1 << 30  # some millions of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,24 @@ def read_lock(path: str) -> dict[str, SourcePrint]:
     if not storage.exists(path):
         return {}
     try:
-        raw = read_json(path)
+        # A million files are made what they are to be one by one, while the text is parsed.
+        raw = read_json(path, _file_print, _MOST_BYTES)
         if raw["format"] != _FORMAT:
             raise ValueError(f"its format is {raw['format']!r}")
-        return {
-            name: SourcePrint(one["spec_sha256"], {file: FilePrint(**known) for file, known in one["files"].items()})
-            for name, one in raw["sources"].items()
-        }
+        return {name: SourcePrint(one["spec_sha256"], _checked(one["files"])) for name, one in raw["sources"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{path} is no lock file of sources ({error!r}); restore it, or remove it to lock anew") from error
+
+
+def _file_print(parsed: dict[str, Any]) -> FilePrint | dict[str, Any]:
+    """A file's object in a lock file as what it means; any other as it is."""
+    return FilePrint(**parsed) if parsed.keys() == {"size", "ends_sha256", "tag"} else parsed
+
+
+def _checked(files: dict[str, Any]) -> dict[str, FilePrint]:
+    if any(not isinstance(known, FilePrint) for known in files.values()):
+        raise ValueError("a file lacks its size, ends or tag")
+    return files
 
 
 class SourceLock:

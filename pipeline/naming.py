@@ -58,4 +58,5 @@ def held_out_split(split: str) -> str:
 
 def written(name: str) -> str:
     """A name as records, tables and messages have it: bytes that are no UTF-8, which a local disk may have, spelled out."""
-    return name.encode(errors="backslashreplace").decode()
+    # Of a million names most are kept as they are, and no copy is made of them.
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()

@@ -259,3 +259,31 @@ def test_a_store_that_refuses_or_does_not_answer_is_an_error_that_says_so(s3, mo
     assert storage.read_bytes(f"{s3}/there") == b"x"
     with pytest.raises(StorageError, match="s4://bucket can't be opened"):
         storage.exists("s4://bucket")
+
+
+def test_objects_of_any_name_are_read_as_they_are_listed(s3):
+    names = [
+        "a::b",
+        "x::s3:__y",
+        "zip::a",
+        "x::s3://other/b",
+        "a#b",
+        "a?b=c",
+        "a%20b",
+        "a*b",
+        "a[b]",
+        "~x",
+        "-rf",
+        "é",
+        "c://d",
+    ]
+    fs, inner = url_to_fs(f"{s3}/names")
+    for name in names:
+        fs.pipe_file(f"{inner}/{name}", name.encode())
+    assert set(storage.listing(f"{s3}/names", nested=True)) == set(names)
+    for name in names:
+        path = storage.join(f"{s3}/names", name)
+        assert storage.read_bytes(path) == name.encode() and storage.size(path) == len(name.encode())
+        assert storage.read_range(path, 0, 1) == name.encode()[:1]
+        with storage.open_read(path) as file:
+            assert file.read() == name.encode()

@@ -1,6 +1,8 @@
 """Listings: links are what they point to, and what is no file is none."""
 
+import contextlib
 import os
+import zipfile
 
 import pytest
 
@@ -40,3 +42,32 @@ def test_a_link_to_nothing_and_a_pipe_are_no_files(tree, nested):
     (tree / "lost.tar").symlink_to(tree / "gone.tar")
     os.mkfifo(tree / "pipe.tar")
     assert storage.file_sizes(str(tree), nested) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a::b", "x::memory:__y", "zip::a", "x::memory://other/b", "a#b", "a?b", "a%20b", "a*b", "[a]"]
+)
+def test_a_name_that_was_listed_is_not_parsed_again(name):
+    storage.write_bytes(f"memory://names/{name}", b"content")
+    assert list(storage.listing("memory://names", nested=True)) == [name]
+    assert storage.read_bytes(storage.join("memory://names", name)) == b"content"
+
+
+def test_a_chain_of_urls_is_still_opened(tmp_path):
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        packed.writestr("a.tar", b"content")
+    assert storage.read_bytes(f"zip://a.tar::file://{tmp_path}/packed.zip") == b"content"
+
+
+def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tree, monkeypatch):
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def scandir(folder):
+        with real(folder) as opened:
+            entries = list(opened)
+        (tree / "a.tar").unlink(missing_ok=True)
+        yield entries
+
+    monkeypatch.setattr("pipeline.listings.os.scandir", scandir)
+    assert list(storage.listing(str(tree))) == ["linked.tar"]

@@ -1,0 +1,182 @@
+"""What planning an ingest costs where there are very many source files; a line of JSON for every measurement.
+
+`disk`: real small files on a local disk. `store`: names that a made-up object store lists, with the tags of a real one. Each is
+planned three times: at first; again, held against a lock file that has all of them; and again after a hundredth of them were
+touched. `listing`: the bare listing of both, below which no plan can come. Seconds, bytes read, files opened and peak memory;
+every measurement is a process of its own, so that its peak is its own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.spec import AbstractFileSystem
+
+from pipeline import ends, storage
+from pipeline.catalog import DatasetEntry
+from pipeline.frames import FrameForm
+from pipeline.lock import FilePrint, SourceLock, SourcePrint, write_lock
+from pipeline.plan import make_plan, with_ends_of
+from pipeline.sources.video import VideoSource
+
+ENTRY = DatasetEntry("many", "many", "video", control_hz=10.0)
+FOLDER_FILES = 1000
+FILE_BYTES = 107_000
+MADE_UP_BYTES = 40_000_000
+TOUCHED = 100  # one in so many
+
+
+def name_of(number: int) -> str:
+    """Path of a file, of which so many lie in one folder."""
+    return f"{number // FOLDER_FILES:04d}/{number:07d}.mp4"
+
+
+class MadeUpStore(AbstractFileSystem):  # type: ignore[misc]
+    """An object store that has names, sizes and tags, and no content."""
+
+    protocol = "madeup"
+    cachable = False
+    count = 0
+    changed: frozenset[int] = frozenset()
+
+    def isdir(self, path: str) -> bool:
+        """Whatever is asked for is a folder."""
+        return True
+
+    def find(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
+        """All objects; see `AbstractFileSystem.find`."""
+        return {entry["name"]: entry for entry in self._entries(path.rstrip("/"))}
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        """Nothing lies beside the objects; see `AbstractFileSystem.ls`."""
+        return []
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        """The same bytes for every object."""
+        return b"x" * ((end or 0) - (start or 0))
+
+    def _open(self, path: str, *_: Any, **__: Any) -> Any:
+        raise FileNotFoundError(path)
+
+    def _entries(self, folder: str) -> Iterator[dict[str, Any]]:
+        for number in range(self.count):
+            tag = f'"{number + (number in self.changed):032x}"'
+            yield {"name": f"{folder}/{name_of(number)}", "size": MADE_UP_BYTES, "type": "file", "ETag": tag}
+
+
+def write_files(folder: Path, count: int) -> None:
+    """Files of noise, called like videos."""
+    noise = os.urandom(2 * FILE_BYTES)
+    for number in range(count):
+        path = folder / name_of(number)
+        if number % FOLDER_FILES == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(noise[number % FILE_BYTES :][:FILE_BYTES])
+
+
+def measure(folder: str, lock_path: str) -> dict[str, Any]:
+    """Plan once, as the command does."""
+    opened = 0
+    real = ends.ends_sha256
+
+    def counted(path: str, size: int) -> str | None:
+        nonlocal opened
+        opened += 1
+        return real(path, size)
+
+    ends.ends_sha256 = counted
+    before, began = _bytes_read(), time.perf_counter()
+    source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
+    lock = SourceLock(lock_path, source)
+    with source.one_listing():
+        known = lock.known_ends()
+        units = make_plan(source, None, None, 256 << 20, known)
+        units = with_ends_of(units, source, known, lock.files())
+    seconds = time.perf_counter() - began
+    files = sum(len(unit.sources) for unit in units)
+    return {
+        "files": files,
+        "units": len(units),
+        "seconds": round(seconds, 1),
+        "mib_read": round((_bytes_read() - before) / 2**20, 1),
+        "ends_read": opened,
+        "peak_mib": _peak_mib(),
+    }
+
+
+def lock_all(folder: str, lock_path: str) -> None:
+    """Write a lock file that has all files as they are."""
+    source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
+    listed = source.listing()
+    sizes = source.file_sizes()
+    local = storage.is_local(folder)
+    known = ends.read_ends(folder, sizes, sizes) if local else {name: f"{place:016x}" for place, name in enumerate(sizes)}
+    files = {name: FilePrint(one.size, known[name], one.tag) for name, one in listed.items()}
+    write_lock(lock_path, SourceLock(lock_path, source).name, SourcePrint(None, files), True)
+
+
+def list_only(folder: str) -> dict[str, Any]:
+    """The bare listing."""
+    began = time.perf_counter()
+    count = len(storage.listing(folder, nested=True))
+    return {"files": count, "seconds": round(time.perf_counter() - began, 1), "peak_mib": _peak_mib()}
+
+
+def _bytes_read() -> int:
+    with Path("/proc/self/io").open() as file:
+        return int(next(line for line in file if line.startswith("rchar")).split()[1])
+
+
+def _peak_mib() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def main() -> int:
+    """Run all measurements, or, with `--step`, be one of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=["disk", "store"], metavar="KIND", help="disk, store")
+    parser.add_argument("--files", type=int, default=20_000, help="On disk.")
+    parser.add_argument("--objects", type=int, default=1_000_000, help="That the store lists.")
+    parser.add_argument("--step", choices=["listing", "first", "lock", "again", "touched"], help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.step:
+        (kind,) = options.kinds
+        fsspec.register_implementation(MadeUpStore.protocol, MadeUpStore, clobber=True)
+        MadeUpStore.count = options.objects
+        folder = f"{options.work}/many" if kind == "disk" else f"{MadeUpStore.protocol}://bucket/many"
+        lock = f"{options.work}/{kind}.lock.json"
+        if options.step == "touched" and kind == "store":
+            MadeUpStore.changed = frozenset(range(0, options.objects, TOUCHED))
+        elif options.step == "touched":
+            for number in range(0, options.files, TOUCHED):
+                os.utime(f"{folder}/{name_of(number)}")
+        if options.step == "lock":
+            lock_all(folder, lock)
+        elif options.step == "listing":
+            print(json.dumps({"name": f"{kind} listing", **list_only(folder)}))
+        else:
+            print(json.dumps({"name": f"{kind} {options.step}", **measure(folder, lock)}))
+        return 0
+    with tempfile.TemporaryDirectory() as work:
+        if "disk" in options.kinds:
+            write_files(Path(work) / "many", options.files)
+        for kind in options.kinds:
+            for step in ("listing", "first", "lock", "again", "touched"):
+                sizes = ["--files", str(options.files), "--objects", str(options.objects)]
+                command = [sys.executable, __file__, kind, "--step", step, "--work", work, *sizes]
+                subprocess.run(command, check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
