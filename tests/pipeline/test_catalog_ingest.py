@@ -28,6 +28,7 @@ from pipeline.episode import Episode
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm, decode, encode_jpeg
 from pipeline.job import together
+from pipeline.naming import hashed_key
 from pipeline.plan import make_plan
 from pipeline.records import read_record
 from pipeline.sources.locate import open_source
@@ -135,9 +136,9 @@ def test_robonet_hdf5_comes_out_as_its_source_means_it(tmp_path):
     write_robonet(tmp_path / "hdf5" / test)
     (episodes,) = ingest(tmp_path, tmp_path / "out", catalog.dataset("tfds_robonet"))
     assert [(e.key, e.source_file) for e in episodes] == [
-        ("test-00000-000000", test),
-        ("train-00000-000000", "a.hdf5"),
-        ("train-00001-000000", "b.hdf5"),
+        (hashed_key("test", test, 0), test),
+        (hashed_key("train", "a.hdf5", 0), "a.hdf5"),
+        (hashed_key("train", "b.hdf5", 0), "b.hdf5"),
     ]
     for episode in episodes:
         assert episode.action.shape == (5, 5) and episode.num_frames == 5
@@ -149,9 +150,9 @@ def test_vp2_comes_out_as_its_source_means_it(tmp_path, name, camera):
     write_vp2(tmp_path / "push.hdf5", camera, train=("demo_2", "demo_0"))
     (episodes,) = ingest(tmp_path, tmp_path / "out", catalog.dataset(name))
     assert [(e.key, e.episode_id) for e in episodes] == [
-        ("train-00000-000000", "demo_2"),
-        ("train-00000-000001", "demo_0"),
-        ("valid-00000-000000", "demo_1"),
+        (hashed_key("train", "push.hdf5", 0), "demo_2"),
+        (hashed_key("train", "push.hdf5", 1), "demo_0"),
+        (hashed_key("valid", "push.hdf5", 0), "demo_1"),
     ]
     assert np.array_equal(decode(episodes[0].frames[2]), picture(22)) and episodes[0].camera == camera
 
