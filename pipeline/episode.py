@@ -42,6 +42,8 @@ class Episode:
         state: (T, S) float32 or None.
         reward: (T,) float32 or None.
         is_terminal: (T,) bool or None.
+        stray_bytes: JPEGs among its frames have stray bytes between their parts, by a source whose checksum proved them: for
+            readers these are no damage.
         passed_over: What its source has of it that was not taken, as reason -> count; no shard keeps it, the record counts it.
     """
 
@@ -62,6 +64,7 @@ class Episode:
     state: np.ndarray | None = field(default=None, repr=False)
     reward: np.ndarray | None = field(default=None, repr=False)
     is_terminal: np.ndarray | None = field(default=None, repr=False)
+    stray_bytes: bool = False
     passed_over: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -86,6 +89,7 @@ class Episode:
             "source_record": self.source_record,
             "action_meaning": self.action_meaning,
             "action_dim": 0 if self.action is None else int(self.action.shape[1]),
+            **({"stray_bytes": True} if self.stray_bytes else {}),
         }
 
     def to_sample(self) -> dict[str, list[bytes]]:

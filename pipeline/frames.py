@@ -11,28 +11,19 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
 from pipeline.errors import BadEpisodeError, ConfigError, DamagedEpisodeError
+from pipeline.image_kinds import PILLOW_FORMATS, ImageKind, sniff
 from pipeline.image_scan import lacks_data, looks_whole
 from pipeline.recipe import DataConfig, FrameEncoding
 from pipeline.thumbnails import thumbnail
 
 MAX_PIXELS = 50_000_000
-MAX_ENCODED_BYTES = 64 << 20
-ImageKind = Literal["jpeg", "png", "webp", "gif", "bmp"]
-_STARTS: Mapping[ImageKind, re.Pattern[bytes]] = {
-    "jpeg": re.compile(rb"\xff\xd8\xff"),
-    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
-    "gif": re.compile(rb"GIF8[79]a.{7}", re.DOTALL),
-    "bmp": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
-}
-_PILLOW_FORMATS = tuple(kind.upper() for kind in _STARTS)
 _CROP_MARGIN = 1.25
 _TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
 # libjpeg's warnings that leave the pixels whole: stray bytes before a marker, as webcams leave them, and headers that state
@@ -72,20 +63,6 @@ class _Header(NamedTuple):
     colours: str
 
 
-def sniff(data: bytes) -> ImageKind:
-    """What kind of image `data` is, by its first bytes.
-
-    Raises:
-        BadEpisodeError: It is none of those that are read, or larger than any frame should be.
-    """
-    if len(data) > MAX_ENCODED_BYTES:
-        raise BadEpisodeError(f"image of {len(data)} bytes, the limit is {MAX_ENCODED_BYTES}")
-    for kind, start in _STARTS.items():
-        if start.match(data):
-            return kind
-    raise DamagedEpisodeError(f"image is neither JPEG nor PNG, nor WebP, GIF or BMP; it starts with {bytes(data[:8])!r}")
-
-
 def _header(data: bytes) -> _Header:
     kind, colours = sniff(data), ""
     if kind == "png":
@@ -113,7 +90,7 @@ def _header(data: bytes) -> _Header:
 def _pillow_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of an image by Pillow; None where it doesn't know."""
     try:
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             return image.height, image.width
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return None
@@ -135,16 +112,20 @@ class _Decoded(NamedTuple):
     tolerated: bool = False
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, checksummed: bool = False) -> np.ndarray:
     """The pixels of an encoded image, (H, W, 3) uint8, RGB.
+
+    Args:
+        data: Of a kind that `sniff` knows.
+        checksummed: See `FrameForm.keep`.
 
     Raises:
         BadEpisodeError: The image is damaged, too large, or no 8-bit image.
     """
-    return _decode(data, _header(data), None).pixels
+    return _decode(data, _header(data), None, checksummed).pixels
 
 
-def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksummed: bool = True) -> _Decoded:
+def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksummed: bool) -> _Decoded:
     """The pixels; with `least` (height, width) a JPEG may come out at the smallest DCT scale that is no smaller.
 
     Where no checksum guards the bytes, every warning means damage: stray bytes are what a flipped bit leaves too.
@@ -152,7 +133,7 @@ def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksu
     try:
         if header.colours in _TURBO_COLOURS:
             return _decode_turbo(data, least or (0, 0), checksummed)
-        with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             if getattr(image, "is_animated", False):
                 raise BadEpisodeError("image is a film of several pictures, not one frame")
             if image.mode.startswith(("I", "F")):
@@ -243,13 +224,16 @@ def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=(0, 0, width, height)))
 
 
-def decode_small(data: bytes, side: int) -> np.ndarray:
+def decode_small(data: bytes, side: int) -> tuple[np.ndarray, bool]:
     """The pixels of a JPEG at the smallest DCT scale with both sides no smaller than `side`; a PNG comes out as it is.
+
+    Returns:
+        The pixels, and whether a warning that leaves them whole was passed over.
 
     Raises:
         BadEpisodeError: See `decode`.
     """
-    return _decode(data, _header(data), (side, side)).pixels
+    return _decode(data, _header(data), (side, side), True)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -67,10 +68,22 @@ class Quality:
     perceptual_hash: str
 
 
+class Measurement(NamedTuple):
+    """What `measured` sees: the quality, and whether a frame that was looked at has stray bytes (see `Episode.stray_bytes`)."""
+
+    quality: Quality
+    stray_bytes: bool
+
+
 COLUMNS = tuple(field.name for field in dataclasses.fields(Quality))
 
 
 def measure(frames: Sequence[bytes]) -> Quality:
+    """The quality of an episode alone; see `measured`."""
+    return measured(frames).quality
+
+
+def measured(frames: Sequence[bytes]) -> Measurement:
     """Measure an episode.
 
     Args:
@@ -84,15 +97,15 @@ def measure(frames: Sequence[bytes]) -> Quality:
     made = [frame.thumbnail for frame in frames if isinstance(frame, MadeFrame)]
     if len(made) == count:
         looked, pairs = np.arange(count), np.arange(count - 1)
-        small = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
+        seen = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
     else:
         looked, pairs = frames_to_look_at(count)
-        small = {index: _pixels(frames[index]) for index in looked.tolist()}
-        made = [thumbnail(small[index]) for index in looked.tolist()]
+        seen = {index: _pixels(frames[index]) for index in looked.tolist()}
+        made = [thumbnail(seen[index][0]) for index in looked.tolist()]
     thumbnails = np.concatenate(made).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
-    at_anchors = np.stack([cells(small[index]) for index in places.tolist()])
+    at_anchors = np.stack([cells(seen[index][0]) for index in places.tolist()])
     content_hash, repeated = _of_bytes(frames)
-    return Quality(
+    quality = Quality(
         measured_frames=len(looked),
         static_share=_share(static_pairs(thumbnails, np.searchsorted(looked, pairs))),
         repeated_share=round(repeated / count, _DIGITS),
@@ -101,6 +114,7 @@ def measure(frames: Sequence[bytes]) -> Quality:
         content_hash=content_hash,
         perceptual_hash=perceptual_hash(at_anchors),
     )
+    return Measurement(quality, any(stray for _, stray in seen.values()))
 
 
 def anchors(count: int) -> np.ndarray:
@@ -119,10 +133,10 @@ def frames_to_look_at(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.union1d(places, pairs + 1), pairs
 
 
-def _pixels(frame: bytes) -> np.ndarray:
-    """The pixels of a frame at some size, (H, W, 3) uint8; decoded where it doesn't remember them."""
+def _pixels(frame: bytes) -> tuple[np.ndarray, bool]:
+    """The pixels of a frame at some size, (H, W, 3) uint8, and whether it has stray bytes; decoded where it remembers none."""
     known = frame.pixels if isinstance(frame, MadeFrame) else None
-    return decode_small(frame, THUMBNAIL_SIDE) if known is None else known
+    return decode_small(frame, THUMBNAIL_SIDE) if known is None else (known, False)
 
 
 def cells(pixels: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from pipeline.errors import ProjectError
 from pipeline.index import ENTRY_COLUMNS
 from pipeline.naming import written
 from pipeline.plan import Unit
-from pipeline.quality import Quality, measure
+from pipeline.quality import Quality, measured
 from pipeline.records import LeftOut, ShardRecord
 from pipeline.shards import EpisodeShardWriter
 from pipeline.sources import guard
@@ -111,8 +111,8 @@ class _ShardMaker:
         """None once the episode is in the shard, else why it can't be."""
         before = self._writer.size
         try:
-            quality = measure(episode.frames)
-            self._writer.add(episode)
+            quality, stray_bytes = measured(episode.frames)
+            self._writer.add(dataclasses.replace(episode, stray_bytes=True) if stray_bytes else episode)
         except Exception as error:
             # What is half in the shard can't be taken back.
             if self._writer.size != before:

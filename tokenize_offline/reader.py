@@ -105,7 +105,7 @@ def decode_frame(episode: Episode, index: int) -> np.ndarray:
     Raises:
         BadEpisodeError: It is damaged, or of another size than the episode's.
     """
-    pixels = decode(episode.frames[index])
+    pixels = decode(episode.frames[index], checksummed=episode.stray_bytes)
     if pixels.shape != (episode.height, episode.width, 3):
         raise BadEpisodeError(
             f"frame {index} has {pixels.shape[0]} x {pixels.shape[1]} pixels, the episode {episode.height} x {episode.width}"

@@ -67,7 +67,8 @@ def films(folder: str, index: pa.Table, wanted: int) -> Iterator[Film]:
         try:
             episode = read_sample(storage.join(folder, storage.basename(row["shard"])), row["offset"], row["size"])
             moments = np.linspace(0, episode.num_frames - 1, MOMENTS).round().astype(int).tolist()
-            shown = {moment: _tile(decode(episode.frames[moment]), (_TILE, round(_TILE * aspect))) for moment in set(moments)}
+            size = (_TILE, round(_TILE * aspect))
+            shown = {place: _tile(decode(episode.frames[place], episode.stray_bytes), size) for place in set(moments)}
         except (ShardError, BadEpisodeError, OSError, IndexError):
             # The page says elsewhere what is wrong with a shard; here there is just one picture less.
             continue

@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.catalog import DatasetEntry
 from pipeline.episode import MAX_NUMBER, Episode
 from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm
+from pipeline.frames import FrameForm, MadeFrame
 from pipeline.listings import Listed
 from pipeline.naming import episode_key, hashed_key, written
 from pipeline.sources.side_files import count_by_ending, is_side_file
@@ -278,6 +278,8 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
     passed_over = collections.Counter(own.pop("passed_over", {}))
     if tolerated:
         passed_over["stray bytes in the JPEG of a frame, which is kept, since its pixels are whole"] = tolerated
+        # Frames that were made anew have none any more.
+        own["stray_bytes"] = any(not isinstance(frame, MadeFrame) for frame in frames)
     if unfit := _unfit(own.get("state")):
         own["state"] = None
         passed_over["states of an episode, one of which is not finite or too great; the episode is kept without them"] = 1

@@ -325,5 +325,5 @@ def _is_placeholder(images: Sequence[bytes]) -> bool:
     first = images[0]
     if any(image != first for image in images):
         return False
-    pixels = decode(first)
+    pixels = decode(first, checksummed=True)
     return bool((pixels.max(axis=(0, 1)) - pixels.min(axis=(0, 1))).max() <= _PLACEHOLDER_CONTRAST)

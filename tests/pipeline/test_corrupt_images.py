@@ -1,5 +1,6 @@
 """Damaged images leave their episode out, whatever the damage, and in whichever form frames are kept."""
 
+import dataclasses
 import io
 import random
 
@@ -10,7 +11,7 @@ from downstream_data import write_robonet
 from PIL import Image
 from rlds_data import NAME, episode, picture, write_set
 
-from pipeline import index
+from pipeline import index, open_shard
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import BadEpisodeError
 from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
@@ -20,6 +21,7 @@ from pipeline.sources.base import BadEpisode
 from pipeline.sources.rlds import RldsSource
 from pipeline.sources.robonet import RobonetSource
 from pipeline.unit import run_unit
+from tokenize_offline.reader import decode_frame
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORMS = [FrameForm("source"), FrameForm("jpeg", 40), FrameForm("png", 40)]
@@ -201,7 +203,7 @@ def test_bytes_that_a_checksum_proved_decode_as_elsewhere_where_only_stray_ones_
     with Image.open(io.BytesIO(data)) as image:
         right = np.array(image.convert("RGB"))
     frame, size = form.keep(data)
-    assert size == right.shape[:2] and np.array_equal(decode(frame), right)
+    assert size == right.shape[:2] and np.array_equal(decode(frame, checksummed=True), right)
 
 
 @pytest.mark.parametrize("name", [name for name in STRAY if name != "another revision of JFIF"])
@@ -228,3 +230,17 @@ def test_frames_with_stray_bytes_are_kept_and_counted(tmp_path):
     (record,) = index.read_records(str(tmp_path / "out"))
     assert record.samples == 1 and not record.left_out
     assert list(record.statistics["passed_over"].values()) == [2]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
+def test_readers_of_a_shard_know_which_episodes_had_stray_bytes_and_take_them_for_damage_elsewhere(tmp_path, form):
+    odd = STRAY["before the end"]
+    several = [episode(n, frames=3, image=lambda t, n=n: odd if n else WHOLE) for n in range(2)]
+    source = RldsSource(str(write_set(tmp_path, several, per_shard=2)), ENTRY, form)
+    run_unit(make_plan(source, ["train"], None, 1)[0], source, str(tmp_path / "out"))
+    clean, stray = open_shard(str(tmp_path / "out/train-000000.tar"))
+    assert not clean.stray_bytes and stray.stray_bytes == (form.encoding == "source")
+    for frame in range(3):
+        assert decode_frame(stray, frame).shape == (stray.height, stray.width, 3)
+    with pytest.raises(BadEpisodeError, match="extraneous bytes"):
+        decode_frame(dataclasses.replace(clean, height=120, width=160, frames=[odd]), 0)

@@ -163,7 +163,7 @@ def decode_frames(episode: Episode, indices: Sequence[int], side: int) -> torch.
         SourceError: One of them can't be decoded.
     """
     try:
-        return torch.cat([to_square(decode(episode.frames[index])[None], side) for index in indices])
+        return torch.cat([to_square(decode(episode.frames[index], episode.stray_bytes)[None], side) for index in indices])
     except BadEpisodeError as error:
         raise SourceError(f"a frame of episode {episode.key} can't be decoded: {error}") from error
 
