@@ -188,9 +188,11 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     _require_effect(options, source)
     source.skips_missing = bool(options.skip_missing)
     folder = storage.join(options.output, entry.name)
-    lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
-    made = read_layout(folder, source.divides_files) if source.grows else {}
     with source.one_listing():
+        # A store's client takes much memory to list many objects, which is free again when the lock file comes to be read.
+        source.listing()
+        lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
+        made = read_layout(folder, source.divides_files) if source.grows else {}
         known = ends.setdefault(source.folder, lock.known_ends())
         units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
         if source.many_files:

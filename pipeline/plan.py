@@ -9,9 +9,10 @@ import copy
 import dataclasses
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pipeline.catalog import first_view
 from pipeline.ends import read_ends
@@ -95,9 +96,8 @@ def _make_plan(
     def group(chosen: Sequence[SourceShard]) -> list[list[SourceShard]]:
         return grouped(chosen, [output_share(file) * _expected_size(file, sizes) for file in chosen], target)
 
-    ends: dict[str, str | None] = dict(known_ends)
-    if not source.many_files:
-        ends |= _read_unknown(source, files, sizes, known_ends, None)
+    read = {} if source.many_files else _read_unknown(source, files, sizes, known_ends, None)
+    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_ends))
     common = {"format": source.format, **source.inputs()}
     return [
         Unit(
@@ -122,7 +122,7 @@ def with_ends_of(units: Sequence[Unit], source: Source, known_ends: Mapping[str,
     """
     files = [file for unit in units for file in unit.sources]
     read = _read_unknown(source, files, source.file_sizes(), known_ends, compared)
-    ends = {**known_ends, **read}
+    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_ends))
     return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, ends)) for unit in units]
 
 
@@ -134,9 +134,9 @@ def _read_unknown(
     compared: Collection[str] | None,
 ) -> dict[str, str | None]:
     """Name as records write it -> hash of its ends, of those files whose ends aren't known, or of those `compared` alone."""
-    names = {file.file: written(file.file) for file in files}
-    unread = [file for file, name in names.items() if name not in known and (compared is None or name in compared)]
-    return {names[file]: ends for file, ends in read_ends(source.folder, sizes, unread).items()}
+    names = ((file.file, written(file.file)) for file in files)
+    unread = {file for file, name in names if name not in known and (compared is None or name in compared)}
+    return {written(file): ends for file, ends in read_ends(source.folder, sizes, unread).items()}
 
 
 def _check_names(source: Source, files: Sequence[SourceShard]) -> None:

@@ -96,8 +96,9 @@ def measure(folder: str, lock_path: str) -> dict[str, Any]:
     ends.ends_sha256 = counted
     before, began = _bytes_read(), time.perf_counter()
     source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
-    lock = SourceLock(lock_path, source)
     with source.one_listing():
+        source.listing()
+        lock = SourceLock(lock_path, source)
         known = lock.known_ends()
         units = make_plan(source, None, None, 256 << 20, known)
         units = with_ends_of(units, source, known, lock.files())
