@@ -29,7 +29,7 @@ from pipeline.frames import FrameForm, shrunk_size
 from pipeline.json_files import parse_json
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, KeptFrame, Source, SourceShard, make_episode
 from pipeline.sources.frame_sampling import sampled
-from pipeline.sources.video_decoding import Gap, shown_frames, upright
+from pipeline.sources.video_decoding import Gap, Upright, shown_frames
 
 # In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
 ENDINGS = (
@@ -293,6 +293,7 @@ def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None 
         BadEpisodeError: The file is no video, can't be opened, or holds a frame that can't become RGB.
     """
     scaler = VideoReformatter()
+    upright = Upright()
     for item in sampled(shown_frames(file), rate):
         if isinstance(item, Gap):
             yield item

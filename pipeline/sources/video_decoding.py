@@ -85,18 +85,32 @@ def shown_frames(file: IO[bytes]) -> Iterator[Shown | Gap]:
         raise DamagedEpisodeError(cut_short(missing) if missing else "the file is too short to be a video") from error
 
 
-def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    """Pixels (H, W, 3) turned and mirrored as the frame's display matrix says, to the nearest of the eight ways.
+class Upright:
+    """Turns and mirrors the pictures of a video as their display matrix says, to the nearest of the eight ways.
 
-    The matrix takes a point (x, y) to (a x + c y, b x + d y) (ISO/IEC 14496-12, 6.2.2), y pointing down.
+    The matrix takes a point (x, y) to (a x + c y, b x + d y), y pointing down (ISO/IEC 14496-12, 6.2.2). It is looked up once
+    for each rotation: PyAV's side data and their frame hold each other, so that its memory is free only much later.
     """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[int, int, int, int]] = {}
+
+    def __call__(self, pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+        """The pixels (H, W, 3) of a frame, upright."""
+        if (matrix := self._known.get(frame.rotation)) is None:
+            matrix = self._known[frame.rotation] = _display_matrix(frame)
+        a, b, c, d = matrix
+        if abs(a) + abs(d) < abs(b) + abs(c):
+            pixels, a, d = pixels.swapaxes(0, 1), c, b
+        return pixels if a >= 0 and d >= 0 else pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
-        return pixels
+        return 1, 0, 0, 1
     a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
-    if abs(a) + abs(d) < abs(b) + abs(c):
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return a, b, c, d
 
 
 class _Video:
