@@ -35,7 +35,7 @@ from pipeline.sources.tfrecord import read_records, write_record
 from pipeline.sources.vp2 import Vp2Source
 
 FORM = FrameForm("jpeg", 24)
-SHORT, LONG = 60, 20_000
+SHORT, LONG = 60, 5000
 GIB = 1 << 30
 DTYPES = ["<f4", "<f8", "<f2", ">f4", "|u1", "|i1", "<i8", "<u8", "|b1", "<c8", "|S3", "<U2", "|V5", "<M8[s]", "|S40000000"]
 SIDES = st.sampled_from([0, 1, 2, 3, 3, 3, 12, 16])
