@@ -10,13 +10,13 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import index, storage
-from pipeline.errors import ConflictError, MissingEpisodeError, ProjectError, SourceError
+from pipeline.errors import ConflictError, MissingEpisodeError, ProjectError, ShardError, SourceError
 from pipeline.ledger import LEDGER_FILE, write_ledger
 from pipeline.naming import parse_shard_name, written
 from pipeline.plan import Unit
@@ -163,10 +163,22 @@ def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardRecord]:
     while True:
         there = index.listed_records(job.folder)
         made = index.read_records(job.folder)
-        records = index.write_index(job.folder, job.dataset, made, missing, planned, job.source.filtered)
+        lacking = sorted({*missing, *_missing_of_others(job, there)})
+        records = index.write_index(job.folder, job.dataset, made, lacking, planned, job.source.filtered)
         write_ledger(job.folder, job.dataset, records)
         if index.listed_records(job.folder) == there:
             return records
+
+
+def _missing_of_others(job: Job, there: Collection[str]) -> list[str]:
+    """Shards of other splits that a run before could not make, by the summary that it left, and that are not there since."""
+    own = {unit.split for unit in job.units}
+    try:
+        before = map(str, index.read_summary(job.folder).get("missing_shards", []))
+    except ShardError:  # it is written anew
+        return []
+    split_of = {shard: parsed[0] for shard in before if (parsed := parse_shard_name(shard)) is not None}
+    return [shard for shard, split in split_of.items() if split not in own and record_path(shard) not in there]
 
 
 def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:

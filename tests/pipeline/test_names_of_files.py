@@ -286,6 +286,15 @@ def test_whoever_ends_last_keeps_the_shards_of_the_other(tmp_path, monkeypatch):
     assert set(keys_by_file(tmp_path / "out")) == {"train_eps_0.npz", "val_eps_0.npz"}
 
 
+def test_what_another_run_could_not_make_stays_in_the_summary(tmp_path):
+    source = write_episodes(tmp_path / "source", ["train_eps_0.npz", "val_eps_0.npz"])
+    assert ingest(source, tmp_path / "out", "--splits", "val") == 0
+    path = tmp_path / "out" / "mine" / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "missing_shards": ["train-000000.tar", "val-000001.tar"]}))
+    assert ingest(source, tmp_path / "out", "--splits", "train") == 0
+    assert json.loads(path.read_text())["missing_shards"] == ["val-000001.tar"]
+
+
 def test_the_progress_line_says_what_it_cannot_read_and_goes_on(tmp_path, caplog):
     source = NpzSource(str(write_episodes(tmp_path / "source", ["a.npz", "b.npz"])), ENTRY, FrameForm("png"))
     units = make_plan(source, None, None, 1)
