@@ -40,8 +40,8 @@ def local_path(path: str) -> Path:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/part`, for paths and URLs alike."""
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])
+    """`base/part/part`, for paths and URLs alike. A part may begin with a slash, as the names of objects may."""
+    return "/".join([base.rstrip("/"), *(part.rstrip("/") for part in parts)])
 
 
 def basename(path: str) -> str:
