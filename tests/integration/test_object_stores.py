@@ -277,6 +277,7 @@ def test_objects_of_any_name_are_read_as_they_are_listed(s3):
         "é",
         "c://d",
     ]
+    names += ["/a", "x//y", "//z"]
     fs, inner = url_to_fs(f"{s3}/names")
     for name in names:
         fs.pipe_file(f"{inner}/{name}", name.encode())
