@@ -255,8 +255,8 @@ def _episodes_lost(gap: Gap, wanted: float | None, length: int, unfinished: int)
         unfinished: Frames that are lost with it.
     """
     rate = min(1 / gap.step, wanted or float("inf"))
-    whole = min(length, gap.total * rate)
-    return round((gap.seconds * rate + unfinished) / whole, 4) if whole >= 1 else 1.0
+    total = gap.total * rate
+    return round(min(gap.seconds * rate + unfinished, total) / min(length, total), 4) if total >= 1 else 1.0
 
 
 def _rate(times: list[float], wanted: float | None) -> float | None:

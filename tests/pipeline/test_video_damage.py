@@ -107,6 +107,8 @@ def test_the_tail_of_a_cut_video_weighs_what_it_would_have_held(tmp_path, videos
     kept, (bad,) = parts(read_all(tmp_path))
     assert kept % LENGTH == 0 and "cut short" in bad.reason
     assert kept + LENGTH * bad.episodes == pytest.approx(FRAMES, abs=5)
+    (bad,) = read_all(tmp_path, length=FRAMES)
+    assert 0.99 < bad.episodes <= 1
 
 
 def test_a_unit_lists_the_lost_piece_with_its_weight_and_place(tmp_path, videos):
