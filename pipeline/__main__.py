@@ -11,9 +11,10 @@ from pipeline import catalog, storage
 from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.errors import ConfigError
 from pipeline.frames import FrameForm
-from pipeline.job import Engine, Job, Outcome, check_outcomes, ingest_together, log_passed_over
+from pipeline.job import Engine, Job, ingest_together
 from pipeline.layout import files_of, read_layout
 from pipeline.lock import LOCK_FILE, SourceLock
+from pipeline.outcome import Outcome, check_outcomes, log_passed_over
 from pipeline.path_errors import try_output
 from pipeline.plan import make_plan, with_ends_of
 from pipeline.recipe import Recipe

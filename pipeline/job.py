@@ -4,28 +4,26 @@ Nothing comes back through the engine: units publish what they made, and the dri
 job that was killed goes on where it stopped.
 """
 
-import collections
 import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import index, storage
-from pipeline.errors import ConflictError, MissingEpisodeError, ProjectError, ShardError, SourceError
-from pipeline.ledger import LEDGER_FILE, write_ledger
+from pipeline.errors import ConflictError, ProjectError, ShardError
+from pipeline.ledger import write_ledger
 from pipeline.naming import parse_shard_name, written
+from pipeline.outcome import Outcome, log_passed_over
 from pipeline.plan import Unit
 from pipeline.progress import progress_line
 from pipeline.records import (
-    LeftOut,
     ShardRecord,
     came_back,
-    damaged_files,
     describe_difference,
     find_done,
     read_record,
@@ -38,30 +36,8 @@ from pipeline.unit import Part, take_failures
 
 _log = logging.getLogger(__name__)
 Engine = Callable[[Sequence[Task]], None]
-_LISTED = 20
 _THREADS = 16  # that look at records, which may lie on an object store
 _LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is published
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an ingest did.
-
-    Attributes:
-        records: Of all shards of the data set, in order, without their entries.
-        made: How many shards this run made; the others were there.
-        failures: Shard -> why it could not be made.
-        seconds: That the work took, planning left out.
-        passed_over: Reason -> how many of what the plan and the shards did not take.
-        frames_made: Frames in the shards that this run made.
-    """
-
-    records: list[ShardRecord]
-    made: int
-    failures: dict[str, str]
-    seconds: float
-    passed_over: collections.Counter[str] = field(default_factory=collections.Counter)
-    frames_made: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,12 +157,6 @@ def _missing_of_others(job: Job, there: Collection[str]) -> list[str]:
     return [shard for shard, split in split_of.items() if split not in own and record_path(shard) not in there]
 
 
-def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:
-    """Say what of a data set was not taken, a line a reason."""
-    for reason, count in sorted(passed_over.items()):
-        _log.warning("%s: passed over %d: %s", dataset, count, reason)
-
-
 def _is_done(unit: Unit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:
     """Whether the shard is there, whole as far as its size tells, and made from the same inputs."""
     record = find_done(folder, unit.shard, unit.inputs, overwrite)
@@ -302,67 +272,3 @@ def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
                 _log.warning("a shard's record can't be read: %s", error)
             line.set_postfix_str(f"{frames / (time.monotonic() - started):.0f} frames/s", refresh=False)
             line.update()
-
-
-def check_outcomes(outcomes: Mapping[str, Outcome], max_bad_fraction: float) -> None:
-    """Raise `SourceError` where shards could not be made, or more of a data set's episodes were left out than is tolerated.
-
-    Args:
-        outcomes: By the name of the data set.
-        max_bad_fraction: How many of a data set's episodes may be left out, from 0 to 1; an input weighs by the episodes that
-            it would have held.
-    """
-    complaints = [_complaint(name, outcome, max_bad_fraction) for name, outcome in outcomes.items()]
-    if any(complaints):
-        raise SourceError("\n".join(filter(None, complaints)))
-
-
-def _complaint(name: str, outcome: Outcome, max_bad_fraction: float) -> str:
-    """What is wrong with an outcome; empty where it is tolerable, of which the log then tells."""
-    if outcome.failures:
-        problems = [f"{shard}: {reason}" for shard, reason in sorted(outcome.failures.items())]
-        return f"{name}: {len(problems)} shards could not be made:\n{_listing(problems)}"
-    left_out = [item for record in outcome.records for item in record.left_out]
-    lost = sum(item.episodes for item in left_out)
-    total = lost + sum(record.samples for record in outcome.records)
-    if lost > max_bad_fraction * total:
-        return (
-            f"{name}: {lost:.7g} of {total:.7g} episodes were left out, more than --max_bad_fraction {max_bad_fraction} "
-            f"allows. {_what_to_do(outcome.records)}\n{_listing(_by_reason(left_out))}"
-        )
-    if left_out:
-        _log.warning("%s: %.7g of %.7g episodes were left out. %s", name, lost, total, _what_to_do(outcome.records))
-    return ""
-
-
-def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
-    """A line for every reason, the most frequent one first."""
-    places: dict[str, list[str]] = {}
-    for item in left_out:
-        places.setdefault(item.reason, []).append(f"{item.source_file}, record {item.source_record}")
-    ordered = sorted(places.items(), key=lambda known: -len(known[1]))
-    return [f"{of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {reason}" for reason, of in ordered]
-
-
-def _what_to_do(records: Sequence[ShardRecord]) -> str:
-    """Where left out episodes are listed, and what to do about those that another copy of their file may have."""
-    listed = f"{LEDGER_FILE} beside the shards lists all of them with their reasons"
-    files = set().union(*map(damaged_files, records))
-    if not files:
-        return f"{listed}."
-    missing = any(item.kind == MissingEpisodeError.kind for record in records for item in record.left_out)
-    way_out = (
-        " Where files of an RLDS data set are missing on purpose, --skip_missing takes those that are there, into another "
-        "output folder."
-        if missing
-        else ""
-    )
-    return (
-        f"{listed}. Where {len(files)} damaged or missing files are fetched again, the same command makes their shards anew; "
-        f"a file whose size and both ends are as before needs --overwrite.{way_out}"
-    )
-
-
-def _listing(lines: Sequence[str]) -> str:
-    more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
-    return "\n".join([f"  {line}" for line in lines[:_LISTED]] + more)

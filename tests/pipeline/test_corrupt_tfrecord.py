@@ -12,7 +12,7 @@ from pipeline import index, open_shard, storage
 from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, SourceError
 from pipeline.frames import FrameForm
-from pipeline.job import Outcome, check_outcomes
+from pipeline.outcome import Outcome, check_outcomes
 from pipeline.plan import make_plan
 from pipeline.records import find_done
 from pipeline.sources.base import MAX_RECORDS

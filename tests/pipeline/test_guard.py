@@ -17,7 +17,8 @@ from pipeline.catalog import DatasetEntry
 from pipeline.episode import Episode
 from pipeline.errors import BadEpisodeError, KilledError, SourceError, StorageError
 from pipeline.frames import FrameForm
-from pipeline.job import Outcome, check_outcomes, ingest
+from pipeline.job import ingest
+from pipeline.outcome import Outcome, check_outcomes
 from pipeline.plan import make_plan
 from pipeline.sources.base import BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.guard import lost_positions, read_guarded

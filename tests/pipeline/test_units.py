@@ -14,7 +14,8 @@ from pipeline.catalog import DatasetEntry
 from pipeline.errors import ConflictError, ShardError, SourceError
 from pipeline.frames import FrameForm, encode_jpeg
 from pipeline.inspection.inspect import run as inspect
-from pipeline.job import Outcome, check_outcomes, ingest, refuse_strays
+from pipeline.job import ingest, refuse_strays
+from pipeline.outcome import Outcome, check_outcomes
 from pipeline.plan import make_plan
 from pipeline.records import LeftOut, ShardRecord, describe_difference, find_done
 from pipeline.sources.locate import open_source
