@@ -8,8 +8,9 @@ broken Matroska, AVI or FLV file FFmpeg goes on behind the place without a word;
 import collections
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import av
 from av.video.frame import PictureType
@@ -21,6 +22,7 @@ _TRIES = 16
 # Demuxers that go on behind a broken place without a word. Headers of a few bytes lie between two packets of theirs.
 _SKIPPING = re.compile("matroska|avi|flv")
 _HEADER_BYTES = 64
+_AVI_HEADER = 8
 _NEAR = 2  # packets
 
 
@@ -145,7 +147,9 @@ class SoundFrames:
     def _packets(self) -> Iterator[av.Packet | Fault | None]:
         """The stream's packets, the faults between them, and None at the end, where the decoder has to give what it holds."""
         doubtful: list[av.Packet] = []
-        skips = _Skips(self._sent) if _SKIPPING.search(self._container.format.name) else None
+        kind = self._container.format.name
+        listed = self._stream.index_entries if "avi" in kind else ()
+        skips = _Skips(self._sent, listed) if _SKIPPING.search(kind) else None
         for packet in self._demuxed(every_stream=skips is not None):
             if isinstance(packet, Fault):
                 yield packet
@@ -196,8 +200,16 @@ def _precedes(pts: int | None, fault: Fault) -> bool:
 class _Skips:
     """Finds where a demuxer skipped bytes without saying so, and frames with them."""
 
-    def __init__(self, sent: collections.deque[int]) -> None:
+    def __init__(self, sent: collections.deque[int], listed: Iterable[Any]) -> None:
+        """See the class.
+
+        Args:
+            sent: Pts of the decoder's last packets.
+            listed: The container's own list of the video's packets, by the places of their headers; empty where it has none.
+        """
         self._sent = sent
+        self._listed = listed
+        self._lost = False  # whether what was skipped is listed
         self._end: int | None = None  # of the last packet, in bytes
         self._largest = _HEADER_BYTES  # between two packets, where nothing was lost
         self._dts: int | None = None
@@ -214,6 +226,8 @@ class _Skips:
             hole = packet.pos - self._end
             if hole > 2 * self._largest:
                 self._skipped, self._sound, self._patience = hole, frozenset(self._sent), AHEAD
+                # AVI numbers packets as they come, so that time shows nothing.
+                self._lost = any(self._end <= one.pos < packet.pos - _AVI_HEADER for one in self._listed)
             else:
                 self._largest = max(self._largest, hole)
         self._end = packet.pos + packet.size
@@ -222,7 +236,8 @@ class _Skips:
     def _video_passed(self, dts: int) -> Fault | None:
         step = None if self._dts is None else dts - self._dts
         # Where frames are reordered, dts are made from the pts of later packets, so the gap may show some packets later.
-        lost = bool(self._skipped and step and self._step and 2 * step > 3 * self._step)
+        gap = bool(step and self._step and 2 * step > 3 * self._step)
+        lost = bool(self._skipped and (self._lost or gap))
         fault = Fault(f"{self._skipped} bytes of the container can't be read", self._sound) if lost else None
         self._patience -= 1
         if not lost and self._patience == 0:

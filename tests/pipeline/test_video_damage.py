@@ -5,7 +5,7 @@ import itertools
 import av
 import numpy as np
 import pytest
-from video_data import remux, spoil, write_moving
+from video_data import numbers, remux, spoil, write_moving, write_video
 
 from pipeline import index
 from pipeline.catalog import DatasetEntry
@@ -78,6 +78,18 @@ def test_no_frame_built_on_a_broken_one_is_taken(tmp_path, videos, pixels, numbe
     wanted = pixels[:before] + pixels[before - len(frames) :]
     assert number - 5 <= before <= number and len(frames) >= FRAMES - GOP
     assert all(np.array_equal(one, other) for one, other in zip(frames, wanted, strict=True))
+
+
+def test_a_chunk_that_an_avi_lists_and_nobody_can_find_is_no_silent_loss(tmp_path):
+    write_video(tmp_path / "a.avi", count=24, codec="mjpeg", rate=25)
+    data = bytearray((tmp_path / "a.avi").read_bytes())
+    with av.open(str(tmp_path / "a.avi")) as container:
+        start = next(itertools.islice(container.demux(), 12, None)).pos
+    data[start - 8 : start] = bytes(8)
+    (tmp_path / "a.avi").write_bytes(data)
+    before, bad, after = read_all(tmp_path)
+    assert numbers(before) + numbers(after) == [n for n in range(24) if n != 12]
+    assert bad.reason.endswith("of the container can't be read, and what is between 0.48 and 0.52 s is lost")
 
 
 def test_a_broken_beginning_costs_itself(tmp_path, videos):
