@@ -142,6 +142,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be 0 to 1, not {options.max_bad_fraction}")
     engine = _engine(options, beam_options)
+    try_output(options.output)
     ends: dict[str, dict[str, str]] = {}
     planned = [_job(name, recipe, options, ends) for name in dict.fromkeys(options.dataset)]
     jobs = [job for job, _ in planned]
@@ -151,8 +152,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"--dataset {' '.join(options.dataset)}: several can be read at once only where they are the catalog's cameras of "
             f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
         )
-    # What is refused leaves nothing behind, not even an empty folder.
-    try_output(options.output)
     outcomes = ingest_together(jobs, beam_options, options.overwrite, engine)
     summaries = []
     for (job, lock), outcome in zip(planned, outcomes, strict=True):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -114,9 +115,9 @@ def _why(error: Exception, folder: Path) -> str:
 
 
 def try_output(path: str) -> None:
-    """Make an output folder and find out before the work whether it can be written. URLs are taken at their word.
+    """Find out before the work whether an output folder can be made and written. URLs are taken at their word.
 
-    An empty folder may stay behind: jobs that share it may begin at the same time, so nobody may take it away again.
+    Nothing is made: what is refused for another reason leaves nothing behind.
 
     Raises:
         StorageError: It can't; the message says what to do.
@@ -125,8 +126,7 @@ def try_output(path: str) -> None:
         return
     folder = storage.local_path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with tempfile.TemporaryFile(dir=_nearest_folder(folder)) as file:
             file.write(b"0")
             file.flush()
     except OSError as error:
@@ -134,3 +134,20 @@ def try_output(path: str) -> None:
         if told is None:
             raise
         raise StorageError(f"--output {told}") from error
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The folder itself, or the one in which the first of its missing parents would be made.
+
+    Raises:
+        OSError: As making the folder would.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        return _nearest_folder(path.parent)
+    if not stat.S_ISDIR(mode):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    return path

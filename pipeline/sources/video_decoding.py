@@ -203,7 +203,7 @@ def _best_stream(container: av.container.InputContainer) -> av.VideoStream:
         BadEpisodeError: There is none, or one that can't be decoded.
     """
     stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream) or stream.disposition & Disposition.attached_pic:
+    if not isinstance(stream, av.VideoStream) or stream.codec_context is None or stream.disposition & Disposition.attached_pic:
         if any(stream.codec_context is None for stream in container.streams.video):
             raise DamagedEpisodeError("the file doesn't say how its video is encoded")
         raise BadEpisodeError("the file holds no video")

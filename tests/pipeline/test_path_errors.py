@@ -70,11 +70,13 @@ def test_an_error_that_is_no_writers_passes_as_it_is(tmp_path, error):
     assert caught.value is error
 
 
-def test_an_output_folder_is_made_and_can_be_shared(tmp_path):
-    for _ in range(2):
-        try_output(str(tmp_path / "a" / "b"))
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+def test_trying_an_output_folder_leaves_nothing_behind(tmp_path):
+    try_output(str(tmp_path / "a" / "b"))
     try_output("memory://anywhere")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    try_output(str(tmp_path / "a"))
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 def test_an_output_folder_on_a_disk_that_can_not_be_written_is_refused(tmp_path):
