@@ -123,8 +123,10 @@ def test_a_damaged_file_costs_itself_alone(tmp_path):
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
     (record,) = index.read_records(str(tmp_path / "out"))
-    assert [entry["key"] for entry in record.entries] == ["train-00000-000000", "train-00004-000000"]
-    assert [(item.key, item.kind) for item in record.left_out] == [(f"train-0000{n}-000000", "damaged") for n in (1, 2, 3)]
+    assert [entry["source_file"] for entry in record.entries] == ["train_eps_00000000.npz", "train_eps_00000004.npz"]
+    left_out = [(item.source_file, item.kind) for item in record.left_out]
+    assert left_out == [(f"train_eps_{n:08d}.npz", "damaged") for n in (1, 2, 3)]
+    assert len({item.key for item in record.left_out} | {entry["key"] for entry in record.entries}) == 5
 
 
 def test_numbers_and_texts_that_cannot_be_are_reasons(tmp_path):

@@ -10,6 +10,8 @@ import ipaddress
 import json
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,7 @@ from training.web import asset, content_policy
 
 _MAX_BODY = 1 << 14
 _PATIENCE = 30.0  # seconds for a request to arrive
+_LAST_SECONDS = 3.0  # for answers that are under way when the server ends
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +43,7 @@ class PlayServer(ThreadingHTTPServer):
 
     def __init__(self, game: Game, host: str, port: int) -> None:
         self.game = game
+        self._answering: set[threading.Thread] = set()
         self.names = {"localhost", host.lower(), socket.gethostname().lower()}
         self.page, self.policy = _page(game)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -68,6 +72,21 @@ class PlayServer(ThreadingHTTPServer):
         except ValueError:
             return name.lower() in self.names
         return True
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer a request in a thread that `server_close` knows of."""
+        self._answering.add(threading.current_thread())
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._answering.discard(threading.current_thread())
+
+    def server_close(self) -> None:
+        """Stop listening, and wait a little for answers that are under way: Python can abort where one ends later than itself."""
+        super().server_close()
+        deadline = time.monotonic() + _LAST_SECONDS
+        for thread in list(self._answering):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Handler(BaseHTTPRequestHandler):
