@@ -82,7 +82,7 @@ class PlayServer(ThreadingHTTPServer):
             self._answering.discard(threading.current_thread())
 
     def server_close(self) -> None:
-        """Stop listening, and wait a little for answers that are under way: Python can abort where one ends later than itself."""
+        """Stop listening, and wait a little for answers under way: Python can abort where one outlives it."""
         super().server_close()
         deadline = time.monotonic() + _LAST_SECONDS
         for thread in list(self._answering):
