@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline import storage
 from pipeline.errors import ConflictError
 from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, Progress, State, Verdict, judge, sealed, tag
+from training.durable import flush_tree
 
 LATEST_NAME = "latest"
 UNIVERSAL = "universal-"
@@ -97,9 +98,9 @@ def mark_complete(folder: Path, progress: Progress, digests: Mapping[str, str] |
         "sha256": {name: known.get(name) or sealed(folder / name) for name in names},
     }
     for below in sorted(path for path in folder.rglob("*") if path.is_dir()):
-        _sync(below)
+        flush_tree(below, below=False)
     storage.write_bytes(str(folder / COMPLETE_NAME), json.dumps(marker, indent=1).encode())
-    _sync(folder)
+    flush_tree(folder, below=False)
 
 
 def put_in_place(made: Path, folder: Path) -> None:
@@ -113,7 +114,7 @@ def put_in_place(made: Path, folder: Path) -> None:
             folder.rename(aside)
             log.warning("%s; a new one takes its place, and the old one is now %s: remove it", verdict, aside)
     made.rename(folder)
-    _sync(folder.parent)
+    flush_tree(folder.parent, below=False)
 
 
 def note_damaged(verdict: Verdict) -> None:
@@ -191,12 +192,3 @@ def _free_name(wanted: Path) -> Path:
         number += 1
         name = wanted.with_name(f"{wanted.name}-{number}")
     return name
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.command import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, add_section_folder, recipe_parser
 from training.command_lines.options import add_sampling_options
+from training.command_lines.start import start
 from training.evaluation.metric_names import DEFAULT_METRICS, Metric
 from training.evaluation.protocols import PROTOCOLS
 
@@ -67,17 +68,9 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
-    from training.evaluate import run
-
-    return run(parser, recipe, options, arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivideogpt-evaluate`; returns its exit status."""
-    return run_command(_run, arguments)
+    return start(build_parser, "training.evaluate", arguments)
 
 
 if __name__ == "__main__":

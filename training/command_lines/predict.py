@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, recipe_parser
 from training.command_lines.options import add_sampling_options, add_start_options
+from training.command_lines.start import start
 
 
 def build_parser() -> CommandParser:
@@ -32,17 +33,9 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
-    from training.predict import run
-
-    return run(parser, recipe, options, arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivideogpt-predict`; returns its exit status."""
-    return run_command(_run, arguments)
+    return start(build_parser, "training.predict", arguments)
 
 
 if __name__ == "__main__":

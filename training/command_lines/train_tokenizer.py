@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
+from pipeline.command import CommandParser, recipe_parser
+from training.command_lines.start import start
 
 
 def build_parser() -> CommandParser:
@@ -38,17 +39,9 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    parser = build_parser()
-    recipe, options = parse_recipe(parser, arguments)
-    from training.train_tokenizer import run
-
-    return run(parser, recipe, options, arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `ivideogpt-train-tokenizer`; returns its exit status."""
-    return run_command(_run, arguments)
+    return start(build_parser, "training.train_tokenizer", arguments)
 
 
 if __name__ == "__main__":

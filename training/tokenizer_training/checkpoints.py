@@ -4,7 +4,6 @@ A checkpoint that is not whole ends the command: to begin anew would cut the run
 """
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,11 @@ from accelerate import Accelerator
 
 from pipeline import storage
 from pipeline.errors import ConflictError
+from training.checkpoints import names_of
 from training.durable import flush_tree
 
 LATEST_NAME = "latest.json"
 _ANEW = ", or choose another --output to begin anew"
-_TAG = re.compile(r"step-\d{8,}")
-
-
-def tag(step: int) -> str:
-    """Name of a checkpoint's folder after `step` steps."""
-    return f"step-{step:08d}"
 
 
 def publish(folder: Path, name: str, state: Mapping[str, Any]) -> None:
@@ -41,9 +35,9 @@ def publish(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     pointer = {"name": name, "files": dict(sorted(files.items())), **state}
     storage.write_bytes(str(folder / LATEST_NAME), json.dumps(pointer).encode())
     flush_tree(folder, below=False)
-    for other in folder.iterdir():
-        if other.is_dir() and other.name != name and _TAG.fullmatch(other.name):
-            shutil.rmtree(other)
+    for other in names_of(folder):
+        if other != name and (folder / other).is_dir():
+            shutil.rmtree(folder / other)
 
 
 def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -53,7 +47,7 @@ def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         ConflictError: There was one, and it isn't whole any more.
     """
     latest = folder / LATEST_NAME
-    names = sorted(entry.name for entry in folder.iterdir() if _TAG.fullmatch(entry.name)) if folder.is_dir() else []
+    names = names_of(folder)
     if not latest.exists():
         # Killed while it wrote its first one.
         if len(names) <= 1:

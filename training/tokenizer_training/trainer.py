@@ -24,6 +24,7 @@ from pipeline.measured_json import describe_not_finite, measured_json, restored,
 from pipeline.progress import progress_line
 from pipeline.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
+from training.checkpoint_states import tag
 from training.episode_table import open_tables
 from training.metrics import METRICS_NAME, cut_metrics
 from training.nonfinite import poisoned
@@ -161,7 +162,7 @@ class TokenizerTrainer:
 
     def save_checkpoint(self) -> None:
         """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
-        name, folder = checkpoints.tag(self.step), self.output / "checkpoints"
+        name, folder = tag(self.step), self.output / "checkpoints"
         self._codebooks.gather()
         state = {"step": self.step, **self._skipped.state(), **self._left_out.gathered(self._gather)}
         state["results"] = told(self._results)

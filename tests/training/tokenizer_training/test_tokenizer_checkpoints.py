@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.errors import ConflictError
-from training.tokenizer_training.checkpoints import LATEST_NAME, find, load, publish, tag
+from training.checkpoint_states import tag
+from training.tokenizer_training.checkpoints import LATEST_NAME, find, load, publish
 
 
 def written(folder, step):
