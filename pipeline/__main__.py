@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import catalog, storage
-from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
-from pipeline.errors import ConfigError
-from pipeline.frames import FrameForm
-from pipeline.job import Engine, Job, ingest_together
-from pipeline.layout import files_of, read_layout
-from pipeline.lock import LOCK_FILE, SourceLock
-from pipeline.outcome import Outcome, check_outcomes, log_passed_over
-from pipeline.path_errors import try_output
-from pipeline.plan import make_plan, with_ends_of
-from pipeline.recipe import Recipe
-from pipeline.records import ends_of
-from pipeline.results import show
-from pipeline.runners import dask, spark
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import ends_of
+from pipeline.common.path_errors import try_output
+from pipeline.config import catalog
+from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_command
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.job import Engine, Job, ingest_together
+from pipeline.ingest.outcome import Outcome, check_outcomes, log_passed_over
+from pipeline.ingest.plan import make_plan, with_ends_of
+from pipeline.ingest.runners import dask, spark
+from pipeline.ingest.shard_assignment import files_of, read_layout
+from pipeline.ingest.source_lock import LOCK_FILE, SourceLock
 from pipeline.sources.base import MAX_FRAMES, Source
 from pipeline.sources.locate import KINDS, open_source
-from pipeline.sources.video import EPISODE_FRAMES
+from pipeline.sources.video.source import EPISODE_FRAMES
 
 
 def parser() -> CommandParser:

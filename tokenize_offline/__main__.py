@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import given_value, parse_recipe, run_command
+from pipeline.config.cli import given_value, parse_recipe, run_command
 from tokenize_offline.command_line import build_parser
 
 

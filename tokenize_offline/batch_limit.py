@@ -11,9 +11,9 @@ import os
 
 import torch
 
-from pipeline import storage
-from pipeline.errors import ConfigError
-from pipeline.records import fingerprint
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import fingerprint
 from tokenize_offline.token_shards import TokenLayout
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError, ShardError
-from pipeline.naming import TRAINING_SPLIT
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.naming import TRAINING_SPLIT
 from tokenize_offline.plan import ShardTask
 from tokenize_offline.publish import APART
 from tokenize_offline.selection import datasets_of

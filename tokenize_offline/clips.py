@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
-from pipeline.records import canonical_json
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import canonical_json
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import Episode
 
 _PUBLISHED_LENGTH = 16
 # Draws of a crop before the centred square is taken instead, as in torchvision's RandomResizedCrop.

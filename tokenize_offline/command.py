@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError, ConflictError, ShardError, require
-from pipeline.frames import require_detail
-from pipeline.path_errors import try_output
-from pipeline.progress import progress_line
-from pipeline.recipe import Recipe
-from pipeline.records import describe_difference
-from pipeline.results import show
+from pipeline.common.errors import ConfigError, ConflictError, ShardError, require
+from pipeline.common.manifests import describe_difference
+from pipeline.common.path_errors import try_output
+from pipeline.common.progress import progress_line
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.frames import require_detail
 from tokenize_offline.batch_limit import BatchLimit
 from tokenize_offline.choice import Choice, choose
 from tokenize_offline.clips import resolve_clips

@@ -1,6 +1,6 @@
 """The command line of `ivideogpt-tokenize`, without torch: `--help` and a wrong option answer at once."""
 
-from pipeline.command import CommandParser, add_section_folder, recipe_parser
+from pipeline.config.cli import CommandParser, add_section_folder, recipe_parser
 
 
 def build_parser() -> CommandParser:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.network_recipe import Precision
+from pipeline.config.model import Precision
 from tokenize_offline.tokenizer import CompressiveVQModel
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.cpus import usable_cpus
-from pipeline.errors import ConfigError, ProjectError
+from pipeline.common.errors import ConfigError, ProjectError
+from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.launch import environment_number, slurm_variables
 from tokenize_offline.pulse import Listener, beating
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline import storage
-from pipeline.command import CommandParser, parse_recipe, recipe_parser, run_command
-from pipeline.errors import ConfigError, ShardError
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.common.manifests import read_record, record_path
+from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_command
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
 from pipeline.inspection import inspect
-from pipeline.recipe import Recipe
-from pipeline.records import read_record, record_path
-from pipeline.results import show
 from tokenize_offline.planner import plan
 from tokenize_offline.rates import clips_per_second
 from tokenize_offline.statistics import code_counts, codebook_statistics, merged_reconstruction

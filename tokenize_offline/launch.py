@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 Task = TypeVar("Task")
 # Where array jobs say which one of them this is; Slurm arrays and Kubernetes indexed jobs, both counted from 0.

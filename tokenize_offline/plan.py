@@ -12,14 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.errors import ConfigError, ShardError
-from pipeline.frames import shrunk_to
-from pipeline.index import episode_shards, find_datasets
-from pipeline.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
-from pipeline.network_recipe import Precision
-from pipeline.recipe import ClipsConfig, QualityConfig
-from pipeline.records import find_done, fingerprint, read_record, record_path
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.common.manifests import find_done, fingerprint, read_record, record_path
+from pipeline.config.model import Precision
+from pipeline.config.recipe import ClipsConfig, QualityConfig
+from pipeline.episodes.frames import shrunk_to
+from pipeline.episodes.index import episode_shards, find_datasets
+from pipeline.episodes.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from tokenize_offline.clips import held_out_from, resolve_clips
 from tokenize_offline.token_shards import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
@@ -40,7 +40,7 @@ class ShardTask:
         bytes: Its size.
         sha256: Of the file.
         samples: Its episodes.
-        shrunk: Short side to which its frames were shrunk; see `pipeline.frames.shrunk_to`.
+        shrunk: Short side to which its frames were shrunk; see `pipeline.episodes.frames.shrunk_to`.
         action_dims: Widths of its episodes' actions, 0 where they have none; all different ones, in order.
         held_out_from: Share of held-out episodes above which one of its episodes is held out; see `clips.held_out_from`.
         excluded: Numbers, from 0 and in order, of those that the recipe's quality limits leave out; see `selection`.

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.errors import ConfigError
-from pipeline.index import find_datasets, read_index
-from pipeline.naming import TRAINING_SPLIT
-from pipeline.recipe import Recipe
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.index import find_datasets, read_index
+from pipeline.episodes.naming import TRAINING_SPLIT
 from tokenize_offline.clips import held_out_among, resolve_clips
 from tokenize_offline.geometry import id_geometry
 from tokenize_offline.selection import counts_of, datasets_of, select

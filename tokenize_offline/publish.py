@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.errors import ShardError
-from pipeline.naming import parse_shard_name
-from pipeline.records import LeftOut, ShardRecord, fingerprint, read_record, record_path, sha256_of, write_record
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import LeftOut, ShardRecord, fingerprint, read_record, record_path, sha256_of, write_record
+from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.plan import ShardTask, TokenizeJob
 from tokenize_offline.reader import EpisodeClips
 from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics, typical

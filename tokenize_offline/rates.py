@@ -8,8 +8,8 @@ import json
 import math
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import ConfigError
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
 
 
 def clips_per_second(text: str) -> float:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from pipeline.episode import MAX_NUMBER, Episode
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import decode
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import MAX_NUMBER, Episode
+from pipeline.episodes.frames import decode
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import ClipPlan, EpisodeShape, is_held_out, plan_clips
 

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.catalog import mixture
-from pipeline.errors import ShardError
-from pipeline.index import INDEX_FILE, read_index
-from pipeline.naming import TRAINING_SPLIT
-from pipeline.recipe import DataConfig, QualityConfig
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.config.catalog import mixture
+from pipeline.config.recipe import DataConfig, QualityConfig
+from pipeline.episodes.index import INDEX_FILE, read_index
+from pipeline.episodes.naming import TRAINING_SPLIT
 from tokenize_offline.clips import held_out_among
 from tokenize_offline.near_duplicates import first_of_their_kind
 
@@ -78,7 +78,7 @@ def exclude(measured: Sequence[pa.Table], limits: QualityConfig) -> pa.Table:
     Args:
         measured: A table for every data set, by name, with the columns of `select` but for `reason`; `rank` (0 where a split
             isn't trained on, 1 where the episode is held out, 2 where it is for training); `num_frames`; and what the limits
-            are about, columns of `pipeline.quality.Quality`.
+            are about, columns of `pipeline.episodes.quality.Quality`.
         limits: The recipe's section.
     """
     numbered = [

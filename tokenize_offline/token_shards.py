@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ShardError
-from pipeline.network_recipe import Precision
-from pipeline.records import describe_difference
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import describe_difference
+from pipeline.config.model import Precision
 from tokenize_offline.geometry import IdGeometry
 
 _METADATA_KEY = b"ivideogpt"
@@ -120,7 +120,7 @@ def token_schema(info: TokenShardInfo) -> pa.Schema:
 
 
 def write_token_shard(path: Path, info: TokenShardInfo, rows: TokenRows) -> None:
-    """Write a whole token shard to a local file (stage it: `pipeline.storage.staged`). The same rows give the same bytes.
+    """Write a whole token shard to a local file (stage it: `storage.staged`). The same rows give the same bytes.
 
     Raises:
         ValueError: Rows don't have the shape that `info` states.

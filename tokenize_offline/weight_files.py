@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import SourceError
-from pipeline.records import sha256_of
+from pipeline.common.errors import SourceError
+from pipeline.common.manifests import sha256_of
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import storage
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, ShardError
-from pipeline.index import INDEX_FILE
-from pipeline.locked_folder import locked_folder
-from pipeline.records import LeftOut, ShardRecord, read_record, record_path, sha256_of
-from pipeline.shards import open_shard
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError, ShardError
+from pipeline.common.manifests import LeftOut, ShardRecord, read_record, record_path, sha256_of
+from pipeline.common.temp_dirs import locked_folder
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.index import INDEX_FILE
+from pipeline.episodes.shards import open_shard
 from tokenize_offline.batching import Batches, IdsOfShard
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob, fingerprint_of_keys

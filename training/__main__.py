@@ -4,8 +4,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
-from pipeline.results import show
+from pipeline.config.cli import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
+from pipeline.config.cli_output import show
 
 
 def build_parser() -> CommandParser:

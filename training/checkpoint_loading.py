@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline import storage
-from pipeline.child_processes import Child
-from pipeline.errors import ShardError
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.processes.child_processes import Child
 from training.checkpoint_states import Checkpoint, Progress, sealed, tag
 from training.checkpoints import (
     LATEST_NAME,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline.records import sha256_of
+from pipeline.common.manifests import sha256_of
 
 COMPLETE_NAME = "complete.json"
 DAMAGED_NAME = "damaged.json"

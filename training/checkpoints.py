@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.errors import ConflictError
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
 from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, Progress, State, Verdict, judge, sealed, tag
 from training.durable import flush_tree
 

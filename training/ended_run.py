@@ -9,9 +9,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import ConflictError
-from pipeline.measured_json import restored
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
+from pipeline.common.measured_json import restored
 from training.export import PROVENANCE_NAME
 from training.model_files.model_folder import TOKENIZER
 from training.preparation import Run

@@ -19,9 +19,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline import storage
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TrainingConfig
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TrainingConfig
 from training.fine_tuning import merged, tell_engine
 from training.processes import Processes
 from training.schedule import BatchPlan

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.errors import ShardError
-from pipeline.frames import shrunk_to
-from pipeline.index import find_datasets, read_index, read_summary
-from pipeline.recipe import QualityConfig
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.config.recipe import QualityConfig
+from pipeline.episodes.frames import shrunk_to
+from pipeline.episodes.index import find_datasets, read_index, read_summary
 from tokenize_offline.clips import EpisodeShape, held_out_among
 from tokenize_offline.selection import select
 
@@ -56,7 +56,7 @@ class EpisodeRows:
 
     @property
     def shrunk(self) -> int | None:
-        """Short side to which the frames were shrunk; see `pipeline.frames.shrunk_to`."""
+        """Short side to which the frames were shrunk; see `pipeline.episodes.frames.shrunk_to`."""
         short_sides = np.unique(np.minimum(*(self._columns[name].to_numpy() for name in ("height", "width")))).tolist()
         return shrunk_to(read_summary(self._folder)["made_with"].get("frames", {}), short_sides)
 

@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline import storage
-from pipeline.command import CommandParser, given_value
-from pipeline.errors import ProjectError, StorageError
-from pipeline.measured_json import describe_not_finite
-from pipeline.recipe import Recipe
-from pipeline.results import show
+from pipeline.common import storage
+from pipeline.common.errors import ProjectError, StorageError
+from pipeline.common.measured_json import describe_not_finite
+from pipeline.config.cli import CommandParser, given_value
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
 from training.command_lines.evaluate import main
 from training.evaluation.card import CARD_MARKDOWN, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from pipeline import storage
-from pipeline.errors import ConflictError
-from pipeline.recipe import Recipe
-from pipeline.records import sha256_of
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
+from pipeline.common.manifests import sha256_of
+from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
 from tokenize_offline.weight_files import first_not_finite

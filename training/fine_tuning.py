@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LlamaConfig
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import ModelConfig, TrainingConfig
 from training.model_files.llama_config import arithmetic, depends_on_positions
 from training.model_files.model_folder import locate_transformer
 from training.model_files.transformer_files import TransformerFolder, open_folder

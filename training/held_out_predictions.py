@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.locked_folder import locked_folder
+from pipeline.common.temp_dirs import locked_folder
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.weight_files import first_not_finite
 from training.batches import Batch, as_batch

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.network_recipe import ModelConfig
+from pipeline.config.model import ModelConfig
 from tokenize_offline.measures import entropy
 from tokenize_offline.token_shards import TokenLayout
 

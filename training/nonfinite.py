@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pipeline.errors import ProjectError
+from pipeline.common.errors import ProjectError
 from training.processes import Processes
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 BLOCK = 2048
 _FEISTEL_ROUNDS = 8

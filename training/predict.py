@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import storage
-from pipeline.command import CommandParser
-from pipeline.errors import ConfigError, StorageError
-from pipeline.measured_json import measured_json
-from pipeline.progress import progress_line
-from pipeline.recipe import Recipe
-from pipeline.records import fingerprint
-from pipeline.results import show
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, StorageError
+from pipeline.common.manifests import fingerprint
+from pipeline.common.measured_json import measured_json
+from pipeline.common.progress import progress_line
+from pipeline.config.cli import CommandParser
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
 from training.command_lines.predict import main
 from training.evaluation.card import versions, weights_hashes
 from training.prediction.clip_prediction import Clip, Prediction, Sampling, clips_for, cut_clip, measure, predict_clip

@@ -12,13 +12,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import storage
-from pipeline.catalog import weights_of
-from pipeline.errors import ConfigError, ConflictError
-from pipeline.naming import held_out_split
-from pipeline.network_recipe import TrainingConfig
-from pipeline.recipe import Recipe
-from pipeline.records import describe_difference
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ConflictError
+from pipeline.common.manifests import describe_difference
+from pipeline.config.catalog import weights_of
+from pipeline.config.model import TrainingConfig
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.naming import held_out_split
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer.loading import TokenizerFiles, read_config
 from training.checkpoint_loading import loading_config

@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import ConflictError
-from pipeline.measured_json import describe_not_finite, measured_json, told
-from pipeline.path_errors import try_output, writing
-from pipeline.recipe import Recipe
-from pipeline.records import fingerprint
-from pipeline.versions import PROJECT, installed_versions
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
+from pipeline.common.manifests import fingerprint
+from pipeline.common.measured_json import describe_not_finite, measured_json, told
+from pipeline.common.path_errors import try_output, writing
+from pipeline.common.versions import PROJECT, installed_versions
+from pipeline.config.recipe import Recipe
 from training.batches import Batch
 from training.checkpoint_loading import save_checkpoint
 from training.checkpoint_states import State

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from pipeline.cpus import usable_cpus
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
+from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.launch import environment_number, slurm_variables
 
 T = TypeVar("T")

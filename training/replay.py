@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import ConfigError
-from pipeline.progress import progress_line
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConfigError
+from pipeline.common.progress import progress_line
+from pipeline.config.recipe import Recipe
 from training.engine import close_engine
 from training.nonfinite import json_number
 from training.preparation import Run, RunOptions, prepare

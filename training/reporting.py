@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import torch
 
-from pipeline.measured_json import restored, told
-from pipeline.progress import progress_line
+from pipeline.common.measured_json import restored, told
+from pipeline.common.progress import progress_line
 from training.checkpoint_states import Progress
 from training.held_out import HeldOutScores
 from training.metrics import RunningLoss, flops_per_id, peak_memory, reset_peak_memory

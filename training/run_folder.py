@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import ConflictError
-from pipeline.recipe import Recipe
-from pipeline.records import describe_difference, fingerprint
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
+from pipeline.common.manifests import describe_difference, fingerprint
+from pipeline.config.recipe import Recipe
 from training.checkpoint_states import Checkpoint, State, Verdict
 from training.checkpoints import LATEST_NAME, judged, names_of
 from training.token_store import TokenStore

@@ -12,8 +12,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.errors import ConflictError
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
 
 RECORD_NAME = "record.json"
 

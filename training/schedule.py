@@ -7,8 +7,8 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TrainingConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.inference import drafting

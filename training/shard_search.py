@@ -5,10 +5,10 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.errors import ShardError
-from pipeline.naming import parse_shard_name
-from pipeline.records import read_record, record_path
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import read_record, record_path
+from pipeline.episodes.naming import parse_shard_name
 
 log = logging.getLogger(__name__)
 

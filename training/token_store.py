@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.errors import ConfigError, ShardError
-from pipeline.naming import parse_shard_name
-from pipeline.progress import progress_line
-from pipeline.records import ShardRecord, fingerprint, read_record, record_path
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.common.manifests import ShardRecord, fingerprint, read_record, record_path
+from pipeline.common.progress import progress_line
+from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.cache import cache_folder
 from tokenize_offline.statistics import typical
 from tokenize_offline.token_shards import (

@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from pipeline import storage
-from pipeline.errors import ConfigError
-from pipeline.interruption import uninterrupted
-from pipeline.measured_json import measured_json
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.common.measured_json import measured_json
+from pipeline.processes.interruption import uninterrupted
 from training.metrics import METRICS_NAME
 
 WANDB_NAME = "wandb.json"

@@ -12,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from pipeline import storage
-from pipeline.command import CommandParser, given_value
-from pipeline.errors import ConfigError, ConflictError
-from pipeline.network_recipe import TokenizerConfig
-from pipeline.path_errors import try_output, writing
-from pipeline.recipe import Recipe
-from pipeline.records import describe_difference
-from pipeline.results import show
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ConflictError
+from pipeline.common.manifests import describe_difference
+from pipeline.common.path_errors import try_output, writing
+from pipeline.config.cli import CommandParser, given_value
+from pipeline.config.cli_output import show
+from pipeline.config.model import TokenizerConfig
+from pipeline.config.recipe import Recipe
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.command_lines.train_tokenizer import main

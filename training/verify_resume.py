@@ -23,10 +23,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.child_processes import Child
-from pipeline.errors import ConfigError, ConflictError, ProjectError
-from pipeline.recipe import Recipe
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ConflictError, ProjectError
+from pipeline.config.recipe import Recipe
+from pipeline.processes.child_processes import Child
 from training.checkpoint_states import State, judge, tag
 from training.metrics import METRICS_NAME
 from training.preparation import RunOptions, prepare, settle_precision

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import ModelConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import ModelConfig
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.token_shards import TokenLayout
 from training.loss import next_id_losses, squared_error

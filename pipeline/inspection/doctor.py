@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import catalog, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError, ProjectError, SourceError
-from pipeline.frames import FrameForm
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ProjectError, SourceError
+from pipeline.config import catalog
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
 from pipeline.sources.base import Source, SourceShard
 from pipeline.sources.guard import read_guarded
 from pipeline.sources.locate import open_source
-from pipeline.sources.rlds import SPEC_FILE, RldsSource
-from pipeline.sources.rlds_features import read_features
-from pipeline.sources.rlds_spec import action_meaning, camera_paths, episode_spec
+from pipeline.sources.rlds.features import read_features
+from pipeline.sources.rlds.source import SPEC_FILE, RldsSource
+from pipeline.sources.rlds.spec import action_meaning, camera_paths, episode_spec
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline import storage
-from pipeline.errors import BadEpisodeError, ShardError
-from pipeline.frames import decode
-from pipeline.shards import read_sample
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError, ShardError
+from pipeline.episodes.frames import decode
+from pipeline.episodes.shards import read_sample
 
 # Moments of an episode that are decoded, and how many of them a strip shows.
 MOMENTS = 24

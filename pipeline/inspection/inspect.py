@@ -8,18 +8,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline import storage
-from pipeline.command import CommandParser, run_command
-from pipeline.errors import ConfigError, ShardError
-from pipeline.index import INDEX_FILE, read_index
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.common.manifests import ShardRecord, read_record, record_path
+from pipeline.common.progress import progress_line
+from pipeline.config.cli import CommandParser, run_command
+from pipeline.config.cli_output import show
+from pipeline.episodes.index import INDEX_FILE, read_index
+from pipeline.episodes.naming import parse_shard_name, shard_name
+from pipeline.episodes.skipped import LEDGER_FILE, read_ledger
 from pipeline.inspection.overview import Inspected, Overview, overview
 from pipeline.inspection.page import write_page
 from pipeline.inspection.verify import faults_of, index_fault
-from pipeline.ledger import LEDGER_FILE, read_ledger
-from pipeline.naming import parse_shard_name, shard_name
-from pipeline.progress import progress_line
-from pipeline.records import ShardRecord, read_record, record_path
-from pipeline.results import show
 
 _ENDINGS = ("tar", "arrow")
 _DEPTH = 3

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline.quality import COLUMNS
+from pipeline.episodes.quality import COLUMNS
 
 _LISTED = 8
 _EXAMPLE_LENGTH = 160
@@ -98,8 +98,8 @@ def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:
     """The facts of a data set.
 
     Args:
-        index: See `pipeline.index.read_index`; columns of quality may be absent.
-        ledger: See `pipeline.ledger.read_ledger`; None where there is none.
+        index: See `pipeline.episodes.index.read_index`; columns of quality may be absent.
+        ledger: See `pipeline.episodes.skipped.read_ledger`; None where there is none.
     """
     lengths = index["num_frames"].to_numpy().astype(np.int64)
     rates = np.array([rate or np.nan for rate in index["rate"].to_pylist()], float)

@@ -9,8 +9,8 @@ from html import escape
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.index import read_index
+from pipeline.common import storage
+from pipeline.episodes.index import read_index
 from pipeline.inspection.charts import bars, histogram, shares
 from pipeline.inspection.films import Film, animation, films, strip
 from pipeline.inspection.overview import Inspected, Overview

@@ -13,13 +13,13 @@ from typing import IO
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.child_processes import process_pool
-from pipeline.cpus import usable_cpus
-from pipeline.errors import ShardError
-from pipeline.index import INDEX_FILE, equal_keys, read_index
-from pipeline.records import ShardRecord, read_record, record_path
-from pipeline.shards import count_samples
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import ShardRecord, read_record, record_path
+from pipeline.episodes.index import INDEX_FILE, equal_keys, read_index
+from pipeline.episodes.shards import count_samples
+from pipeline.processes.child_processes import process_pool
+from pipeline.processes.cpus import usable_cpus
 
 _THREADS = 16
 _BLOCK = 1 << 20

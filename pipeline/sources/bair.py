@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError
+from pipeline.episodes.episode import Episode
 from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, make_episode, pad_actions
-from pipeline.sources.example import Columns, feature_values, read_examples
 from pipeline.sources.guard import blamed
-from pipeline.sources.tfrecord import count_records
+from pipeline.sources.tfrecord.example import Columns, feature_values, read_examples
+from pipeline.sources.tfrecord.reader import count_records
 
 FOLDER = "softmotion30_44k"
 _SPLITS = ("test", "train")

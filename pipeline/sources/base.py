@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pipeline import storage
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import MAX_NUMBER, Episode
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm, MadeFrame
-from pipeline.listings import Listed
-from pipeline.naming import episode_key, hashed_key, written
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError
+from pipeline.common.listings import Listed
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import MAX_NUMBER, Episode
+from pipeline.episodes.frames import FrameForm, MadeFrame
+from pipeline.episodes.naming import episode_key, hashed_key, written
 from pipeline.sources.side_files import count_by_ending, is_side_file
 
 # An encoded image, and its height and width.
@@ -73,7 +73,7 @@ class BadEpisode:
         reason: What is wrong with it.
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
         filtered: It is sound, but the catalog doesn't want it; not left out but passed over, for this reason.
-        episodes: How many episodes it would have been; see `pipeline.records.LeftOut`.
+        episodes: How many episodes it would have been; see `pipeline.common.manifests.LeftOut`.
         passed_over: See `Episode.passed_over`.
     """
 

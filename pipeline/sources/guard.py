@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, KilledError, MissingEpisodeError, ProjectError, StorageError
+from pipeline.common.errors import BadEpisodeError, KilledError, MissingEpisodeError, ProjectError, StorageError
+from pipeline.episodes.episode import Episode
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 _log = logging.getLogger(__name__)

@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm
-from pipeline.json_files import read_json
-from pipeline.sources import npz, something, video
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
+from pipeline.common.json_files import read_json
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
 from pipeline.sources.base import Source
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.recognise import ALONE, FORMS, Form, recognise
+from pipeline.sources.known_formats import ALONE, FORMS, Form, recognise
+from pipeline.sources.npz import source as npz
+from pipeline.sources.npz.source import NpzSource
 from pipeline.sources.side_files import count_by_ending, ending, is_side_file
-from pipeline.sources.something import SomethingSource
-from pipeline.sources.video import EPISODE_FRAMES, VideoSource
+from pipeline.sources.video import something_something
+from pipeline.sources.video import source as video
+from pipeline.sources.video.something_something import SomethingSource
+from pipeline.sources.video.source import EPISODE_FRAMES, VideoSource
 
 KINDS = ("rlds", "npz", "video", "bair", "robonet", "vp2", "something-something-v2")
 _RLDS_FILE = re.compile(r"\.tfrecord|^features\.json$|^dataset_info\.json$")
@@ -59,7 +61,7 @@ class _Wanted:
     # The other kinds need the `ingest` extra, which these do without.
 
     def rlds(self, folder: str) -> Source:
-        from pipeline.sources.rlds import SPEC_FILE, RldsSource
+        from pipeline.sources.rlds.source import SPEC_FILE, RldsSource
 
         if not storage.exists(storage.join(folder, SPEC_FILE)):
             raise SourceError(f"{folder} holds no {SPEC_FILE}, without which its records can't be read. Fetch it")
@@ -72,8 +74,8 @@ class _Wanted:
         return next((bair.BairSource(place, self.entry, self.form) for place in places if bair.is_bair(place)), None)
 
     def hdf5(self, kind: str, folder: str) -> Source:
-        from pipeline.sources.robonet import RobonetSource
-        from pipeline.sources.vp2 import Vp2Source
+        from pipeline.sources.hdf5.robonet import RobonetSource
+        from pipeline.sources.hdf5.vp2 import Vp2Source
 
         return {"robonet": RobonetSource, "vp2": Vp2Source}[kind](folder, self.entry, self.form)
 
@@ -128,7 +130,7 @@ def _open_as(kind: str, wanted: _Wanted, path: str, folders: Sequence[str]) -> S
     for folder in folders:
         source: Source | None = None
         if kind == SomethingSource.kind:
-            source = wanted.something(folder) if something.is_something(folder) else None
+            source = wanted.something(folder) if something_something.is_something(folder) else None
         elif kind == "bair":
             source = wanted.bair(folder)
         else:
@@ -148,7 +150,7 @@ def _open_as(kind: str, wanted: _Wanted, path: str, folders: Sequence[str]) -> S
 
 def _told_by_own_files(wanted: _Wanted, folder: str) -> Source | None:
     """The source in a folder that has files which no other kind has."""
-    if something.is_something(folder):
+    if something_something.is_something(folder):
         return wanted.something(folder)
     files = _data(storage.list_files(folder))
     if any(map(_RLDS_FILE.search, files)):
@@ -177,7 +179,7 @@ def _told_by_content(wanted: _Wanted, folder: str, listed: Sequence[str]) -> Sou
     if found["npz"]:
         return wanted.npz(folder)
     if place is not None:
-        from pipeline.sources.hdf5_kinds import hdf5_kind  # needs the `ingest` extra
+        from pipeline.sources.hdf5.kinds import hdf5_kind  # needs the `ingest` extra
 
         inner = storage.join(folder, place)
         return wanted.hdf5(hdf5_kind([storage.join(folder, name) for name in names if _is_hdf5_in(name, place)]), inner)

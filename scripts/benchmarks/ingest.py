@@ -20,15 +20,15 @@ import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from pipeline import frames
-from pipeline.catalog import DatasetEntry
-from pipeline.frames import FrameForm
-from pipeline.plan import Unit, make_plan
-from pipeline.shards import open_shard
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_writer import write_rlds
-from pipeline.sources.tfrecord import read_records
-from pipeline.unit import run_unit
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import frames
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.shards import open_shard
+from pipeline.ingest.plan import Unit, make_plan
+from pipeline.ingest.work_unit import run_unit
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.rlds.writer import write_rlds
+from pipeline.sources.tfrecord.reader import read_records
 
 HEIGHT, WIDTH, FRAMES = 256, 320, 80
 NAME = "benchmark"

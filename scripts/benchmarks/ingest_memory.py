@@ -20,13 +20,13 @@ import tensorflow_datasets as tfds
 from ingest import ENTRY, NAME, ingest
 from PIL import Image
 
-from pipeline import frames
-from pipeline.catalog import DatasetEntry
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_writer import write_rlds
-from pipeline.sources.video import VideoSource
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import frames
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.rlds.writer import write_rlds
+from pipeline.sources.video.source import VideoSource
 
 SHORT, RATE = 100, 30
 VIDEO = DatasetEntry("video", "", "video")

@@ -33,13 +33,13 @@ import tensorflow_datasets as tfds
 from ingest import ENTRY, NAME, ingest, make_data, recode
 from ingest_memory import scene
 
-from pipeline import frames, index
-from pipeline.cpus import usable_cpus
-from pipeline.episode import Episode
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_writer import write_rlds
+from pipeline.episodes import frames, index
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.processes.cpus import usable_cpus
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.rlds.writer import write_rlds
 
 TIMES = 10
 FORM = FrameForm("jpeg", short_side=80)

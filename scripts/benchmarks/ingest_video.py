@@ -21,10 +21,10 @@ from av.video.reformatter import VideoReformatter
 from ingest import fastest, ingest
 from ingest_memory import VIDEO, write_video
 
-from pipeline import frames
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
-from pipeline.sources.video import SHRINKING, SHRUNK_TO, VideoSource
+from pipeline.episodes import frames
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.sources.video.source import SHRINKING, SHRUNK_TO, VideoSource
 
 FORM = FrameForm("jpeg", short_side=80)
 Work = Callable[[av.VideoFrame], object]

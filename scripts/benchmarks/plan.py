@@ -21,12 +21,13 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from pipeline import ends, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.frames import FrameForm
-from pipeline.lock import FilePrint, SourceLock, SourcePrint, write_lock
-from pipeline.plan import make_plan, with_ends_of
-from pipeline.sources.video import VideoSource
+from pipeline.common import storage
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest import head_tail
+from pipeline.ingest.plan import make_plan, with_ends_of
+from pipeline.ingest.source_lock import FilePrint, SourceLock, SourcePrint, write_lock
+from pipeline.sources.video.source import VideoSource
 
 ENTRY = DatasetEntry("many", "many", "video", control_hz=10.0)
 FOLDER_FILES = 1000
@@ -86,14 +87,14 @@ def write_files(folder: Path, count: int) -> None:
 def measure(folder: str, lock_path: str) -> dict[str, Any]:
     """Plan once, as the command does."""
     opened = 0
-    real = ends.ends_sha256
+    real = head_tail.ends_sha256
 
     def counted(path: str, size: int) -> str | None:
         nonlocal opened
         opened += 1
         return real(path, size)
 
-    ends.ends_sha256 = counted
+    head_tail.ends_sha256 = counted
     before, began = _bytes_read(), time.perf_counter()
     source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
     with source.one_listing():
@@ -120,7 +121,7 @@ def lock_all(folder: str, lock_path: str) -> None:
     listed = source.listing()
     sizes = source.file_sizes()
     local = storage.is_local(folder)
-    known = ends.read_ends(folder, sizes, sizes) if local else {name: f"{place:016x}" for place, name in enumerate(sizes)}
+    known = head_tail.read_ends(folder, sizes, sizes) if local else {name: f"{place:016x}" for place, name in enumerate(sizes)}
     files = {name: FilePrint(one.size, known[name], one.tag) for name, one in listed.items()}
     write_lock(lock_path, SourceLock(lock_path, source).name, SourcePrint(None, files), True)
 

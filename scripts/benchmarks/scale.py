@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.index import INDEX_FILE
-from pipeline.recipe import QualityConfig
-from pipeline.tables import write_table
+from pipeline.common.parquet import write_table
+from pipeline.config.recipe import QualityConfig
+from pipeline.episodes.index import INDEX_FILE
 from tokenize_offline.fleet import Fleet
 from tokenize_offline.near_duplicates import first_of_their_kind
 from tokenize_offline.plan import ShardTask, without

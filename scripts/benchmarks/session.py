@@ -27,10 +27,10 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from pipeline import storage
-from pipeline.naming import parse_shard_name
-from pipeline.network_recipe import ModelConfig
-from pipeline.recipe import ClipsConfig
+from pipeline.common import storage
+from pipeline.config.model import ModelConfig
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.inference.sampling import SamplingRule, uniforms

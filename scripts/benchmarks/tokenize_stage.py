@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cpus import usable_cpus
-from pipeline.episode import Episode
-from pipeline.frames import encode_jpeg
-from pipeline.naming import episode_key, shard_name
-from pipeline.recipe import ClipsConfig
-from pipeline.records import ShardRecord, fingerprint, write_record
-from pipeline.shards import EpisodeShardWriter, open_shard
+from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import encode_jpeg
+from pipeline.episodes.naming import episode_key, shard_name
+from pipeline.episodes.shards import EpisodeShardWriter, open_shard
+from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout

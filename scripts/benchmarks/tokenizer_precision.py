@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from pipeline.recipe import ClipsConfig
-from pipeline.shards import open_shard
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.measures import psnr

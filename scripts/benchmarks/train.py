@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
-from pipeline.records import ShardRecord, fingerprint, sha256_of, write_record
+from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from tokenize_offline.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from rlds_data import NAME, episode, write_set
 
-from pipeline.frames import encode_jpeg
+from pipeline.episodes.frames import encode_jpeg
 
 SHARDS = 12
 # In one process, which is where bytes must not differ from those of several.
@@ -83,7 +83,7 @@ def _main(given: list[str], prepare: Callable[[], object] | None, said: Path) ->
 
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["apache_beam", "pipeline.__main__", "pipeline.sources.rlds", "pyarrow.parquet"])
+_context.set_forkserver_preload(["apache_beam", "pipeline.__main__", "pipeline.sources.rlds.source", "pyarrow.parquet"])
 
 
 def started(given: list[str], said: Path, prepare: Callable[[], object] | None = None) -> BaseProcess:

@@ -12,7 +12,7 @@ import pytest
 from evaluation_worlds import arguments, data_set, model_folder
 from worlds import run_world
 
-from pipeline.recipe import ClipsConfig
+from pipeline.config.recipe import ClipsConfig
 from training import evaluate
 from training.evaluation import kept_scores, scoring
 

@@ -13,7 +13,7 @@ import pytest
 from rlds_data import NAME, episode, picture, write_set
 
 from pipeline import open_shard
-from pipeline.frames import encode_jpeg
+from pipeline.episodes.frames import encode_jpeg
 
 EPISODES = 8
 

@@ -13,7 +13,7 @@ PROCESSES = ("--", "--direct_running_mode=multi_processing", "--direct_num_worke
 
 def workers_of(driver: int) -> list[int]:
     """The processes that were started to work for another one."""
-    wanted = b"pipeline.runners.beam_worker\0%d\0" % driver
+    wanted = b"pipeline.ingest.runners.beam_worker\0%d\0" % driver
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

@@ -8,8 +8,8 @@ import torch
 from synthetic_tokens import write_shard
 from worlds import run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from training import checkpoint_loading
 from training.checkpoint_states import State, judge, tag
 from training.preparation import RunOptions

@@ -24,13 +24,13 @@ from process_trees import SECONDS, Tree, tree, wait_until
 from synthetic_episodes import tiny_tokenizer, write_shards
 from synthetic_tokens import write_shard
 
-from pipeline.json_files import read_json
+from pipeline.common.json_files import read_json
 
 # A stage as the demo starts it: arguments are its log and its command.
 AS_DEMO = """
 import os, sys
 from pathlib import Path
-from pipeline.command import run_command
+from pipeline.config.cli import run_command
 from training.demo.stages import run_stage
 run = lambda words: run_stage("stage", words[1:], Path(words[0]), os.environ) and 0
 sys.exit(run_command(run, sys.argv[1:]))

@@ -27,7 +27,7 @@ from tokenize_runs import (
     wait_for_a_record,
 )
 
-from pipeline.records import read_record
+from pipeline.common.manifests import read_record
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _forget_file_systems() -> None:
-    from pipeline.sources import hdf5_process
+    from pipeline.sources.hdf5 import process as hdf5_process
 
     # Its children have the environment of their start.
     hdf5_process.forget_children()

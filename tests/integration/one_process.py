@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from rlds_data import NAME, write_set
 
-from pipeline.catalog import dataset
-from pipeline.frames import FrameForm
-from pipeline.job import ingest
-from pipeline.lock import LOCK_FILE
-from pipeline.plan import make_plan
+from pipeline.config.catalog import dataset
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.source_lock import LOCK_FILE
 from pipeline.sources.locate import open_source
 
 

@@ -15,12 +15,12 @@ from fsspec.core import url_to_fs
 from object_stores import environment, gcs_server, upload
 from rlds_data import write_set
 
-from pipeline import storage
-from pipeline.catalog import dataset
-from pipeline.frames import FrameForm
-from pipeline.index import read_records
-from pipeline.job import ingest
-from pipeline.plan import make_plan
+from pipeline.common import storage
+from pipeline.config.catalog import dataset
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.index import read_records
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
 from pipeline.sources.locate import open_source
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "dataflow" / "ingest.sh"

@@ -61,7 +61,11 @@ def modules_of(package) -> list[str]:
 # What a stage's commands import at their start, but for what takes an extra of its own.
 STAGES = {
     "ingest": [
-        *(name for name in modules_of(pipeline) if name not in ("pipeline.runners.dask", "pipeline.runners.spark")),
+        *(
+            name
+            for name in modules_of(pipeline)
+            if name not in ("pipeline.ingest.runners.dask", "pipeline.ingest.runners.spark")
+        ),
         "tokenize_offline.inspect",
     ],
     "tokenize": modules_of(tokenize_offline),

@@ -14,7 +14,7 @@ import tiny_models
 import yaml
 from synthetic_tokens import write_shard
 
-from pipeline.command import parse_recipe
+from pipeline.config.cli import parse_recipe
 from tokenize_offline.command_line import build_parser as tokenize_parser
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.__main__ import build_parser

@@ -20,15 +20,18 @@ from rlds_data import NAME, VERSION, write_set
 from synthetic_episodes import tiny_tokenizer, write_shards
 from video_data import write_video
 
-from pipeline import ends, index, open_shard, storage
+from pipeline import open_shard
 from pipeline.__main__ import run as ingest_command
-from pipeline.catalog import DatasetEntry, dataset
-from pipeline.errors import ConflictError, StorageError
-from pipeline.frames import FrameForm
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, StorageError
+from pipeline.config.catalog import DatasetEntry, dataset
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest import head_tail
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.source_lock import LOCK_FILE, SourceLock
 from pipeline.inspection.inspect import run as inspect
-from pipeline.job import ingest
-from pipeline.lock import LOCK_FILE, SourceLock
-from pipeline.plan import make_plan
 from pipeline.sources.locate import open_source
 from tokenize_offline.__main__ import main as tokenize_command
 from training import TokenStore
@@ -144,8 +147,8 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
     source = open_source(dataset(NAME, "image", 10.0), f"{bucket}/locked/{NAME}/{VERSION}", FORM)
     path = f"{bucket}/locked/{LOCK_FILE}"
     read = []
-    real = ends.ends_sha256
-    monkeypatch.setattr(ends, "ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
+    real = head_tail.ends_sha256
+    monkeypatch.setattr(head_tail, "ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
     for expected in (3, 0):
         lock = SourceLock(path, source)
         units = make_plan(source, None, None, 1 << 20, lock.known_ends())
@@ -169,7 +172,7 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
 # The kernel ends it after so much of its own processor time from the start of the upload, however busy the machine is.
 PUBLISH = """
 import signal, sys
-from pipeline import storage
+from pipeline.common import storage
 storage.exists(sys.argv[1])
 with storage.staged(sys.argv[1]) as staging:
     staging.write_bytes(b"a" * (int(sys.argv[2]) << 20))

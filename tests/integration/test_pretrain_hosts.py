@@ -8,7 +8,7 @@ from launching import command, losses
 from network_hosts import needs_hosts, network_hosts
 from synthetic_tokens import write_shard
 
-from pipeline.command import parse_recipe
+from pipeline.config.cli import parse_recipe
 from training.__main__ import build_parser
 from training.checkpoints import newest_checkpoint
 from training.preparation import RunOptions

@@ -9,8 +9,8 @@ from launching import command, finish, losses, start
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 
@@ -59,5 +59,5 @@ def test_input_errors_end_all_processes_with_the_reason_and_no_traceback(tokens,
     result = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode != 0
     assert "error: training.global_batch 9 can't be shared equally by 2 processes" in result.stderr
-    assert "pipeline.errors" not in result.stderr
+    assert "pipeline.common.errors" not in result.stderr
     assert not (tmp_path / "run").exists()

@@ -19,12 +19,12 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from pipeline.episode import Episode
-from pipeline.frames import encode_jpeg
-from pipeline.index import write_index
-from pipeline.naming import episode_key, shard_name
-from pipeline.records import ShardRecord, write_record
-from pipeline.shards import EpisodeShardWriter
+from pipeline.common.manifests import ShardRecord, write_record
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import encode_jpeg
+from pipeline.episodes.index import write_index
+from pipeline.episodes.naming import episode_key, shard_name
+from pipeline.episodes.shards import EpisodeShardWriter
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.trainer import TokenizerTrainer
 from training.train_tokenizer import main

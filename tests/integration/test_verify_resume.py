@@ -8,9 +8,9 @@ import pytest
 from launching import command
 from synthetic_tokens import write_shard
 
-from pipeline.errors import ConfigError, ConflictError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConfigError, ConflictError
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 from training.verify_resume import VERDICT_NAME, exactness, likeness, verify_resume

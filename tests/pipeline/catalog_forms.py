@@ -15,11 +15,11 @@ from PIL import Image
 from rlds_data import picture
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pipeline import catalog
-from pipeline.catalog import DatasetEntry
-from pipeline.frames import encode_jpeg, encode_png
-from pipeline.sources.rlds_writer import write_rlds
-from pipeline.sources.tfrecord import read_records, write_record
+from pipeline.config import catalog
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import encode_jpeg, encode_png
+from pipeline.sources.rlds.writer import write_rlds
+from pipeline.sources.tfrecord.reader import read_records, write_record
 
 F = tfds.features
 STEPS, EPISODES = 3, 3

@@ -9,8 +9,8 @@ import numpy as np
 from rlds_data import picture
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pipeline.frames import encode_jpeg
-from pipeline.sources.tfrecord import write_record
+from pipeline.episodes.frames import encode_jpeg
+from pipeline.sources.tfrecord.reader import write_record
 
 
 def bair_record(seed: int, steps: int = 3, change=None) -> bytes:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pipeline.episode import Episode
-from pipeline.frames import encode_jpeg
-from pipeline.sources.rlds_writer import write_rlds
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import encode_jpeg
+from pipeline.sources.rlds.writer import write_rlds
 
 NAME = "toy_set"
 VERSION = "0.1.0"

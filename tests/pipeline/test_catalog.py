@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from pipeline import catalog
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
+from pipeline.config import catalog
 
 
 def test_every_data_set_and_mixture_is_there():

@@ -22,18 +22,19 @@ from rlds_data import picture
 from tensorflow_datasets.proto import tf_example_pb2
 from video_data import numbers, write_video
 
-from pipeline import catalog, open_shard
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError
-from pipeline.frames import FrameForm, decode, encode_jpeg
-from pipeline.job import together
-from pipeline.naming import hashed_key
-from pipeline.plan import make_plan
-from pipeline.records import read_record
+from pipeline import open_shard
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import read_record
+from pipeline.config import catalog
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, decode, encode_jpeg
+from pipeline.episodes.naming import hashed_key
+from pipeline.ingest.job import together
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import Part, run_parts, take_failures
 from pipeline.sources.locate import open_source
-from pipeline.sources.tfrecord import read_records, write_record
-from pipeline.unit import Part, run_parts, take_failures
+from pipeline.sources.tfrecord.reader import read_records, write_record
 
 SOURCE = FrameForm("source")
 

@@ -12,7 +12,7 @@ from process_trees import gone, runs
 
 BEGIN = """
     import os, signal, subprocess, sys, threading, time
-    from pipeline.child_processes import Child, adopt_orphans, descendants, end_all, process_pool
+    from pipeline.processes.child_processes import Child, adopt_orphans, descendants, end_all, process_pool
     BUSY = [sys.executable, "-S", "-c", "print(flush=True)\\nwhile True: pass"]
 
     def started(command, **options):
@@ -141,7 +141,8 @@ def test_whoever_adopts_orphans_ends_them_too_and_spares_what_was_there_before()
 )
 def test_a_command_ends_with_a_launcher_and_may_outlive_a_shell(variable, outlives):
     command = (
-        "from pipeline.command import run_command; import os, time; run_command(lambda _: [os.write(1, b'.'), time.sleep(60)])"
+        "import os, time; from pipeline.config.cli import run_command\n"
+        "run_command(lambda _: [os.write(1, b'.'), time.sleep(60)])"
     )
     with start(
         f"""

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.runners.claims import claimed
+from pipeline.ingest.runners.claims import claimed
 
 _TAKE = (
-    "import json, sys; from pipeline.runners.claims import claimed; print(json.dumps(list(claimed(range(3000), sys.argv[1]))))"
+    "import json, sys; from pipeline.ingest.runners.claims import claimed\n"
+    "print(json.dumps(list(claimed(range(3000), sys.argv[1]))))"
 )
 
 

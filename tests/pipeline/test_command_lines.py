@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from pipeline.__main__ import main as ingest
 from pipeline.__main__ import parser as ingest_parser
-from pipeline.command import CommandParser, find_recipe, packaged_recipes, recipe_parser
-from pipeline.command_errors import Option, Options, describe_type, explain
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
+from pipeline.config.cli import CommandParser, find_recipe, packaged_recipes, recipe_parser
+from pipeline.config.cli_errors import Option, Options, describe_type, explain
 
 PYTHON = re.compile(
     r"typing|class '|NoneType|Union|Literal|Parser key|namespace|Traceback|ParserError|<.*object|invalid \w+ value"
@@ -146,7 +146,7 @@ def test_version_is_printed_by_every_command(capsys):
 
 
 def test_help_speaks_of_options_as_they_are_typed_and_of_no_python_types(capsys):
-    from pipeline.command import add_section_folder
+    from pipeline.config.cli import add_section_folder
 
     parser = every_section()
     add_section_folder(parser, "model", "Folder of a model.")

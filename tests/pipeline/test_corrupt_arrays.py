@@ -9,17 +9,17 @@ import pytest
 from downstream_data import write_robonet, write_vp2
 from rlds_data import picture
 
-from pipeline import index
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
-from pipeline.sources import hdf5
+from pipeline.common.errors import BadEpisodeError, SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.vp2 import Vp2Source
-from pipeline.unit import run_unit
+from pipeline.sources.hdf5 import files as hdf5
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.hdf5.vp2 import Vp2Source
+from pipeline.sources.npz.source import NpzSource
 
 ENTRY = DatasetEntry("arrays", "arrays", "image")
 FORM = FrameForm("jpeg", 24)

@@ -11,16 +11,17 @@ from downstream_data import write_robonet
 from PIL import Image
 from rlds_data import NAME, episode, picture, write_set
 
-from pipeline import index, open_shard
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
-from pipeline.image_scan import looks_whole
-from pipeline.plan import make_plan
+from pipeline import open_shard
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm, decode, encode_jpeg, encode_png
+from pipeline.episodes.image_integrity import looks_whole
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.robonet import RobonetSource
-from pipeline.unit import run_unit
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.rlds.source import RldsSource
 from tokenize_offline.reader import decode_frame
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
@@ -118,7 +119,7 @@ def test_a_frame_of_any_kind_has_the_pixels_that_it_has_elsewhere(name):
 
 
 def test_frames_as_they_come_are_looked_through_without_decoding(monkeypatch):
-    monkeypatch.setattr("pipeline.frames._decode", None)
+    monkeypatch.setattr("pipeline.episodes.frames._decode", None)
     for data in (WHOLE, WHOLE_PNG, SOUND["comment and profile"], SOUND["restarts"]):
         assert looks_whole(data) and FrameForm("source").keep(data)[0] == data
 

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline import open_shard
 from pipeline.__main__ import run
-from pipeline.errors import SourceError
-from pipeline.ledger import read_ledger
+from pipeline.common.errors import SourceError
+from pipeline.episodes.skipped import read_ledger
 
 IN_PROCESS = ["--", "--direct_running_mode=in_memory"]
 

@@ -8,17 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlds_data import NAME, episode, write_set
 
-from pipeline import index, open_shard, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ConflictError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.outcome import Outcome, check_outcomes
-from pipeline.plan import make_plan
-from pipeline.records import find_done
+from pipeline import open_shard
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, SourceError
+from pipeline.common.manifests import find_done
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.outcome import Outcome, check_outcomes
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit, take_failures
 from pipeline.sources.base import MAX_RECORDS
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.tfrecord import DamagedRecord, scan_records, write_record
-from pipeline.unit import run_unit, take_failures
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.tfrecord.reader import DamagedRecord, scan_records, write_record
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORM = FrameForm("source")

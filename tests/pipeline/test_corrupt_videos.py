@@ -8,16 +8,16 @@ import av
 import pytest
 from rlds_data import picture
 
-from pipeline import index
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.containers import bytes_missing
-from pipeline.sources.something import SomethingSource
-from pipeline.sources.video import VideoSource, read_video
-from pipeline.unit import run_unit
+from pipeline.sources.video.containers import bytes_missing
+from pipeline.sources.video.something_something import SomethingSource
+from pipeline.sources.video.source import VideoSource, read_video
 
 ENTRY = DatasetEntry("clips", "clips", "image", control_hz=None)
 FORM = FrameForm("jpeg", 24)

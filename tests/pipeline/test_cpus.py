@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cpus import cpu_quota, usable_cpus
+from pipeline.processes.cpus import cpu_quota, usable_cpus
 
 V2 = "30 23 0:26 {group} {point} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "31 23 0:27 {group} {point} rw,nosuid - cgroup cgroup rw,{controllers}"

@@ -10,18 +10,19 @@ import pytest
 from downstream_data import bair_record, write_bair, write_robonet, write_vp2
 from rlds_data import picture
 
-from pipeline.catalog import DatasetEntry, dataset, robonet_test_files
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.frames import FrameForm, decode
-from pipeline.plan import make_plan
-from pipeline.records import fingerprint
-from pipeline.sources import hdf5, vp2
+from pipeline.common.errors import BadEpisodeError, SourceError
+from pipeline.common.manifests import fingerprint
+from pipeline.config.catalog import DatasetEntry, dataset, robonet_test_files
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, decode
+from pipeline.ingest.plan import make_plan
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode
+from pipeline.sources.hdf5 import files as hdf5
+from pipeline.sources.hdf5 import vp2
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.hdf5.vp2 import Vp2Source
 from pipeline.sources.locate import open_source
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.vp2 import Vp2Source
 
 PNG = FrameForm("png")
 ROBONET = DatasetEntry("tfds_robonet", "tfds_robonet", "image")

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlds_data import plain_episode
 
-from pipeline import Episode, open_shard, records, storage
-from pipeline.errors import ShardError
-from pipeline.records import ShardRecord
-from pipeline.shards import EpisodeShardWriter, read_sample
+from pipeline import Episode, open_shard
+from pipeline.common import manifests, storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import ShardRecord
+from pipeline.episodes.shards import EpisodeShardWriter, read_sample
 
 arrays = st.one_of(st.none(), st.integers(1, 4))
 
@@ -121,7 +122,7 @@ def test_a_shard_must_agree_with_the_record_beside_it(tmp_path):
 
     def record(samples, size):
         written = ShardRecord("train-000000.tar", "f", {}, samples, writer.frames, size, writer.sha256)
-        records.write_record(str(tmp_path), written)
+        manifests.write_record(str(tmp_path), written)
 
     record(2, writer.size)
     assert len(list(open_shard(path))) == 2
@@ -179,7 +180,7 @@ def test_what_a_killed_writer_left_is_hidden_and_goes_when_the_file_is_published
     path, other = str(tmp_path / "a.tar"), str(tmp_path / "b.tar")
     killed = """if True:
         import os, sys
-        from pipeline import storage
+        from pipeline.common import storage
         with storage.staged(sys.argv[1]) as staging:
             staging.write_bytes(b"half")
             os._exit(9)

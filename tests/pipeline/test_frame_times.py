@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.frame_times import AHEAD, Stamped, timed
+from pipeline.sources.video.timestamps import AHEAD, Stamped, timed
 
 STEP, FAR = 40, 10_000
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rlds_data import picture
 
-from pipeline.errors import BadEpisodeError, ConfigError
-from pipeline.frames import (
+from pipeline.common.errors import BadEpisodeError, ConfigError
+from pipeline.config.recipe import DataConfig
+from pipeline.episodes.frames import (
     FrameForm,
     decode,
     dimensions,
@@ -24,7 +25,6 @@ from pipeline.frames import (
     shrunk_to,
     sniff,
 )
-from pipeline.recipe import DataConfig
 
 WHOLE = encode_jpeg(picture(1, 96, 128))
 WHOLE_PNG = encode_png(picture(1, 96, 128))

@@ -15,28 +15,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rlds_data import NAME, episode, picture, write_set
 
-from pipeline import storage
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, ProjectError, ShardError
-from pipeline.frames import FrameForm, encode_jpeg, encode_png
-from pipeline.image_scan import looks_whole
-from pipeline.plan import make_plan
-from pipeline.records import LeftOut, ShardRecord, read_record
-from pipeline.sources import hdf5_process
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError, ProjectError, ShardError
+from pipeline.common.manifests import LeftOut, ShardRecord, read_record
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, encode_jpeg, encode_png
+from pipeline.episodes.image_integrity import looks_whole
+from pipeline.ingest.plan import make_plan
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode, Source
-from pipeline.sources.containers import bytes_missing
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_features import read_features
-from pipeline.sources.rlds_spec import episode_spec
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.something import SomethingSource
-from pipeline.sources.tfrecord import read_records, scan_records
-from pipeline.sources.tfrecord import write_record as write_tfrecord
-from pipeline.sources.video import VideoSource
-from pipeline.sources.vp2 import Vp2Source
+from pipeline.sources.hdf5 import process as hdf5_process
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.hdf5.vp2 import Vp2Source
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.rlds.features import read_features
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.rlds.spec import episode_spec
+from pipeline.sources.tfrecord.reader import read_records, scan_records
+from pipeline.sources.tfrecord.reader import write_record as write_tfrecord
+from pipeline.sources.video.containers import bytes_missing
+from pipeline.sources.video.something_something import SomethingSource
+from pipeline.sources.video.source import VideoSource
 
 FORM = FrameForm("jpeg", 24)
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0)

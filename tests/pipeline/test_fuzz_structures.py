@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from rlds_data import NAME, episode, picture, write_set
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import ProjectError
-from pipeline.frames import FrameForm, encode_jpeg
-from pipeline.sources import hdf5_process
+from pipeline.common.errors import ProjectError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, encode_jpeg
 from pipeline.sources.base import BadEpisode, Source
 from pipeline.sources.guard import read_guarded
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.tfrecord import read_records, write_record
-from pipeline.sources.vp2 import Vp2Source
+from pipeline.sources.hdf5 import process as hdf5_process
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.hdf5.vp2 import Vp2Source
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.tfrecord.reader import read_records, write_record
 
 FORM = FrameForm("jpeg", 24)
 SHORT, LONG = 60, 5000

@@ -12,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlds_data import NAME, picture, write_set
 
-from pipeline import index, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, KilledError, SourceError, StorageError
-from pipeline.frames import FrameForm
-from pipeline.job import ingest
-from pipeline.outcome import Outcome, check_outcomes
-from pipeline.plan import make_plan
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError, KilledError, SourceError, StorageError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.job import ingest
+from pipeline.ingest.outcome import Outcome, check_outcomes
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit, take_failures
 from pipeline.sources.base import BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.guard import lost_positions, read_guarded
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.rlds import RldsSource
-from pipeline.unit import run_unit, take_failures
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.rlds.source import RldsSource
 
 ENTRY = DatasetEntry("odd", "odd", "image", control_hz=5.0, base_step=5.0)
 FORM = FrameForm("jpeg", 24)

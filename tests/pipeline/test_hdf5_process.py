@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from downstream_data import write_robonet, write_vp2
 
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.job import ingest
-from pipeline.ledger import read_ledger
-from pipeline.naming import hashed_key
-from pipeline.plan import make_plan
-from pipeline.sources import hdf5, hdf5_process, vp2
+from pipeline.common.errors import BadEpisodeError, SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.naming import hashed_key
+from pipeline.episodes.skipped import read_ledger
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
 from pipeline.sources.base import BadEpisode
+from pipeline.sources.hdf5 import files as hdf5
+from pipeline.sources.hdf5 import process as hdf5_process
+from pipeline.sources.hdf5 import vp2
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.hdf5.vp2 import Vp2Source
 from pipeline.sources.locate import open_source
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.vp2 import Vp2Source
 
 FORM = FrameForm("png")
 ENTRY = DatasetEntry("downstream", "downstream", "image", control_hz=10.0)
@@ -106,7 +108,7 @@ def test_a_forked_process_starts_a_child_of_its_own_and_none_outlives_its_parent
     robonet(tmp_path, "a")
     code = f"""
 import os
-from pipeline.sources import hdf5_process
+from pipeline.sources.hdf5 import process as hdf5_process
 call = lambda: hdf5_process.call("group", {str(tmp_path / "a.hdf5")!r}, ["env"])
 assert call() == "env"
 parent = hdf5_process._idle[0]._process.pid

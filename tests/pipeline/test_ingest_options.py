@@ -4,7 +4,7 @@ import pytest
 from video_data import write_video
 
 from pipeline.__main__ import main, parser
-from pipeline.command import parse_recipe
+from pipeline.config.cli import parse_recipe
 
 
 def options(tmp_path, text: str, *given: str):

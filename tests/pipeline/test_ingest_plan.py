@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlds_data import NAME, write_set
 
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ConfigError
-from pipeline.frames import FrameForm
-from pipeline.plan import grouped, limited, make_plan
-from pipeline.records import fingerprint
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import fingerprint
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import grouped, limited, make_plan
 from pipeline.sources.base import SourceShard
-from pipeline.sources.rlds import RldsSource
+from pipeline.sources.rlds.source import RldsSource
 
 JPEG = FrameForm("jpeg", 40)
 ENTRY = DatasetEntry(NAME, NAME, "image", control_hz=10.0, base_step=10.0)

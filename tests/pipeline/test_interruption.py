@@ -10,9 +10,9 @@ from process_trees import gone
 
 BEGIN = """
     import os, signal, sys, threading, time
-    from pipeline import interruption
-    from pipeline.command import run_command
-    from pipeline.interruption import uninterrupted
+    from pipeline.processes import interruption
+    from pipeline.config.cli import run_command
+    from pipeline.processes.interruption import uninterrupted
 
     def tell(number=signal.SIGINT):
         os.kill(os.getpid(), number)
@@ -136,7 +136,7 @@ def test_a_block_that_must_not_be_interrupted_is_left_before_the_signal_is_heede
 
 def test_what_breaks_on_the_way_out_is_no_news():
     done = run("""
-        from pipeline.errors import SourceError
+        from pipeline.common.errors import SourceError
         def main(_):
             try:
                 tell()

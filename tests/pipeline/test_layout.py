@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.layout import files_of, numbered
-from pipeline.naming import shard_name
+from pipeline.episodes.naming import shard_name
+from pipeline.ingest.shard_assignment import files_of, numbered
 from pipeline.sources.base import SourceShard
 
 NAMES = st.sets(st.sampled_from([f"{letter}.npz" for letter in "abcdefghijklmnop"]))

@@ -7,17 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlds_data import NAME, episode, write_set
 
-from pipeline import storage
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ShardError
-from pipeline.frames import FrameForm
-from pipeline.job import ingest
-from pipeline.ledger import LEDGER_FILE, read_ledger, write_ledger
-from pipeline.naming import shard_name
-from pipeline.plan import make_plan
-from pipeline.records import LeftOut, ShardRecord
-from pipeline.sources.rlds import RldsSource
-from pipeline.tables import read_table, write_table
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import LeftOut, ShardRecord
+from pipeline.common.parquet import read_table, write_table
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.naming import shard_name
+from pipeline.episodes.skipped import LEDGER_FILE, read_ledger, write_ledger
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
+from pipeline.sources.rlds.source import RldsSource
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 # What JSON and Parquet hold; names of files and reasons come from hostile data.

@@ -6,8 +6,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.json_files import parse_json
-from pipeline.measured_json import NOT_FINITE, describe_not_finite, measured_json, restored, told
+from pipeline.common.json_files import parse_json
+from pipeline.common.measured_json import NOT_FINITE, describe_not_finite, measured_json, restored, told
 
 NAMES = st.text(max_size=4).filter(lambda name: name != NOT_FINITE)
 VALUES = st.recursive(

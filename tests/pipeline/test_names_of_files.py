@@ -13,18 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import job, storage
 from pipeline.__main__ import main
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ConflictError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.index import read_records, write_index
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, SourceError
+from pipeline.common.manifests import fingerprint, read_record
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.index import read_records, write_index
+from pipeline.ingest import job
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.source_lock import LOCK_FILE
+from pipeline.ingest.work_unit import Part, leave_failure, run_unit, take_failures
 from pipeline.inspection.inspect import main as inspect
-from pipeline.lock import LOCK_FILE
-from pipeline.plan import make_plan
-from pipeline.records import fingerprint, read_record
-from pipeline.sources.npz import NpzSource
-from pipeline.unit import Part, leave_failure, run_unit, take_failures
+from pipeline.sources.npz.source import NpzSource
 
 ENTRY = DatasetEntry("mine", "", "image", control_hz=10.0)
 # In this process, so that the test is quick.

@@ -9,13 +9,13 @@ import pytest
 from rlds_data import picture
 from video_data import numbers, write_video
 
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm, decode
-from pipeline.naming import hashed_key
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.frames import FrameForm, decode
+from pipeline.episodes.naming import hashed_key
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.npz import NpzSource, read_npz
-from pipeline.sources.video import VideoSource, read_video
+from pipeline.sources.npz.source import NpzSource, read_npz
+from pipeline.sources.video.source import VideoSource, read_video
 
 ENTRY = DatasetEntry("clips", "clips", "image", control_hz=None)
 

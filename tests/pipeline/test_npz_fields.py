@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from rlds_data import picture
 
-from pipeline import index, open_shard
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
+from pipeline import open_shard
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit, take_failures
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.npz import NpzSource, read_npz
-from pipeline.sources.robonet import RobonetSource
-from pipeline.unit import run_unit, take_failures
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.npz.source import NpzSource, read_npz
 
 ENTRY = DatasetEntry("own", "own", "image", control_hz=10.0)
 FORM = FrameForm("jpeg", 24)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import path_errors
-from pipeline.command import run_command
-from pipeline.errors import StorageError
-from pipeline.path_errors import described, try_output, writing
+from pipeline.common import path_errors
+from pipeline.common.errors import StorageError
+from pipeline.common.path_errors import described, try_output, writing
+from pipeline.config.cli import run_command
 
 
 @given(number=st.sampled_from(sorted(errno.errorcode)), named=st.booleans(), folder=st.sampled_from([None, "/data/out"]))

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rlds_data import NAME, episode, picture, write_set
 
-from pipeline import index
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm, MadeFrame, encode_jpeg, encode_png
-from pipeline.plan import make_plan
-from pipeline.quality import (
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, MadeFrame, encode_jpeg, encode_png
+from pipeline.episodes.quality import (
     BLACK,
     COLUMNS,
     MOVED,
@@ -29,9 +28,10 @@ from pipeline.quality import (
     swap_score,
     uniform_frames,
 )
-from pipeline.sources.rlds import RldsSource
-from pipeline.thumbnails import THUMBNAIL_SIDE, thumbnail
-from pipeline.unit import run_unit
+from pipeline.episodes.thumbnails import THUMBNAIL_SIDE, thumbnail
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
+from pipeline.sources.rlds.source import RldsSource
 
 FORM = FrameForm("jpeg", 40)
 SIDES = st.integers(1, 60)

@@ -10,14 +10,14 @@ from downstream_data import write_robonet, write_vp2
 from rlds_data import picture
 from video_data import write_video
 
-from pipeline.catalog import DatasetEntry, dataset
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import DatasetEntry, dataset
+from pipeline.episodes.frames import FrameForm
+from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.known_formats import FORMS, recognise
 from pipeline.sources.locate import open_source
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.recognise import FORMS, recognise
-from pipeline.sources.robonet import RobonetSource
-from pipeline.sources.video import VideoSource
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.video.source import VideoSource
 
 ENTRY = DatasetEntry("own", "own", "image", control_hz=10.0)
 FORM = FrameForm("jpeg", 24)

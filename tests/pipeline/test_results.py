@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.results import block, cell, duration, show, size, table
+from pipeline.config.cli_output import block, cell, duration, show, size, table
 
 SHOW = (
     "from types import SimpleNamespace\n"
-    "from pipeline.results import show\n"
+    "from pipeline.config.cli_output import show\n"
     "show([{'dataset': 'a', 'clips': 4000}, {'dataset': 'b', 'clips': 5}], SimpleNamespace(json=%s), look_at='page.html')\n"
 )
 

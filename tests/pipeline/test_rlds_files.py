@@ -8,9 +8,9 @@ from rlds_data import NAME, write_set
 from test_rlds_source import SOURCE, entry, rewrite
 
 from pipeline.__main__ import main
-from pipeline.episode import Episode
-from pipeline.errors import SourceError
-from pipeline.sources.rlds import RldsSource
+from pipeline.common.errors import SourceError
+from pipeline.episodes.episode import Episode
+from pipeline.sources.rlds.source import RldsSource
 
 
 def read(folder, **known) -> tuple[RldsSource, list]:

@@ -8,9 +8,9 @@ import pytest
 from rlds_data import F, episode, features, write_set
 from test_rlds_source import entry, read_all, rewrite
 
-from pipeline.errors import ConfigError
-from pipeline.frames import FrameForm
-from pipeline.sources.rlds import RldsSource
+from pipeline.common.errors import ConfigError
+from pipeline.episodes.frames import FrameForm
+from pipeline.sources.rlds.source import RldsSource
 
 WANTED = np.arange(24, dtype=np.float32).reshape(6, 4) / 8
 

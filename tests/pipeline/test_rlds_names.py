@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from rlds_data import NAME, VERSION, episode, features, write_rlds
 
 from pipeline.__main__ import main
-from pipeline.index import read_index
-from pipeline.naming import episode_key, held_out_split, is_split_name, parse_shard_name, shard_name, split_of_key
+from pipeline.episodes.index import read_index
+from pipeline.episodes.naming import episode_key, held_out_split, is_split_name, parse_shard_name, shard_name, split_of_key
 from pipeline.sources.base import SourceShard
-from pipeline.sources.rlds_names import FILE, Stated, splits_of
+from pipeline.sources.rlds.split_names import FILE, Stated, splits_of
 
 SPLIT_NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,12}", fullmatch=True)
 # As tensorflow-datasets wants it: without hyphens.

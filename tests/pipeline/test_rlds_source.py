@@ -9,16 +9,16 @@ import tensorflow_datasets as tfds
 from rlds_data import NAME, F, episode, features, picture, write_set
 from tensorflow_datasets.proto import tf_example_pb2
 
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError, SourceError
-from pipeline.frames import FrameForm, decode, encode_jpeg, encode_png
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, decode, encode_jpeg, encode_png
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.locate import open_source
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_features import Feature
-from pipeline.sources.rlds_spec import episode_spec
-from pipeline.sources.tfrecord import read_records, write_record
+from pipeline.sources.rlds.features import Feature
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.rlds.spec import episode_spec
+from pipeline.sources.tfrecord.reader import read_records, write_record
 
 SOURCE = FrameForm("source")
 

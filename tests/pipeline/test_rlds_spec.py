@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from rlds_data import NAME, F, features, write_set
 
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.rlds_features import read_features
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
+from pipeline.sources.rlds.features import read_features
+from pipeline.sources.rlds.source import RldsSource
 
 
 def read_whole(folder: Path, **known) -> list:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import SourceError
-from pipeline.runners import beam
-from pipeline.runners.scratch import scratch_folder
-from pipeline.unit import Part
+from pipeline.common.errors import SourceError
+from pipeline.ingest.runners import beam
+from pipeline.ingest.runners.scratch import scratch_folder
+from pipeline.ingest.work_unit import Part
 
 
 @pytest.fixture

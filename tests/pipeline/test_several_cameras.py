@@ -8,18 +8,19 @@ from pathlib import Path
 import pytest
 from rlds_data import F, episode, features, picture, write_set
 
-from pipeline import catalog, open_shard
+from pipeline import open_shard
 from pipeline.__main__ import run
-from pipeline.errors import ConfigError
-from pipeline.frames import FrameForm, encode_jpeg
-from pipeline.job import ingest, together
-from pipeline.ledger import read_ledger
-from pipeline.plan import make_plan
-from pipeline.records import read_record
-from pipeline.sources import rlds
+from pipeline.common.errors import ConfigError
+from pipeline.common.manifests import read_record
+from pipeline.config import catalog
+from pipeline.episodes.frames import FrameForm, encode_jpeg
+from pipeline.episodes.skipped import read_ledger
+from pipeline.ingest.job import ingest, together
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import Part, run_parts, run_unit, take_failures
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.locate import open_source
-from pipeline.unit import Part, run_parts, run_unit, take_failures
+from pipeline.sources.rlds import source as rlds
 
 NAMES = [f"uiuc_d3field{n}" for n in (1, 2, 3, 4)]
 FORM = FrameForm("jpeg", 24)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rlds_data import NAME, picture, write_set
 from video_data import write_video
 
-from pipeline import storage
-from pipeline.catalog import DatasetEntry, dataset
-from pipeline.errors import SourceError
-from pipeline.frames import FrameForm
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import DatasetEntry, dataset
+from pipeline.episodes.frames import FrameForm
 from pipeline.sources.locate import open_source
 from pipeline.sources.side_files import SIDE_FILES, count_by_ending, is_side_file
 

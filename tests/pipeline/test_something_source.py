@@ -6,16 +6,16 @@ import json
 import pytest
 from video_data import numbers, write_video
 
-from pipeline.catalog import DatasetEntry, dataset, something_classes
-from pipeline.errors import ConfigError, SourceError
-from pipeline.frames import FrameForm
-from pipeline.index import read_summary
-from pipeline.job import ingest
-from pipeline.plan import make_plan
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.catalog import DatasetEntry, dataset, something_classes
+from pipeline.episodes.frames import FrameForm
+from pipeline.episodes.index import read_summary
+from pipeline.ingest.job import ingest
+from pipeline.ingest.plan import make_plan
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.locate import open_source
-from pipeline.sources.something import SomethingSource
-from pipeline.sources.video import VideoSource
+from pipeline.sources.video.something_something import SomethingSource
+from pipeline.sources.video.source import VideoSource
 
 ENTRY = dataset("sthsth")
 FORM = FrameForm("jpeg", 24)

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlds_data import NAME, VERSION, episode, write_set
 
-from pipeline import storage
 from pipeline.__main__ import main
-from pipeline.errors import ConflictError, ShardError
-from pipeline.lock import LOCK_FILE, FilePrint, SourcePrint, compare, read_lock, write_lock
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, ShardError
+from pipeline.ingest.source_lock import LOCK_FILE, FilePrint, SourcePrint, compare, read_lock, write_lock
 
 FILE = f"{NAME}-train.tfrecord-00001-of-00003"
 # One process, so that the test is quick.

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline import storage
+from pipeline.common import storage
 
-WRITE = "from pipeline import storage; storage.write_bytes('memory://staging/a', b'x')"
+WRITE = "from pipeline.common import storage; storage.write_bytes('memory://staging/a', b'x')"
 HANG = """
 import sys
-from pipeline import storage
+from pipeline.common import storage
 with storage.staged("memory://staging/a") as staging:
     staging.write_bytes(b"a" * 1000)
     print(staging.parent, flush=True)

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from rlds_data import NAME, episode, picture, plain_episode, write_set
 
-from pipeline import index
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import MAX_NUMBER
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import FrameForm
-from pipeline.plan import make_plan
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.episode import MAX_NUMBER
+from pipeline.episodes.frames import FrameForm
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode, SourceShard, make_episode
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.rlds import RldsSource
-from pipeline.unit import run_unit
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.rlds.source import RldsSource
 from tokenize_offline.reader import _at_frames
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)

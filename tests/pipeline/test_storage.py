@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from pipeline import storage
+from pipeline.common import storage
 
 
 @pytest.fixture
@@ -69,5 +69,5 @@ def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tree, monkeypatch
         (tree / "a.tar").unlink(missing_ok=True)
         yield entries
 
-    monkeypatch.setattr("pipeline.listings.os.scandir", scandir)
+    monkeypatch.setattr("pipeline.common.listings.os.scandir", scandir)
     assert list(storage.listing(str(tree))) == ["linked.tar"]

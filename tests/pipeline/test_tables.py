@@ -6,15 +6,15 @@ import sys
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ShardError
-from pipeline.tables import read_table, write_table
+from pipeline.common.errors import ShardError
+from pipeline.common.parquet import read_table, write_table
 
 TABLE = pa.table({"key": [f"train-{number}" for number in range(1000)], "frames": pa.array(range(1000), pa.int32())})
 
 PROGRAM = """
 import sys
-from pipeline import storage
-from pipeline.tables import read_table
+from pipeline.common import storage
+from pipeline.common.parquet import read_table
 path = sys.argv[1]
 if "://" in path:
     storage.write_bytes(path, storage.read_bytes(sys.argv[2]))

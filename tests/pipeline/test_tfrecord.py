@@ -10,10 +10,10 @@ from apache_beam.io.tfrecordio import _TFRecordUtil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from pipeline.sources.base import BadEpisode, SourceShard
-from pipeline.sources.example import read_examples
-from pipeline.sources.tfrecord import count_records, read_records, write_record
+from pipeline.sources.tfrecord.example import read_examples
+from pipeline.sources.tfrecord.reader import count_records, read_records, write_record
 
 several = st.lists(st.binary(max_size=200), min_size=1, max_size=5)
 

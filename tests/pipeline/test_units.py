@@ -9,20 +9,22 @@ import pyarrow.parquet as pq
 import pytest
 from rlds_data import NAME, episode, write_set
 
-from pipeline import index, open_shard, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ConflictError, ShardError, SourceError
-from pipeline.frames import FrameForm, encode_jpeg
+from pipeline import open_shard
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, ShardError, SourceError
+from pipeline.common.manifests import LeftOut, ShardRecord, describe_difference, find_done
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm, encode_jpeg
+from pipeline.ingest.job import ingest, refuse_strays
+from pipeline.ingest.outcome import Outcome, check_outcomes
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit, take_failures
 from pipeline.inspection.inspect import run as inspect
-from pipeline.job import ingest, refuse_strays
-from pipeline.outcome import Outcome, check_outcomes
-from pipeline.plan import make_plan
-from pipeline.records import LeftOut, ShardRecord, describe_difference, find_done
 from pipeline.sources.locate import open_source
-from pipeline.sources.npz import NpzSource
-from pipeline.sources.rlds import RldsSource
-from pipeline.sources.video import VideoSource
-from pipeline.unit import run_unit, take_failures
+from pipeline.sources.npz.source import NpzSource
+from pipeline.sources.rlds.source import RldsSource
+from pipeline.sources.video.source import VideoSource
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORM = FrameForm("jpeg", 40)

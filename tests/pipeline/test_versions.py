@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from pipeline.versions import PROJECT, installed_version, installed_versions
+from pipeline.common.versions import PROJECT, installed_version, installed_versions
 
 
 def test_an_installed_distribution_has_its_own_version():
@@ -12,6 +12,6 @@ def test_an_installed_distribution_has_its_own_version():
 def test_what_is_not_installed_says_so(monkeypatch):
     assert installed_version("a-package-that-nobody-has") == "(not installed)"
     assert installed_versions(["numpy", "a-package-that-nobody-has"])["a-package-that-nobody-has"] == "(not installed)"
-    monkeypatch.setattr("pipeline.versions.PROJECT", "a-package-that-nobody-has")
+    monkeypatch.setattr("pipeline.common.versions.PROJECT", "a-package-that-nobody-has")
     assert installed_version("a-package-that-nobody-has") == "(run from a checkout, not installed)"
     assert installed_version() == importlib.metadata.version(PROJECT)

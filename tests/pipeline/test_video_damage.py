@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from video_data import numbers, remux, spoil, write_moving, write_video
 
-from pipeline import index
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, SourceError
-from pipeline.frames import FrameForm, decode
-from pipeline.plan import make_plan
+from pipeline.common.errors import BadEpisodeError, SourceError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, decode
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
-from pipeline.sources.video import VideoSource, decoded, read_video
-from pipeline.unit import run_unit
+from pipeline.sources.video.source import VideoSource, decoded, read_video
 
 FRAMES, GOP, LENGTH = 600, 50, 150
 FORM = FrameForm("png")

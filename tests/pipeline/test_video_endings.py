@@ -7,11 +7,11 @@ import av
 import pytest
 from rlds_data import picture
 
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.frames import FrameForm
-from pipeline.sources.containers import bytes_missing
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
 from pipeline.sources.locate import open_source
+from pipeline.sources.video.containers import bytes_missing
 
 FRAMES = 24
 WRITTEN = {

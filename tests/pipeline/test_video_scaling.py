@@ -10,10 +10,10 @@ from av.video.reformatter import VideoReformatter
 from rlds_data import picture
 from video_data import write_video
 
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import shrink, shrunk_size
-from pipeline.sources import video
-from pipeline.sources.video import decoded
+from pipeline.common.errors import BadEpisodeError
+from pipeline.episodes.frames import shrink, shrunk_size
+from pipeline.sources.video import source as video
+from pipeline.sources.video.source import decoded
 
 SIDE = 40
 

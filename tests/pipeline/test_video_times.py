@@ -10,13 +10,13 @@ import pytest
 from av.stream import Disposition
 from video_data import numbers, remux, write_moving, write_video
 
-from pipeline.catalog import DatasetEntry
-from pipeline.episode import Episode
-from pipeline.frames import FrameForm, decode
-from pipeline.sources import video
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, decode
 from pipeline.sources.base import BadEpisode, SourceShard
-from pipeline.sources.video import UNTIMED, VideoSource, pictures, read_video
-from pipeline.sources.video_decoding import Gap
+from pipeline.sources.video import source as video
+from pipeline.sources.video.decoding import Gap
+from pipeline.sources.video.source import UNTIMED, VideoSource, pictures, read_video
 
 FORM = FrameForm("png")
 CONTAINERS = ["avi", "mkv", "ts", "flv", "mov", "h264"]

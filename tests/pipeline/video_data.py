@@ -6,8 +6,8 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
-from pipeline.episode import Episode
-from pipeline.frames import decode
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import decode
 
 
 def write_video(path, count=24, rate=12, codec="mpeg4", height=48, width=64) -> None:

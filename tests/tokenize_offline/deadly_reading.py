@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.reader import read_clips
 
 

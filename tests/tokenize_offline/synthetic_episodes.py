@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.episode import Episode
-from pipeline.frames import encode_jpeg
-from pipeline.naming import episode_key, shard_name
-from pipeline.records import ShardRecord, fingerprint, write_record
-from pipeline.shards import EpisodeShardWriter
+from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import encode_jpeg
+from pipeline.episodes.naming import episode_key, shard_name
+from pipeline.episodes.shards import EpisodeShardWriter
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 
 TINY = CompressiveVQConfig(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from synthetic_episodes import TINY
 
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.batch_limit import BatchLimit
 from tokenize_offline.plan import token_layout
 

@@ -6,9 +6,9 @@ import logging
 import pytest
 from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
 
-from pipeline.errors import ConfigError, ShardError
-from pipeline.network_recipe import TrainingConfig
-from pipeline.recipe import ClipsConfig, DataConfig, Recipe
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.config.model import TrainingConfig
+from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.choice import choose
 from tokenize_offline.clips import is_held_out

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import (
     Draws,
     EpisodeShape,

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from test_plan import job
 
-from pipeline.errors import ConflictError
-from pipeline.recipe import QualityConfig
+from pipeline.common.errors import ConflictError
+from pipeline.config.recipe import QualityConfig
 from tokenize_offline.command import require_same_job
 from tokenize_offline.fleet import Fleet
 from tokenize_offline.plan import ShardTask

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.launch import environment_number, first_host, own_share, slurm_variables, tasks_per_node
 
 STEP = {

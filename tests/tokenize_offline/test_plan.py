@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, write_shard, write_shards
 
-from pipeline.errors import ConfigError, ConflictError, ShardError
-from pipeline.recipe import ClipsConfig
-from pipeline.records import ShardRecord, fingerprint, write_record
+from pipeline.common.errors import ConfigError, ConflictError, ShardError
+from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout, work_order
 

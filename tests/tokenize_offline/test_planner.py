@@ -7,10 +7,10 @@ import pytest
 import torch
 from synthetic_episodes import TINY, tiny_model, write_shards
 
-from pipeline.errors import ConfigError
-from pipeline.index import read_records, write_index
-from pipeline.network_recipe import TokenizerConfig, TrainingConfig
-from pipeline.recipe import ClipsConfig, DataConfig, Recipe
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TokenizerConfig, TrainingConfig
+from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
+from pipeline.episodes.index import read_records, write_index
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.inspect import main

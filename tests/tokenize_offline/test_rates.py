@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.rates import clips_per_second
 
 

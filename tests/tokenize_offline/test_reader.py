@@ -7,9 +7,9 @@ import pytest
 import torch
 from synthetic_episodes import broken, make_episode
 
-from pipeline.errors import BadEpisodeError
-from pipeline.frames import decode
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.frames import decode
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.reader import read_clips

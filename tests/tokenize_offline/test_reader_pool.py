@@ -10,8 +10,8 @@ import pytest
 import torch
 from synthetic_episodes import broken, make_episode
 
-from pipeline.errors import BadEpisodeError, ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import BadEpisodeError, ConfigError
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.reader import read_clips
 from tokenize_offline.reader_pool import ReaderPool

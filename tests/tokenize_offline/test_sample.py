@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, tiny_model, write_shard
 
 from pipeline import open_shard
-from pipeline.recipe import ClipsConfig
-from pipeline.records import read_record
+from pipeline.common.manifests import read_record
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.measures import MAX_PSNR

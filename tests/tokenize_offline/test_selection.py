@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, tiny_tokenizer, write_shard, write_shards
 
-from pipeline.errors import ConfigError, ConflictError, ShardError
-from pipeline.index import read_records, write_index
-from pipeline.network_recipe import TokenizerConfig, TrainingConfig
-from pipeline.quality import measure
-from pipeline.recipe import ClipsConfig, QualityConfig, Recipe
-from pipeline.records import write_record
+from pipeline.common.errors import ConfigError, ConflictError, ShardError
+from pipeline.common.manifests import write_record
+from pipeline.config.model import TokenizerConfig, TrainingConfig
+from pipeline.config.recipe import ClipsConfig, QualityConfig, Recipe
+from pipeline.episodes.index import read_records, write_index
+from pipeline.episodes.quality import measure
 from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.clips import is_held_out
 from tokenize_offline.plan import find_shards, token_layout

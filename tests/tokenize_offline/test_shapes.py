@@ -8,7 +8,7 @@ import torch
 from synthetic_episodes import TINY, make_episode, tiny_model, write_shard
 
 from pipeline import open_shard
-from pipeline.recipe import ClipsConfig
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import TokenizeJob, find_shards, token_layout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ShardError
+from pipeline.common.errors import ShardError
 from tokenize_offline.token_shards import (
     TokenLayout,
     TokenRows,

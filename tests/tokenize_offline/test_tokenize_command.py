@@ -6,7 +6,7 @@ import json
 import pytest
 from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
 
-from pipeline.records import fingerprint, read_record, record_path, write_record
+from pipeline.common.manifests import fingerprint, read_record, record_path, write_record
 from tokenize_offline.__main__ import main
 
 

@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from synthetic_episodes import TINY, tiny_model, tiny_tokenizer
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.records import sha256_of
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.manifests import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.config import parse_config
 from tokenize_offline.tokenizer.loading import WEIGHTS_NAME

@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic_episodes import TINY, tiny_model
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel, patches
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
 

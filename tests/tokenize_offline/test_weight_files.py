@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from synthetic_episodes import tiny_model, tiny_tokenizer
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.records import sha256_of
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.manifests import sha256_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.tokenizer.loading import WEIGHTS_NAME, copy, locate, weights_sha256
 from tokenize_offline.weight_files import conversion, find_weights, first_not_finite

@@ -9,9 +9,9 @@ import torch
 from synthetic_episodes import TINY, broken, make_episode, tiny_model, write_shard, write_shards
 
 from pipeline import open_shard
-from pipeline.errors import ConfigError, ConflictError
-from pipeline.recipe import ClipsConfig, QualityConfig
-from pipeline.records import read_record, sha256_of
+from pipeline.common.errors import ConfigError, ConflictError
+from pipeline.common.manifests import read_record, sha256_of
+from pipeline.config.recipe import ClipsConfig, QualityConfig
 from tokenize_offline.clips import is_held_out, resolve_clips
 from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.plan import TokenizeJob, find_shards, fingerprint_of_keys, token_layout

@@ -9,8 +9,8 @@ from typing import Any
 import synthetic_episodes
 import tiny_models
 
-from pipeline.index import read_records, write_index
-from pipeline.recipe import ClipsConfig, Recipe
+from pipeline.config.recipe import ClipsConfig, Recipe
+from pipeline.episodes.index import read_records, write_index
 from training.model_files.model_folder import RECIPE
 
 # Of the episodes 0 to 7 of `left` this share holds out some and leaves some.

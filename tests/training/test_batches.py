@@ -5,8 +5,8 @@ import pytest
 import torch
 from synthetic_tokens import LAYOUT, write_shard
 
-from pipeline.errors import ShardError
-from pipeline.network_recipe import TrainingConfig
+from pipeline.common.errors import ShardError
+from pipeline.config.model import TrainingConfig
 from training import SampleOrder, TokenStore
 from training.batches import BatchLoader, BatchReader
 from training.schedule import plan_batches

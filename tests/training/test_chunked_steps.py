@@ -6,8 +6,8 @@ import pytest
 from synthetic_tokens import write_shard
 from worlds import pretrain_in_chunks, run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training.preparation import RunOptions
 from training.run_comparison import loss_differences
 

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe import ClipsConfig
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import EpisodeShape, stride_of
 from training.prediction.clip_fit import frames_needed, what_fits
 

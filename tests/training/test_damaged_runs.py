@@ -11,9 +11,9 @@ import torch
 from synthetic_tokens import write_shard
 from worlds import run_world
 
-from pipeline.errors import ConflictError, ShardError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConflictError, ShardError
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, State, judge, tag
 from training.checkpoints import mark_complete

@@ -7,8 +7,8 @@ import pytest
 from synthetic_tokens import write_shard
 from worlds import pretrain_apart, pretrain_showing_groups, run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training.checkpoints import tag
 from training.preparation import RunOptions
 from training.pretrain import pretrain

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TrainingConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TrainingConfig
 from training.engine import deepspeed_config
 from training.schedule import plan_batches
 

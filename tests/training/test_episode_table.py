@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, ShardError
-from pipeline.index import INDEX_FILE, SUMMARY_FILE
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.index import INDEX_FILE, SUMMARY_FILE
 from training.episode_table import open_tables
 from training.evaluation.data import Wanted, open_test_data
 from training.model_files.trained_on import TrainedOn

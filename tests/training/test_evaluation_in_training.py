@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from synthetic_tokens import write_shard
 from worlds import run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.batches import Batch

@@ -10,10 +10,10 @@ import yaml
 from synthetic_tokens import write_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline.errors import SourceError
-from pipeline.network_recipe import ModelConfig, TokenizerShape, TrainingConfig
-from pipeline.recipe import ClipsConfig, DataConfig, Recipe
-from pipeline.records import sha256_of
+from pipeline.common.errors import SourceError
+from pipeline.common.manifests import sha256_of
+from pipeline.config.model import ModelConfig, TokenizerShape, TrainingConfig
+from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.export import export_model

@@ -12,9 +12,9 @@ from synthetic_tokens import LAYOUT, write_shard
 from transformers import AutoModelForCausalLM
 from worlds import run_world
 
-from pipeline.errors import ConfigError, ConflictError, SourceError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.common.errors import ConfigError, ConflictError, SourceError
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.batches import BatchReader
 from training.checkpoints import tag

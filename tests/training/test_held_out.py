@@ -8,8 +8,8 @@ import torch
 from synthetic_tokens import LAYOUT, write_shard
 from worlds import run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.held_out import HeldOutLoss, mixture_shares, spread_rows
 from training.preparation import RunOptions

@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic_tokens import LAYOUT
 
-from pipeline.network_recipe import ModelConfig
+from pipeline.config.model import ModelConfig
 from training.metrics import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy
 
 PUBLISHED = dataclasses.replace(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synthetic_tokens import write_shard
 from worlds import run_world
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from training import SampleOrder, TokenStore
 from training.checkpoints import tag
 from training.nonfinite import SKIPPED_NAME, NonFiniteError, poisoned

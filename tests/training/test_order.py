@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.order import BLOCK, DatasetSize, SampleOrder
 
 GOLDEN = [

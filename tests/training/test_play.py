@@ -8,8 +8,8 @@ import test_predict
 import tiny_models
 from browser import chromium
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.recipe import ClipsConfig
 from training.command_lines import play as command
 from training.play.controls import Slider, read_action, sliders_for
 from training.play.game import Game, Start

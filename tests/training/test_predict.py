@@ -9,10 +9,10 @@ import tiny_models
 import torch
 
 from pipeline import Episode
-from pipeline.errors import ConfigError, SourceError
-from pipeline.frames import encode_png
-from pipeline.recipe import ClipsConfig
-from pipeline.shards import EpisodeShardWriter
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.frames import encode_png
+from pipeline.episodes.shards import EpisodeShardWriter
 from tokenize_offline.measures import MAX_PSNR
 from training import predict
 from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, measure, predict_clip

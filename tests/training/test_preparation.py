@@ -10,10 +10,10 @@ import tiny_models
 import torch.distributed as dist
 from synthetic_tokens import LAYOUT, write_shard
 
-from pipeline.catalog import mixture
-from pipeline.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import ClipsConfig, DataConfig, Recipe
+from pipeline.common.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
+from pipeline.config.catalog import mixture
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from training.checkpoints import Progress, mark_complete, tag
 from training.preparation import RunOptions, prepare
 from training.processes import find_place
@@ -343,7 +343,7 @@ def test_a_sample_is_traced_back_to_its_episode_through_several_shards(tmp_path)
 
 
 def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path):
-    from pipeline.command import parse_recipe, recipe_parser
+    from pipeline.config.cli import parse_recipe, recipe_parser
 
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)

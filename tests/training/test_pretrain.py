@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from synthetic_tokens import LAYOUT, write_shard
 from transformers import AutoModelForCausalLM
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.checkpoints import tag
 from training.preparation import RunOptions

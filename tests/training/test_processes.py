@@ -4,8 +4,8 @@ import pytest
 import torch
 from synthetic_tokens import LAYOUT
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import ModelConfig, TrainingConfig
 from training.engine import close_engine, start_engine
 from training.processes import Processes, find_place
 from training.world_model import build_network

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_tokens import LAYOUT
 
-from pipeline import recipe_bounds
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import ModelConfig, TokenizerConfig, TrainingConfig
-from pipeline.recipe import ClipsConfig, DataConfig, QualityConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config import bounds
+from pipeline.config.model import ModelConfig, TokenizerConfig, TrainingConfig
+from pipeline.config.recipe import ClipsConfig, DataConfig, QualityConfig
 from tokenize_offline.clips import Draws, EpisodeShape, draw_augmentation, plan_clips, resolve_clips, stride_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.engine import deepspeed_config
@@ -25,12 +25,12 @@ from training.tokenizer_training.trainer import step_seed
 from training.world_model import build_network
 
 SECTIONS = {
-    "data": (DataConfig(), recipe_bounds.DATA_BOUNDS),
-    "clips": (ClipsConfig(), recipe_bounds.CLIPS_BOUNDS),
-    "quality": (QualityConfig(), recipe_bounds.QUALITY_BOUNDS),
-    "tokenizer": (TokenizerConfig(), recipe_bounds.TOKENIZER_BOUNDS),
-    "model": (ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), recipe_bounds.MODEL_BOUNDS),
-    "training": (TrainingConfig(), recipe_bounds.TRAINING_BOUNDS),
+    "data": (DataConfig(), bounds.DATA_BOUNDS),
+    "clips": (ClipsConfig(), bounds.CLIPS_BOUNDS),
+    "quality": (QualityConfig(), bounds.QUALITY_BOUNDS),
+    "tokenizer": (TokenizerConfig(), bounds.TOKENIZER_BOUNDS),
+    "model": (ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), bounds.MODEL_BOUNDS),
+    "training": (TrainingConfig(), bounds.TRAINING_BOUNDS),
 }
 EPISODES = [EpisodeShape("made_up", "train-00000-000001", frames, 30, 44, 5.0, 6.0) for frames in (1, 40)]
 WHOLE = st.sampled_from([-(2**70), -(2**63), -1, 0, 1, 2, 3, 7, 32, 1000, 2**20, 2**24, 2**32, 2**63 - 1, 2**63, 2**70])

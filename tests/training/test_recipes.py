@@ -9,8 +9,8 @@ import torch
 from synthetic_tokens import LAYOUT, write_shard
 from test_metrics import PUBLISHED
 
-from pipeline.catalog import mixture
-from pipeline.command import parse_recipe, recipe_parser
+from pipeline.config.catalog import mixture
+from pipeline.config.cli import parse_recipe, recipe_parser
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 from training.schedule import plan_batches

@@ -8,8 +8,8 @@ import torch
 from synthetic_tokens import LAYOUT, write_shard
 from wandb_logs import logged
 
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training import reporting
 from training.metrics import flops_per_id, peak_memory
 from training.preparation import RunOptions, prepare

@@ -12,9 +12,9 @@ import torch
 from synthetic_tokens import write_shard
 
 import training.pretrain
-from pipeline.json_files import parse_json
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import DataConfig, Recipe
+from pipeline.common.json_files import parse_json
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import DataConfig, Recipe
 from training.preparation import RunOptions
 from training.pretrain import pretrain
 

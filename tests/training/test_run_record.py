@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConflictError
+from pipeline.common.errors import ConflictError
 from training.run_record import RECORD_NAME, Phase, RunRecord, read_record, write_record
 
 STARTS = st.lists(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TrainingConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TrainingConfig
 from training.schedule import dropout_seed, learning_rate, plan_batches
 
 

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 import torch
 
-from pipeline.errors import ConfigError, SourceError
+from pipeline.common.errors import ConfigError, SourceError
 from training import WorldModel
 from training.inference.sampling import SamplingRule, uniforms
 

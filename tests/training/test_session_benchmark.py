@@ -10,8 +10,8 @@ import pytest
 import tiny_models
 
 from pipeline import Episode
-from pipeline.frames import encode_png
-from pipeline.shards import EpisodeShardWriter
+from pipeline.episodes.frames import encode_png
+from pipeline.episodes.shards import EpisodeShardWriter
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "session.py"
 

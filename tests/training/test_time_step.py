@@ -13,8 +13,8 @@ import tiny_models
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.recipe import ClipsConfig, Recipe
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.recipe import ClipsConfig, Recipe
 from tokenize_offline.clips import EpisodeShape, is_held_out, stride_of
 from tokenize_offline.statistics import typical
 from training import predict

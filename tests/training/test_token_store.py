@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic_tokens import LAYOUT, clip_ids, write_shard
 
-from pipeline.errors import ConfigError, ShardError
+from pipeline.common.errors import ConfigError, ShardError
 from pipeline.inspection.verify import fault_of
 from tokenize_offline.inspect import main as inspect
 from tokenize_offline.token_shards import open_token_shard

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from wandb_logs import logged
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training import tracking
 from training.metrics import METRICS_NAME
 from training.tracking import WANDB_NAME, MetricsWriter, WandbRun, require_wandb
@@ -96,7 +96,7 @@ def test_an_interrupt_between_an_event_and_its_notice_does_not_keep_a_training_w
     code = f"""
 import os, signal, sys, threading, time
 from pathlib import Path
-from pipeline.command import run_command
+from pipeline.config.cli import run_command
 from training.tracking import MetricsWriter
 
 notify, armed = threading.Condition.notify, []

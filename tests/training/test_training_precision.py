@@ -9,9 +9,9 @@ import yaml
 from synthetic_tokens import write_shard
 from worlds import pretrain_on_an_old_cpu, run_world
 
-from pipeline.errors import ConflictError
-from pipeline.network_recipe import ModelConfig, TrainingConfig
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConflictError
+from pipeline.config.model import ModelConfig, TrainingConfig
+from pipeline.config.recipe import Recipe
 from training.checkpoints import tag
 from training.preparation import Run, RunOptions, prepare
 from training.pretrain import pretrain

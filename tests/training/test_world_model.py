@@ -7,8 +7,8 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.network_recipe import ModelConfig
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.model import ModelConfig
 from training.model_files.transformer_files import open_folder
 from training.world_model import build_network, load_pretrained_llama, load_transformer, parameter_groups
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.network_recipe import NORM_GROUPS
+from pipeline.config.model import NORM_GROUPS
 
 _HEADS = 4
 _DROPOUT = 0.1

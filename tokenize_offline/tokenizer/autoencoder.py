@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.network_recipe import NORM_GROUPS
+from pipeline.config.model import NORM_GROUPS
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from tokenize_offline.tokenizer.blocks import EPS, DownBlock, MidBlock, UpBlock
 from tokenize_offline.tokenizer.config import CompressiveVQConfig

@@ -8,7 +8,7 @@ and leaves plain convolutions and normalisations that torch.compile fuses.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.network_recipe import NORM_GROUPS
+from pipeline.config.model import NORM_GROUPS
 
 EPS = 1e-6
 

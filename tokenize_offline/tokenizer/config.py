@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import NORM_GROUPS, TokenizerShape
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import NORM_GROUPS, TokenizerShape
 from tokenize_offline.config_keys import refused_key, tell_unknown
 from tokenize_offline.geometry import IdGeometry, id_geometry, latent_grid
 

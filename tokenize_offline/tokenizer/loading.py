@@ -15,8 +15,8 @@ import torch
 from fsspec.core import url_to_fs
 from torch import Tensor
 
-from pipeline import storage
-from pipeline.errors import SourceError
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
 from tokenize_offline import hub
 from tokenize_offline.cache import cache_folder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config

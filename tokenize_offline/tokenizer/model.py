@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.tokenizer import loading, patches
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context

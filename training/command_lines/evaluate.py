@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.command import CommandParser, add_section_folder, recipe_parser
+from pipeline.config.cli import CommandParser, add_section_folder, recipe_parser
 from training.command_lines.options import add_sampling_options
 from training.command_lines.start import start
 from training.evaluation.metric_names import DEFAULT_METRICS, Metric

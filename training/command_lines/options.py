@@ -1,6 +1,6 @@
 """The options that several commands share: where predictions start, and how futures are drawn."""
 
-from pipeline.command import CommandParser, add_section_folder
+from pipeline.config.cli import CommandParser, add_section_folder
 
 
 def add_start_options(parser: CommandParser) -> None:

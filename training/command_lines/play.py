@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.command import CommandParser, recipe_parser
+from pipeline.config.cli import CommandParser, recipe_parser
 from training.command_lines.options import add_sampling_options, add_start_options
 from training.command_lines.start import start
 

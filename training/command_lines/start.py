@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 
-from pipeline.command import CommandParser, parse_recipe, run_command
+from pipeline.config.cli import CommandParser, parse_recipe, run_command
 
 
 def start(build_parser: Callable[[], CommandParser], body: str, arguments: Sequence[str] | None) -> int:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from pipeline.command import CommandParser, recipe_parser
+from pipeline.config.cli import CommandParser, recipe_parser
 from training.command_lines.start import start
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pipeline.child_processes import process_pool
-from pipeline.command import run_command
-from pipeline.cpus import usable_cpus
-from pipeline.frames import encode_png
-from pipeline.progress import progress_line
-from pipeline.sources.rlds_writer import write_rlds
+from pipeline.common.progress import progress_line
+from pipeline.config.cli import run_command
+from pipeline.episodes.frames import encode_png
+from pipeline.processes.child_processes import process_pool
+from pipeline.processes.cpus import usable_cpus
+from pipeline.sources.rlds.writer import write_rlds
 from training.demo.pusht import ACTION_MEANING, IMAGE_SIZE, SimulatedEpisode, simulate_episode
 
 NAME = "pusht"

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import storage
-from pipeline.command import run_command
-from pipeline.errors import ConfigError
-from pipeline.measured_json import measured_json
-from pipeline.progress import progress_line
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.common.measured_json import measured_json
+from pipeline.common.progress import progress_line
+from pipeline.config.cli import run_command
 from tokenize_offline.augment import to_square
 from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
 from training.session import WorldModel

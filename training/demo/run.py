@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import CommandParser, find_recipe, run_command
-from pipeline.cpus import usable_cpus
-from pipeline.errors import ConfigError
-from pipeline.measured_json import measured_json
-from pipeline.results import show
+from pipeline.common.errors import ConfigError
+from pipeline.common.measured_json import measured_json
+from pipeline.config.cli import CommandParser, find_recipe, run_command
+from pipeline.config.cli_output import show
+from pipeline.processes.cpus import usable_cpus
 from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.child_processes import Child, adopt_orphans, descendants, end_all
-from pipeline.errors import ProjectError
-from pipeline.interruption import Interrupted
+from pipeline.common.errors import ProjectError
+from pipeline.processes.child_processes import Child, adopt_orphans, descendants, end_all
+from pipeline.processes.interruption import Interrupted
 
 # For a stage that is told to end, training's checkpoint included; less than this process has itself.
 _FAREWELL_SECONDS = 8.0

@@ -5,10 +5,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from pipeline import storage
-from pipeline.measured_json import measured_json
-from pipeline.records import sha256_of
-from pipeline.versions import PROJECT, installed_versions
+from pipeline.common import storage
+from pipeline.common.manifests import sha256_of
+from pipeline.common.measured_json import measured_json
+from pipeline.common.versions import PROJECT, installed_versions
 from training.evaluation.scores import ROWS
 
 CARD_JSON, CARD_MARKDOWN = "evaluation.json", "evaluation.md"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.naming import TRAINING_SPLIT
+from pipeline.episodes.naming import TRAINING_SPLIT
 from training.evaluation.data import TestData, TestSet, Wanted
 from training.model_files.trained_on import TrainedOn
 

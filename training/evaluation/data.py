@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError, ShardError
-from pipeline.frames import require_detail
-from pipeline.index import find_datasets, read_records, read_summary
-from pipeline.recipe import ClipsConfig
-from pipeline.shards import read_sample
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ShardError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import require_detail
+from pipeline.episodes.index import find_datasets, read_records, read_summary
+from pipeline.episodes.shards import read_sample
 from tokenize_offline.clips import stride_of
 from training.episode_table import EpisodeRow, EpisodeRows, read_episodes
 from training.model_files.trained_on import TrainedOn

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import storage
-from pipeline.errors import ConflictError, ProjectError, StorageError
-from pipeline.json_files import parse_json
-from pipeline.records import describe_difference, fingerprint
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError, ProjectError, StorageError
+from pipeline.common.json_files import parse_json
+from pipeline.common.manifests import describe_difference, fingerprint
 from training.evaluation.scores import ClipScores
 
 FOLDER, COMMAND = "scores", "command.json"

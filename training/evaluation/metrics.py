@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from tokenize_offline.measures import MAX_PSNR
 from training.evaluation.metric_names import DEFAULT_METRICS, FRAME_METRICS
 from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS

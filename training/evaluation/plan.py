@@ -5,8 +5,8 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.recipe import ClipsConfig
 from training.evaluation.data import TestSet, Wanted
 from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
 from training.prediction.clip_prediction import Sampling, clips_for

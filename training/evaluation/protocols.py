@@ -6,7 +6,7 @@ it departs in is said beside its numbers.
 
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline import storage
-from pipeline.errors import ProjectError, StorageError
-from pipeline.progress import progress_line
-from pipeline.records import canonical_json
+from pipeline.common import storage
+from pipeline.common.errors import ProjectError, StorageError
+from pipeline.common.manifests import canonical_json
+from pipeline.common.progress import progress_line
 from training.evaluation.data import TestClip
 from training.evaluation.kept_scores import KeptScores
 from training.evaluation.metrics import MetricSet

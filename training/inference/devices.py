@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 
 def usable_device(wanted: str | torch.device | None) -> torch.device:

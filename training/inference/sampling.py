@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 
 @dataclass(frozen=True)

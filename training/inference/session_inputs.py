@@ -7,7 +7,7 @@ single value that is no number. So values are checked too, at the price of one p
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 Action = torch.Tensor | np.ndarray | list[float]
 Frames = torch.Tensor | np.ndarray

@@ -8,9 +8,9 @@ import sys
 import tarfile
 from pathlib import Path
 
-from pipeline.child_processes import Child
-from pipeline.errors import ConfigError, SourceError
-from pipeline.records import sha256_of
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.manifests import sha256_of
+from pipeline.processes.child_processes import Child
 from training.metric_weights.published import Published
 
 # Holds a stand-in for setuptools that runs nothing of the package.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import safetensors.numpy
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from training.metric_weights.pickled_arrays import SEPARATOR
 from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS, Published
 

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.command import CommandParser, run_command
-from pipeline.errors import ConfigError, ConflictError, SourceError
-from pipeline.locked_folder import locked_folder
-from pipeline.records import sha256_of
-from pipeline.versions import installed_version
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ConflictError, SourceError
+from pipeline.common.manifests import sha256_of
+from pipeline.common.temp_dirs import locked_folder
+from pipeline.common.versions import installed_version
+from pipeline.config.cli import CommandParser, run_command
 from training.metric_weights.archives import bring_archive, read_member
 from training.metric_weights.conversion import as_safetensors
 from training.metric_weights.pickled_arrays import read_pickled_arrays

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 
 # Between the levels of a name.
 SEPARATOR = "|"

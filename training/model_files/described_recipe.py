@@ -7,8 +7,8 @@ default one, would describe another than the one that the model belongs to.
 import dataclasses
 from typing import Any, get_args
 
-from pipeline.network_recipe import Precision, TokenizerShape
-from pipeline.recipe import Recipe
+from pipeline.config.model import Precision, TokenizerShape
+from pipeline.config.recipe import Recipe
 from tokenize_offline.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig
 

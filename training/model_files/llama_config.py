@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from tokenize_offline.config_keys import refused_key, shortened, tell_unknown
 from training.model_files.rotary import BY_POSITIONS, rope_parameters
 

@@ -6,8 +6,8 @@ Every number is of the run that made the model, out of its provenance; what a ru
 import math
 from typing import Any
 
-from pipeline.measured_json import restored
-from pipeline.recipe import Recipe
+from pipeline.common.measured_json import restored
+from pipeline.config.recipe import Recipe
 
 _HEAD = """---
 library_name: transformers
@@ -35,7 +35,7 @@ def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
 
     Args:
         provenance: As written to `provenance.json`: a summary of the run, layout of its clips, data sets. Numbers that are not
-            finite are as `pipeline.measured_json` tells them.
+            finite are as `pipeline.common.measured_json` tells them.
         recipe: As resolved.
     """
     layout = provenance["layout"]

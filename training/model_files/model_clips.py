@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import SourceError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import SourceError
+from pipeline.config.recipe import ClipsConfig
 from training.model_files.model_folder import RECIPE
 
 _MAX_BYTES = 1 << 20

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.errors import SourceError
-from pipeline.locked_folder import locked_folder
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
+from pipeline.common.temp_dirs import locked_folder
 from tokenize_offline import hub
 from tokenize_offline.tokenizer.loading import RUN_MODEL, SUBFOLDER
 from tokenize_offline.weight_files import refuse_pickles

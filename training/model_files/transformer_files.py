@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, LlamaConfig
 
-from pipeline import storage
-from pipeline.errors import SourceError
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
 from tokenize_offline.weight_files import Shapes, WeightFiles, find_weights
 from training.model_files.llama_config import parse_llama_config
 

@@ -5,10 +5,10 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.command import CommandParser
-from pipeline.errors import ConfigError
-from pipeline.recipe import Recipe
-from pipeline.results import show
+from pipeline.common.errors import ConfigError
+from pipeline.config.cli import CommandParser
+from pipeline.config.cli_output import show
+from pipeline.config.recipe import Recipe
 from training.command_lines.play import OFFERED
 from training.play.game import MAX_FUTURES, Game
 from training.play.server import PlayServer

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
+from pipeline.episodes.episode import Episode
 
 _DEFAULT_RANGE = (-1.0, 1.0)
 _GREATEST = float(np.finfo(np.float32).max)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError, SourceError
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.episodes.episode import Episode
 from training.play.controls import read_action, recorded_actions, sliders_for
 from training.prediction.clip_prediction import Sampling, clips_for, decode_frames, stride_for
 from training.prediction.start_options import Start as EpisodeStart

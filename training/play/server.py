@@ -17,7 +17,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pipeline.errors import ConfigError, ProjectError
+from pipeline.common.errors import ConfigError, ProjectError
 from training.play.game import Game, Start
 from training.web import asset, content_policy
 

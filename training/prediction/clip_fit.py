@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipeline.recipe import ClipsConfig
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import EpisodeShape, frame_indices, stride_of
 
 _ENDLESS = 1 << 62

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.episode import Episode
-from pipeline.errors import BadEpisodeError, ConfigError, SourceError
-from pipeline.frames import decode
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import BadEpisodeError, ConfigError, SourceError
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import decode
 from tokenize_offline.augment import to_square
 from tokenize_offline.clips import EpisodeShape, frame_indices, resolve_clips, stride_of
 from training.inference.sampling import SamplingRule

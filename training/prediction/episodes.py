@@ -8,13 +8,15 @@ import itertools
 import logging
 from collections.abc import Iterator
 
-from pipeline import open_shard, storage
-from pipeline.episode import Episode
-from pipeline.errors import SourceError
-from pipeline.naming import parse_shard_name
-from pipeline.sources import npz, video
-from pipeline.sources.npz import read_npz
-from pipeline.sources.video import read_video
+from pipeline import open_shard
+from pipeline.common import storage
+from pipeline.common.errors import SourceError
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.naming import parse_shard_name
+from pipeline.sources.npz import source as npz
+from pipeline.sources.npz.source import read_npz
+from pipeline.sources.video import source as video
+from pipeline.sources.video.source import read_video
 from tokenize_offline.clips import is_held_out
 
 log = logging.getLogger(__name__)

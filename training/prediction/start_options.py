@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import CommandParser, given_value
-from pipeline.episode import Episode
-from pipeline.errors import ConfigError
-from pipeline.naming import split_of_key
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.cli import CommandParser, given_value
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.naming import split_of_key
 from tokenize_offline.clips import EpisodeShape
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model

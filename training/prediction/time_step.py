@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.errors import ConfigError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import EpisodeShape
 
 # Below this share of a frame between neighbours an input is too slow, and not merely of a rounded rate.

@@ -11,8 +11,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from pipeline import storage
-from pipeline.errors import ConflictError
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
 from training.checkpoints import names_of
 from training.durable import flush_tree
 

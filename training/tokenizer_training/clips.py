@@ -7,7 +7,7 @@ goal-conditioned models the frames are then shuffled: a goal stands in front as 
 
 import numpy as np
 
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.config.model import TokenizerConfig
 
 
 def training_frames(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.child_processes import follow_parent
-from pipeline.errors import BadEpisodeError, ProjectError, ShardError
-from pipeline.network_recipe import TokenizerConfig
-from pipeline.recipe import ClipsConfig
-from pipeline.shards import read_sample
+from pipeline.common.errors import BadEpisodeError, ProjectError, ShardError
+from pipeline.config.model import TokenizerConfig
+from pipeline.config.recipe import ClipsConfig
+from pipeline.episodes.shards import read_sample
+from pipeline.processes.child_processes import follow_parent
 from tokenize_offline.augment import augment, to_square
 from tokenize_offline.clips import Draws, draw_augmentation, stride_of
 from tokenize_offline.reader import decode_frame

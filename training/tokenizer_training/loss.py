@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import TokenizerOutput
 from training.tokenizer_training.stillness import stillness_loss
 from training.video_metrics.perceptual import LPIPS

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ProjectError
+from pipeline.common.errors import ProjectError
 
 # In a row, as the default of `training.nonfinite_limit`.
 _LIMIT = 5

@@ -11,9 +11,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TokenizerConfig, TokenizerShape
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TokenizerConfig, TokenizerShape
+from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.attention import attend_locally
 from training.tokenizer_training.codebooks import cluster_centres

@@ -17,12 +17,12 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pipeline.catalog import mixture
-from pipeline.errors import ConfigError
-from pipeline.frames import require_detail
-from pipeline.measured_json import describe_not_finite, measured_json, restored, told
-from pipeline.progress import progress_line
-from pipeline.recipe import Recipe
+from pipeline.common.errors import ConfigError
+from pipeline.common.measured_json import describe_not_finite, measured_json, restored, told
+from pipeline.common.progress import progress_line
+from pipeline.config.catalog import mixture
+from pipeline.config.recipe import Recipe
+from pipeline.episodes.frames import require_detail
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.checkpoint_states import tag
 from training.episode_table import open_tables

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.records import sha256_of
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.manifests import sha256_of
 from training.metric_weights.published import COMMAND, I3D_KINETICS, VGG16_LPIPS, Published
 
 log = logging.getLogger(__name__)

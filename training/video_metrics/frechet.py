@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 
 def frechet_distance(left: np.ndarray, right: np.ndarray) -> float:

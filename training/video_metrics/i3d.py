@@ -9,7 +9,7 @@ logits, averaged over time, as features.
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import require
+from pipeline.common.errors import require
 from training.video_metrics.backbones import I3D, LoadedWeights, load_backbone
 
 FEATURES = 400

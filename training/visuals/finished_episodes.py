@@ -8,8 +8,8 @@ import dataclasses
 import json
 from typing import Any
 
-from pipeline import storage
-from pipeline.json_files import parse_json
+from pipeline.common import storage
+from pipeline.common.json_files import parse_json
 from training.visuals.gallery import Card
 
 _MARK = "finished.json"

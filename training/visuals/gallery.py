@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from pipeline import storage
+from pipeline.common import storage
 from training.prediction.clip_prediction import Clip, Prediction
 from training.visuals import pictures
 from training.visuals.curves import Curve, psnr_chart

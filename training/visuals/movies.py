@@ -11,7 +11,7 @@ from typing import cast
 import av
 import numpy as np
 
-from pipeline import storage
+from pipeline.common import storage
 from training.visuals.pictures import DEFAULT_RATE, Strip, side_by_side
 
 # The first that this build of FFmpeg encodes. Browsers don't play MPEG-4 part 2; desktop players do.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline import storage
+from pipeline.common import storage
 
 _BACKGROUND, _TEXT = (24, 24, 27), (235, 235, 235)
 _CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from rlds_data import picture, plain_episode
 
-from pipeline import index
-from pipeline.frames import encode_png
+from pipeline.common.manifests import LeftOut, ShardRecord, write_record
+from pipeline.episodes import index
+from pipeline.episodes.frames import encode_png
+from pipeline.episodes.quality import measure
+from pipeline.episodes.shards import EpisodeShardWriter
+from pipeline.episodes.skipped import write_ledger
 from pipeline.inspection.charts import bars, histogram, shares
 from pipeline.inspection.films import MOMENTS, Film, animation, films, strip
 from pipeline.inspection.inspect import run as inspect
-from pipeline.ledger import write_ledger
-from pipeline.quality import measure
-from pipeline.records import LeftOut, ShardRecord, write_record
-from pipeline.shards import EpisodeShardWriter
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"></style>&amp;"
 

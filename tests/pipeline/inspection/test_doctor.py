@@ -5,8 +5,8 @@ import json
 import pytest
 from rlds_data import F, episode, features, write_set
 
-from pipeline.catalog import dataset
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
+from pipeline.config.catalog import dataset
 from pipeline.inspection.doctor import diagnose, entries_at
 from pipeline.inspection.inspect import run as inspect
 

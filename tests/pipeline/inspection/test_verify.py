@@ -9,18 +9,19 @@ import pyarrow as pa
 import pytest
 from rlds_data import NAME, episode, write_set
 
-from pipeline import index, storage
-from pipeline.catalog import DatasetEntry
-from pipeline.errors import ShardError
-from pipeline.frames import FrameForm, encode_jpeg
+from pipeline.common import storage
+from pipeline.common.errors import ShardError
+from pipeline.common.manifests import ShardRecord, read_record, sha256_of, write_record
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes import index
+from pipeline.episodes.frames import FrameForm, encode_jpeg
+from pipeline.episodes.skipped import write_ledger
+from pipeline.ingest.plan import make_plan
+from pipeline.ingest.work_unit import run_unit
 from pipeline.inspection.inspect import run as inspect
 from pipeline.inspection.overview import language_facts, overview
 from pipeline.inspection.verify import fault_of, faults_of, index_fault
-from pipeline.ledger import write_ledger
-from pipeline.plan import make_plan
-from pipeline.records import ShardRecord, read_record, sha256_of, write_record
-from pipeline.sources.rlds import RldsSource
-from pipeline.unit import run_unit
+from pipeline.sources.rlds.source import RldsSource
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from evaluation_worlds import SHARE, arguments, card, data_set, model_folder
 
-from pipeline.recipe import ClipsConfig
+from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips import is_held_out
 from training import evaluate
 

@@ -7,7 +7,7 @@ import test_predict
 import tiny_models
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.evaluation.metrics import MetricSet
 from training.evaluation.protocols import PROTOCOLS, require_fit
 from training.evaluation.scores import ClipScores, score_clip, summarise

@@ -7,8 +7,8 @@ import pytest
 import torch
 from evaluation_worlds import arguments, card, data_set, model_folder
 
-from pipeline.errors import ConflictError
-from pipeline.recipe import ClipsConfig
+from pipeline.common.errors import ConflictError
+from pipeline.config.recipe import ClipsConfig
 from training import evaluate
 from training.evaluation import kept_scores, scoring
 from training.evaluation.kept_scores import KeptScores

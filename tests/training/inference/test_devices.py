@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.inference.devices import usable_device
 from training.session import WorldModel
 

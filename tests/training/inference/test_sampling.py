@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.inference.sampling import SamplingRule, uniforms
 
 SEEDS = st.integers(-(2**63), 2**64 - 1)

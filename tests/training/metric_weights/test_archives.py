@@ -9,7 +9,7 @@ from pathlib import Path
 import packages
 import pytest
 
-from pipeline.errors import ConfigError, SourceError
+from pipeline.common.errors import ConfigError, SourceError
 from training.metric_weights.archives import bring_archive, read_member
 from training.metric_weights.published import Published
 

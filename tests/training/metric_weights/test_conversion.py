@@ -7,7 +7,7 @@ import packages
 import pytest
 import torch
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from training.metric_weights.conversion import _VGG_PLACES, as_safetensors, i3d_parameters, vgg_parameters
 from training.metric_weights.published import I3D_KINETICS
 from training.video_metrics.i3d import I3DFeatures

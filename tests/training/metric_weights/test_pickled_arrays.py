@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from training.metric_weights.pickled_arrays import read_pickled_arrays
 
 _NAMES = st.text(st.characters(categories=("L", "N"), include_characters="_/"), min_size=1, max_size=8)

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from training.inference.incremental_llama import IncrementalLlama
 from training.model_files.llama_config import parse_llama_config
 from training.world_model import load_transformer

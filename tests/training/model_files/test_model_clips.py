@@ -7,8 +7,8 @@ import pytest
 import test_predict
 import tiny_models
 
-from pipeline.errors import ConfigError, SourceError
-from pipeline.recipe import ClipsConfig, Recipe
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.config.recipe import ClipsConfig, Recipe
 from training import predict
 from training.command_lines.evaluate import build_parser
 from training.evaluation.plan import plan

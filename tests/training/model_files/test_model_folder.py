@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import SourceError
+from pipeline.common.errors import SourceError
 from training.model_files.model_folder import locate_model, locate_transformer
 from training.session import WorldModel
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from pipeline.errors import ConflictError
+from pipeline.common.errors import ConflictError
 from training.checkpoint_states import tag
 from training.tokenizer_training.checkpoints import LATEST_NAME, find, load, publish
 

@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.catalog import mixture
-from pipeline.command import parse_recipe, recipe_parser
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.catalog import mixture
+from pipeline.config.cli import parse_recipe, recipe_parser
+from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.adversary import Adversary, Discriminator, adaptive_ratio, discriminator_loss
 from training.tokenizer_training.start import model_config, starting_model, take_shape

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from training.tokenizer_training.attention import attend_locally, grid_positions

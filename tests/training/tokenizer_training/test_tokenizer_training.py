@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.network_recipe import TokenizerConfig
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.clips import training_frames
 from training.tokenizer_training.codebooks import CodebookUse, distant_features

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import ConfigError, SourceError
+from pipeline.common.errors import ConfigError, SourceError
 from training.evaluation.metrics import DEFAULT_METRICS, idle_weights_hint
 from training.video_metrics.backbones import VGG16, Backbone, load_backbone
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torchmetrics.functional.image import lpips as reference
 
-from pipeline.errors import ConfigError, SourceError
+from pipeline.common.errors import ConfigError, SourceError
 from training.video_metrics.perceptual import LPIPS, VGGFeatures
 
 

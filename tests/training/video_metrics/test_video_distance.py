@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 from training.video_metrics.frechet import frechet_distance
 from training.video_metrics.i3d import I3DFeatures, _padded, _Unit
 

@@ -1,0 +1,1 @@
+"""What every stage shares: errors, storage, manifests of shards, JSON and Parquet files, progress."""

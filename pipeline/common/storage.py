@@ -1,0 +1,246 @@
+"""Paths and URLs: open, list, and publish a file so that it is either whole under its name or not there at all.
+
+Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename; on an object store it is a
+single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The price of staging is
+local disk space for one file. Links are what they point to. Nothing is remembered about a store between two calls, since
+other machines write to it meanwhile; the price is a request a call.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.common.errors import StorageError
+from pipeline.common.listings import Listed, folders_on_disk, listed_in_store, listed_on_disk, tells_time
+from pipeline.common.staging import PARTIAL, staged_for_upload, staged_on_disk
+from pipeline.common.temp_dirs import locked_folder
+
+# Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
+_BLOCK = 8 << 20
+_LONGEST_MESSAGE = 500
+# These lie in another file, whose URL follows `::`.
+_CHAINED = ("zip", "tar", "libarchive", "reference")
+# Whose exceptions come out of fsspec as they are.
+_STORE_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` lies on a mounted file system (not on an object store or in memory)."""
+    return "://" not in path or path.startswith("file://")
+
+
+def local_path(path: str) -> Path:
+    """The local `Path` behind a local path or `file://` URL."""
+    return Path(path.removeprefix("file://"))
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/part`, for paths and URLs alike. A part may begin with a slash, as the names of objects may."""
+    return "/".join([base.rstrip("/"), *(part.rstrip("/") for part in parts)])
+
+
+def basename(path: str) -> str:
+    """The last component of a path or URL."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    """The file system of a path, which remembers no listings, and the path within it.
+
+    A path may end in a name that was listed. fsspec would take `::` in it for the border of two URLs and, of a local one, what
+    stands before `://` for a protocol, so it sees the whole of a path only where that begins with a chain of URLs.
+    """
+    protocol, separator, rest = path.partition("://")
+    try:
+        if is_local(path):
+            fs = LocalFileSystem()
+            return fs, fs._strip_protocol(path)
+        if "::" not in rest or "::" in protocol or protocol in _CHAINED:
+            return url_to_fs(path, use_listings_cache=False)
+        fs, inner = url_to_fs(f"{protocol}{separator}{rest.partition('::')[0]}", use_listings_cache=False)
+        return fs, f"{inner}::{rest.partition('::')[2]}"
+    except ImportError as error:
+        raise StorageError(f"{path} can't be opened: {error}. pip install 'ivideogpt-pipeline[stores]'") from error
+    except ValueError as error:
+        raise StorageError(f"{path} can't be opened: {error}") from error
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn what a store raises into `StorageError`; a missing file stays `FileNotFoundError`, a local disk's errors its own."""
+    try:
+        yield
+    except (FileNotFoundError, StorageError):
+        raise
+    except Exception as error:
+        if is_local(path) or not (isinstance(error, OSError) or _of_store(error)):
+            raise
+        raise _store_error(path, error) from error
+
+
+def _of_store(error: Exception) -> bool:
+    return type(error).__module__.split(".")[0] in _STORE_LIBRARIES
+
+
+def _store_error(path: str, error: Exception) -> StorageError:
+    what = f"{type(error).__name__}: {str(error)[:_LONGEST_MESSAGE]}"
+    return StorageError(f"{path}: {what}. Check the URL, the credentials and the endpoint, and run the command again")
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bool(fs.exists(inner))
+
+
+def size(path: str) -> int:
+    """Bytes of a file."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return int(fs.size(inner))
+
+
+def list_files(folder: str) -> list[str]:
+    """The names (not paths) of the files directly in `folder`, sorted; empty where the folder isn't there.
+
+    Files being staged are left out.
+    """
+    return list(listing(folder))
+
+
+def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
+    """Name -> bytes of the files in `folder`; see `listing`."""
+    return {name: known.size for name, known in listing(folder, nested).items()}
+
+
+def content_tags(folder: str) -> dict[str, str]:
+    """Name -> what a store says of the content of the files in `folder` and below it: equal content, equal tag.
+
+    The reverse does not hold: S3's entity tag depends on how a file was uploaded too. A local disk says nothing.
+    """
+    known = listing(folder, nested=True)
+    return {name: one.tag for name, one in known.items() if one.tag is not None and not tells_time(one.tag)}
+
+
+def listing(folder: str, nested: bool = False) -> dict[str, Listed]:
+    """Name -> what is known of the files directly in `folder`, in the order of names; empty where the folder isn't there.
+
+    Args:
+        folder: A local path or URL.
+        nested: Files in folders below it too, named by their path relative to `folder`.
+    """
+    if is_local(folder):
+        found = listed_on_disk(str(local_path(folder).expanduser()), nested)
+    else:
+        fs, inner = _filesystem(folder)
+        with _explained(folder):
+            found = listed_in_store(fs, inner, nested) if fs.isdir(inner) else {}
+    return {name: found[name] for name in sorted(found) if not name.endswith(PARTIAL)}
+
+
+def list_folders(folder: str) -> list[str]:
+    """The names (not paths) of the folders directly in `folder`, sorted; empty where the folder isn't there."""
+    if is_local(folder):
+        names = folders_on_disk(str(local_path(folder).expanduser()))
+    else:
+        fs, inner = _filesystem(folder)
+        with _explained(folder):
+            found = fs.ls(inner, detail=True) if fs.isdir(inner) else []
+        paths = {entry["name"].rstrip("/") for entry in found if entry["type"] == "directory"}
+        names = {basename(path) for path in paths - {inner.rstrip("/")}}
+    return sorted(name for name in names if not name.endswith(PARTIAL))
+
+
+@contextlib.contextmanager
+def open_read(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for reading, seekable, in binary."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        file = fs.open(inner, "rb", block_size=_BLOCK, cache_type="readahead")
+    with file:
+        try:
+            yield file
+        except Exception as error:
+            # A store may fail in the middle of a file; errors of whoever reads are their own.
+            if not _of_store(error):
+                raise
+            raise _store_error(path, error) from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The whole of a (small) file."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bytes(fs.cat_file(inner))
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """The bytes `start` to `end` of a file that has so many, without those around them."""
+    fs, inner = _filesystem(path)
+    with _explained(path):
+        return bytes(fs.cat_file(inner, start=start, end=end)) if end > start else b""
+
+
+@contextlib.contextmanager
+def staged(path: str) -> Iterator[Path]:
+    """Yield a local file name to write to; when the block ends well, publish that file as `path`.
+
+    If the block raises, or the process dies, nothing appears under `path`. See `pipeline.common.staging`.
+
+    Raises:
+        StorageError: The disk is full, or `path` can't be written.
+    """
+    if is_local(path):
+        with staged_on_disk(local_path(path)) as file:
+            yield file
+        return
+    fs, inner = _filesystem(path)
+    with staged_for_upload(path, basename(path)) as file:
+        yield file
+        with _explained(path):
+            fs.put_file(str(file), inner)
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Publish `data` as the file `path`, whole or not at all."""
+    with staged(path) as staging:
+        staging.write_bytes(data)
+
+
+def remove(path: str) -> None:
+    """Remove a file; no error where it isn't there."""
+    fs, inner = _filesystem(path)
+    with _explained(path), contextlib.suppress(FileNotFoundError):
+        if fs.exists(inner):
+            fs.rm_file(inner)
+
+
+@contextlib.contextmanager
+def local_file(path: str) -> Iterator[Path]:
+    """A file as a local one while this context lasts: itself where it is local, else a copy.
+
+    Raises:
+        FileNotFoundError: It isn't there.
+    """
+    if is_local(path):
+        yield local_path(path)
+        return
+    with locked_folder("ivideogpt-copy-") as folder:
+        yield local_copy(path, folder)
+
+
+def local_copy(path: str, folder: Path) -> Path:
+    """A local file with the content of `path`: itself where local, else a whole copy kept in `folder`."""
+    if is_local(path):
+        return local_path(path)
+    target = folder / basename(path)
+    if not target.exists() or target.stat().st_size != size(path):
+        with staged(str(target)) as staging, open_read(path) as source, staging.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    return target

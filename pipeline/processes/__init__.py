@@ -1,0 +1,1 @@
+"""Processes of one machine: children that end with their parents, interrupts, processors that may be used."""

@@ -1,0 +1,1 @@
+"""npz files, one episode each."""

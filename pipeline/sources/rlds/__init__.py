@@ -1,0 +1,1 @@
+"""RLDS data sets, as Open X-Embodiment publishes them."""

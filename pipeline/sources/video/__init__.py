@@ -1,0 +1,1 @@
+"""Video files of any container, and Something-Something-v2."""

@@ -1,0 +1,164 @@
+"""Something-Something-v2: short videos of hands, with a class and a caption for each, in either of its two label layouts.
+
+The classes that pre-training uses are names in `configs/something_something_v2_classes.yaml`, since a copy of the data may
+number them in its own way. A video keeps its number in its episode's key, so that another choice of classes doesn't rename it.
+"""
+
+import csv
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, SourceError
+from pipeline.common.json_files import read_json
+from pipeline.common.manifests import fingerprint
+from pipeline.config.catalog import DatasetEntry, something_classes
+from pipeline.episodes.frames import FrameForm
+from pipeline.sources.base import SourceShard
+from pipeline.sources.video.source import MAX_TEXT, VideoSource
+
+ALL_CLASSES = "all"
+_SPLITS = ("train", "validation", "test")
+# Beside the videos, or in a folder of their own.
+_LAYOUTS = ("something-something-v2-{}", "labels/{}")
+_LABEL_FILES = (*(f"{name}.json" for name in ("labels", *_SPLITS)), "test-answers.csv")
+_OTHER_CLASSES = "videos of classes that are not wanted (--classes)"
+_UNLABELLED = "videos that the label files don't name"
+_LONGEST_ID = 12
+_PLACE = re.compile(r"\[[^\]]*\]")
+
+
+def _layout(folder: str) -> str | None:
+    return next((layout for layout in _LAYOUTS if storage.exists(storage.join(folder, layout.format("train.json")))), None)
+
+
+def is_something(folder: str) -> bool:
+    """Whether a folder holds the label files of Something-Something-v2."""
+    return _layout(folder) is not None
+
+
+class SomethingSource(VideoSource):
+    """The folder that holds the label files, and the videos at any depth.
+
+    Videos without a label, which the test split's are where its answers are missing, are taken with `all` alone.
+
+    Attributes:
+        classes: Names of the wanted classes in order; None takes every video.
+    """
+
+    kind = "something-something-v2"
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm, classes: Sequence[str] | None = None) -> None:
+        """See `Source`.
+
+        Args:
+            folder: Where the label files lie.
+            entry: Of the data set.
+            form: In which form frames are kept.
+            classes: Templates without brackets, or `all` alone; by default those that pre-training uses.
+
+        Raises:
+            ConfigError: There is no such class; the message names the nearest.
+        """
+        super().__init__(folder, entry, form)
+        if classes is not None and list(classes) == [ALL_CLASSES]:
+            self.classes = None
+        elif classes is None:
+            self.classes = something_classes()
+        else:
+            self.classes = tuple(sorted(set(classes)))
+            self._check_classes(self.classes)
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`. The classes as their number and a hash: every record holds this."""
+        chosen = ALL_CLASSES if self.classes is None else f"{len(self.classes)}, {fingerprint({'classes': self.classes})}"
+        return {**super().inputs(), "classes": chosen}
+
+    def is_read_besides(self, name: str) -> bool:
+        """See `Source.is_read_besides`."""
+        return name in {layout.format(file) for layout in _LAYOUTS for file in _LABEL_FILES}
+
+    def plan(self) -> list[SourceShard]:
+        """The videos of the wanted classes, whether they are there or not. See `Source.plan`."""
+        files = {storage.basename(name).rpartition(".")[0]: name for name in self.list_data()}
+        self.filtered.clear()
+        answers = self._answers()
+        labelled = set()
+        shards = {}
+        for split in _SPLITS:
+            for number, template, caption in self._items(split):
+                labelled.add(files.get(number))
+                name = (template or answers.get(number, "")).replace("[", "").replace("]", "")
+                if self.classes is not None and name not in self.classes:
+                    self.filtered[split] += 1
+                    continue
+                place = (split, int(number))
+                if place in shards:
+                    raise SourceError(f"{self._label_file(split + '.json')} has the video {number} twice; remove one of them")
+                shards[place] = SourceShard(*place, files.get(number, f"{number}.webm"), text=(caption or name)[:MAX_TEXT])
+        for reason, count in ((_OTHER_CLASSES, self.filtered.total()), (_UNLABELLED, len(set(files.values()) - labelled))):
+            if count:
+                self.passed_over[reason] = count
+        return [shards[place] for place in sorted(shards)]
+
+    def _label_file(self, name: str) -> str:
+        return storage.join(self.folder, (_layout(self.folder) or _LAYOUTS[0]).format(name))
+
+    def _items(self, split: str) -> Iterator[tuple[str, str, str]]:
+        """(id, template, caption) of each video of a split, empty where it has none."""
+        path = self._label_file(split + ".json")
+        if not storage.exists(path):
+            return
+        items = _read_json(path)
+        if not isinstance(items, list):
+            raise SourceError(f"{path} is not a list of videos. Fetch it again")
+        for position, item in enumerate(items):
+            found = item if isinstance(item, dict) else {}
+            number = str(found.get("id", ""))
+            template, caption = (value if isinstance(value := found.get(key), str) else "" for key in ("template", "label"))
+            if not _is_id(number):
+                raise SourceError(f"{path}, item {position}: the id {number[:50]!r} is no number. Fetch the file again")
+            yield number, template, caption or _filled(template, found.get("placeholders"))
+
+    def _answers(self) -> dict[str, str]:
+        """Id -> template of test videos, where the set has them."""
+        path = self._label_file("test-answers.csv")
+        if not storage.exists(path):
+            return {}
+        try:
+            rows = list(csv.reader(io.StringIO(storage.read_bytes(path).decode("utf-8-sig"), newline=""), delimiter=";"))
+        except (ValueError, csv.Error) as error:
+            raise SourceError(f"{path} is no table of `id;template`: {error}. Fetch it again") from error
+        return {row[0]: row[1] for row in rows if len(row) == 2}
+
+    def _check_classes(self, classes: Sequence[str]) -> None:
+        path = self._label_file("labels.json")
+        known = list(_read_json(path)) if storage.exists(path) else list(something_classes())
+        for name in classes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise ConfigError(f"--classes: no class of {path} is called {name!r}{hint}; `{ALL_CLASSES}` alone takes all")
+
+
+def _filled(template: str, placeholders: Any) -> str:
+    """A template with what was put in place of each `[something]`; empty where that isn't known."""
+    between = _PLACE.split(template)
+    if not isinstance(placeholders, list) or [*map(type, placeholders)] != [str] * (len(between) - 1):
+        return ""
+    return "".join(part for pair in itertools.zip_longest(between, placeholders, fillvalue="") for part in pair)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _LONGEST_ID
+
+
+def _read_json(path: str) -> Any:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise SourceError(f"{path} is no JSON: {error}. Fetch it again") from error

@@ -1,0 +1,329 @@
+"""Episodes from video files of any container, decoded by PyAV.
+
+Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
+several episodes, so that memory stays bounded, and so does one in which time jumps or a place is broken. Decoding goes through
+one thread, since work is shared out by files. Frames that sampling passes over are decoded but never become pixels, and
+FFmpeg's scaler shrinks the others before they do, by averaging areas: a tenth of Pillow's time at 720 lines, half that of
+FFmpeg's bicubic, and 40 dB or more from either. It is asked for planes of red, green and blue, whose numbers are those of
+packed pixels, at half the cost. Y, Cb and Cr, encoded as they come, would spare a frame of 240 lines 20 us more, but the scaler
+puts their grey at 127.5, where JPEG has 128, and so tints every picture.
+Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
+"""
+
+import csv
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar, NamedTuple
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from pipeline.common import storage
+from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
+from pipeline.common.json_files import parse_json
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm, shrunk_size
+from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, KeptFrame, Source, SourceShard, make_episode
+from pipeline.sources.video.decoding import Gap, Upright, shown_frames
+from pipeline.sources.video.frame_sampling import sampled
+
+# In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
+ENDINGS = (
+    *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
+    *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".nut"),
+    *(".mpg", ".mpeg", ".mpe", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".m2t"),
+)
+EPISODE_FRAMES = 1000
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+MAX_TEXT = 10_000
+# An episode may have so many frames without a usable time, in number or as a share; of more it can't be right.
+_FEW = 3
+_FEW_SHARE = 0.01
+UNTIMED = "frames of videos without a usable time"
+_RATE_ROUNDING = 0.002
+# Without the first two flags the scaler works on half the colour columns and rounds coarsely: 23 dB instead of 40 on test
+# charts. The third makes all processors agree to the bit.
+_EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+SHRINKING = Interpolation.AREA | _EXACT
+SHRUNK_TO = "gbrp"
+# At full size only colours, of which there are fewer, are enlarged.
+_KEEPING_SIZE = Interpolation.BICUBIC | _EXACT
+
+
+def read_video(path: str | Path, rate: float | None = None, max_frames: int | None = None) -> Episode:
+    """One video file as one episode, its frames as JPEG (quality 95, 4:4:4) at full size.
+
+    Args:
+        path: A local path or URL.
+        rate: Frames per second to sample; by default, and above the video's own rate, every frame is taken.
+        max_frames: Stop after so many frames; by default `EPISODE_FRAMES`.
+
+    Raises:
+        SourceError: There is no such file, or no video can be decoded from it.
+    """
+    path = str(path)
+    entry = DatasetEntry(name="video", directory="", image_key="video", control_hz=rate)
+    shard = SourceShard("file", 0, storage.basename(path))
+    try:
+        with storage.open_read(path) as file:
+            items = _episodes(file, entry, FrameForm("jpeg"), shard, max_frames or EPISODE_FRAMES)
+            episode = next(items)
+            if isinstance(episode, Episode) and episode.num_frames < (max_frames or EPISODE_FRAMES):
+                follows = next(items, episode)
+                episode = follows if isinstance(follows, BadEpisode) else episode
+    except OSError as error:
+        raise SourceError(f"{path} can't be opened: {error}") from error
+    except BadEpisodeError as error:
+        raise SourceError(f"{path} can't be used as a video: {error}") from error
+    if isinstance(episode, BadEpisode):
+        raise SourceError(f"{path} can't be used as a video: {episode.reason}")
+    return episode
+
+
+class VideoSource(Source):
+    """A folder of video files and folders of them, all of them the split `train`, in the order of their names.
+
+    Attributes:
+        episode_frames: A longer video is cut into episodes of so many frames.
+    """
+
+    kind = "video"
+    format: ClassVar[int] = 2
+    grows: ClassVar[bool] = True
+    many_files: ClassVar[bool] = True
+
+    def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm, episode_frames: int = EPISODE_FRAMES) -> None:
+        super().__init__(folder, entry, form)
+        self.episode_frames = episode_frames
+
+    def inputs(self) -> dict[str, Any]:
+        """See `Source.inputs`."""
+        return {**super().inputs(), "episode_frames": self.episode_frames}
+
+    def is_data(self, name: str) -> bool:
+        """Videos at any depth. See `Source.is_data`."""
+        return name.lower().endswith(ENDINGS)
+
+    def is_read_besides(self, name: str) -> bool:
+        """See `Source.is_read_besides`."""
+        return name in METADATA_FILES
+
+    def plan(self) -> list[SourceShard]:
+        """All files. See `Source.plan`."""
+        names = list(self.list_data())
+        texts = read_captions(self.folder, set(names))
+        return [SourceShard("train", None, name, text=texts.get(name, "")) for name in names]
+
+    def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
+        """The episodes of a file. See `Source.read`."""
+        path = storage.join(self.folder, shard.file)
+        record = 0
+        try:
+            with storage.open_read(path) as file:
+                episodes = _episodes(file, self.entry, self.form, shard, self.episode_frames)
+                for episode in itertools.islice(episodes, shard.take):
+                    yield record, episode
+                    record += 1
+        except FileNotFoundError:
+            yield record, BadEpisode.of(MissingEpisodeError("the video is missing, though the source's labels name it"))
+        except OSError as error:
+            raise SourceError(f"{path} can't be opened: {error}") from error
+        except BadEpisodeError as error:
+            yield record, BadEpisode.of(error)
+
+
+def read_captions(folder: str, videos: set[str]) -> dict[str, str]:
+    """File -> caption, from `metadata.csv` or `metadata.jsonl` in a folder of videos; empty where neither is there.
+
+    Args:
+        folder: Of the videos.
+        videos: Names of the files there are; what is no member never becomes a path.
+
+    Raises:
+        SourceError: The file is damaged, or names no video; the message says where.
+    """
+    present = [name for name in storage.list_files(folder) if name in METADATA_FILES]
+    if len(present) > 1:
+        raise SourceError(f"{folder} has both {' and '.join(present)}: remove one of them")
+    captions = {}
+    for name in present:
+        path = storage.join(folder, name)
+        for line, row in _metadata_rows(storage.read_bytes(path), path):
+            file, text = row.get("file"), row.get("text")
+            if not isinstance(file, str) or not isinstance(text, str):
+                raise SourceError(f"{path}, line {line}: a caption needs `file` and `text`, both of them text")
+            if file not in videos:
+                raise SourceError(f"{path}, line {line} names {file[:200]!r}, and {folder} has no such video; remove the line")
+            captions[file] = text[:MAX_TEXT]
+    return captions
+
+
+def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a metadata file with the numbers of their (last) lines."""
+    try:
+        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        if path.endswith(".csv"):
+            reader = csv.DictReader(text, strict=True)
+            yield from ((reader.line_num, row) for row in reader)
+            return
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                row = parse_json(line)
+                yield number, row if isinstance(row, dict) else {}
+    except (ValueError, csv.Error) as error:
+        raise SourceError(f"{path} can't be read as UTF-8 text of its kind: {error}. Correct it, or remove it") from error
+
+
+class _Piece:
+    """The frames of an episode to be."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.kept: list[KeptFrame] = []
+        self.bytes = 0
+        self.untimed = 0
+
+    def add(self, time: float, frame: KeptFrame) -> None:
+        """Take a frame.
+
+        Raises:
+            BadEpisodeError: The frames take more bytes than an episode may.
+        """
+        self.times.append(time)
+        self.kept.append(frame)
+        self.bytes += len(frame[0])
+        if self.bytes > MAX_EPISODE_BYTES:
+            raise BadEpisodeError(
+                f"its first {len(self.kept)} frames take more than {MAX_EPISODE_BYTES} bytes; pass a smaller --episode_frames"
+            )
+
+    def episode(self, entry: DatasetEntry, shard: SourceShard, record: int) -> Episode | BadEpisode:
+        """What has been taken, as the file's record number `record`."""
+        if self.untimed > max(_FEW, _FEW_SHARE * len(self.kept)):
+            return BadEpisode(f"{self.untimed} of its frames have no usable time, {len(self.kept)} have one")
+        untimed = {UNTIMED: self.untimed} if self.untimed else {}
+        if not self.kept:
+            return BadEpisode("its frames have no usable time", passed_over=untimed)
+        rate = _rate(self.times, entry.control_hz)
+        return make_episode(entry, shard, record, self.kept, rate=rate, language=shard.text, passed_over=untimed)
+
+
+def _episodes(
+    file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int
+) -> Iterator[Episode | BadEpisode]:
+    """A video in pieces of at most `length` frames; a new one begins where time jumps, the size changes or a fault has been."""
+    record = 0
+    piece = _Piece()
+    for item in pictures(file, entry.control_hz, form.short_side):
+        done: list[Episode | BadEpisode] = []
+        if isinstance(item, Gap):
+            if (piece.kept or piece.untimed) and not item.cut:
+                done.append(piece.episode(entry, shard, record))
+            if item.reason:
+                lost = _episodes_lost(item, entry.control_hz, length, len(piece.kept) if item.cut else 0)
+                done.append(BadEpisode(item.reason, DamagedEpisodeError.kind, episodes=lost))
+            piece = _Piece()
+        elif item.pixels is None or item.time is None:
+            piece.untimed += 1
+        else:
+            frame = form.keep_pixels(item.pixels)
+            if piece.kept and (len(piece.kept) == length or piece.kept[-1][1] != frame[1]):
+                done.append(piece.episode(entry, shard, record))
+                piece = _Piece()
+            piece.add(item.time, frame)
+        yield from done
+        record += len(done)
+        # An episode may be large: it is let go before the next one is read.
+        del done
+    if piece.kept or piece.untimed:
+        yield piece.episode(entry, shard, record)
+    elif record == 0:
+        raise BadEpisodeError("no frames")
+
+
+def _episodes_lost(gap: Gap, wanted: float | None, length: int, unfinished: int) -> float:
+    """How many episodes a gap would have held.
+
+    Args:
+        gap: Of the video.
+        wanted: Frames per second to sample; None takes all.
+        length: Frames of an episode, of which a short video has fewer.
+        unfinished: Frames that are lost with it.
+    """
+    rate = min(1 / gap.step, wanted or float("inf"))
+    total = gap.total * rate
+    return round(min(gap.seconds * rate + unfinished, total) / min(length, total), 4) if total >= 1 else 1.0
+
+
+def _rate(times: list[float], wanted: float | None) -> float | None:
+    """Frames per second: what was sampled for, else what timestamps say, rid of their rounding to milliseconds."""
+    if len(times) < 2:
+        return wanted
+    measured = (len(times) - 1) / (times[-1] - times[0])
+    if wanted is not None and measured > 0.9 * wanted:
+        return wanted
+    whole = round(measured)
+    return min(
+        (rate for rate in (whole, whole / 1.001) if abs(rate - measured) < _RATE_ROUNDING * measured),
+        key=lambda rate: abs(rate - measured),
+        default=measured,
+    )
+
+
+class Picture(NamedTuple):
+    """Pixels (H, W, 3) uint8 RGB and their time in seconds; None and None of a frame that has no usable time."""
+
+    time: float | None
+    pixels: np.ndarray | None
+
+
+def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[Picture | Gap]:
+    """The frames of a video, upright, and the gaps between its stretches, in each of which times increase.
+
+    Args:
+        file: Of any container that FFmpeg reads.
+        rate: Frames per second to sample; None takes all frames.
+        short_side: To which they are shrunk, in pixels; None keeps their size, and so does a smaller picture.
+
+    Raises:
+        BadEpisodeError: The file is no video, can't be opened, or holds a frame that can't become RGB.
+    """
+    scaler = VideoReformatter()
+    upright = Upright()
+    for item in sampled(shown_frames(file), rate):
+        if isinstance(item, Gap):
+            yield item
+            continue
+        time, frame = item
+        if time is None:
+            yield Picture(None, None)
+            continue
+        height, width = size = frame.height, frame.width
+        if short_side is not None:
+            height, width = shrunk_size(*size, short_side)
+        scaling = _KEEPING_SIZE if size == (height, width) else SHRINKING
+        try:
+            small = scaler.reformat(frame, width, height, SHRUNK_TO, interpolation=scaling, threads=1)
+        except av.error.FFmpegError as error:
+            raise BadEpisodeError(f"a frame can't be converted to RGB: {error.strerror}") from error
+        yield Picture(time, upright(small.to_ndarray(), frame))
+
+
+def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """The pictures of a video of which nothing may be lacking, with their times; see `pictures`.
+
+    Raises:
+        BadEpisodeError: The file is no video, or something of it is damaged or missing.
+    """
+    for item in pictures(file, rate, short_side):
+        if isinstance(item, Gap):
+            if item.reason:
+                raise DamagedEpisodeError(item.reason)
+        elif item.time is None or item.pixels is None:
+            raise BadEpisodeError("a frame has no usable time")
+        else:
+            yield item.time, item.pixels
