@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.config.cli import given_value, parse_recipe, run_command
-from tokenize_offline.command_line import build_parser
+from tokenize_offline.cli import build_parser
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -18,14 +18,15 @@ from pipeline.common.progress import progress_line
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
-from tokenize_offline.batch_limit import BatchLimit
-from tokenize_offline.choice import Choice, choose
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.fleet import Fleet
-from tokenize_offline.fleet_progress import FleetProgress
-from tokenize_offline.launch import own_share
-from tokenize_offline.plan import (
+from tokenize_offline.clips.decode_pool import prepare_readers
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.distributed.env import own_share
+from tokenize_offline.distributed.progress import FleetProgress
+from tokenize_offline.distributed.worker_group import Fleet
+from tokenize_offline.filtering import counts_of, select
+from tokenize_offline.input_shards import Choice, choose
+from tokenize_offline.precision import choose_precision, slow_precisions
+from tokenize_offline.tasks import (
     ShardTask,
     TokenizeJob,
     find_shards,
@@ -37,11 +38,10 @@ from tokenize_offline.plan import (
     without,
     work_order,
 )
-from tokenize_offline.precision import choose_precision, slow_precisions
-from tokenize_offline.reader_pool import prepare_readers
-from tokenize_offline.selection import counts_of, select
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker import WorkerReport, run_worker
+from tokenize_offline.worker.batch_size_cache import BatchLimit
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.worker import WorkerReport, run_worker
 
 log = logging.getLogger("tokenize_offline")
 

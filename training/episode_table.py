@@ -16,8 +16,8 @@ from pipeline.common.errors import ShardError
 from pipeline.config.recipe import QualityConfig
 from pipeline.episodes.frames import shrunk_to
 from pipeline.episodes.index import find_datasets, read_index, read_summary
-from tokenize_offline.clips import EpisodeShape, held_out_among
-from tokenize_offline.selection import select
+from tokenize_offline.clips.sampling import EpisodeShape, held_out_among
+from tokenize_offline.filtering import select
 
 _OF_SHAPE = ("key", "num_frames", "height", "width", "rate", "base_step")
 _COLUMNS = (*_OF_SHAPE, "split", "shard", "offset", "size")

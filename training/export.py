@@ -15,9 +15,9 @@ from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 from pipeline.common.manifests import sha256_of
 from pipeline.config.recipe import Recipe
+from tokenize_offline.pretrained.weight_files import first_not_finite
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
-from tokenize_offline.weight_files import first_not_finite
 from training.model_files.model_card import model_card
 from training.model_files.model_folder import CLIPS, RECIPE, TOKENIZER, TRANSFORMER
 from training.model_files.trained_on import clips_file

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from pipeline.common.temp_dirs import locked_folder
+from tokenize_offline.pretrained.weight_files import first_not_finite
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.weight_files import first_not_finite
 from training.batches import Batch, as_batch
 from training.engine import full_weights
 from training.held_out import mixture_shares, spread_rows

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from pipeline.common.errors import ConfigError
 from pipeline.processes.cpus import usable_cpus
-from tokenize_offline.launch import environment_number, slurm_variables
+from tokenize_offline.distributed.env import environment_number, slurm_variables
 
 T = TypeVar("T")
 # A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.

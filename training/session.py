@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.token_layout import IdGeometry
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.inference import drafting
 from training.inference.devices import usable_device

@@ -22,9 +22,9 @@ from pipeline.common.errors import ConfigError, ShardError
 from pipeline.common.manifests import ShardRecord, fingerprint, read_record, record_path
 from pipeline.common.progress import progress_line
 from pipeline.episodes.naming import parse_shard_name
-from tokenize_offline.cache import cache_folder
-from tokenize_offline.statistics import typical
-from tokenize_offline.token_shards import (
+from tokenize_offline.pretrained.cache import cache_folder
+from tokenize_offline.shards.codebook_stats import typical
+from tokenize_offline.shards.token_shards import (
     TokenLayout,
     TokenShardInfo,
     fixed_size_column,
@@ -158,7 +158,7 @@ class TokenStore:
         Args:
             dirs: One or several folders or URLs.
             splits: Exact names; held-out episodes lie in splits of their own (`train_heldout`).
-            cache_dir: Where shards of an object store are copied to; None takes `tokenize_offline.cache`.
+            cache_dir: Where shards of an object store are copied to; None takes `tokenize_offline.pretrained.cache`.
 
         Raises:
             ShardError: There are no clips, a shard is damaged or cut short, two were made in different ways, or one is there

@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
-from tokenize_offline.geometry import IdGeometry
-from tokenize_offline.token_shards import TokenLayout
+from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import IdGeometry
 from training.loss import next_id_losses, squared_error
 from training.model_files import transformer_files
 from training.model_files.transformer_files import LLAMA

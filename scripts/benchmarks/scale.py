@@ -23,10 +23,10 @@ import pyarrow as pa
 from pipeline.common.parquet import write_table
 from pipeline.config.recipe import QualityConfig
 from pipeline.episodes.index import INDEX_FILE
-from tokenize_offline.fleet import Fleet
+from tokenize_offline.distributed.worker_group import Fleet
+from tokenize_offline.filtering import select
 from tokenize_offline.near_duplicates import first_of_their_kind
-from tokenize_offline.plan import ShardTask, without
-from tokenize_offline.selection import select
+from tokenize_offline.tasks import ShardTask, without
 
 DATASETS = 40
 EPISODES_OF_SHARD = 800

@@ -29,13 +29,13 @@ from pipeline.episodes.frames import encode_jpeg
 from pipeline.episodes.naming import episode_key, shard_name
 from pipeline.episodes.shards import EpisodeShardWriter, open_shard
 from pipeline.processes.cpus import usable_cpus
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout
-from tokenize_offline.reader import read_clips
-from tokenize_offline.reader_pool import prepare_readers
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.decode_pool import prepare_readers
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.tasks import ShardTask, TokenizeJob, find_shards, token_layout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from tokenize_offline.worker import run_worker
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.worker import run_worker
 from training.peak_flops import peak_flops
 
 SIZES = {

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.tokenizer import CompressiveVQModel
+from tokenize_offline.worker.encoder import TokenizerEngine
 
 STAGE = Path(__file__).with_name("tokenize_stage.py")
 # Clips at once, and episodes per made shard, that keep a GPU of 80 GiB busy for about a minute.

@@ -13,12 +13,12 @@ import torch
 
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.shards import open_shard
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.sampling import resolve_clips
 from tokenize_offline.measures import psnr
-from tokenize_offline.plan import find_shards
-from tokenize_offline.reader import read_clips
+from tokenize_offline.tasks import find_shards
 from tokenize_offline.tokenizer import CompressiveVQModel
+from tokenize_offline.worker.encoder import TokenizerEngine
 
 
 def clips_of(folders: list[str], config: ClipsConfig, side: int, count: int) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ import torch
 from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from tokenize_offline.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.shards.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore
 from training.batches import BatchLoader, BatchReader

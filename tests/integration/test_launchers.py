@@ -15,7 +15,7 @@ import yaml
 from synthetic_tokens import write_shard
 
 from pipeline.config.cli import parse_recipe
-from tokenize_offline.command_line import build_parser as tokenize_parser
+from tokenize_offline.cli import build_parser as tokenize_parser
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.__main__ import build_parser
 

@@ -47,7 +47,7 @@ def test_help_a_version_and_a_wrong_option_import_nothing_heavy(command):
 PARSERS = {
     "ingest": ("pipeline.__main__", "parser"),
     "inspect": ("tokenize_offline.inspect", "parser"),
-    "tokenize": ("tokenize_offline.command_line", "build_parser"),
+    "tokenize": ("tokenize_offline.cli", "build_parser"),
     "train": ("training.__main__", "build_parser"),
     "train-tokenizer": ("training.command_lines.train_tokenizer", "build_parser"),
     "predict": ("training.command_lines.predict", "build_parser"),

@@ -22,7 +22,7 @@ from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.hdf5.robonet import RobonetSource
 from pipeline.sources.rlds.source import RldsSource
-from tokenize_offline.reader import decode_frame
+from tokenize_offline.clips.decode import decode_frame
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORMS = [FrameForm("source"), FrameForm("jpeg", 40), FrameForm("png", 40)]

@@ -16,7 +16,7 @@ from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode, SourceShard, make_episode
 from pipeline.sources.npz.source import NpzSource
 from pipeline.sources.rlds.source import RldsSource
-from tokenize_offline.reader import _at_frames
+from tokenize_offline.clips.decode import _at_frames
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 KEPT = [(frame, (48, 64)) for frame in plain_episode(0, frames=3).frames]

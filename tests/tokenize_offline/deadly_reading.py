@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.reader import read_clips
+from tokenize_offline.clips.decode import read_clips
 
 
 def read(episode, clips, views, held_out_share, side):

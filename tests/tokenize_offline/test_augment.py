@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokenize_offline.augment import (
+from tokenize_offline.clips.sampling import Augmentation, Box
+from tokenize_offline.clips.transforms import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
@@ -17,7 +18,6 @@ from tokenize_offline.augment import (
     augment,
     to_square,
 )
-from tokenize_offline.clips import Augmentation, Box
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (3, 48, 72, 3), dtype=np.uint8)

@@ -8,8 +8,8 @@ from synthetic_episodes import TINY
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.batch_limit import BatchLimit
-from tokenize_offline.plan import token_layout
+from tokenize_offline.tasks import token_layout
+from tokenize_offline.worker.batch_size_cache import BatchLimit
 
 CPU = torch.device("cpu")
 LAYOUT = token_layout(TINY, ClipsConfig(), "fp32", "ab" * 32)

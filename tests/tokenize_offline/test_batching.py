@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenize_offline.batching import Batches, IdsOfShard
+from tokenize_offline.worker.batching import Batches, IdsOfShard
 
 
 class CountingEngine:

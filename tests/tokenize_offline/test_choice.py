@@ -10,9 +10,9 @@ from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.model import TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.__main__ import run as tokenize
-from tokenize_offline.choice import choose
-from tokenize_offline.clips import is_held_out
-from tokenize_offline.plan import find_shards
+from tokenize_offline.clips.sampling import is_held_out
+from tokenize_offline.input_shards import choose
+from tokenize_offline.tasks import find_shards
 
 
 def recipe(weights=None, splits=("train",), held_out=0.5):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import (
+from tokenize_offline.clips.sampling import (
     Draws,
     EpisodeShape,
     draw_augmentation,

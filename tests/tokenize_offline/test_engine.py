@@ -5,8 +5,8 @@ import pytest
 import torch
 from synthetic_episodes import tiny_model
 
-from tokenize_offline.engine import TokenizerEngine
 from tokenize_offline.tokenizer import CompressiveVQModel
+from tokenize_offline.worker.encoder import TokenizerEngine
 
 CPU = torch.device("cpu")
 

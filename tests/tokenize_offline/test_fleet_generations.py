@@ -4,7 +4,7 @@ import threading
 
 import torch.distributed as dist
 
-from tokenize_offline.fleet import _generation
+from tokenize_offline.distributed.worker_group import _generation
 
 
 def run_generation(store, size, task_count):

@@ -12,8 +12,8 @@ from test_plan import job
 from pipeline.common.errors import ConflictError
 from pipeline.config.recipe import QualityConfig
 from tokenize_offline.command import require_same_job
-from tokenize_offline.fleet import Fleet
-from tokenize_offline.plan import ShardTask
+from tokenize_offline.distributed.worker_group import Fleet
+from tokenize_offline.tasks import ShardTask
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from synthetic_episodes import TINY, tiny_tokenizer, write_shards
 
 from tokenize_offline.__main__ import main as tokenize
 from tokenize_offline.inspect import main
-from tokenize_offline.statistics import code_counts, codebook_statistics
+from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics
 
 
 @pytest.fixture(scope="module")

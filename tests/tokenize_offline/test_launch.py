@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.launch import environment_number, first_host, own_share, slurm_variables, tasks_per_node
+from tokenize_offline.distributed.env import environment_number, first_host, own_share, slurm_variables, tasks_per_node
 
 STEP = {
     "SLURM_JOB_ID": "123456",

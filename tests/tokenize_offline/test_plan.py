@@ -12,8 +12,8 @@ from synthetic_episodes import TINY, make_episode, write_shard, write_shards
 from pipeline.common.errors import ConfigError, ConflictError, ShardError
 from pipeline.common.manifests import ShardRecord, fingerprint, write_record
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.plan import ShardTask, TokenizeJob, find_shards, token_layout, work_order
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.tasks import ShardTask, TokenizeJob, find_shards, token_layout, work_order
 
 SHA = "ab" * 32
 

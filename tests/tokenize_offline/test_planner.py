@@ -11,12 +11,12 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.model import TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from pipeline.episodes.index import read_records, write_index
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.estimate import ids_of_a_clip, plan, shares
 from tokenize_offline.inspect import main
-from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
-from tokenize_offline.planner import ids_of_a_clip, plan, shares
-from tokenize_offline.worker import run_worker
+from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.worker import run_worker
 
 SHAPE = {name: getattr(TINY, name) for name in dataclasses.asdict(TINY)}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenize_offline.prefetch import Prefetcher, Reserve
+from tokenize_offline.worker.prefetch import Prefetcher, Reserve
 
 
 def test_results_come_in_the_order_of_their_items_whatever_takes_longest():

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenize_offline import pulse
-from tokenize_offline.fleet import Fleet
-from tokenize_offline.pulse import Listener, beating
+from tokenize_offline.distributed import heartbeat
+from tokenize_offline.distributed.heartbeat import Listener, beating
+from tokenize_offline.distributed.worker_group import Fleet
 
 
 @given(st.lists(st.sets(st.integers(0, 3)), max_size=60))
@@ -24,14 +24,16 @@ def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
     for number, beating_now in enumerate(rounds, 1):
         beats = {rank: count + (rank in beating_now) for rank, count in beats.items()}
         silent = listener.silent(beats)
-        last = rounds[max(0, number - pulse._PATIENCE) : number]
-        assert silent == {rank for rank in range(4) if len(last) == pulse._PATIENCE and not any(rank in one for one in last)}
+        last = rounds[max(0, number - heartbeat._PATIENCE) : number]
+        assert silent == {
+            rank for rank in range(4) if len(last) == heartbeat._PATIENCE and not any(rank in one for one in last)
+        }
 
 
 def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
-    monkeypatch.setattr(pulse, "_PATIENCE", 10)
+    monkeypatch.setattr(heartbeat, "_PATIENCE", 10)
     monkeypatch.setattr(Listener, "interval", 0.2)
-    monkeypatch.setattr(pulse, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
     store = dist.HashStore()
     first, lost, slow = (Fleet(rank, 3, 3, torch.device("cpu"), store) for rank in range(3))
     claims = [fleet.claim("abcde") for fleet in (lost, first, lost, slow, slow)]
@@ -55,12 +57,12 @@ def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
 def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
     program = f"""
         import time
-        from tokenize_offline import pulse
-        pulse._BEAT_SECONDS, pulse._PATIENCE = 0.02, 100
+        from tokenize_offline.distributed import heartbeat
+        heartbeat._BEAT_SECONDS, heartbeat._PATIENCE = 0.02, 100
         class Store:
             def add(self, key, number):
                 time.sleep(0 if {answers} else 60)
-        with pulse.beating(Store(), 1):
+        with heartbeat.beating(Store(), 1):
             time.sleep(5)
     """
     done = subprocess.run(

@@ -10,9 +10,9 @@ from synthetic_episodes import broken, make_episode
 from pipeline.common.errors import BadEpisodeError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.frames import decode
-from tokenize_offline.augment import augment, to_square
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.reader import read_clips
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.clips.transforms import augment, to_square
 
 CLIPS = resolve_clips(ClipsConfig(length=6, per_episode=3, held_out=0), 2)
 

@@ -12,9 +12,9 @@ from synthetic_episodes import broken, make_episode
 
 from pipeline.common.errors import BadEpisodeError, ConfigError
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.reader import read_clips
-from tokenize_offline.reader_pool import ReaderPool
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.decode_pool import ReaderPool
+from tokenize_offline.clips.sampling import resolve_clips
 
 CLIPS = resolve_clips(ClipsConfig(length=6, per_episode=3, held_out=0), 2)
 

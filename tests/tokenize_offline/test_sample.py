@@ -13,14 +13,14 @@ from synthetic_episodes import TINY, make_episode, tiny_model, write_shard
 from pipeline import open_shard
 from pipeline.common.manifests import read_record
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import is_held_out, resolve_clips
-from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.clips.decode import EpisodeClips, read_clips
+from tokenize_offline.clips.sampling import is_held_out, resolve_clips
 from tokenize_offline.measures import MAX_PSNR
-from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
-from tokenize_offline.reader import EpisodeClips, read_clips
-from tokenize_offline.sample import Sample
-from tokenize_offline.statistics import merged_reconstruction, reconstruction_statistics
-from tokenize_offline.worker import run_worker
+from tokenize_offline.shards.codebook_stats import merged_reconstruction, reconstruction_statistics
+from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.reconstruction_sample import Sample
+from tokenize_offline.worker.worker import run_worker
 
 
 def episode(number: int, clips: int) -> EpisodeClips:

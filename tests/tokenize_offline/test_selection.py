@@ -19,11 +19,11 @@ from pipeline.config.recipe import ClipsConfig, QualityConfig, Recipe
 from pipeline.episodes.index import read_records, write_index
 from pipeline.episodes.quality import measure
 from tokenize_offline.__main__ import run as tokenize
-from tokenize_offline.clips import is_held_out
-from tokenize_offline.plan import find_shards, token_layout
-from tokenize_offline.planner import plan
-from tokenize_offline.selection import exclude, select
-from tokenize_offline.token_shards import open_token_shard
+from tokenize_offline.clips.sampling import is_held_out
+from tokenize_offline.estimate import plan
+from tokenize_offline.filtering import exclude, select
+from tokenize_offline.shards.token_shards import open_token_shard
+from tokenize_offline.tasks import find_shards, token_layout
 from training.episode_table import open_tables
 
 

@@ -9,12 +9,12 @@ from synthetic_episodes import TINY, make_episode, tiny_model, write_shard
 
 from pipeline import open_shard
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import resolve_clips
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import TokenizeJob, find_shards, token_layout
-from tokenize_offline.reader import read_clips
-from tokenize_offline.token_shards import fixed_size_column, open_token_shard
-from tokenize_offline.worker import run_worker
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.sampling import resolve_clips
+from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard
+from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.worker import run_worker
 
 # The published 256 x 256 tokenizer's five blocks, narrow: four halvings to a grid of 16.
 LARGE = dataclasses.replace(TINY, resolution=256, block_out_channels=(32, 32, 32, 32, 32))

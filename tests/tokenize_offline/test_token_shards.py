@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ShardError
-from tokenize_offline.token_shards import (
+from tokenize_offline.shards.token_shards import (
     TokenLayout,
     TokenRows,
     TokenShardInfo,

@@ -17,9 +17,9 @@ from synthetic_episodes import tiny_model, tiny_tokenizer
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.manifests import sha256_of
+from tokenize_offline.pretrained.weight_files import conversion, find_weights, first_not_finite
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.tokenizer.loading import WEIGHTS_NAME, copy, locate, weights_sha256
-from tokenize_offline.weight_files import conversion, find_weights, first_not_finite
 
 NAME = "model.safetensors"
 INDEX = f"{NAME}.index.json"

@@ -12,13 +12,13 @@ from pipeline import open_shard
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.common.manifests import read_record, sha256_of
 from pipeline.config.recipe import ClipsConfig, QualityConfig
-from tokenize_offline.clips import is_held_out, resolve_clips
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
-from tokenize_offline.prefetch import Reserve
-from tokenize_offline.reader import read_clips
-from tokenize_offline.token_shards import fixed_size_column, open_token_shard
-from tokenize_offline.worker import EndOfShard, EpisodeWork, episodes_of, run_worker
+from tokenize_offline.clips.decode import read_clips
+from tokenize_offline.clips.sampling import is_held_out, resolve_clips
+from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard
+from tokenize_offline.tasks import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.prefetch import Reserve
+from tokenize_offline.worker.worker import EndOfShard, EpisodeWork, episodes_of, run_worker
 
 CLIPS = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.3), 2)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import EpisodeShape, stride_of
+from tokenize_offline.clips.sampling import EpisodeShape, stride_of
 from training.prediction.clip_fit import frames_needed, what_fits
 
 

@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import bounds
 from pipeline.config.model import ModelConfig, TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, QualityConfig
-from tokenize_offline.clips import Draws, EpisodeShape, draw_augmentation, plan_clips, resolve_clips, stride_of
+from tokenize_offline.clips.sampling import Draws, EpisodeShape, draw_augmentation, plan_clips, resolve_clips, stride_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.engine import deepspeed_config
 from training.order import DatasetSize, SampleOrder

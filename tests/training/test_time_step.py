@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig, Recipe
-from tokenize_offline.clips import EpisodeShape, is_held_out, stride_of
-from tokenize_offline.statistics import typical
+from tokenize_offline.clips.sampling import EpisodeShape, is_held_out, stride_of
+from tokenize_offline.shards.codebook_stats import typical
 from training import predict
 from training.model_files.model_folder import CLIPS, RECIPE
 from training.model_files.trained_on import clips_file, read_trained_on

@@ -15,7 +15,7 @@ from synthetic_tokens import LAYOUT, clip_ids, write_shard
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.inspection.verify import fault_of
 from tokenize_offline.inspect import main as inspect
-from tokenize_offline.token_shards import open_token_shard
+from tokenize_offline.shards.token_shards import open_token_shard
 from training import TokenStore
 from training.order import DatasetSize
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import NORM_GROUPS, TokenizerShape
-from tokenize_offline.config_keys import refused_key, tell_unknown
-from tokenize_offline.geometry import IdGeometry, id_geometry, latent_grid
+from tokenize_offline.pretrained.config_keys import refused_key, tell_unknown
+from tokenize_offline.token_layout import IdGeometry, id_geometry, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
 # What the published code's class also takes; its readers expect the keys, our network doesn't depend on them.

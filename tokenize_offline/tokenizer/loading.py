@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pipeline.common import storage
 from pipeline.common.errors import SourceError
-from tokenize_offline import hub
-from tokenize_offline.cache import cache_folder
+from tokenize_offline.pretrained import hub
+from tokenize_offline.pretrained.cache import cache_folder
+from tokenize_offline.pretrained.weight_files import WeightFiles, find_weights, is_weights, refuse_pickles, weights_patterns
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
-from tokenize_offline.weight_files import WeightFiles, find_weights, is_weights, refuse_pickles, weights_patterns
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.token_layout import IdGeometry
 from tokenize_offline.tokenizer import loading, patches
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
 from tokenize_offline.tokenizer.autoencoder import Decoder, Encoder

@@ -22,7 +22,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.measured_json import measured_json
 from pipeline.common.progress import progress_line
 from pipeline.config.cli import run_command
-from tokenize_offline.augment import to_square
+from tokenize_offline.clips.transforms import to_square
 from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
 from training.session import WorldModel
 from training.video_metrics.frame_metrics import psnr_per_frame

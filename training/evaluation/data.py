@@ -19,7 +19,7 @@ from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import require_detail
 from pipeline.episodes.index import find_datasets, read_records, read_summary
 from pipeline.episodes.shards import read_sample
-from tokenize_offline.clips import stride_of
+from tokenize_offline.clips.sampling import stride_of
 from training.episode_table import EpisodeRow, EpisodeRows, read_episodes
 from training.model_files.trained_on import TrainedOn
 from training.prediction.clip_fit import frames_needed, what_fits

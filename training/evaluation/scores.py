@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenize_offline.clips import Draws
+from tokenize_offline.clips.sampling import Draws
 from training.evaluation.metrics import RISING, MetricSet
 from training.prediction.clip_prediction import Clip, Sampling, predict_clip
 from training.session import WorldModel

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import SourceError
-from tokenize_offline.config_keys import refused_key, shortened, tell_unknown
+from tokenize_offline.pretrained.config_keys import refused_key, shortened, tell_unknown
 from training.model_files.rotary import BY_POSITIONS, rope_parameters
 
 _MODEL_TYPE, _CLASS = "llama", "LlamaForCausalLM"

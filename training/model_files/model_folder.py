@@ -12,9 +12,9 @@ from pathlib import Path
 from pipeline.common import storage
 from pipeline.common.errors import SourceError
 from pipeline.common.temp_dirs import locked_folder
-from tokenize_offline import hub
+from tokenize_offline.pretrained import hub
+from tokenize_offline.pretrained.weight_files import refuse_pickles
 from tokenize_offline.tokenizer.loading import RUN_MODEL, SUBFOLDER
-from tokenize_offline.weight_files import refuse_pickles
 from training.model_files.transformer_files import CONFIG, WEIGHTS
 
 TOKENIZER = SUBFOLDER

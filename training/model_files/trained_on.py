@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common.errors import SourceError
 from pipeline.common.json_files import read_json
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.clips import is_held_out
+from tokenize_offline.clips.sampling import is_held_out
 from training.model_files.model_clips import read_recipe
 from training.model_files.model_folder import CLIPS, RECIPE
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, LlamaConfig
 
 from pipeline.common import storage
 from pipeline.common.errors import SourceError
-from tokenize_offline.weight_files import Shapes, WeightFiles, find_weights
+from tokenize_offline.pretrained.weight_files import Shapes, WeightFiles, find_weights
 from training.model_files.llama_config import parse_llama_config
 
 CONFIG = "config.json"

@@ -3,7 +3,7 @@
 import dataclasses
 
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import EpisodeShape, frame_indices, stride_of
+from tokenize_offline.clips.sampling import EpisodeShape, frame_indices, stride_of
 
 _ENDLESS = 1 << 62
 

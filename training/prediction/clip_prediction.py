@@ -16,8 +16,8 @@ from pipeline.common.errors import BadEpisodeError, ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import decode
-from tokenize_offline.augment import to_square
-from tokenize_offline.clips import EpisodeShape, frame_indices, resolve_clips, stride_of
+from tokenize_offline.clips.sampling import EpisodeShape, frame_indices, resolve_clips, stride_of
+from tokenize_offline.clips.transforms import to_square
 from training.inference.sampling import SamplingRule
 from training.prediction.clip_fit import frames_needed, what_fits
 from training.session import WorldModel

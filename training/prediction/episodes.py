@@ -17,7 +17,7 @@ from pipeline.sources.npz import source as npz
 from pipeline.sources.npz.source import read_npz
 from pipeline.sources.video import source as video
 from pipeline.sources.video.source import read_video
-from tokenize_offline.clips import is_held_out
+from tokenize_offline.clips.sampling import is_held_out
 
 log = logging.getLogger(__name__)
 _NAMED = 5  # keys in one message

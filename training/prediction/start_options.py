@@ -16,7 +16,7 @@ from pipeline.config.cli import CommandParser, given_value
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import split_of_key
-from tokenize_offline.clips import EpisodeShape
+from tokenize_offline.clips.sampling import EpisodeShape
 from training.model_files.model_clips import clips_as_trained
 from training.model_files.model_folder import locate_model
 from training.model_files.trained_on import TrainedOn, read_trained_on

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import EpisodeShape
+from tokenize_offline.clips.sampling import EpisodeShape
 
 # Below this share of a frame between neighbours an input is too slow, and not merely of a rounded rate.
 _TOO_SLOW = 0.9

@@ -22,9 +22,9 @@ from pipeline.config.model import TokenizerConfig
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.shards import read_sample
 from pipeline.processes.child_processes import follow_parent
-from tokenize_offline.augment import augment, to_square
-from tokenize_offline.clips import Draws, draw_augmentation, stride_of
-from tokenize_offline.reader import decode_frame
+from tokenize_offline.clips.decode import decode_frame
+from tokenize_offline.clips.sampling import Draws, draw_augmentation, stride_of
+from tokenize_offline.clips.transforms import augment, to_square
 from training.episode_table import EpisodeRow, EpisodeRows
 from training.order import DatasetSize, SampleOrder
 from training.tokenizer_training.clips import training_frames

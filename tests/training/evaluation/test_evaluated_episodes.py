@@ -8,7 +8,7 @@ import pytest
 from evaluation_worlds import SHARE, arguments, card, data_set, model_folder
 
 from pipeline.config.recipe import ClipsConfig
-from tokenize_offline.clips import is_held_out
+from tokenize_offline.clips.sampling import is_held_out
 from training import evaluate
 
 CLIPS = ClipsConfig(length=5, stride="1", held_out=SHARE)

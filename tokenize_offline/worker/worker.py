@@ -27,14 +27,14 @@ from pipeline.common.temp_dirs import locked_folder
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import INDEX_FILE
 from pipeline.episodes.shards import open_shard
-from tokenize_offline.batching import Batches, IdsOfShard
-from tokenize_offline.engine import TokenizerEngine
-from tokenize_offline.plan import ShardTask, TokenizeJob, fingerprint_of_keys
-from tokenize_offline.prefetch import Prefetcher, Reserve
-from tokenize_offline.publish import RowKinds, publish
-from tokenize_offline.reader import EpisodeClips
-from tokenize_offline.reader_pool import ReaderPool
-from tokenize_offline.sample import Sample
+from tokenize_offline.clips.decode import EpisodeClips
+from tokenize_offline.clips.decode_pool import ReaderPool
+from tokenize_offline.shards.writer import RowKinds, publish
+from tokenize_offline.tasks import ShardTask, TokenizeJob, fingerprint_of_keys
+from tokenize_offline.worker.batching import Batches, IdsOfShard
+from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.prefetch import Prefetcher, Reserve
+from tokenize_offline.worker.reconstruction_sample import Sample
 
 log = logging.getLogger(__name__)
 

@@ -25,12 +25,12 @@ from pipeline.common.errors import BadEpisodeError, ProjectError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.processes.child_processes import follow_parent
-from tokenize_offline.reader import EpisodeClips, read_clips
+from tokenize_offline.clips.decode import EpisodeClips, read_clips
 
 log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pipeline.processes.fork_server", "tokenize_offline.reader"])
+_CONTEXT.set_forkserver_preload(["pipeline.processes.fork_server", "tokenize_offline.clips.decode"])
 # How often an episode may kill its reader before it is left out: once may be bad luck.
 _LIVES = 2
 # No episode takes that long; a decoder in an endless loop does, and is then killed.

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenize_offline.geometry import IdGeometry
 from tokenize_offline.measures import perplexity, psnr
+from tokenize_offline.token_layout import IdGeometry
 
 _ROWS_AT_ONCE = 4096
 

@@ -13,10 +13,10 @@ from pipeline.common import storage
 from pipeline.common.errors import ShardError
 from pipeline.common.manifests import LeftOut, ShardRecord, fingerprint, read_record, record_path, sha256_of, write_record
 from pipeline.episodes.naming import parse_shard_name
-from tokenize_offline.plan import ShardTask, TokenizeJob
-from tokenize_offline.reader import EpisodeClips
-from tokenize_offline.statistics import code_counts, codebook_statistics, reconstruction_statistics, typical
-from tokenize_offline.token_shards import TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.clips.decode import EpisodeClips
+from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, reconstruction_statistics, typical
+from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.tasks import ShardTask, TokenizeJob
 
 APART = "ingest the episodes of each kind apart, with a --dataset name of their own"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from tokenize_offline.engine import TokenizerEngine
+from tokenize_offline.worker.encoder import TokenizerEngine
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tokenize_offline.clips import Augmentation, Box
+from tokenize_offline.clips.sampling import Augmentation, Box
 
 # Weights of red, green and blue in luma (ITU-R BT.601), as torchvision rounds them.
 _LUMA = (0.2989, 0.587, 0.114)

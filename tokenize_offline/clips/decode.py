@@ -9,8 +9,8 @@ from pipeline.common.errors import BadEpisodeError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import MAX_NUMBER, Episode
 from pipeline.episodes.frames import decode
-from tokenize_offline.augment import augment, to_square
-from tokenize_offline.clips import ClipPlan, EpisodeShape, is_held_out, plan_clips
+from tokenize_offline.clips.sampling import ClipPlan, EpisodeShape, is_held_out, plan_clips
+from tokenize_offline.clips.transforms import augment, to_square
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ store busy.
 import time
 from typing import TYPE_CHECKING
 
-from tokenize_offline.fleet import Fleet
-from tokenize_offline.worker import Progress
+from tokenize_offline.distributed.worker_group import Fleet
+from tokenize_offline.worker.worker import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.plan import ShardTask
-from tokenize_offline.publish import APART
-from tokenize_offline.selection import datasets_of
+from tokenize_offline.filtering import datasets_of
+from tokenize_offline.shards.writer import APART
+from tokenize_offline.tasks import ShardTask
 
 log = logging.getLogger(__name__)
 

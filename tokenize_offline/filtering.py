@@ -19,7 +19,7 @@ from pipeline.config.catalog import mixture
 from pipeline.config.recipe import DataConfig, QualityConfig
 from pipeline.episodes.index import INDEX_FILE, read_index
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.clips import held_out_among
+from tokenize_offline.clips.sampling import held_out_among
 from tokenize_offline.near_duplicates import first_of_their_kind
 
 # Column -> limit of the recipe -> name of the reason.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tokenize_offline.clips import Draws
-from tokenize_offline.reader import EpisodeClips
+from tokenize_offline.clips.decode import EpisodeClips
+from tokenize_offline.clips.sampling import Draws
 
 _LARGEST = 4
 _CLIPS_FOR_ONE = 400

@@ -27,8 +27,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.common.errors import ConfigError, ProjectError
 from pipeline.processes.cpus import usable_cpus
-from tokenize_offline.launch import environment_number, slurm_variables
-from tokenize_offline.pulse import Listener, beating
+from tokenize_offline.distributed.env import environment_number, slurm_variables
+from tokenize_offline.distributed.heartbeat import Listener, beating
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2

@@ -18,9 +18,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.index import find_datasets, read_index
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.clips import held_out_among, resolve_clips
-from tokenize_offline.geometry import id_geometry
-from tokenize_offline.selection import counts_of, datasets_of, select
+from tokenize_offline.clips.sampling import held_out_among, resolve_clips
+from tokenize_offline.filtering import counts_of, datasets_of, select
+from tokenize_offline.token_layout import id_geometry
 
 log = logging.getLogger(__name__)
 # episode (dictionary index), start, stride, view.

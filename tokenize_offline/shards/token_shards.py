@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.common.errors import ShardError
 from pipeline.common.manifests import describe_difference
 from pipeline.config.model import Precision
-from tokenize_offline.geometry import IdGeometry
+from tokenize_offline.token_layout import IdGeometry
 
 _METADATA_KEY = b"ivideogpt"
 FORMAT_VERSION = 1

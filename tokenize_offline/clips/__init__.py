@@ -1,0 +1,1 @@
+"""Clips of episodes: which frames, which transforms, and their decoding."""

@@ -1,0 +1,1 @@
+"""Worker processes that share the shards of one job."""

@@ -1,0 +1,1 @@
+"""Token shards: their schema, their writer, and the use of the codebooks."""

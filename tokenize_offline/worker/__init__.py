@@ -1,0 +1,1 @@
+"""What one worker process does: read clips, encode them in batches, write token shards."""
