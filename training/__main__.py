@@ -74,10 +74,10 @@ def train(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
     # Imported after the command line is checked: torch, transformers and DeepSpeed take seconds.
-    from training.preparation import RunOptions
-    from training.pretrain import pretrain
-    from training.replay import replay
-    from training.verify_resume import verify_resume
+    from training.trainer.replay import replay
+    from training.trainer.setup import RunOptions
+    from training.trainer.trainer import pretrain
+    from training.trainer.verify_resume.verify import verify_resume
 
     given = given_value(parser, "model", arguments)
     model_keys = tuple(vars(given)) if given else ()

@@ -17,7 +17,8 @@ from pipeline.common.measured_json import describe_not_finite
 from pipeline.config.cli import CommandParser, given_value
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
-from training.command_lines.evaluate import main
+from training.cli.evaluate import main
+from training.distributed import Processes, find_place
 from training.evaluation.card import CARD_MARKDOWN, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
@@ -26,11 +27,10 @@ from training.evaluation.metrics import MetricSet, idle_weights_hint
 from training.evaluation.plan import Evaluation, describe_plan, plan, require_possible
 from training.evaluation.scores import ClipScores, summarise
 from training.evaluation.scoring import empty_scores, score_all
-from training.model_files.model_clips import clips_as_trained
-from training.model_files.model_folder import locate_model
-from training.model_files.trained_on import TrainedOn, read_trained_on
-from training.processes import Processes, find_place
-from training.session import WorldModel
+from training.inference.session import WorldModel
+from training.model.files.clip_config import clips_as_trained
+from training.model.files.locate import locate_model
+from training.model.files.trained_on import TrainedOn, read_trained_on
 
 log = logging.getLogger(__name__)
 _ALL = "all data sets"

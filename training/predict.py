@@ -21,12 +21,12 @@ from pipeline.common.progress import progress_line
 from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
-from training.command_lines.predict import main
+from training.cli.predict import main
 from training.evaluation.card import versions, weights_hashes
+from training.inference.session import WorldModel
 from training.prediction.clip_prediction import Clip, Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
 from training.prediction.sampling_options import sampling_of
 from training.prediction.start_options import Start, open_start
-from training.session import WorldModel
 from training.visuals import finished_episodes, gallery, movies, pictures
 from training.visuals.pictures import Strip
 

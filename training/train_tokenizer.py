@@ -22,12 +22,12 @@ from pipeline.config.model import TokenizerConfig
 from pipeline.config.recipe import Recipe
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training.command_lines.train_tokenizer import main
-from training.processes import find_place, own_device
-from training.run_folder import RUN_NAME, sole_writer
-from training.stopping import StopRequest
+from training.cli.train_tokenizer import main
+from training.distributed import find_place, own_device
 from training.tokenizer_training.start import take_shape
 from training.tokenizer_training.trainer import TokenizerTrainer
+from training.trainer.run_dir import RUN_NAME, sole_writer
+from training.trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
 # What a resumed run may change without becoming another experiment.

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.loss import CHUNK, next_id_losses
+from training.model.loss import CHUNK, next_id_losses
 
 Loss = Callable[[nn.Linear, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -12,7 +12,7 @@ import tracemalloc
 
 import numpy as np
 
-from training.order import BLOCK, DatasetSize, SampleOrder
+from training.data.sampler import BLOCK, DatasetSize, SampleOrder
 
 DATASETS = 32
 REPEATS = 5

@@ -34,10 +34,10 @@ from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.shards.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.inference.sampling import SamplingRule, uniforms
+from training.inference.session import Session, WorldModel
+from training.model.world_model import build_network
 from training.prediction.clip_prediction import clips_for, cut_clip
 from training.prediction.episodes import open_episodes
-from training.session import Session, WorldModel
-from training.world_model import build_network
 
 ACTION_DIM = 4
 SIZES = {

@@ -36,7 +36,7 @@ from tokenize_offline.tasks import ShardTask, TokenizeJob, find_shards, token_la
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.worker.encoder import TokenizerEngine
 from tokenize_offline.worker.worker import run_worker
-from training.peak_flops import peak_flops
+from training.trainer.logs.peak_flops import peak_flops
 
 SIZES = {
     "tiny": CompressiveVQConfig(block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=16),

@@ -23,15 +23,15 @@ from pipeline.config.recipe import Recipe
 from tokenize_offline.shards.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore
-from training.batches import BatchLoader, BatchReader
-from training.engine import close_engine, start_engine
-from training.metrics import flops_per_id, peak_memory, reset_peak_memory
-from training.peak_flops import peak_flops
-from training.preparation import RunOptions, prepare
-from training.pretrain import pretrain
-from training.processes import Processes, find_place
-from training.schedule import plan_batches
-from training.world_model import build_network, parameter_groups
+from training.data.loader import BatchLoader, BatchReader
+from training.distributed import Processes, find_place
+from training.model.world_model import build_network, parameter_groups
+from training.trainer.deepspeed_engine import close_engine, start_engine
+from training.trainer.logs.peak_flops import peak_flops
+from training.trainer.logs.throughput import flops_per_id, peak_memory, reset_peak_memory
+from training.trainer.schedule import plan_batches
+from training.trainer.setup import RunOptions, prepare
+from training.trainer.trainer import pretrain
 
 PUBLISHED = TokenLayout(
     context_length=2,

@@ -10,11 +10,11 @@ from worlds import run_world
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training import checkpoint_loading
-from training.checkpoint_states import State, judge, tag
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.run_comparison import differing_tensors
+from training.trainer.checkpoints import loading as checkpoint_loading
+from training.trainer.checkpoints.states import State, judge, tag
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.compare import differing_tensors
 
 RECIPE = Recipe(
     model=ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64),

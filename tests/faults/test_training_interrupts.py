@@ -16,7 +16,13 @@ from launching import losses, training_arguments
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
 
-_PRELOADED = ["training.pretrain", "training.replay", "training.verify_resume", "deepspeed", "torch.utils.tensorboard.writer"]
+_PRELOADED = [
+    "training.trainer.trainer",
+    "training.trainer.replay",
+    "training.trainer.verify_resume.verify",
+    "deepspeed",
+    "torch.utils.tensorboard.writer",
+]
 _SECONDS = 200
 
 

@@ -41,7 +41,7 @@ COMMANDS = {
     "demo": (training.demo.run.main, []),
 }
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["training.pretrain", "deepspeed", "transformers.models.llama"])
+_context.set_forkserver_preload(["training.trainer.trainer", "deepspeed", "transformers.models.llama"])
 
 
 def _run(given: list[str], said: str) -> None:

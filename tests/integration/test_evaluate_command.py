@@ -13,9 +13,9 @@ from evaluation_worlds import data_set
 from safetensors.torch import save_file
 
 from training import evaluate
-from training.metric_weights.published import ALL, I3D_KINETICS, VGG16_LPIPS
-from training.model_files.transformer_files import WEIGHTS
-from training.video_metrics.perceptual import VGGFeatures
+from training.metrics.lpips import VGGFeatures
+from training.metrics.weights.published import ALL, I3D_KINETICS, VGG16_LPIPS
+from training.model.files.transformer import WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -49,10 +49,10 @@ PARSERS = {
     "inspect": ("tokenize_offline.inspect", "parser"),
     "tokenize": ("tokenize_offline.cli", "build_parser"),
     "train": ("training.__main__", "build_parser"),
-    "train-tokenizer": ("training.command_lines.train_tokenizer", "build_parser"),
-    "predict": ("training.command_lines.predict", "build_parser"),
-    "play": ("training.command_lines.play", "build_parser"),
-    "evaluate": ("training.command_lines.evaluate", "build_parser"),
+    "train-tokenizer": ("training.cli.train_tokenizer", "build_parser"),
+    "predict": ("training.cli.predict", "build_parser"),
+    "play": ("training.cli.play", "build_parser"),
+    "evaluate": ("training.cli.evaluate", "build_parser"),
     "demo": ("training.demo.run", "build_parser"),
 }
 PYTHONS_WORDS = re.compile(r"typing|class '|NoneType|Union|Literal|Parser key|namespace|Traceback|invalid \w+ value|_dir\b")

@@ -10,9 +10,9 @@ from synthetic_tokens import write_shard
 
 from pipeline.config.cli import parse_recipe
 from training.__main__ import build_parser
-from training.checkpoints import newest_checkpoint
-from training.preparation import RunOptions
-from training.pretrain import pretrain
+from training.trainer.checkpoints.files import newest_checkpoint
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
 
 SETTINGS = {
     "model__attention_dropout": 0.0,

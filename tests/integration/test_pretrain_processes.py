@@ -11,8 +11,8 @@ from synthetic_tokens import write_shard
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.preparation import RunOptions
-from training.pretrain import pretrain
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from pipeline.episodes.index import write_index
 from pipeline.episodes.naming import episode_key, shard_name
 from pipeline.episodes.shards import EpisodeShardWriter
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
+from training.metrics.lpips import VGGFeatures
 from training.tokenizer_training.trainer import TokenizerTrainer
 from training.train_tokenizer import main
-from training.video_metrics.perceptual import VGGFeatures
 
 RECIPE = """
 clips: {stride: "1", held_out: 0.3}

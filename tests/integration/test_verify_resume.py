@@ -11,9 +11,9 @@ from synthetic_tokens import write_shard
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.verify_resume import VERDICT_NAME, exactness, likeness, verify_resume
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.verify import VERDICT_NAME, exactness, likeness, verify_resume
 
 RECIPE = Recipe(
     model=ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64),

@@ -24,7 +24,7 @@ from tokenize_offline.estimate import plan
 from tokenize_offline.filtering import exclude, select
 from tokenize_offline.shards.token_shards import open_token_shard
 from tokenize_offline.tasks import find_shards, token_layout
-from training.episode_table import open_tables
+from training.data.episode_index import open_tables
 
 
 def with_quality(output, episodes, dataset="made_up", split="train", number=0):

@@ -11,7 +11,7 @@ import tiny_models
 
 from pipeline.config.recipe import ClipsConfig, Recipe
 from pipeline.episodes.index import read_records, write_index
-from training.model_files.model_folder import RECIPE
+from training.model.files.locate import RECIPE
 
 # Of the episodes 0 to 7 of `left` this share holds out some and leaves some.
 SHARE = 0.4

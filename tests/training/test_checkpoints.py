@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConflictError
-from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, Progress, State, content_fault, judge, tag
-from training.checkpoints import mark_complete, newest_checkpoint, note_damaged, partial, prune, put_in_place
+from training.trainer.checkpoints.files import mark_complete, newest_checkpoint, note_damaged, partial, prune, put_in_place
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Progress, State, content_fault, judge, tag
 
 
 def _write(folder, step, marked=True):

@@ -8,8 +8,8 @@ from worlds import pretrain_in_chunks, run_world
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from training.preparation import RunOptions
-from training.run_comparison import loss_differences
+from training.trainer.setup import RunOptions
+from training.trainer.verify_resume.compare import loss_differences
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])

@@ -15,12 +15,12 @@ from pipeline.common.errors import ConflictError, ShardError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
-from training.checkpoint_states import COMPLETE_NAME, DAMAGED_NAME, State, judge, tag
-from training.checkpoints import mark_complete
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.replay import replay
-from training.run_comparison import differing_tensors
+from training.trainer.checkpoints.files import mark_complete
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, State, judge, tag
+from training.trainer.replay import replay
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.compare import differing_tensors
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=192)
 STEPS = 6

@@ -11,9 +11,9 @@ import pytest
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.index import INDEX_FILE, SUMMARY_FILE
-from training.episode_table import open_tables
+from training.data.episode_index import open_tables
 from training.evaluation.data import Wanted, open_test_data
-from training.model_files.trained_on import TrainedOn
+from training.model.files.trained_on import TrainedOn
 
 ROWS = 5000
 

@@ -16,10 +16,10 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
-from training.batches import Batch
-from training.held_out_predictions import predict_clips
-from training.preparation import RunOptions
-from training.pretrain import pretrain
+from training.data.loader import Batch
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.validation_videos import predict_clips
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_what_is_shown_at_the_end_is_what_the_exported_model_predicts(data, tmp_
         shown.append((batch, predict_clips(model, batch)))
         return shown[-1][1]
 
-    monkeypatch.setattr("training.held_out_predictions.predict_clips", remembering)
+    monkeypatch.setattr("training.trainer.validation_videos.predict_clips", remembering)
     pretrain(_recipe(precision="bf16"), _options(data, tmp_path))
     batch, (truth, predicted) = shown[-1]
     again = predict_clips(WorldModel.from_pretrained(tmp_path / "model", "cpu"), batch)

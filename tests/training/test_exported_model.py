@@ -16,14 +16,14 @@ from pipeline.config.model import ModelConfig, TokenizerShape, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
-from training.export import export_model
-from training.model_files.described_recipe import described
-from training.model_files.model_card import model_card
-from training.model_files.model_clips import clips_as_trained
-from training.model_files.trained_on import read_trained_on
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.world_model import load_transformer
+from training.model.files.clip_config import clips_as_trained
+from training.model.files.described_recipe import described
+from training.model.files.export import export_model
+from training.model.files.model_card import model_card
+from training.model.files.trained_on import read_trained_on
+from training.model.world_model import load_transformer
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,14 @@ from pipeline.common.errors import ConfigError, ConflictError, SourceError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
-from training.batches import BatchReader
-from training.checkpoints import tag
-from training.order import SampleOrder
-from training.preparation import RunOptions, prepare
-from training.pretrain import pretrain
-from training.processes import find_place
-from training.run_comparison import differing_tensors, loss_differences
-from training.world_model import build_network, load_transformer
+from training.data.loader import BatchReader
+from training.data.sampler import SampleOrder
+from training.distributed import find_place
+from training.model.world_model import build_network, load_transformer
+from training.trainer.checkpoints.files import tag
+from training.trainer.setup import RunOptions, prepare
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.compare import differing_tensors, loss_differences
 
 SHAPE = {"layers": 2, "heads": 2, "width": 32, "mlp_width": 64, "positions": 64, "attention_dropout": 0.0}
 HEADS = {"actions": True, "rewards": True, "action_reconstruction": 0.5}

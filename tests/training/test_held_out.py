@@ -11,11 +11,11 @@ from worlds import run_world
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
-from training.held_out import HeldOutLoss, mixture_shares, spread_rows
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.processes import Processes, find_place
-from training.world_model import build_network
+from training.distributed import Processes, find_place
+from training.model.world_model import build_network
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.validation_loss import HeldOutLoss, mixture_shares, spread_rows
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 WEIGHTS = {"alpha": Fraction(3, 4), "beta": Fraction(1, 4)}

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from training.loss import next_id_losses, squared_error
+from training.model.loss import next_id_losses, squared_error
 
 
 def _case(rows, positions, vocabulary, seed, width=5):

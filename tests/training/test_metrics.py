@@ -9,7 +9,7 @@ import torch
 from synthetic_tokens import LAYOUT
 
 from pipeline.config.model import ModelConfig
-from training.metrics import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy
+from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy
 
 PUBLISHED = dataclasses.replace(
     LAYOUT, context_length=2, clip_length=16, context_grid=16, future_grid=4, num_vq_embeddings=8192, num_dyn_embeddings=8192

@@ -14,12 +14,12 @@ from worlds import run_world
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from training import SampleOrder, TokenStore
-from training.checkpoints import tag
-from training.nonfinite import SKIPPED_NAME, NonFiniteError, poisoned
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.replay import replay
-from training.run_comparison import differing_tensors
+from training.trainer.checkpoints.files import tag
+from training.trainer.nonfinite import SKIPPED_NAME, NonFiniteError, poisoned
+from training.trainer.replay import replay
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.compare import differing_tensors
 
 BATCH = 4
 

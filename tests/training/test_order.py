@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from training.order import BLOCK, DatasetSize, SampleOrder
+from training.data.sampler import BLOCK, DatasetSize, SampleOrder
 
 GOLDEN = [
     ("kuka", 34),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.peak_flops import peak_flops, peak_flops_of
+from training.trainer.logs.peak_flops import peak_flops, peak_flops_of
 
 # Whole names, as CUDA and HIP give them.
 KNOWN = {

@@ -10,7 +10,7 @@ from browser import chromium
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig
-from training.command_lines import play as command
+from training.cli import play as command
 from training.play.controls import Slider, read_action, sliders_for
 from training.play.game import Game, Start
 from training.play.server import PlayServer

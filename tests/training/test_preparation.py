@@ -14,11 +14,11 @@ from pipeline.common.errors import ConfigError, ConflictError, ProjectError, Sha
 from pipeline.config.catalog import mixture
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
-from training.checkpoints import Progress, mark_complete, tag
-from training.preparation import RunOptions, prepare
-from training.processes import find_place
-from training.run_folder import RUN_NAME, run_fingerprint, sole_writer
-from training.schedule import learning_rate
+from training.distributed import find_place
+from training.trainer.checkpoints.files import Progress, mark_complete, tag
+from training.trainer.run_dir import RUN_NAME, run_fingerprint, sole_writer
+from training.trainer.schedule import learning_rate
+from training.trainer.setup import RunOptions, prepare
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")

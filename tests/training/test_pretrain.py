@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
-from training.checkpoints import tag
-from training.preparation import RunOptions
-from training.pretrain import Trainer, pretrain
-from training.run_comparison import differing_tensors
+from training.trainer.checkpoints.files import tag
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import Trainer, pretrain
+from training.trainer.verify_resume.compare import differing_tensors
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -6,9 +6,9 @@ from synthetic_tokens import LAYOUT
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig, TrainingConfig
-from training.engine import close_engine, start_engine
-from training.processes import Processes, find_place
-from training.world_model import build_network
+from training.distributed import Processes, find_place
+from training.model.world_model import build_network
+from training.trainer.deepspeed_engine import close_engine, start_engine
 
 TORCHRUN = {
     "RANK": "5",

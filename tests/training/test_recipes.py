@@ -11,10 +11,10 @@ from test_metrics import PUBLISHED
 
 from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser
-from training.preparation import RunOptions
-from training.pretrain import pretrain
-from training.schedule import plan_batches
-from training.world_model import build_network
+from training.model.world_model import build_network
+from training.trainer.schedule import plan_batches
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Of recipes that pre-train or fine-tune a world model: columns of an action, 0 for action-free ones.

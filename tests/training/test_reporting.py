@@ -10,12 +10,12 @@ from wandb_logs import logged
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from training import reporting
-from training.metrics import flops_per_id, peak_memory
-from training.preparation import RunOptions, prepare
-from training.pretrain import pretrain
-from training.processes import Processes, find_place
-from training.reporting import Reporter
+from training.distributed import Processes, find_place
+from training.trainer.logs import reporter as reporting
+from training.trainer.logs.reporter import Reporter
+from training.trainer.logs.throughput import flops_per_id, peak_memory
+from training.trainer.setup import RunOptions, prepare
+from training.trainer.trainer import pretrain
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 PEAK = 1e9

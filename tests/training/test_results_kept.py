@@ -11,12 +11,12 @@ import pytest
 import torch
 from synthetic_tokens import write_shard
 
-import training.pretrain
+import training.trainer.trainer
 from pipeline.common.json_files import parse_json
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from training.preparation import RunOptions
-from training.pretrain import pretrain
+from training.trainer.setup import RunOptions
+from training.trainer.trainer import pretrain
 
 BAD = 2
 
@@ -93,7 +93,7 @@ def test_skipped_steps_are_told_when_they_happen_and_counted_in_every_file_also_
 def _killed_before_the_export(recipe, options):
     """Train in this process, which dies where it would export the model."""
     torch.set_num_threads(1)
-    training.pretrain.export_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    training.trainer.trainer.export_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     pretrain(recipe, options)
 
 

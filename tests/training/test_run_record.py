@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConflictError
-from training.run_record import RECORD_NAME, Phase, RunRecord, read_record, write_record
+from training.trainer.run_history import RECORD_NAME, Phase, RunRecord, read_record, write_record
 
 STARTS = st.lists(
     st.tuples(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
-from training.schedule import dropout_seed, learning_rate, plan_batches
+from training.trainer.schedule import dropout_seed, learning_rate, plan_batches
 
 
 @given(

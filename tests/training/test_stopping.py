@@ -8,7 +8,7 @@ import textwrap
 def test_a_process_ends_though_what_it_started_with_signals_held_back_never_gets_them():
     code = """
         import multiprocessing, os, signal, time
-        from training.stopping import signals_held_back
+        from training.trainer.signals import signals_held_back
 
         def work(ready):
             ready.set()

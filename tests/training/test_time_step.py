@@ -18,8 +18,8 @@ from pipeline.config.recipe import ClipsConfig, Recipe
 from tokenize_offline.clips.sampling import EpisodeShape, is_held_out, stride_of
 from tokenize_offline.shards.codebook_stats import typical
 from training import predict
-from training.model_files.model_folder import CLIPS, RECIPE
-from training.model_files.trained_on import clips_file, read_trained_on
+from training.model.files.locate import CLIPS, RECIPE
+from training.model.files.trained_on import clips_file, read_trained_on
 from training.prediction.time_step import fit_time_step
 
 TRAINED = ClipsConfig(length=5, stride="1")

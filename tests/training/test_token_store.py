@@ -17,7 +17,7 @@ from pipeline.inspection.verify import fault_of
 from tokenize_offline.inspect import main as inspect
 from tokenize_offline.shards.token_shards import open_token_shard
 from training import TokenStore
-from training.order import DatasetSize
+from training.data.sampler import DatasetSize
 
 
 def test_rows_run_through_the_shards_of_a_data_set_in_order(tmp_path):

@@ -11,9 +11,9 @@ from PIL import Image
 from wandb_logs import logged
 
 from pipeline.common.errors import ConfigError
-from training import tracking
-from training.metrics import METRICS_NAME
-from training.tracking import WANDB_NAME, MetricsWriter, WandbRun, require_wandb
+from training.trainer.logs import loggers
+from training.trainer.logs.loggers import WANDB_NAME, MetricsWriter, WandbRun, require_wandb
+from training.trainer.logs.throughput import METRICS_NAME
 from training.visuals.pictures import Strip, write_gif
 
 
@@ -72,23 +72,23 @@ def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(t
 
 
 def test_another_project_is_another_run(tmp_path):
-    first = tracking._run_id(tmp_path, "one")
-    assert tracking._run_id(tmp_path, "one") == first
-    assert tracking._run_id(tmp_path, "two") != first
+    first = loggers._run_id(tmp_path, "one")
+    assert loggers._run_id(tmp_path, "one") == first
+    assert loggers._run_id(tmp_path, "two") != first
 
 
 def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_install(monkeypatch):
     def absent(name):
-        raise tracking.importlib.metadata.PackageNotFoundError(name)
+        raise loggers.importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(tracking.importlib.metadata, "version", absent)
+    monkeypatch.setattr(loggers.importlib.metadata, "version", absent)
     require_wandb(None)
     with pytest.raises(ConfigError, match=r"wandb_project is worlds but the package wandb isn't installed: pip install"):
         require_wandb("worlds")
 
 
 def test_weights_and_biases_is_imported_only_when_asked_for():
-    check = "import sys, training.pretrain; sys.exit('wandb' in sys.modules)"
+    check = "import sys, training.trainer.trainer; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=200).returncode == 0
 
 
@@ -97,7 +97,7 @@ def test_an_interrupt_between_an_event_and_its_notice_does_not_keep_a_training_w
 import os, signal, sys, threading, time
 from pathlib import Path
 from pipeline.config.cli import run_command
-from training.tracking import MetricsWriter
+from training.trainer.logs.loggers import MetricsWriter
 
 notify, armed = threading.Condition.notify, []
 

@@ -12,12 +12,12 @@ from worlds import pretrain_on_an_old_cpu, run_world
 from pipeline.common.errors import ConflictError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.checkpoints import tag
-from training.preparation import Run, RunOptions, prepare
-from training.pretrain import pretrain
-from training.processes import find_place
-from training.run_comparison import differing_tensors
-from training.verify_resume import TOLERANCES, verify_resume
+from training.distributed import find_place
+from training.trainer.checkpoints.files import tag
+from training.trainer.setup import Run, RunOptions, prepare
+from training.trainer.trainer import pretrain
+from training.trainer.verify_resume.compare import differing_tensors
+from training.trainer.verify_resume.verify import TOLERANCES, verify_resume
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 

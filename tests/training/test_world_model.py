@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.model import ModelConfig
-from training.model_files.transformer_files import open_folder
-from training.world_model import build_network, load_pretrained_llama, load_transformer, parameter_groups
+from training.model.files.transformer import open_folder
+from training.model.world_model import build_network, load_pretrained_llama, load_transformer, parameter_groups
 
 KINDS = [(actions, rewards) for actions in (False, True) for rewards in (False, True)]
 SHAPE = tiny_models.layout()

@@ -8,8 +8,8 @@ import torch
 from pipeline.config.model import ModelConfig
 from tokenize_offline.shards.token_shards import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.session import WorldModel
-from training.world_model import WorldModelNetwork, build_network, load_transformer
+from training.inference.session import WorldModel
+from training.model.world_model import WorldModelNetwork, build_network, load_transformer
 
 CLIP_LENGTH = 5
 # 8 x 8 ids a context frame, 2 x 2 ids a future frame.

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-_PRELOADED = ["training.pretrain", "deepspeed", "deepspeed.checkpoint.ds_to_universal", "transformers.models.llama"]
+_PRELOADED = ["training.trainer.trainer", "deepspeed", "deepspeed.checkpoint.ds_to_universal", "transformers.models.llama"]
 _SECONDS = 300
 _PATIENCE = 30
 
@@ -80,10 +80,10 @@ def _free_port() -> int:
 
 def pretrain_showing_groups(recipe: Any, options: Any) -> list[dict[str, Any]]:
     """Pre-train; returns the hyper-parameters of each parameter group as they were before the first step."""
-    from training.preparation import prepare
-    from training.pretrain import Trainer
-    from training.processes import Processes, find_place
-    from training.stopping import StopRequest
+    from training.distributed import Processes, find_place
+    from training.trainer.setup import prepare
+    from training.trainer.signals import StopRequest
+    from training.trainer.trainer import Trainer
 
     place = find_place(os.environ)
     run = prepare(recipe, options, place)
@@ -98,14 +98,14 @@ def pretrain_showing_groups(recipe: Any, options: Any) -> list[dict[str, Any]]:
 
 def pretrain_apart(recipe: Any, options: Any) -> Any:
     """Pre-train with a run folder of its own for every rank, as on nodes that don't share a disk."""
-    from training.pretrain import pretrain
+    from training.trainer.trainer import pretrain
 
     return pretrain(recipe, dataclasses.replace(options, output=f"{options.output}-{os.environ['RANK']}"))
 
 
 def pretrain_on_an_old_cpu(recipe: Any, options: Any, old_rank: int) -> Any:
     """Pre-train where the CPU of one rank has no instructions for half precision."""
-    from training.pretrain import pretrain
+    from training.trainer.trainer import pretrain
 
     if os.environ["RANK"] == str(old_rank):
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
@@ -116,8 +116,8 @@ def pretrain_in_chunks(recipe: Any, options: Any, chunk: int) -> Any:
     """Pre-train with the loss over so many labelled positions at a time."""
     import functools
 
-    from training import world_model
-    from training.pretrain import pretrain
+    from training.model import world_model
+    from training.trainer.trainer import pretrain
 
     world_model.next_id_losses = functools.partial(world_model.next_id_losses, chunk=chunk)
     return pretrain(recipe, options)

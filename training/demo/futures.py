@@ -24,8 +24,8 @@ from pipeline.common.progress import progress_line
 from pipeline.config.cli import run_command
 from tokenize_offline.clips.transforms import to_square
 from training.demo.pusht import WORLD_SIZE, SimulatedEpisode, simulate_episode
-from training.session import WorldModel
-from training.video_metrics.frame_metrics import psnr_per_frame
+from training.inference.session import WorldModel
+from training.metrics.frame_metrics import psnr_per_frame
 from training.visuals.pictures import Strip, write_contact_sheet, write_gif
 
 _MIDDLE, _NEAR, _FAR = WORLD_SIZE / 2, 0.12 * WORLD_SIZE, 0.88 * WORLD_SIZE

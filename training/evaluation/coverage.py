@@ -4,7 +4,7 @@ from typing import Any
 
 from pipeline.episodes.naming import TRAINING_SPLIT
 from training.evaluation.data import TestData, TestSet, Wanted
-from training.model_files.trained_on import TrainedOn
+from training.model.files.trained_on import TrainedOn
 
 
 def in_words(data: TestData, trained: TrainedOn, wanted: Wanted) -> str:

@@ -20,8 +20,8 @@ from pipeline.episodes.frames import require_detail
 from pipeline.episodes.index import find_datasets, read_records, read_summary
 from pipeline.episodes.shards import read_sample
 from tokenize_offline.clips.sampling import stride_of
-from training.episode_table import EpisodeRow, EpisodeRows, read_episodes
-from training.model_files.trained_on import TrainedOn
+from training.data.episode_index import EpisodeRow, EpisodeRows, read_episodes
+from training.model.files.trained_on import TrainedOn
 from training.prediction.clip_fit import frames_needed, what_fits
 from training.prediction.time_step import fit_time_step
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from pipeline.common.errors import ConfigError
 from tokenize_offline.measures import MAX_PSNR
 from training.evaluation.metric_names import DEFAULT_METRICS, FRAME_METRICS
-from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS
-from training.video_metrics import i3d
-from training.video_metrics.backbones import I3D
-from training.video_metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per_frame
-from training.video_metrics.perceptual import LEAST_SIDE, LPIPS
+from training.metrics import i3d
+from training.metrics.backbones import I3D
+from training.metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per_frame
+from training.metrics.lpips import LEAST_SIDE, LPIPS
+from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS
 
 # Metrics of which more is better.
 RISING = ("psnr", "ssim")

@@ -9,9 +9,9 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
 from training.evaluation.data import TestSet, Wanted
 from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
+from training.inference.session import WorldModel
 from training.prediction.clip_prediction import Sampling, clips_for
 from training.prediction.sampling_options import sampling_of
-from training.session import WorldModel
 
 
 @dataclass(frozen=True)

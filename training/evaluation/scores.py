@@ -16,9 +16,9 @@ import torch
 
 from tokenize_offline.clips.sampling import Draws
 from training.evaluation.metrics import RISING, MetricSet
+from training.inference.session import WorldModel
+from training.metrics.fvd import frechet_distance
 from training.prediction.clip_prediction import Clip, Sampling, predict_clip
-from training.session import WorldModel
-from training.video_metrics.frechet import frechet_distance
 
 ROWS = ("prediction", "repeat_last_frame", "reconstruction")
 

@@ -9,15 +9,15 @@ from pipeline.common import storage
 from pipeline.common.errors import ProjectError, StorageError
 from pipeline.common.manifests import canonical_json
 from pipeline.common.progress import progress_line
+from training.distributed import Processes
 from training.evaluation.data import TestClip
 from training.evaluation.kept_scores import KeptScores
 from training.evaluation.metrics import MetricSet
 from training.evaluation.plan import Evaluation
 from training.evaluation.scores import ClipScores, score_clip
+from training.inference.session import WorldModel
+from training.metrics import i3d
 from training.prediction.clip_prediction import cut_clip
-from training.processes import Processes
-from training.session import WorldModel
-from training.video_metrics import i3d
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from tokenize_offline.tokenizer.autoencoder import Decoder
 from tokenize_offline.tokenizer.blocks import Doubling
 from tokenize_offline.tokenizer.model import ContextFeatures
-from training.inference.packed_layers import PackedConvolution, PackedDoubling, PackedLinear, packable
+from training.inference.onednn_layers import PackedConvolution, PackedDoubling, PackedLinear, packable
 
 Module = TypeVar("Module", bound=nn.Module)
 

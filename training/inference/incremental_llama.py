@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from training.inference.kv_cache import KeyValueCache
-from training.inference.packed_layers import PackedLinear
+from training.inference.onednn_layers import PackedLinear
 
 _SPAN = 128  # attention reads whole multiples of so many positions, to meet few shapes
 

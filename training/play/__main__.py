@@ -2,7 +2,7 @@
 
 import sys
 
-from training.command_lines.play import main
+from training.cli.play import main
 
 if __name__ == "__main__":
     sys.exit(main())

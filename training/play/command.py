@@ -9,7 +9,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
-from training.command_lines.play import OFFERED
+from training.cli.play import OFFERED
 from training.play.game import MAX_FUTURES, Game
 from training.play.server import PlayServer
 from training.prediction.sampling_options import sampling_of

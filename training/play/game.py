@@ -17,10 +17,10 @@ import torch
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.episodes.episode import Episode
+from training.inference.session import Session, WorldModel
 from training.play.controls import read_action, recorded_actions, sliders_for
 from training.prediction.clip_prediction import Sampling, clips_for, decode_frames, stride_for
 from training.prediction.start_options import Start as EpisodeStart
-from training.session import Session, WorldModel
 from training.visuals.gallery import sprite
 
 log = logging.getLogger(__name__)

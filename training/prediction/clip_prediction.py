@@ -19,9 +19,9 @@ from pipeline.episodes.frames import decode
 from tokenize_offline.clips.sampling import EpisodeShape, frame_indices, resolve_clips, stride_of
 from tokenize_offline.clips.transforms import to_square
 from training.inference.sampling import SamplingRule
+from training.inference.session import WorldModel
+from training.metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 from training.prediction.clip_fit import frames_needed, what_fits
-from training.session import WorldModel
-from training.video_metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 
 
 @dataclass(frozen=True)

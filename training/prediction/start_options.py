@@ -17,12 +17,12 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import split_of_key
 from tokenize_offline.clips.sampling import EpisodeShape
-from training.model_files.model_clips import clips_as_trained
-from training.model_files.model_folder import locate_model
-from training.model_files.trained_on import TrainedOn, read_trained_on
+from training.inference.session import WorldModel
+from training.model.files.clip_config import clips_as_trained
+from training.model.files.locate import locate_model
+from training.model.files.trained_on import TrainedOn, read_trained_on
 from training.prediction.episodes import choose_episodes, holds_shards, open_episodes
 from training.prediction.time_step import fit_time_step
-from training.session import WorldModel
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
-from training.checkpoints import names_of
-from training.durable import flush_tree
+from training.trainer.checkpoints.durable import flush_tree
+from training.trainer.checkpoints.files import names_of
 
 LATEST_NAME = "latest.json"
 _ANEW = ", or choose another --output to begin anew"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenize_offline.measures import perplexity
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
-from training.tokenizer_training.weight_average import WeightAverage
+from training.tokenizer_training.ema import WeightAverage
 
 # A code with less than this part of an even share of the choices is taken from its few features.
 _RARE = 0.02

@@ -1,6 +1,6 @@
 """Training clips for the tokenizer, straight from episode shards: sample number -> pixels, as a pure function.
 
-The order is that of pre-training (`training.order`), over episodes in place of token rows, so a run resumes from its step
+The order is that of pre-training (`data.sampler`), over episodes in place of token rows, so a run resumes from its step
 number alone. Every sample reads one episode by its byte offset and decodes only the frames it needs; random reads are the
 price of an order without state.
 
@@ -25,8 +25,8 @@ from pipeline.processes.child_processes import follow_parent
 from tokenize_offline.clips.decode import decode_frame
 from tokenize_offline.clips.sampling import Draws, draw_augmentation, stride_of
 from tokenize_offline.clips.transforms import augment, to_square
-from training.episode_table import EpisodeRow, EpisodeRows
-from training.order import DatasetSize, SampleOrder
+from training.data.episode_index import EpisodeRow, EpisodeRows
+from training.data.sampler import DatasetSize, SampleOrder
 from training.tokenizer_training.clips import training_frames
 
 # Episodes tried for one sample: more than this in a row are damaged only where nearly all are.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from tokenize_offline.measures import psnr
 from tokenize_offline.tokenizer import CompressiveVQModel
+from training.metrics.lpips import LPIPS
 from training.tokenizer_training.codebooks import CodebookUse
-from training.video_metrics.perceptual import LPIPS
 from training.visuals import pictures
 from training.visuals.pictures import Strip
 

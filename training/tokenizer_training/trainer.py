@@ -24,23 +24,23 @@ from pipeline.config.catalog import mixture
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
-from training.checkpoint_states import tag
-from training.episode_table import open_tables
-from training.metrics import METRICS_NAME, cut_metrics
-from training.nonfinite import poisoned
-from training.stopping import StopRequest, signals_held_back
+from training.data.episode_index import open_tables
+from training.metrics.lpips import LPIPS
 from training.tokenizer_training import checkpoints
-from training.tokenizer_training.adversary import Adversary, measure_of
 from training.tokenizer_training.codebooks import CodebookKeeper
 from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, begin_reading, collate
+from training.tokenizer_training.discriminator import Adversary, measure_of
+from training.tokenizer_training.ema import WeightAverage
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
-from training.tokenizer_training.left_out import LeftOutEpisodes, summarized
-from training.tokenizer_training.loss import tokenizer_losses
-from training.tokenizer_training.skipping import SkippedSteps
+from training.tokenizer_training.losses import tokenizer_losses
+from training.tokenizer_training.nonfinite import SkippedSteps
+from training.tokenizer_training.skipped_episodes import LeftOutEpisodes, summarized
 from training.tokenizer_training.start import in_one_precision, starting_model
 from training.tokenizer_training.stillness import stillness
-from training.tokenizer_training.weight_average import WeightAverage
-from training.video_metrics.perceptual import LPIPS
+from training.trainer.checkpoints.states import tag
+from training.trainer.logs.throughput import METRICS_NAME, cut_metrics
+from training.trainer.nonfinite import poisoned
+from training.trainer.signals import StopRequest, signals_held_back
 
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8

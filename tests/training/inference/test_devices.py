@@ -3,7 +3,7 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from training.inference.devices import usable_device
-from training.session import WorldModel
+from training.inference.session import WorldModel
 
 
 @pytest.mark.parametrize("device", ["banana", "meta", "cuda:99", "hpu", ""])

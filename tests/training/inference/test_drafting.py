@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.inference.drafting import BLOCK_LENGTHS, accepted, block_length
+from training.inference.speculative_decoding import BLOCK_LENGTHS, accepted, block_length
 
 
 def test_one_id_is_accepted_and_one_more_for_every_right_draft_before_it():

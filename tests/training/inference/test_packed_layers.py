@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.inference.packed_layers import PackedConvolution, PackedDoubling, PackedLinear
+from training.inference.onednn_layers import PackedConvolution, PackedDoubling, PackedLinear
 
 
 @pytest.fixture(autouse=True)

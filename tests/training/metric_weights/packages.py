@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.metric_weights.conversion import as_safetensors
-from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS, Published
+from training.metrics.weights.conversion import as_safetensors
+from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS, Published
 
 
 def i3d_arrays() -> dict[str, dict]:

@@ -10,8 +10,8 @@ import packages
 import pytest
 
 from pipeline.common.errors import ConfigError, SourceError
-from training.metric_weights.archives import bring_archive, read_member
-from training.metric_weights.published import Published
+from training.metrics.weights.archives import bring_archive, read_member
+from training.metrics.weights.published import Published
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.common.errors import SourceError
-from training.metric_weights.conversion import _VGG_PLACES, as_safetensors, i3d_parameters, vgg_parameters
-from training.metric_weights.published import I3D_KINETICS
-from training.video_metrics.i3d import I3DFeatures
-from training.video_metrics.perceptual import VGGFeatures
+from training.metrics.i3d import I3DFeatures
+from training.metrics.lpips import VGGFeatures
+from training.metrics.weights.conversion import _VGG_PLACES, as_safetensors, i3d_parameters, vgg_parameters
+from training.metrics.weights.published import I3D_KINETICS
 
 
 def test_i3d_kernels_have_outputs_first_and_its_batch_norms_a_scale_of_one():

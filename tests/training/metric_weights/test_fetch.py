@@ -9,8 +9,8 @@ import packages
 import pytest
 import safetensors.numpy
 
-from training.metric_weights import fetch
-from training.metric_weights.published import ALL, Published, cache_folder
+from training.metrics.weights import fetch
+from training.metrics.weights.published import ALL, Published, cache_folder
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_an_output_on_an_object_store_is_refused(published: tuple[Published, Pub
 
 
 def test_the_command_does_without_torch():
-    code = "import sys; from training.metric_weights import fetch; fetch.build_parser(); sys.exit('torch' in sys.modules)"
+    code = "import sys; from training.metrics.weights import fetch; fetch.build_parser(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from pipeline.common.errors import SourceError
-from training.metric_weights.pickled_arrays import read_pickled_arrays
+from training.metrics.weights.pickled_arrays import read_pickled_arrays
 
 _NAMES = st.text(st.characters(categories=("L", "N"), include_characters="_/"), min_size=1, max_size=8)
 _ARRAYS = arrays_of.arrays(np.float32, arrays_of.array_shapes(max_dims=4, max_side=3))

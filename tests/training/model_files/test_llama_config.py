@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pipeline.common.errors import SourceError
 from training.inference.incremental_llama import IncrementalLlama
-from training.model_files.llama_config import parse_llama_config
-from training.world_model import load_transformer
+from training.model.files.llama_config import parse_llama_config
+from training.model.world_model import load_transformer
 
 LAYOUT = tiny_models.layout()
 POSITIONS = 160

@@ -10,10 +10,10 @@ import tiny_models
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig, Recipe
 from training import predict
-from training.command_lines.evaluate import build_parser
+from training.cli.evaluate import build_parser
 from training.evaluation.plan import plan
-from training.model_files.model_clips import clips_as_trained
-from training.model_files.model_folder import RECIPE, locate_model
+from training.model.files.clip_config import clips_as_trained
+from training.model.files.locate import RECIPE, locate_model
 
 TRAINED = ClipsConfig(stride="1", length=5, goal=True, held_out=0.2, per_episode=9, context_length=1)
 

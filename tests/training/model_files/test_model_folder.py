@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.common.errors import SourceError
-from training.model_files.model_folder import locate_model, locate_transformer
-from training.session import WorldModel
+from training.inference.session import WorldModel
+from training.model.files.locate import locate_model, locate_transformer
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from training.engine import attend_causally
+from training.trainer.deepspeed_engine import attend_causally
 
 
 def _attentions(network, compiled):

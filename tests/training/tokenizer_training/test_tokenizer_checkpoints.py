@@ -7,8 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.common.errors import ConflictError
-from training.checkpoint_states import tag
 from training.tokenizer_training.checkpoints import LATEST_NAME, find, load, publish
+from training.trainer.checkpoints.states import tag
 
 
 def written(folder, step):

@@ -12,9 +12,9 @@ from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser
 from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.tokenizer_training.adversary import Adversary, Discriminator, adaptive_ratio, discriminator_loss
+from training.tokenizer_training.discriminator import Adversary, Discriminator, adaptive_ratio, discriminator_loss
+from training.tokenizer_training.ema import WeightAverage
 from training.tokenizer_training.start import model_config, starting_model, take_shape
-from training.tokenizer_training.weight_average import WeightAverage
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHAPE = CompressiveVQConfig(32, 2, (32, 32), 1, 8, 16, 16, max_att_resolution=16)

@@ -13,7 +13,7 @@ from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from training.tokenizer_training.attention import attend_locally, grid_positions
 from training.tokenizer_training.codebooks import cluster_centres
-from training.tokenizer_training.loss import tokenizer_losses
+from training.tokenizer_training.losses import tokenizer_losses
 from training.tokenizer_training.start import starting_model
 from training.tokenizer_training.stillness import stillness, stillness_loss
 

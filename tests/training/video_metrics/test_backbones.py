@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pipeline.common.errors import ConfigError, SourceError
 from training.evaluation.metrics import DEFAULT_METRICS, idle_weights_hint
-from training.video_metrics.backbones import VGG16, Backbone, load_backbone
+from training.metrics.backbones import VGG16, Backbone, load_backbone
 
 
 class _Small(torch.nn.Module):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchmetrics.functional.image import lpips as reference
 
 from pipeline.common.errors import ConfigError, SourceError
-from training.video_metrics.perceptual import LPIPS, VGGFeatures
+from training.metrics.lpips import LPIPS, VGGFeatures
 
 
 @pytest.fixture(scope="module")

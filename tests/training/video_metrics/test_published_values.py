@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from training.metric_weights.published import I3D_KINETICS, VGG16_LPIPS, Published
-from training.video_metrics.frechet import frechet_distance
-from training.video_metrics.i3d import I3DFeatures
-from training.video_metrics.perceptual import LPIPS, _calibration
+from training.metrics.fvd import frechet_distance
+from training.metrics.i3d import I3DFeatures
+from training.metrics.lpips import LPIPS, _calibration
+from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS, Published
 
 
 def _cached(published: Published) -> Path:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pipeline.common.errors import ConfigError
-from training.video_metrics.frechet import frechet_distance
-from training.video_metrics.i3d import I3DFeatures, _padded, _Unit
+from training.metrics.fvd import frechet_distance
+from training.metrics.i3d import I3DFeatures, _padded, _Unit
 
 
 def _with_moments(mean: np.ndarray, root: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenize_offline.measures import MAX_PSNR
-from training.video_metrics.frame_metrics import psnr_per_frame, ssim_per_frame
+from training.metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 
 FRAMES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 

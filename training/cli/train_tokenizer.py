@@ -1,0 +1,48 @@
+"""The command line of `ivideogpt-train-tokenizer`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+from pipeline.config.cli import CommandParser, recipe_parser
+from training.cli.start import start
+
+
+def build_parser() -> CommandParser:
+    """The command's options beside the recipe."""
+    parser = recipe_parser(
+        "ivideogpt-train-tokenizer",
+        "Train the compressive VQ tokenizer on episode shards. SIGTERM and SIGUSR1 finish the step and save.",
+        helped=("data", "clips", "quality", "tokenizer"),
+    )
+    parser.usage = f"{parser.prog} --shards DIR [DIR ...] --output DIR [OPTION ...]"
+    parser.add_argument(
+        "--shards", metavar="DIR", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest."
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`."
+    )
+    parser.add_argument(
+        "--resume",
+        type=Literal["auto", "never"],
+        default="auto",
+        help="auto: go on where the run stopped, or begin. never: require a new run folder. Default: auto.",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
+    parser.add_argument(
+        "--init_from",
+        metavar="DIR_OR_HUB_ID",
+        type=str | None,
+        default=None,
+        help="Folder (or URL, or hub id) of a tokenizer to start from.",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `ivideogpt-train-tokenizer`; returns its exit status."""
+    return start(build_parser, "training.train_tokenizer", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

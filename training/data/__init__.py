@@ -1,0 +1,1 @@
+"""Token shards as a data set: their rows, the order of samples, batches."""

@@ -1,0 +1,121 @@
+"""Reads the next micro batches ahead of the training loop, in exact order.
+
+Threads, not processes: reading a clip is a copy out of a memory map, so a batch of 64 takes well under a millisecond and
+costs less than sending it between processes would. Batches are pinned on CUDA, so that their transfer runs beside the step.
+"""
+
+import collections
+import time
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.data.sampler import SampleOrder
+from training.data.token_dataset import Clips, TokenStore
+from training.trainer.schedule import BatchPlan
+
+_AHEAD = 4  # micro batches in flight for each thread
+
+
+class Batch(NamedTuple):
+    """Clips as the network takes them.
+
+    Attributes:
+        ids: (B, L) int64.
+        action: (B, T, A) float32, or None.
+        reward: (B, T) float32, or None.
+    """
+
+    ids: torch.Tensor
+    action: torch.Tensor | None
+    reward: torch.Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the copy of a pinned batch does not wait."""
+        action = None if self.action is None else self.action.to(device, non_blocking=True)
+        reward = None if self.reward is None else self.reward.to(device, non_blocking=True)
+        return Batch(self.ids.to(device, non_blocking=True), action, reward)
+
+    def pinned(self) -> "Batch":
+        """The batch in page-locked memory."""
+        action = None if self.action is None else self.action.pin_memory()
+        reward = None if self.reward is None else self.reward.pin_memory()
+        return Batch(self.ids.pin_memory(), action, reward)
+
+
+def as_batch(clips: Clips) -> Batch:
+    """Rows of a store as tensors in host memory."""
+    action = None if clips.action is None else torch.from_numpy(clips.action)
+    reward = None if clips.reward is None else torch.from_numpy(clips.reward)
+    return Batch(torch.from_numpy(clips.ids.astype(np.int64)), action, reward)
+
+
+class BatchReader:
+    """Reads samples of an order as batches.
+
+    Args:
+        store: Where the clips lie.
+        order: Which clip is which sample.
+        actions: Whether the model takes actions; rewards likewise.
+        rewards: See actions.
+        pinned: Whether batches lie in pinned memory.
+    """
+
+    def __init__(self, store: TokenStore, order: SampleOrder, actions: bool, rewards: bool, pinned: bool) -> None:
+        self._store = store
+        self._order = order
+        self._columns = (actions, rewards)
+        self._pinned = pinned
+
+    def read(self, start: int, count: int) -> Batch:
+        """Samples `start .. start + count - 1`."""
+        dataset, rows = self._order.samples(start, count)
+        batch = as_batch(self._store.read(self._order.datasets, dataset, rows, *self._columns))
+        return batch.pinned() if self._pinned else batch
+
+
+class BatchLoader:
+    """Iterates over a rank's micro batches from one step to another, `plan.accumulation` of them a step.
+
+    Args:
+        reader: Reads them.
+        plan: Which samples they hold.
+        steps: Steps to go through.
+        workers: Threads.
+
+    Attributes:
+        waited: Seconds that the training loop has waited for batches so far.
+    """
+
+    def __init__(self, reader: BatchReader, plan: BatchPlan, steps: range, workers: int) -> None:
+        self._reader = reader
+        self._plan = plan
+        self._steps = steps
+        self._workers = max(1, workers)
+        self.waited = 0.0
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """The micro batches in order; threads stop when the iterator is closed or spent."""
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
+        pending: collections.deque[Future[Batch]] = collections.deque()
+        starts = (
+            self._plan.first_sample(step, micro_step) for step in self._steps for micro_step in range(self._plan.accumulation)
+        )
+        try:
+            for start in starts:
+                pending.append(pool.submit(self._reader.read, start, self._plan.micro_batch))
+                if len(pending) >= self._workers * _AHEAD:
+                    yield self._next(pending)
+            while pending:
+                yield self._next(pending)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, pending: "collections.deque[Future[Batch]]") -> Batch:
+        began = time.perf_counter()
+        batch = pending.popleft().result()
+        self.waited += time.perf_counter() - began
+        return batch

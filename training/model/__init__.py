@@ -1,0 +1,1 @@
+"""The world model: network, loss, LoRA, and its files."""

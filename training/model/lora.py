@@ -1,0 +1,173 @@
+"""What training starts from where it isn't random weights: the Llama of another model, whole or with low-rank updates.
+
+Low-rank updates (LoRA, Hu et al. 2021) are peft's layers, put in place inside the Llama, so that the network around it stays
+as it is. The weights under them are frozen. One rank keeps a copy of these in fp32, because a training engine may round them
+to bf16 and cuts them up under ZeRO-3; with it an export merges the updates into exactly the weights that were read.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LlamaConfig
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import ModelConfig, TrainingConfig
+from training.model.files.llama_config import arithmetic, depends_on_positions
+from training.model.files.locate import locate_transformer
+from training.model.files.transformer import TransformerFolder, open_folder
+from training.model.world_model import WorldModelNetwork, load_pretrained_llama, published_llama
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# All matrices of the Llama, as the published code has them.
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
+# Keys of the recipe's `model` section that are a Llama's shape, and what its configuration calls them.
+_SHAPE = {
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "positions": "max_position_embeddings",
+}
+_BASE = ".base_layer"
+_UPDATE = ".lora_"
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Low-rank updates of a network.
+
+    Attributes:
+        config: peft's.
+        frozen: The weights under them by name, in fp32 on the CPU; empty on ranks that don't export.
+    """
+
+    config: "LoraConfig"
+    frozen: dict[str, torch.Tensor]
+
+
+def find_start(training: TrainingConfig) -> TransformerFolder | None:
+    """The transformer folder that a recipe names to start from; None where it names none.
+
+    Raises:
+        SourceError: There is no such model, or it can't be used.
+    """
+    return None if training.init_from is None else open_folder(locate_transformer(training.init_from))
+
+
+def take_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
+    """The recipe's `model` section with the shape of the model that training starts from.
+
+    Args:
+        model: The section.
+        start: Of the model to start from.
+        given: Keys of the section that the user gave, which must agree; None takes those that aren't the defaults.
+
+    Raises:
+        ConfigError: The user gave another shape; the message names the key and both values.
+    """
+    shape = {name: getattr(start, key) for name, key in _SHAPE.items()}
+    wanted = dataclasses.asdict(model)
+    if given is None:
+        default = dataclasses.asdict(ModelConfig())
+        given = [name for name in shape if wanted[name] != default[name]]
+    for name in (name for name in shape if name in given):
+        if name == "positions" and not depends_on_positions(start):
+            shape[name] = wanted[name]  # the same weights compute the same, as far as they reach
+        elif wanted[name] != shape[name]:
+            raise ConfigError(
+                f"model.{name} is {wanted[name]}, but the model of training.init_from has {shape[name]}: set it to "
+                f"{shape[name]}, or leave it out of the recipe"
+            )
+    return dataclasses.replace(model, **shape)
+
+
+def departures(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
+    """What a network computes in another way than the recipe's model of that shape does, by the keys of its configuration."""
+    own, published = (arithmetic(one) for one in (network.config, published_llama(model, network.config.vocab_size)))
+    return {name: value for name, value in own.items() if value != published[name]}
+
+
+def start_from(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
+    """Load the Llama of another model into a fresh network, and put updates into it where the recipe wants them.
+
+    Args:
+        network: Built by the other model's configuration; changed in place.
+        start: The other model.
+        training: Says whether there are updates.
+        exports: Whether this process will export the model.
+
+    Returns:
+        SHA-256 of the weights that were loaded.
+
+    Raises:
+        SourceError: The weights aren't of the network's shape, are damaged, or hold what is no number.
+    """
+    load_pretrained_llama(network, start)
+    if training.lora_rank:
+        _add_updates(network, training, exports)
+    return start.files.sha256()
+
+
+def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: bool) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=training.lora_rank,
+        lora_alpha=training.lora_alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_dropout=training.lora_dropout,
+        target_modules=list(LORA_MODULES),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        _inject(network, config)
+    frozen = {name: value for name, value in network.named_parameters() if not value.requires_grad} if exports else {}
+    network.updates = Updates(config, {name: value.detach().clone() for name, value in frozen.items()})
+
+
+def _inject(network: WorldModelNetwork, config: "LoraConfig") -> None:
+    """Put peft's layers around the Llama's matrices and freeze all of the Llama but them; the heads go on learning."""
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, network.llm)
+
+
+def tell_engine(network: WorldModelNetwork) -> None:
+    """Name the parameters that updates of embeddings hold in a dictionary, so that ZeRO-3 gathers them. After `initialize`.
+
+    DeepSpeed notices such parameters when they are first read, but not in compiled code.
+    """
+    from deepspeed import zero
+    from peft.tuners.lora import Embedding
+
+    for layer in network.modules():
+        if isinstance(layer, Embedding):
+            for parameter in (*layer.lora_embedding_A.values(), *layer.lora_embedding_B.values()):
+                zero.register_external_parameter(layer, parameter)
+
+
+def merged(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All weights of a network under the names that it has without updates.
+
+    Args:
+        network: As `start_from` left it; its own values are not used.
+        trained: Its parameters that are not frozen, in full, fp32 on the CPU.
+    """
+    if network.updates is None:
+        return trained
+    from peft.tuners.lora import Embedding, Linear
+
+    with torch.device("meta"):
+        scratch = network.blank()
+        _inject(scratch, network.updates.config)
+    # Copied, since merging writes into the weights.
+    frozen = {name: value.clone() for name, value in network.updates.frozen.items()}
+    scratch.load_state_dict(trained | frozen, assign=True)
+    for layer in scratch.modules():
+        if isinstance(layer, (Embedding, Linear)):
+            layer.merge()
+    return {name.replace(_BASE, ""): value for name, value in scratch.state_dict().items() if _UPDATE not in name}

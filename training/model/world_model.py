@@ -1,0 +1,330 @@
+"""The world model's network: a Llama over the tokenizer's ids, with optional heads for actions and rewards.
+
+Every position that matters (labels, action slots, reward slots) follows from the token layout, so the forward pass cuts the
+sequence with fixed slices: nothing depends on the data, and the same code runs compiled and under ZeRO 1 to 3. The price is
+that all rows of a batch share one layout.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import ModelConfig
+from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import IdGeometry
+from training.model.files import transformer
+from training.model.files.transformer import LLAMA
+from training.model.loss import next_id_losses, squared_error
+
+if TYPE_CHECKING:
+    from training.model.lora import Updates
+
+INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
+
+
+class NetworkOutput(NamedTuple):
+    """What a training step needs.
+
+    Attributes:
+        loss: Scalar fp32 to call backward on: the weighted sum of the losses below.
+        label_loss: Mean cross-entropy over the labelled positions, in nats.
+        reward_loss: Mean squared error of the rewards; None without a reward head.
+        label_count: Labelled positions in the batch.
+        id_losses: (B, N) fp32 cross-entropy of each labelled position.
+        action_loss: Mean squared error of the reconstructed actions; None without a head for it.
+    """
+
+    loss: torch.Tensor
+    label_loss: torch.Tensor
+    reward_loss: torch.Tensor | None
+    label_count: int
+    id_losses: torch.Tensor
+    action_loss: torch.Tensor | None
+
+
+class WorldModelNetwork(nn.Module):
+    """The Llama under `llm`, and beside it `action_linear`, `reward_linear` and `action_recon_linear` where it has them.
+
+    Attributes:
+        layout: Where ids stand in the sequences it reads.
+        action_dim: Columns of an action; 0 for an action-free model.
+        has_reward: Whether it predicts rewards.
+        reconstructs: Whether it tells the actions from its hidden states.
+        weights: Of the losses of rewards and reconstructed actions beside the loss per label id.
+        updates: Low-rank updates of the Llama, where there are any.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, layout: IdGeometry, action_dim: int, has_reward: bool, reconstructs: bool = False
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        self.action_dim = action_dim
+        self.has_reward = has_reward
+        self.reconstructs = reconstructs
+        self.weights = (1.0, 1.0)
+        self.updates: Updates | None = None
+        self.llm = LlamaForCausalLM(config)
+        if action_dim:
+            self.action_linear = nn.Linear(action_dim, config.hidden_size)
+            nn.init.zeros_(self.action_linear.weight)
+            nn.init.zeros_(self.action_linear.bias)
+        if has_reward:
+            self.reward_linear = _fresh_head(config.hidden_size, 1)
+        if reconstructs:
+            self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
+
+    def blank(self) -> "WorldModelNetwork":
+        """Another network of the same shape, without updates."""
+        return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs)
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The Llama's configuration."""
+        return self.llm.config
+
+    def forward(
+        self, ids: torch.Tensor, action: torch.Tensor | None = None, reward: torch.Tensor | None = None
+    ) -> NetworkOutput:
+        """The training loss of a batch of whole clips.
+
+        Args:
+            ids: (B, L) int64, laid out as `layout` says.
+            action: (B, T, A), action[:, i] taken at frame i; required by a model with actions, ignored by one without.
+            reward: (B, T), reward[:, i] of the action taken at frame i; required by a model with a reward head.
+
+        Raises:
+            ValueError: `action` or `reward` is missing or of another shape.
+        """
+        hidden = self.hidden_states(ids, action)
+        first = self.layout.prefix_length
+        targets = ids[:, first:]
+        id_losses = next_id_losses(self.llm.lm_head, hidden[:, first - 1 : -1], targets)
+        loss = label_loss = id_losses.mean()
+        reward_loss = self._reward_loss(hidden, reward) if self.has_reward else None
+        action_loss = self._action_loss(hidden, action) if self.reconstructs and action is not None else None
+        for weight, part in zip(self.weights, (reward_loss, action_loss), strict=True):
+            if part is not None:
+                loss = loss + weight * part
+        reward_loss, action_loss = (None if part is None else part.detach() for part in (reward_loss, action_loss))
+        return NetworkOutput(loss, label_loss.detach(), reward_loss, targets.numel(), id_losses.detach(), action_loss)
+
+    def _reward_loss(self, hidden: torch.Tensor, reward: torch.Tensor | None) -> torch.Tensor:
+        predicted = self.rewards(hidden)
+        lead = self.layout.context_length - 1
+        if reward is None or reward.shape[0] != len(hidden) or reward.shape[1] < lead + predicted.shape[1]:
+            raise ValueError(f"a model with a reward head needs (B, T) rewards, not {_shape(reward)}")
+        return squared_error(predicted, reward[:, lead : lead + predicted.shape[1]])
+
+    def _action_loss(self, hidden: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Every id of a future frame, its start included, tells the action that led to the frame."""
+        told = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
+        told = told.unflatten(1, (-1, self.layout.future_ids))
+        lead = self.layout.context_length - 1
+        return squared_error(told, action[:, lead : lead + told.shape[1], None])
+
+    def embed(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, width) input embeddings; with actions the i-th start-of-future-frame has that of action[:, t - 1 + i] added.
+
+        Args:
+            ids: (B, L) from a clip's beginning; it may end early.
+            action: (B, T, A) with an action for every start-of-future-frame that `ids` reaches.
+
+        Raises:
+            ValueError: `action` is missing or of another shape.
+        """
+        embedded = self.llm.model.embed_tokens(ids)
+        first, step, lead = self.layout.prefix_length - 1, self.layout.future_ids, self.layout.context_length - 1
+        futures = -(-(ids.shape[1] - first) // step)
+        if not self.action_dim or futures <= 0:
+            return embedded
+        if action is None or action.shape[2:] != (self.action_dim,) or action.shape[1] < lead + futures:
+            wanted = f"(B, at least {lead + futures}, {self.action_dim})"
+            raise ValueError(f"{futures} future frames need actions of shape {wanted}, not {_shape(action)}")
+        led = embedded[:, first::step] + self.embed_action(action[:, lead : lead + futures])
+        return embedded.slice_scatter(led, dim=1, start=first, end=ids.shape[1], step=step)
+
+    def embed_action(self, action: torch.Tensor) -> torch.Tensor:
+        """(..., width): what actions (..., A) add to the embedding of the start-of-future-frame that they lead to."""
+        return self.action_linear(action.to(self.llm.model.embed_tokens.weight.dtype))
+
+    def hidden_states(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, width): the Llama's last hidden states over a clip's beginning or whole. See `embed`."""
+        return self.llm.model(inputs_embeds=self.embed(ids, action), use_cache=False).last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., V) fp32 scores of the next id after hidden states (..., width)."""
+        return self.llm.lm_head(hidden).float()
+
+    def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, f): rewards read at the last id of each whole future frame in hidden states (B, L, width)."""
+        last = self.layout.prefix_length - 2 + self.layout.future_ids
+        return self.reward_linear(hidden[:, last :: self.layout.future_ids]).squeeze(-1)
+
+    def save_transformer(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a transformer folder in the published layout: plain Llama names where there are no heads.
+
+        Args:
+            folder: Local; made if it isn't there.
+            state_dict: Full weights under the names that this network has without updates, in place of its own (a training
+                engine holds them cut up, or in another precision).
+
+        Raises:
+            ValueError: `state_dict` lacks parameters of the network, or has others.
+        """
+        with torch.device("meta"):
+            names = self.blank().state_dict().keys()
+        state = self.state_dict() if state_dict is None else state_dict
+        if unequal := state.keys() ^ names:
+            raise ValueError(f"the weights to save don't match the network: {sorted(unequal)[:4]}")
+        prefix = "" if self.action_dim or self.has_reward else LLAMA
+        transformer.write(folder, self.config, {name.removeprefix(prefix): tensor for name, tensor in state.items()})
+
+
+def build_network(
+    model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int, llama: LlamaConfig | None = None
+) -> WorldModelNetwork:
+    """A network with fresh weights that depend on `seed` alone; the global random state is left as it was.
+
+    Args:
+        model: Its shape. `model.actions` asks for actions of `action_dim` columns.
+        layout: Of the token shards it will read.
+        action_dim: Columns of an action in the token shards, 0 where they hold none.
+        seed: Of the initial weights.
+        llama: Of a trained model of this shape whose Llama it will take over, with all that a recipe can't say of it (rotary
+            embedding, activation, biases, ..); None builds the published one.
+
+    Raises:
+        ConfigError: A clip doesn't fit into `model.positions`, the shards hold no actions where the model wants them, or
+            `llama` has another vocabulary.
+    """
+    if layout.sequence_length > model.positions:
+        raise ConfigError(
+            f"a clip has {layout.sequence_length} ids but model.positions is {model.positions}: "
+            "raise model.positions or tokenize shorter clips"
+        )
+    if model.actions and not action_dim:
+        raise ConfigError(
+            "model.actions is on but the token shards hold no actions: turn it off, or tokenize data with actions"
+        )
+    if llama is not None and llama.vocab_size != layout.vocabulary:
+        raise ConfigError(
+            f"the model of training.init_from has a vocabulary of {llama.vocab_size}, the token shards one of "
+            f"{layout.vocabulary}: they don't belong together; take shards that its tokenizer made"
+        )
+    config = published_llama(model, layout.vocabulary) if llama is None else copy.deepcopy(llama)
+    config.max_position_embeddings, config.attention_dropout = model.positions, model.attention_dropout
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = WorldModelNetwork(
+            config, layout, action_dim if model.actions else 0, model.rewards, bool(model.action_reconstruction)
+        )
+    network.weights = (model.reward_weight, model.action_reconstruction)
+    return network
+
+
+def published_llama(model: ModelConfig, vocabulary: int) -> LlamaConfig:
+    """The Llama of a recipe: what its `model` section leaves open is as in the published checkpoints."""
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=model.width,
+        intermediate_size=model.mlp_width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.heads,
+        max_position_embeddings=model.positions,
+        rms_norm_eps=1e-6,
+        hidden_act="silu",
+        initializer_range=INITIAL_DEVIATION,
+        attention_dropout=model.attention_dropout,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        architectures=["LlamaForCausalLM"],
+    )
+
+
+def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
+    """The optimizer's two parameter groups: weight matrices, which decay, and embeddings, norms and biases, which don't.
+
+    Frozen parameters are in neither. Works before and after ZeRO-3 has cut the parameters up, since it goes by module and
+    name, never by shape.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            matrix = isinstance(module, nn.Linear) and name == "weight"
+            if parameter.requires_grad:
+                (decayed if matrix else plain).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwork:
+    """A network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
+
+    Args:
+        folder: Holds `config.json`, and `model.safetensors` or several such files with their index.
+        layout: Of the tokenizer that it belongs to.
+
+    Raises:
+        SourceError: A file is missing or damaged, its parameters aren't those of the configuration or hold what is no number,
+            or the configuration states what this code doesn't compute; the message names them.
+        ConfigError: The vocabulary isn't the layout's.
+    """
+    found = transformer.open_folder(folder)
+    config, shapes = found.config, found.shapes
+    if config.vocab_size != layout.vocabulary:
+        raise ConfigError(
+            f"{folder} has a vocabulary of {config.vocab_size}, its tokenizer one of {layout.vocabulary}: "
+            "they don't belong together"
+        )
+    transformer.require_layers(config, shapes, folder)
+    # Compared on the meta device first: a wrong configuration must not take memory for what it states.
+    with torch.device("meta"):
+        network = WorldModelNetwork(
+            config,
+            layout,
+            shapes.get("action_linear.weight", (0,))[-1],
+            "reward_linear.weight" in shapes,
+            "action_recon_linear.weight" in shapes,
+        )
+    transformer.require_same_shapes(network.state_dict(), shapes, folder)
+    network.load_state_dict(found.read(), assign=True)
+    network.llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are in no file
+    return network.eval()
+
+
+def load_pretrained_llama(network: WorldModelNetwork, found: transformer.TransformerFolder) -> None:
+    """Load the Llama of a transformer folder into `network.llm`, in place; heads stay as they are.
+
+    The way to fine-tune with actions from an action-free model. Call it before a training engine takes the network, which was
+    built by the folder's configuration.
+
+    Raises:
+        SourceError: The folder's Llama has other parameters or shapes, or holds what is no number; the message names them.
+    """
+    own = {LLAMA + name: tensor for name, tensor in network.llm.state_dict().items()}
+    shapes = {name: shape for name, shape in found.shapes.items() if name.startswith(LLAMA)}
+    transformer.require_same_shapes(own, shapes, found.folder)
+    weights = found.read()
+    network.llm.load_state_dict({name.removeprefix(LLAMA): weights[name] for name in own})
+
+
+def _fresh_head(width: int, columns: int) -> nn.Linear:
+    head = nn.Linear(width, columns)
+    nn.init.normal_(head.weight, std=INITIAL_DEVIATION)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _shape(tensor: torch.Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))

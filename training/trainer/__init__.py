@@ -1,0 +1,1 @@
+"""Pre-training of the transformer: set-up, training steps, checkpoints, validation, logs."""

@@ -1,0 +1,218 @@
+"""DeepSpeed: its configuration out of a recipe, its engine, and the quirks of its set-up, in one place.
+
+A recipe decides everything that changes results; a DeepSpeed file may add what changes speed and memory (offload,
+buckets, communication) and is refused where it contradicts the recipe.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.config.model import TrainingConfig
+from training.distributed import Processes
+from training.model.lora import merged, tell_engine
+from training.model.world_model import WorldModelNetwork, parameter_groups
+from training.trainer.schedule import BatchPlan
+
+log = logging.getLogger(__name__)
+# transformers makes no mask for an implementation that it has no maker of masks for.
+_CAUSAL = "sdpa_causal"
+# What the recipe decides, so that a DeepSpeed file must not.
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "data_types",
+    "checkpoint",
+)
+
+
+def deepspeed_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe and a number of processes, the recipe's own file merged in.
+
+    Raises:
+        ConfigError: The file can't be read, or sets what the recipe decides; or ZeRO stage and precision don't go together.
+    """
+    if training.zero_stage == 0 and training.precision == "bf16":
+        raise ConfigError(
+            "training.zero_stage 0 has no fp32 gradient accumulation for bf16: set training.zero_stage to 1, or "
+            "training.precision to fp32"
+        )
+    config: dict[str, Any] = {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        # Without ZeRO DeepSpeed clips without a look at the norm: see `take_step`.
+        "gradient_clipping": training.gradient_norm if training.zero_stage else 0.0,
+        "zero_optimization": {"stage": training.zero_stage},
+        "steps_per_print": sys.maxsize,
+    }
+    if training.precision == "bf16":
+        # Gradients are summed in fp32 between processes as within them, so that the sum hardly depends on their number. A
+        # DeepSpeed file may say `"communication_data_type": "bf16"` for half of the traffic.
+        config |= {
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+    extra = _read_file(training) if training.deepspeed else {}
+    config = _merge(config, extra)
+    if "offload_optimizer" in config["zero_optimization"]:
+        # torch's AdamW steps on the host as well, and needs no compiler there.
+        config["zero_force_ds_cpu_optimizer"] = False
+    return config
+
+
+def _read_file(training: TrainingConfig) -> dict[str, Any]:
+    path = str(training.deepspeed)
+    try:
+        extra = json.loads(storage.read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"training.deepspeed: {path} can't be read as JSON ({error})") from error
+    if not isinstance(extra, dict) or not isinstance(extra.get("zero_optimization", {}), dict):
+        raise ConfigError(f"training.deepspeed: {path} is no mapping of DeepSpeed settings")
+    owned = sorted(extra.keys() & set(_OWNED))
+    if owned:
+        raise ConfigError(f"training.deepspeed: {path} sets {', '.join(owned)}, which the recipe decides: remove it there")
+    stage = extra.get("zero_optimization", {}).get("stage", training.zero_stage)
+    if stage != training.zero_stage:
+        raise ConfigError(f"training.deepspeed: {path} is for ZeRO stage {stage}, training.zero_stage is {training.zero_stage}")
+    return extra
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in extra.items():
+        merged[key] = _merge(merged[key], value) if isinstance(merged.get(key), dict) and isinstance(value, dict) else value
+    return merged
+
+
+def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: dict[str, Any], processes: Processes) -> Any:
+    """A DeepSpeed engine over `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
+    deepspeed = import_deepspeed(processes.device)
+    attend_causally(network)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(network.to(processes.device), training.weight_decay),
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        fused=processes.device.type == "cuda",
+    )
+    with quiet():
+        engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
+        if network.updates is not None:
+            tell_engine(network)
+        if training.compile:
+            engine.compile()
+    return engine
+
+
+def attend_causally(network: WorldModelNetwork) -> None:
+    """Let attention be causal by SDPA's own flag, without a mask: a mask rules the flash kernel out.
+
+    For whole sequences only, as training has them. transformers leaves the mask away by itself, but not while it is compiled
+    with torch before 2.14.
+    """
+    AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+    network.llm.set_attn_implementation(_CAUSAL)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed's package, set up for a device and without noise on stdout."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed calls collectives by names that torch is about to change, several times a step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    # Its log goes to what is stdout while it is imported.
+    with contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
+        import deepspeed.ops
+    if device.type == "cpu":
+        # Without this DeepSpeed compiles a shared-memory backend for host collectives at every fresh start, a minute during
+        # which all ranks wait; gloo does without. Naming no compatible op also spares it the compiler probes.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What DeepSpeed prints goes to the debug log: stdout carries results."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        if printed.getvalue():
+            log.debug("DeepSpeed: %s", printed.getvalue().strip())
+
+
+def close_engine(engine: Any) -> None:
+    """Give back what the engine holds, and the process group with it, so that another engine can start in this process."""
+    import deepspeed.comm
+
+    engine.destroy()
+    deepspeed.comm.destroy_process_group()
+
+
+def take_step(engine: Any, gradient_norm: float) -> bool:
+    """Take a micro step; at the last of a step the parameters change, unless the gradient is not finite. Call it on all ranks.
+
+    Args:
+        engine: DeepSpeed's.
+        gradient_norm: To which gradients are clipped; 0 doesn't clip.
+
+    Returns:
+        False where the step was skipped: parameters and optimizer are untouched on all ranks. Worth asking after a step's last
+        micro step.
+    """
+    finite = True
+    if not engine.zero_optimization_stage() and engine.is_gradient_accumulation_boundary():
+        # ZeRO clips and checks by itself. Without it gradients are whole and the same on all ranks by now.
+        parameters = list(engine.module.parameters())
+        finite = bool(torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, gradient_norm or math.inf)))
+        if not finite:
+            # AdamW passes over parameters without a gradient.
+            engine.module.zero_grad(set_to_none=True)
+    engine.step()
+    return finite and bool(engine.was_step_applied())
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+
+
+def full_weights(engine: Any, network: WorldModelNetwork) -> dict[str, torch.Tensor] | None:
+    """All parameters in fp32 in host memory, gathered one by one, low-rank updates merged; None on every rank but 0.
+
+    fp32 master weights where training is in bf16. Call it on all ranks.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        full = safe_get_full_fp32_param(parameter)
+        if engine.global_rank == 0:
+            # Without ZeRO there is no master copy beside the fp32 parameter itself.
+            weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+    return merged(network, weights) if engine.global_rank == 0 else None

@@ -1,0 +1,1 @@
+"""What a run reports: throughput, lines of metrics, TensorBoard, Weights & Biases."""

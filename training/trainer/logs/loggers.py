@@ -1,0 +1,171 @@
+"""Where a run's metrics and pictures go: `metrics.jsonl`, TensorBoard and, where a recipe names a project, Weights & Biases.
+
+The file is the record that a resumed run is cut back to; the other two are views of it. In Weights & Biases the training step
+is an ordinary value that all charts are drawn over: a run that goes on from an older checkpoint adds its repeated steps
+once more, equal ones, where the service's own counter would drop whatever comes before its last.
+"""
+
+import importlib.metadata
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError
+from pipeline.common.measured_json import measured_json
+from pipeline.processes.interruption import uninterrupted
+from training.trainer.logs.throughput import METRICS_NAME
+
+WANDB_NAME = "wandb.json"
+
+
+def require_wandb(project: str | None) -> None:
+    """Refuse a recipe that asks for Weights & Biases where its package isn't installed.
+
+    Raises:
+        ConfigError: It does.
+    """
+    if project is None:
+        return
+    try:
+        importlib.metadata.version("wandb")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ConfigError(
+            f"training.wandb_project is {project} but the package wandb isn't installed: "
+            "pip install 'ivideogpt-pipeline[wandb]', or remove the key"
+        ) from error
+
+
+class MetricsWriter:
+    """Writes lines of metrics. Rank 0 holds one.
+
+    TensorBoard's writer hands everything to a thread through a queue. An exception of a signal's in the midst of it could leave
+    the queue with an event that nobody tells the thread of, for which `flush` then waits until the thread looks by itself, two
+    minutes later; or with its lock held, for good. So signals wait until a call is done.
+
+    Args:
+        folder: Run folder.
+        first_step: Step at which the run begins or goes on; what TensorBoard holds past it is hidden.
+        wandb: Also writes to it.
+    """
+
+    def __init__(self, folder: Path, first_step: int, wandb: "WandbRun | None" = None) -> None:
+        # Importing TensorBoard takes a second, which the other ranks and the package's importers can do without.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._lines = (folder / METRICS_NAME).open("a", encoding="utf-8")
+        with uninterrupted():
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._wandb = wandb
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups of charts."""
+        self._lines.write(measured_json({"step": step, **values}) + "\n")
+        self._lines.flush()
+        numbers = _flat(values)
+        with uninterrupted():
+            for tag, number in numbers.items():
+                self._board.add_scalar(tag, number, step)
+        if self._wandb is not None:
+            self._wandb.log(step, numbers)
+
+    def show(self, step: int, animations: Mapping[str, Path]) -> None:
+        """Show GIF files, by name, as the state after `step` steps."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for name, path in animations.items():
+            with Image.open(path) as picture:
+                width, height = picture.size
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+            with uninterrupted():
+                self._board._get_file_writer().add_summary(
+                    Summary(value=[Summary.Value(tag=f"predictions/{name}", image=image)]), step
+                )
+        if self._wandb is not None:
+            self._wandb.show(step, animations)
+
+    def flush(self) -> None:
+        """Bring everything to disk, as is due before a checkpoint."""
+        os.fsync(self._lines.fileno())
+        with uninterrupted():
+            self._board.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """Bring everything to disk, for good."""
+        self.flush()
+        self._lines.close()
+        with uninterrupted():
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.close(failed)
+
+
+class WandbRun:
+    """A run of Weights & Biases: the same one whenever the run in a folder goes on.
+
+    Args:
+        project: Where it belongs.
+        folder: Run folder; keeps the run's id, and all that the package writes.
+        config: The recipe.
+
+    Raises:
+        ConfigError: It can't be opened, as without a key or a connection.
+    """
+
+    def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        self._package = wandb
+        try:
+            self._run = wandb.init(
+                project=project,
+                id=_run_id(folder, project),
+                resume="allow",
+                dir=folder,
+                config=dict(config),
+                # The console is the launcher's, and a run folder says all about the code that a recipe doesn't.
+                settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+            )
+        except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+            raise ConfigError(
+                f"Weights & Biases can't open a run in training.wandb_project {project} ({error}): set WANDB_API_KEY, set "
+                "WANDB_MODE=offline, or remove the key"
+            ) from error
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers by name, as of after `step` steps."""
+        self._run.log({"step": step, **numbers})
+
+    def show(self, step: int, animations: Mapping[str, Path]) -> None:
+        """Add GIF files by name, as of after `step` steps."""
+        films = {f"predictions/{name}": self._package.Video(str(path), format="gif") for name, path in animations.items()}
+        self._run.log({"step": step, **films})
+
+    def close(self, failed: bool) -> None:
+        """Send or write what is left."""
+        self._run.finish(exit_code=int(failed))
+
+
+def _run_id(folder: Path, project: str) -> str:
+    """The id of a folder's run in a project, made at the first call."""
+    path = folder / WANDB_NAME
+    known = json.loads(path.read_bytes()) if path.exists() else {}
+    if known.get("project") != project:
+        known = {"project": project, "id": secrets.token_hex(8)}
+        storage.write_bytes(str(path), json.dumps(known).encode())
+    return str(known["id"])
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by name, those of nested mappings as `group/name`; what is None is left out."""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        flat |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}
+    return {name: number for name, number in flat.items() if number is not None}

@@ -1,0 +1,94 @@
+"""`--replay STEP`: a step of a run made again, to see what was wrong with it: the loss of every clip, and the step's own.
+
+Starts at the nearest checkpoint before the step and makes the steps in between again, so the weights are those that the step
+met: bit for bit on the same number of processes. The price is the time of these steps. Nothing in the run folder changes.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import torch
+
+from pipeline.common.errors import ConfigError
+from pipeline.common.progress import progress_line
+from pipeline.config.recipe import Recipe
+from training.distributed import Processes, find_place
+from training.trainer.checkpoints.intact import sound_run
+from training.trainer.deepspeed_engine import close_engine
+from training.trainer.nonfinite import json_number
+from training.trainer.run_dir import sole_writer
+from training.trainer.setup import Run, RunOptions, prepare
+from training.trainer.train_step import Stepper
+
+log = logging.getLogger(__name__)
+
+
+def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | None:
+    """Make a step of a run again.
+
+    Args:
+        recipe: Of the run.
+        options: Name the run's folder and token shards.
+        step: Counted from 1, as in `metrics.jsonl`.
+
+    Returns:
+        On rank 0 the step's loss, its gradient's norm before clipping, whether it changes the parameters, and its clips, each
+        with where it was cut and its loss without dropout; None on other ranks.
+
+    Raises:
+        ProjectError: Something is wrong with the input; raised before any process group is formed.
+    """
+    place = find_place(os.environ)
+    if not 1 <= step <= recipe.training.steps:
+        raise ConfigError(f"--replay {step}: the run's steps are 1 to {recipe.training.steps}")
+    options = dataclasses.replace(options, resume="auto", replay=step)
+    run = prepare(recipe, options, place)
+    lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
+    with lock, Processes(place) as processes:
+        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
+        stepper = Stepper(run, processes, step)
+        result = _replay(run, processes, stepper, step - 1)
+        close_engine(stepper.engine)
+        return result if processes.is_first else None
+
+
+def _replay(run: Run, processes: Processes, stepper: Stepper, step: int) -> dict[str, Any]:
+    log.info("replaying step %d from step %d on", step + 1, run.first_step)
+    with (
+        contextlib.closing(iter(stepper.loader)) as batches,
+        progress_line(step, "step", "steps before", run.first_step, shown=processes.is_first) as line,
+    ):
+        for before in range(run.first_step, step):
+            stepper.make(before, batches)
+            line.update(1)
+        losses = _clip_losses(run, processes, stepper, step)
+        made = stepper.make(step, batches)
+    norm = stepper.engine.get_global_grad_norm()
+    clips = run.clips(step * run.plan.global_batch, run.plan.global_batch)
+    for clip, loss in zip(clips, losses, strict=True):
+        clip["loss"] = json_number(loss)
+    mean = processes.sum(float(torch.stack(made.losses).double().mean())) / processes.place.world_size
+    return {
+        "step": step + 1,
+        "from_step": run.first_step,
+        "loss": json_number(mean),
+        "gradient_norm": None if norm is None else json_number(float(norm)),
+        "applied": made.applied,
+        "clips": clips,
+    }
+
+
+def _clip_losses(run: Run, processes: Processes, stepper: Stepper, step: int) -> list[float]:
+    """The loss of every clip of a step, in order, with the weights as they are and without dropout."""
+    engine, plan = stepper.engine, run.plan
+    losses = []
+    engine.eval()
+    with torch.no_grad():
+        first = plan.first_sample(step, 0)
+        for sample in range(first, first + plan.accumulation * plan.micro_batch):
+            losses.append(engine(*stepper.reader.read(sample, 1).to(processes.device)).loss.double().cpu())
+    engine.train()
+    return [float(loss) for loss in torch.cat(processes.gather_tensor(torch.stack(losses)))]

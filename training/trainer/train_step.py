@@ -1,0 +1,78 @@
+"""One optimizer step after the other: the engine, the batches it is fed, and what a step gives back.
+
+A step's samples, learning rate and dropout follow from its number, so whoever makes steps (training, a replay) needs to say
+no more than which.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from training.data.loader import Batch, BatchLoader, BatchReader
+from training.distributed import Processes
+from training.trainer.checkpoints.loading import load_checkpoint
+from training.trainer.deepspeed_engine import set_learning_rate, start_engine, take_step
+from training.trainer.nonfinite import poisoned
+from training.trainer.schedule import dropout_seed
+from training.trainer.setup import Run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        losses: Loss of each of this rank's micro steps, on the device.
+        label_losses: The part of it that is the mean loss per label id.
+        applied: Whether parameters changed; the same on all ranks.
+        waited: Seconds that went by waiting for batches.
+    """
+
+    losses: list[torch.Tensor]
+    label_losses: list[torch.Tensor]
+    applied: bool
+    waited: float
+
+
+class Stepper:
+    """Makes the steps of a run in one of its processes, from the run's checkpoint on.
+
+    Args:
+        run: What to train on what.
+        processes: All of them, in a process group.
+        steps: How many the run will have made when this one is through.
+
+    Attributes:
+        engine: DeepSpeed's.
+        reader: Reads any samples of the run.
+        loader: Iterate over it for the batches that `make` takes.
+    """
+
+    def __init__(self, run: Run, processes: Processes, steps: int) -> None:
+        self._run = run
+        self._processes = processes
+        columns = (bool(run.network.action_dim), run.network.has_reward)
+        self.reader = BatchReader(run.store, run.order, *columns, pinned=processes.device.type == "cuda")
+        training = run.recipe.training
+        self.loader = BatchLoader(self.reader, run.plan, range(run.first_step, steps), training.workers)
+        self.engine = start_engine(run.network, training, run.engine_config, processes)
+        if run.checkpoint is not None:
+            load_checkpoint(run.checkpoint, self.engine, processes)
+
+    def make(self, step: int, batches: Iterator[Batch]) -> StepResult:
+        """Make step number `step`, counted from 0; steps are made in order. Call it on all ranks."""
+        engine, plan, training = self.engine, self._run.plan, self._run.recipe.training
+        waited = self.loader.waited
+        set_learning_rate(engine, self._run.learning_rate(step))
+        losses, label_losses = [], []
+        applied = True
+        for micro_step in range(plan.accumulation):
+            batch = next(batches).to(self._processes.device)
+            torch.manual_seed(dropout_seed(training.seed, step, micro_step, plan.rank))
+            output = engine(*batch)
+            engine.backward(poisoned(output.loss))
+            applied = take_step(engine, training.gradient_norm)
+            losses.append(output.loss.detach())
+            label_losses.append(output.label_loss)
+        return StepResult(losses, label_losses, applied, self.loader.waited - waited)

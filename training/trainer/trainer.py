@@ -1,0 +1,229 @@
+"""Pre-training of the transformer: the loop over steps, and what happens between two of them.
+
+The loop has no state but the engine's, a running loss and the number of steps just skipped. Logging, evaluation and saving
+happen between steps; all ranks agree on each of them from the step number, and on stopping by asking each other.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.common import storage
+from pipeline.common.errors import ConflictError
+from pipeline.common.manifests import fingerprint
+from pipeline.common.measured_json import describe_not_finite, measured_json, told
+from pipeline.common.path_errors import try_output, writing
+from pipeline.common.versions import PROJECT, installed_versions
+from pipeline.config.recipe import Recipe
+from training.data.loader import Batch
+from training.distributed import Processes, find_place
+from training.model.files.export import export_model
+from training.trainer.checkpoints.files import note_damaged
+from training.trainer.checkpoints.intact import sound_run
+from training.trainer.checkpoints.loading import save_checkpoint
+from training.trainer.checkpoints.states import State
+from training.trainer.deepspeed_engine import close_engine, full_weights
+from training.trainer.ended_run import ended_summary, known_results, leave_ended
+from training.trainer.logs.reporter import Reporter
+from training.trainer.logs.throughput import cut_lines, cut_metrics, device_name, label_entropy
+from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps
+from training.trainer.run_dir import SUMMARY_NAME, sole_writer
+from training.trainer.setup import Run, RunOptions, prepare
+from training.trainer.signals import StopRequest
+from training.trainer.train_step import Stepper
+from training.trainer.validation_loss import HeldOutLoss
+from training.trainer.validation_videos import HeldOutPredictions
+
+_ENTROPY_CLIPS = 2048
+_SOFTWARE = (PROJECT, "torch", "deepspeed", "transformers")
+log = logging.getLogger(__name__)
+
+
+def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
+    """Train a model, or go on training it, and export it.
+
+    Returns:
+        A summary of the run on rank 0, with the steps that were made now; None on other ranks.
+
+    Raises:
+        ProjectError: Something is wrong with the input; raised before any process group is formed, unless only the processes
+            together can tell. Or training can't go on.
+    """
+    place = find_place(os.environ)
+    if place.rank == 0:
+        try_output(options.output)
+    run = prepare(recipe, options, place)
+    lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
+    if (summary := ended_summary(run)) is not None:
+        with lock:
+            return {**leave_ended(run, summary), "steps_made": 0} if place.rank == 0 else None
+    with lock, StopRequest() as stop, Processes(place) as processes:
+        run = _agree_on_precision(run, processes)
+        _require_agreement(run, processes)
+        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
+        if run.damaged:
+            # They looked again, for another checkpoint.
+            _require_agreement(run, processes)
+        with writing(run.folder):
+            trainer = Trainer(run, processes, stop)
+            result = trainer.train()
+        trainer.close()
+        return None if result is None else {**result, "steps_made": result["steps"] - run.first_step}
+
+
+def _agree_on_precision(run: Run, processes: Processes) -> Run:
+    """The run in one precision on machines of several kinds: in fp32 as soon as one of them is slow at what was asked for.
+
+    A run that goes on has its own precision on all ranks before.
+    """
+    in_fp32 = processes.gather(float(run.recipe.training.precision == "fp32"))
+    if len(set(in_fp32)) == 1:
+        return run
+    if processes.is_first:
+        ranks = ", ".join(str(rank) for rank, is_so in enumerate(in_fp32) if is_so)
+        log.warning("training.precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
+    return run if run.recipe.training.precision == "fp32" else run.in_fp32()
+
+
+def _require_agreement(run: Run, processes: Processes) -> None:
+    """Refuse processes that see other shards or another run folder than rank 0, which only they together can tell."""
+    seen = fingerprint({"identity": run.identity, "record": run.record.as_json(), "first_step": run.first_step})
+    if ranks := processes.unlike_first(seen):
+        raise ConflictError(
+            f"ranks {', '.join(map(str, ranks))} see other token shards, another recipe or another run folder than rank 0: "
+            "--config, --tokens and --output must be the same on all nodes"
+        )
+
+
+class Trainer:
+    """One run in one of its processes.
+
+    Args:
+        run: What to train on what.
+        processes: All of them.
+        stop: Says when to stop early.
+
+    Attributes:
+        stepper: Makes its steps.
+    """
+
+    def __init__(self, run: Run, processes: Processes, stop: StopRequest) -> None:
+        self._run = run
+        self._training = run.recipe.training
+        self._processes = processes
+        self._stop = stop
+        self.stepper = Stepper(run, processes, self._training.steps)
+        # Only now, with the checkpoint loaded, may anything of the run folder change.
+        if processes.is_first and not run.has_ended:
+            for verdict in run.damaged:
+                if verdict.state is State.DAMAGED:
+                    note_damaged(verdict)
+            run.write_identity()
+            cut_metrics(run.folder, run.first_step)
+            cut_lines(run.folder / SKIPPED_NAME, run.first_step)
+        if run.checkpoint is not None:
+            log.info("going on from step %d", run.first_step)
+        self._held_out, self._predictions = self._evaluations()
+        self._skipped = SkippedSteps(run, processes)
+
+    def train(self) -> dict[str, Any] | None:
+        """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
+        training, done = self._training, self._run.first_step
+        if self._run.has_ended:
+            return self._finish(done, known_results(self._run, Reporter(self._run, self._processes).results))
+        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self.stepper.loader)) as batches:
+            while done < training.steps:
+                self._step(done, batches, reporter)
+                done += 1
+                last = done == training.steps
+                if last or done % training.log_every == 0:
+                    norm = self.stepper.engine.get_global_grad_norm()
+                    reporter.write_line(done, self._run.learning_rate(done - 1), norm, self._skipped.total)
+                if last or done % training.evaluate_every == 0:
+                    with reporter.paused():
+                        self._evaluate(done, reporter)
+                stopping = self._processes.any(self._stop.made)
+                if last or stopping or done % training.checkpoint_every == 0:
+                    with reporter.paused(), writing(self._run.checkpoints):
+                        save_checkpoint(
+                            self._run.checkpoints,
+                            self.stepper.engine,
+                            self._processes,
+                            reporter.progress(done, self._skipped.in_row),
+                            training.keep_checkpoints,
+                            training.keep_every,
+                        )
+                if stopping:
+                    log.info("stopped after step %d; the same command goes on from there", done)
+                    break
+        return self._finish(done, reporter.results)
+
+    def close(self) -> None:
+        """Leave the process group."""
+        close_engine(self.stepper.engine)
+
+    def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
+        """One optimizer step and the count of it."""
+        made = self.stepper.make(step, batches)
+        reporter.add_step(made.label_losses, made.applied, made.waited)
+        self._skipped.count(step, made.applied, made.losses)
+
+    def _evaluations(self) -> tuple[HeldOutLoss | None, HeldOutPredictions | None]:
+        """What is done with held-out clips, where there are any."""
+        run, training = self._run, self._training
+        if run.held_out is None:
+            return None, None
+        loss = HeldOutLoss(run.held_out, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
+        if run.tokenizer is None or not training.evaluate_predictions:
+            return loss, None
+        return loss, HeldOutPredictions(run, self._processes, training.evaluate_predictions)
+
+    def _evaluate(self, done: int, reporter: Reporter) -> None:
+        """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""
+        if self._held_out is not None:
+            reporter.write_held_out(done, self._held_out.measure(self.stepper.engine, self._processes))
+        if self._predictions is not None:
+            reporter.show(done, self._predictions.write(self.stepper.engine, done))
+
+    def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Export the model and write the summary. Call it on all ranks."""
+        run = self._run
+        weights = full_weights(self.stepper.engine, run.network)
+        if weights is None:
+            self._processes.barrier()
+            return None
+        clips = min(_ENTROPY_CLIPS, sum(run.store.positions(name) for name in run.store.datasets))
+        summary = {
+            "steps": done,
+            **results,
+            "skipped_steps": self._skipped.total,
+            "label_entropy": label_entropy(self.stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
+            "samples": run.order.drawn(done * run.plan.global_batch),
+            "processes": run.plan.world_size,
+            "device": str(self._processes.device.type),
+            "hardware": device_name(self._processes.device),
+        }
+        seconds = run.store.seconds_per_frame
+        datasets = {
+            name: {**size, "weight": str(run.order.weights.get(name, 0)), "seconds_per_frame": seconds[name]}
+            for name, size in run.identity["datasets"].items()
+        }
+        provenance = {
+            **summary,
+            "layout": asdict(run.store.layout),
+            "datasets": datasets,
+            "record": run.record.as_json(),
+            "ids": done * run.plan.global_batch * run.store.layout.sequence_length,
+            "parameters": sum(tensor.numel() for tensor in weights.values()),
+            "software": installed_versions(_SOFTWARE),
+        }
+        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, told(provenance))
+        if bad := describe_not_finite(summary):
+            log.warning("%s is written, but not all of its results are finite: %s", run.model, bad)
+        summary |= {"output": str(run.folder), "model": str(run.model), "finished": done >= self._training.steps}
+        storage.write_bytes(str(run.folder / SUMMARY_NAME), measured_json(summary, indent=1).encode())
+        self._processes.barrier()
+        return told(summary)

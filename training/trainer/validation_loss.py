@@ -1,0 +1,112 @@
+"""The loss on held-out clips, by data set and by how far in the future a frame lies; on the same clips every time.
+
+Clips are dealt to the ranks in rounds of one micro batch each, the last round filled up with clips that don't count. So all
+ranks run the same number of forward passes of the same shape, as ZeRO-3 and compiled code want it, and any number of
+processes measures the same clips.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from training.data.loader import as_batch
+from training.data.token_dataset import TokenStore
+from training.distributed import Processes
+from training.model.world_model import WorldModelNetwork
+
+
+@dataclass(frozen=True)
+class HeldOutScores:
+    """Losses in nats per label id.
+
+    None of them need be finite: a model may be broken, or a clip hold what isn't.
+
+    Attributes:
+        loss: Mean of the data sets' losses, weighted as the mixture weighs them.
+        by_dataset: Data set -> mean loss of its clips.
+        by_frame: Future frame, counted from 1 -> mean loss of its ids, data sets weighted likewise.
+    """
+
+    loss: float
+    by_dataset: dict[str, float]
+    by_frame: dict[str, float]
+
+
+def spread_rows(store: TokenStore, name: str, limit: int) -> np.ndarray:
+    """(n,) rows of at most `limit` clip positions, spread evenly over a data set, each in its plain view."""
+    positions = store.positions(name)
+    count = min(limit, positions)
+    return np.arange(count) * positions // max(count, 1) * store.views(name)
+
+
+def mixture_shares(store: TokenStore, weights: Mapping[str, Fraction]) -> dict[str, float]:
+    """Data set of a store -> its share of a mixture, as far as the mixture is of them; equal where it is of none."""
+    own = {name: weights.get(name, Fraction()) for name in store.datasets}
+    total = sum(own.values())
+    return {name: float(weight / total) if total else 1 / len(own) for name, weight in own.items()}
+
+
+class HeldOutLoss:
+    """Measures the loss on held-out clips.
+
+    Args:
+        store: Of held-out clips.
+        network: Says which columns it takes.
+        weights: Data set -> weight in the mixture that is trained on.
+        limit: Clips of a data set at most.
+        micro_batch: Clips in a forward pass.
+    """
+
+    def __init__(
+        self, store: TokenStore, network: WorldModelNetwork, weights: Mapping[str, Fraction], limit: int, micro_batch: int
+    ) -> None:
+        self._store = store
+        self._columns = (bool(network.action_dim), network.has_reward)
+        self._shares = mixture_shares(store, weights)
+        rows = [spread_rows(store, name, limit) for name in store.datasets]
+        self._rows = np.concatenate(rows)
+        self._dataset = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
+        self._micro_batch = min(micro_batch, len(self._rows))
+
+    def measure(self, engine: torch.nn.Module, processes: Processes) -> HeldOutScores:
+        """The losses, the same on every rank. Call it on all ranks."""
+        layout, place = self._store.layout, processes.place
+        # The first future frame's own special id carries no label.
+        ids_per_frame = np.full(layout.clip_length - layout.context_length, layout.future_ids)
+        ids_per_frame[0] -= 1
+        totals = torch.zeros(len(self._store.datasets), len(ids_per_frame), dtype=torch.float64, device=processes.device)
+        rounds = -(-len(self._rows) // (self._micro_batch * place.world_size))
+        engine.eval()
+        with torch.no_grad():
+            for number in range(rounds):
+                first = (number * place.world_size + place.rank) * self._micro_batch
+                chosen = np.arange(first, first + self._micro_batch)
+                counts = torch.from_numpy(chosen < len(self._rows)).to(processes.device)
+                chosen %= len(self._rows)
+                dataset = self._dataset[chosen]
+                clips = self._store.read(self._store.datasets, dataset, self._rows[chosen], *self._columns)
+                output = engine(*as_batch(clips).to(processes.device))
+                losses = torch.nn.functional.pad(output.id_losses.double(), (1, 0)).unflatten(1, (-1, layout.future_ids))
+                # No product with 0: one loss that isn't finite would spread to frames and clips that it isn't of.
+                by_frame = losses.sum(dim=2).where(counts[:, None], 0.0)
+                totals.index_add_(0, torch.from_numpy(dataset).to(processes.device), by_frame)
+        engine.train()
+        summed = torch.stack(processes.gather_tensor(totals.cpu())).sum(dim=0).numpy()
+        return self._scores(summed, ids_per_frame)
+
+    def _scores(self, totals: np.ndarray, ids_per_frame: np.ndarray) -> HeldOutScores:
+        """Means out of (data sets, future frames) sums of losses, and the (future frames,) label ids of a clip."""
+        clips = np.bincount(self._dataset, minlength=len(self._store.datasets))
+        means = totals / (clips[:, None] * ids_per_frame)
+        by_dataset = totals.sum(axis=1) / (clips * ids_per_frame.sum())
+        shares = np.array([self._shares[name] for name in self._store.datasets])
+        # What has no share has no say, whatever its loss.
+        shares, means, own = shares[shares > 0], means[shares > 0], by_dataset[shares > 0]
+        return HeldOutScores(
+            loss=float(shares @ own),
+            by_dataset=dict(zip(self._store.datasets, by_dataset.tolist(), strict=True)),
+            by_frame={str(number + 1): loss for number, loss in enumerate((shares @ means).tolist())},
+        )

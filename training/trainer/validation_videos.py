@@ -1,0 +1,126 @@
+"""Predictions of held-out clips while a model is trained: truth and prediction side by side, as animations.
+
+The weights go through a model folder in temporary files, so what is shown is exactly what the run would export at that step,
+whatever a training engine makes of them meanwhile; gathering, writing and reading them takes seconds, once an evaluation. Truth
+is what the tokenizer makes of a clip's own ids: token shards hold no frames. The first rank predicts, the others wait.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.common.temp_dirs import locked_folder
+from tokenize_offline.pretrained.weight_files import first_not_finite
+from tokenize_offline.tokenizer import CompressiveVQModel
+from training.data.loader import Batch, as_batch
+from training.distributed import Processes
+from training.inference.session import WorldModel
+from training.model.world_model import load_transformer
+from training.trainer.deepspeed_engine import full_weights
+from training.trainer.setup import Run
+from training.trainer.validation_loss import mixture_shares, spread_rows
+from training.visuals.pictures import Strip, write_gif
+
+FOLDER_NAME = "predictions"
+log = logging.getLogger(__name__)
+
+
+class HeldOutPredictions:
+    """Predicts the same few held-out clips whenever it is asked to.
+
+    Args:
+        run: With held-out clips and a tokenizer.
+        processes: That train it.
+        clips: How many; data sets take turns, those of greater weight first.
+    """
+
+    def __init__(self, run: Run, processes: Processes, clips: int) -> None:
+        assert run.held_out is not None and run.tokenizer is not None
+        self._run = run
+        self._processes = processes
+        shares = mixture_shares(run.held_out, run.order.weights)
+        names = sorted(shares, key=lambda name: (-shares[name], name))
+        turns = -(-clips // len(names))
+        rows = {name: spread_rows(run.held_out, name, turns) for name in names}
+        # A data set of few clips is out of turns before the others are.
+        chosen = [(name, int(rows[name][turn])) for turn in range(turns) for name in names if turn < len(rows[name])]
+        batch = self._read(chosen[:clips])
+        finite = [batch.action is None or bool(torch.isfinite(batch.action[number]).all()) for number in range(len(batch.ids))]
+        # No model takes actions that are not finite.
+        self._clips = [clip for clip, good in zip(chosen, finite, strict=False) if good]
+        if (left_out := len(finite) - len(self._clips)) and processes.is_first:
+            log.warning("%d of %d held-out clips are not predicted: their actions are not finite", left_out, len(finite))
+
+    def write(self, engine: Any, done: int) -> dict[str, Path]:
+        """Predict with the weights after `done` steps. Call it on all ranks.
+
+        Returns:
+            GIF files in the run folder by the names of their clips; none on every rank but 0.
+        """
+        if not self._clips:
+            return {}
+        weights = full_weights(engine, self._run.network)
+        animations = {} if weights is None else self._predict_if_sound(weights, done)
+        self._processes.barrier()
+        return animations
+
+    def _predict_if_sound(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
+        if (bad := first_not_finite(weights)) is not None:
+            log.warning("step %d: no predictions, since %s holds NaN or infinite numbers", done, bad)
+            return {}
+        return self._predict(weights, done)
+
+    def _predict(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
+        folder = self._run.folder / FOLDER_NAME / f"step-{done:08d}"
+        truth, predicted = predict_clips(self._model(weights), self._read(self._clips))
+        animations = {}
+        context = self._run.store.layout.context_length
+        for number, (name, _) in enumerate(self._clips):
+            path = folder / f"{number:02d}-{name}.gif"
+            strips = [
+                Strip("truth (tokens)", truth[number], len(truth[number])),
+                Strip("prediction", predicted[number], context),
+            ]
+            write_gif(str(path), strips, context)
+            animations[path.stem] = path
+        return animations
+
+    def _read(self, clips: list[tuple[str, int]]) -> Batch:
+        store = self._run.held_out
+        assert store is not None
+        dataset = np.array([store.datasets.index(name) for name, _ in clips])
+        rows = np.array([row for _, row in clips])
+        return as_batch(store.read(store.datasets, dataset, rows, bool(self._run.network.action_dim)))
+
+    def _model(self, weights: dict[str, torch.Tensor]) -> WorldModel:
+        """The model that the run would export now."""
+        files = self._run.tokenizer
+        assert files is not None
+        tokenizer = CompressiveVQModel.from_files(files)
+        tokenizer.set_context_length(self._run.store.layout.context_length)
+        with locked_folder("ivideogpt-model-") as folder:
+            self._run.network.save_transformer(folder, weights)
+            network = load_transformer(folder, tokenizer.geometry)
+        return WorldModel(tokenizer.to(self._processes.device), network.to(self._processes.device))
+
+
+@torch.no_grad()
+def predict_clips(model: WorldModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predict clips from their context, with noise that is always the same.
+
+    Args:
+        model: Of the tokenizer that made the ids.
+        batch: B clips, with actions where the model takes them.
+
+    Returns:
+        (B, T, 3, S, S) of the clips' own ids and (B, T, 3, S, S) of the predicted ones, both in [0, 1] on the CPU.
+    """
+    geometry, ids = model.geometry, batch.ids.to(model.device)
+    session = model.start_from_ids(ids)
+    for number in range(geometry.future_frames(ids.shape[1])):
+        session.step(None if batch.action is None else batch.action[:, geometry.context_length - 1 + number])
+    truth, predicted = (model.tokenizer.detokenize(which).clamp(0, 1).cpu() for which in (ids, session.ids))
+    return truth, predicted

@@ -1,0 +1,1 @@
+"""`--verify_resume`: proves that a killed run resumes bit for bit."""

@@ -1,0 +1,253 @@
+"""`--verify_resume`: shows on the user's own recipe, shards and machine that a killed run goes on as if nothing had happened.
+
+Runs of the recipe, cut down to 2 N steps, each in processes of their own: one undisturbed; one that is killed after its
+checkpoint at step N and goes on; and one that goes on from that step with another number of processes. The second must equal
+the first bit for bit, in everything that its last checkpoint holds and in every line of metrics; the third must make the same
+losses, within a tolerance, from the same samples.
+
+Dropout is drawn by each process for itself, so the comparison across numbers of processes turns it off, in one more run where
+the recipe has any. Warm-up is cut to N steps, so that the steps after the kill learn at the full rate: with the tiny rates
+that a long warm-up begins with, a lost optimizer state would hardly show.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import storage
+from pipeline.common.errors import ConfigError, ConflictError, ProjectError
+from pipeline.config.recipe import Recipe
+from pipeline.processes.child_processes import Child
+from training.distributed import find_place
+from training.trainer.checkpoints.states import State, judge, tag
+from training.trainer.logs.throughput import METRICS_NAME
+from training.trainer.run_dir import CHECKPOINTS_NAME
+from training.trainer.schedule import plan_batches
+from training.trainer.setup import RunOptions, prepare, settle_precision
+from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
+
+# By how much losses of different numbers of processes may differ: sums in another order, in the precision of training.
+TOLERANCES = {"bf16": 1e-3, "fp32": 1e-5}
+VERDICT_NAME = "verdict.json"
+_POLL_SECONDS = 0.005
+_TRIES = 3
+_NAMED = 5
+log = logging.getLogger(__name__)
+
+
+class RunFailedError(ProjectError):
+    """A run of the verification ended in a way that it shouldn't."""
+
+
+def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Sequence[int] | None) -> dict[str, Any]:
+    """Kill a run and compare how it goes on with one that was left alone.
+
+    Args:
+        recipe: Of the run that this is about.
+        options: Its token shards; `output` becomes a new folder, which keeps the runs where the verdict is bad.
+        steps: N, the steps before the kill and after it.
+        processes: How many run, and how many go on in their place; None takes all GPUs of this machine and half of them, or 2
+            and 1 without a GPU.
+
+    Returns:
+        The verdict: `passed`, and what was found of both claims.
+
+    Raises:
+        ProjectError: Something is wrong with the input, or a run failed.
+    """
+    if find_place(os.environ).world_size > 1:
+        raise ConfigError("--verify_resume starts processes of its own on this machine: start it without a launcher")
+    if steps < 1:
+        raise ConfigError(f"--verify_resume needs at least 1 step, not {steps}")
+    first, other = _numbers_of_processes() if processes is None else processes
+    if first == other or min(first, other) < 1:
+        raise ConfigError(f"--processes must be two different numbers above 0, not {first} and {other}")
+    for number in (first, other):
+        plan_batches(recipe.training, number, 0)
+    # All its runs are on this machine, so in the precision that suits it.
+    recipe = settle_precision(recipe, None, told=True)
+    verification = _Verification(_shortened(recipe, steps), options, steps)
+    verdict = verification.run(first, other)
+    storage.write_bytes(str(verification.folder / VERDICT_NAME), json.dumps(verdict, indent=1).encode())
+    if verdict["passed"]:
+        verification.remove_runs()
+    return verdict
+
+
+def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
+    """Whether two runs of `last` steps are the same bit for bit, and if not, the first steps and tensors that differ."""
+    steps = differing_steps(one, other, 1)
+    tensors = differing_tensors(one / CHECKPOINTS_NAME / tag(last), other / CHECKPOINTS_NAME / tag(last))
+    if not steps and not tensors:
+        return {"bit_exact": True}
+    return {"bit_exact": False, "differing_steps": steps[:_NAMED], "differing_tensors": tensors[:_NAMED]}
+
+
+def likeness(one: Path, other: Path, first: int, last: int, tolerance: float) -> dict[str, Any]:
+    """Whether two runs saw the same samples and made the same losses in the steps from number `first` to number `last`."""
+    differences = loss_differences(one, other, first + 1)
+    samples = [[line.get("samples") for step, line in read_lines(run).items() if step > first] for run in (one, other)]
+    largest = max(differences.values(), default=None)
+    return {
+        "same_samples": samples[0] == samples[1],
+        "largest_loss_difference": largest,
+        "tolerance": tolerance,
+        "within_tolerance": len(differences) == last - first and largest is not None and largest <= tolerance,
+    }
+
+
+def _numbers_of_processes() -> tuple[int, int]:
+    import torch
+
+    devices = torch.cuda.device_count()
+    return (devices, devices // 2) if devices > 1 else (2, 1)
+
+
+def _shortened(recipe: Recipe, steps: int) -> Recipe:
+    training = dataclasses.replace(
+        recipe.training,
+        steps=2 * steps,
+        warmup_steps=min(recipe.training.warmup_steps, steps),
+        log_every=1,
+        checkpoint_every=steps,
+        keep_checkpoints=2,
+        keep_every=0,
+        wandb_project=None,
+    )
+    return dataclasses.replace(recipe, training=training)
+
+
+class _Verification:
+    """The runs of one verification, each in a folder of its own.
+
+    Args:
+        recipe: Shortened to 2 N steps.
+        options: Of the runs, but for their folders.
+        steps: N.
+    """
+
+    def __init__(self, recipe: Recipe, options: RunOptions, steps: int) -> None:
+        self._options = options
+        self._steps = steps
+        if not storage.is_local(options.output):
+            raise ConfigError(f"--output {options.output} must be a folder on a mounted disk")
+        self.folder = storage.local_path(options.output)
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ConflictError(f"{self.folder} is not empty: choose a new --output for the verification")
+        # All that can be wrong with the input, before anything starts.
+        run = prepare(recipe, dataclasses.replace(options, resume="never"), find_place({}))
+        # The runs get every key of it, also those that the user left to the model that they start from.
+        self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
+
+    def run(self, first: int, other: int) -> dict[str, Any]:
+        """Make all runs; returns the verdict."""
+        recipe, steps, reference = self._recipe, self._steps, "undisturbed"
+        self._finish(reference, recipe, first)
+        self._kill("killed", recipe, first)
+        self._finish("killed", recipe, first)
+        same = exactness(self.folder / reference, self.folder / "killed", 2 * steps)
+        if recipe.model.attention_dropout:
+            reference = "undisturbed-without-dropout"
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, attention_dropout=0.0))
+            self._finish(reference, recipe, first)
+        self._set_back(reference, "elastic")
+        self._finish("elastic", recipe, other)
+        tolerance = TOLERANCES[recipe.training.precision]
+        elastic = likeness(self.folder / reference, self.folder / "elastic", steps, 2 * steps, tolerance)
+        return {
+            "passed": bool(same["bit_exact"] and elastic["same_samples"] and elastic["within_tolerance"]),
+            "steps": steps,
+            "same_number": {"processes": first, **same},
+            "other_number": {"processes": other, **elastic},
+        }
+
+    def remove_runs(self) -> None:
+        """Remove all runs, which nobody needs any more."""
+        for folder in self.folder.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
+    def _finish(self, name: str, recipe: Recipe, processes: int) -> None:
+        """Run to the end, or go on to it."""
+        log.info("%s: %d processes", name, processes)
+        with self._started(name, recipe, processes) as running:
+            while any(process.poll() is None for process in running):
+                # One that failed leaves the others waiting for it.
+                if any(process.poll() for process in running):
+                    break
+                time.sleep(_POLL_SECONDS)
+            failed = next((rank for rank, process in enumerate(running) if process.poll()), None)
+        if failed is not None:
+            path = self._log(name, failed)
+            reason = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+            raise RunFailedError(f"the run {name} failed: {reason[0]} (see {path})")
+
+    def _kill(self, name: str, recipe: Recipe, processes: int) -> None:
+        """Run, and kill all processes after the checkpoint at half of the steps, in the midst of those that follow."""
+        folder = self.folder / name
+        for _ in range(_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            with self._started(name, recipe, processes) as running:
+                while not any(process.poll() is not None for process in running) and not self._is_past_half(folder):
+                    time.sleep(_POLL_SECONDS)
+            if self._is_past_half(folder) and not _is_whole(folder, 2 * self._steps):
+                log.info("%s: killed %d processes after step %d", name, processes, max(read_lines(folder)))
+                return
+        raise RunFailedError(
+            f"the run {name} could not be killed in {_TRIES} tries: it failed, or ended first (see {self._log(name, 0)}). "
+            "Give --verify_resume more steps if these are too short."
+        )
+
+    def _is_past_half(self, folder: Path) -> bool:
+        # The first line past the checkpoint, which the kill makes untrue.
+        return _is_whole(folder, self._steps) and (folder / METRICS_NAME).read_bytes().count(b'"loss"') > self._steps
+
+    def _set_back(self, source: str, target: str) -> None:
+        """A copy of a finished run as it was at half of its steps."""
+        ended = tag(2 * self._steps)
+        leave_out = shutil.ignore_patterns(ended, "model", "metrics.json", "tensorboard")
+        shutil.copytree(self.folder / source, self.folder / target, ignore=leave_out)
+
+    @contextlib.contextmanager
+    def _started(self, name: str, recipe: Recipe, processes: int) -> Iterator[list[Child]]:
+        """The processes of a run while this context lasts; those that live on are killed at its end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / f"{name}.yaml"
+        # JSON is YAML.
+        config.write_text(json.dumps(recipe.as_dict()), encoding="utf-8")
+        words = [sys.executable, "-m", "training", "--config", str(config), "--output", str(self.folder / name)]
+        words += ["--resume", "auto", "--tokens", *self._options.tokens]
+        rendezvous = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        with contextlib.ExitStack() as stack:
+            running = []
+            for rank in range(processes):
+                place = {**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+                file = stack.enter_context(self._log(name, rank).open("ab"))
+                process = Child(words, env={**os.environ, **place}, stdout=file, stderr=file)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                running.append(process)
+            yield running
+
+    def _log(self, name: str, rank: int) -> Path:
+        return self.folder / f"{name}-rank{rank}.log"
+
+
+def _is_whole(folder: Path, step: int) -> bool:
+    """Whether a run has its checkpoint of a step."""
+    return judge(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
