@@ -4,7 +4,9 @@ Rows are counted as the tokenize stage would make them: episodes beyond the reci
 told apart by the same hash. Bytes leave out the few hundred that a file's schema takes.
 """
 
+import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -156,3 +158,38 @@ def _tell_mixture(folder: str, share: Mapping[str, float], absent: Mapping[str, 
         )
     if unused := [name for name, part in share.items() if not part]:
         log.warning("not in the recipe's mixture, so training draws no samples of: %s", ", ".join(unused))
+
+
+def clips_per_second(text: str) -> float:
+    """The rate that `--rate` means.
+
+    Args:
+        text: A number, or a file whose last line is what `ivideogpt-tokenize` or `scripts/benchmarks/tokenize_stage.py`
+            printed. A fleet's rate is divided by its processes.
+
+    Raises:
+        ConfigError: It is neither, or no rate above 0.
+    """
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = _measured(text)
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ConfigError(f"--rate {text}: clips a second must be above 0, not {rate}")
+    return rate
+
+
+def _measured(path: str) -> float:
+    if not storage.exists(path):
+        raise ConfigError(f"--rate {path} is neither a number of clips a second nor a file")
+    lines = storage.read_bytes(path).decode(errors="replace").strip().splitlines()
+    try:
+        printed: Any = json.loads(lines[-1])
+        if printed.get("benchmark") == "tokenize":
+            return float(printed["measured"])
+        return float(printed["rows_per_second"]) / int(printed["processes"])
+    except (IndexError, ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ConfigError(
+            f"--rate {path}: its last line is no result of ivideogpt-tokenize that made shards, nor of "
+            f"scripts/benchmarks/tokenize_stage.py ({error!r}); give clips a second as a number"
+        ) from error

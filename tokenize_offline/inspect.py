@@ -17,10 +17,9 @@ from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from pipeline.inspection import inspect
-from tokenize_offline.estimate import plan
+from tokenize_offline.estimate import clips_per_second, plan
 from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, merged_reconstruction
 from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard, require_same_layout
-from tokenize_offline.throughput import clips_per_second
 
 _MARGIN = 2
 

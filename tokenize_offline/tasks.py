@@ -21,7 +21,7 @@ from pipeline.episodes.frames import shrunk_to
 from pipeline.episodes.index import episode_shards, find_datasets
 from pipeline.episodes.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
 from tokenize_offline.clips.sampling import held_out_from, resolve_clips
-from tokenize_offline.shards.token_shards import FORMAT_VERSION, TokenLayout
+from tokenize_offline.token_layout import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
 # Records are small files, on an object store some 30 ms away each.

@@ -7,6 +7,10 @@ a published constant.
 from dataclasses import dataclass
 from typing import Protocol
 
+from pipeline.config.model import Precision
+
+FORMAT_VERSION = 1
+
 
 class TokenizerShape(Protocol):
     """What decides the layout of a tokenizer's ids; recipes and `config.json` files both say it."""
@@ -116,3 +120,29 @@ def id_geometry(shape: TokenizerShape, context_length: int) -> IdGeometry:
         num_vq_embeddings=shape.num_vq_embeddings,
         num_dyn_embeddings=shape.num_dyn_embeddings,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLayout(IdGeometry):
+    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdGeometry`.
+
+    Attributes:
+        clip_length: Frames T of a clip, context included.
+        resolution: Side of the frames in pixels.
+        goal: Whether the first context frame is the goal.
+        precision: In which the tokenizer ran.
+        tokenizer_sha256: Of the tokenizer's weights file.
+        clips_fingerprint: Of the recipe's clips section.
+    """
+
+    clip_length: int
+    resolution: int
+    goal: bool
+    precision: Precision
+    tokenizer_sha256: str
+    clips_fingerprint: str
+
+    @property
+    def sequence_length(self) -> int:
+        """Ids of a clip, L = 257 t - 1 + 17 f."""
+        return self.ids_of_clip(self.clip_length)

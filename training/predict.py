@@ -25,8 +25,7 @@ from training.cli.predict import main
 from training.evaluation.card import versions, weights_hashes
 from training.inference.session import WorldModel
 from training.prediction.clip_prediction import Clip, Prediction, Sampling, clips_for, cut_clip, measure, predict_clip
-from training.prediction.sampling_options import sampling_of
-from training.prediction.start_options import Start, open_start
+from training.prediction.start_options import Start, open_start, sampling_of
 from training.visuals import finished_episodes, gallery, movies, pictures
 from training.visuals.pictures import Strip
 

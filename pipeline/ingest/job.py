@@ -24,8 +24,7 @@ from pipeline.episodes.skipped import write_ledger
 from pipeline.ingest.outcome import Outcome, log_passed_over
 from pipeline.ingest.plan import Unit
 from pipeline.ingest.runners import beam
-from pipeline.ingest.runners.task import Task
-from pipeline.ingest.work_unit import Part, take_failures
+from pipeline.ingest.work_unit import Part, Task, take_failures
 from pipeline.sources.base import Source
 
 _log = logging.getLogger(__name__)

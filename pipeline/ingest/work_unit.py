@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.common import manifests, storage
 from pipeline.common.errors import ProjectError
-from pipeline.common.manifests import LeftOut, ShardRecord
+from pipeline.common.manifests import LeftOut, ShardRecord, find_done
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import ENTRY_COLUMNS
 from pipeline.episodes.naming import written
@@ -37,6 +37,10 @@ class Part(NamedTuple):
     unit: Unit
     source: Source
     folder: str
+
+
+# Parts that have their source files in common; one worker makes them in one pass.
+Task = Sequence[Part]
 
 
 def run_parts(parts: Sequence[Part]) -> None:
@@ -203,3 +207,23 @@ def take_failures(folder: str, shards: Collection[str] | None = None) -> dict[st
             failures[shard] = str(json.loads(storage.read_bytes(path)))
             storage.remove(path)
     return failures
+
+
+def run_task(task: Task) -> None:
+    """Make the shards of a task, but for those that an earlier attempt of the same run has published.
+
+    Engines try again what was lost with a machine, and may have two machines do the same at once where they took one for
+    lost; both publish the same bytes.
+    """
+    run_parts([part for part in task if not _is_published(part)])
+
+
+def give_up(task: Task, reason: str) -> None:
+    """Leave word in the output folders that a task could not be done."""
+    for part in task:
+        if not _is_published(part):
+            leave_failure(part.folder, part.unit.shard, reason)
+
+
+def _is_published(part: Part) -> bool:
+    return find_done(part.folder, part.unit.shard, part.unit.inputs) is not None

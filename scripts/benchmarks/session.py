@@ -31,7 +31,7 @@ from pipeline.common import storage
 from pipeline.config.model import ModelConfig
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.naming import parse_shard_name
-from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.inference.sampling import SamplingRule, uniforms
 from training.inference.session import Session, WorldModel

@@ -20,16 +20,17 @@ import torch
 from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from tokenize_offline.shards.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.token_layout import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore
+from training.data.batch_plan import plan_batches
 from training.data.loader import BatchLoader, BatchReader
 from training.distributed import Processes, find_place
 from training.model.world_model import build_network, parameter_groups
 from training.trainer.deepspeed_engine import close_engine, start_engine
 from training.trainer.logs.peak_flops import peak_flops
 from training.trainer.logs.throughput import flops_per_id, peak_memory, reset_peak_memory
-from training.trainer.schedule import plan_batches
 from training.trainer.setup import RunOptions, prepare
 from training.trainer.trainer import pretrain
 

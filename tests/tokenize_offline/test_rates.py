@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.throughput import clips_per_second
+from tokenize_offline.estimate import clips_per_second
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ShardError
 from tokenize_offline.shards.token_shards import (
-    TokenLayout,
     TokenRows,
     TokenShardInfo,
     fixed_size_column,
@@ -19,6 +18,7 @@ from tokenize_offline.shards.token_shards import (
     require_same_layout,
     write_token_shard,
 )
+from tokenize_offline.token_layout import TokenLayout
 
 LAYOUT = TokenLayout(
     context_length=2,

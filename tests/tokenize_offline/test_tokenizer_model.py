@@ -8,8 +8,9 @@ import torch
 from synthetic_episodes import TINY, tiny_model
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel, patches
+from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
+from tokenize_offline.tokenizer.model import cut_patches, join_patches
 
 PUBLISHED_256 = CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768), max_att_resolution=32)
 
@@ -150,10 +151,10 @@ def test_context_maps_are_stacked_along_height_in_time_order():
 
 def test_patches_hold_row_column_channel_and_join_to_the_map():
     latents = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
-    cut = patches.cut(latents, 2)
+    cut = cut_patches(latents, 2)
     assert cut.shape == (2, 4, 12)
     assert torch.equal(cut[0, 1], latents[0, :, 0:2, 2:4].permute(1, 2, 0).flatten())
-    assert torch.equal(patches.join(cut, 4, 2), latents)
+    assert torch.equal(join_patches(cut, 4, 2), latents)
 
 
 def test_the_training_forward_reaches_every_parameter_and_agrees_with_the_ids(clips):

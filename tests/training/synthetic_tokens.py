@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
-from tokenize_offline.shards.token_shards import TokenLayout, TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
+from tokenize_offline.token_layout import TokenLayout
 
 LAYOUT = TokenLayout(
     context_length=1,

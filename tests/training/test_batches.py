@@ -8,8 +8,8 @@ from synthetic_tokens import LAYOUT, write_shard
 from pipeline.common.errors import ShardError
 from pipeline.config.model import TrainingConfig
 from training import SampleOrder, TokenStore
+from training.data.batch_plan import plan_batches
 from training.data.loader import BatchLoader, BatchReader
-from training.trainer.schedule import plan_batches
 
 
 @pytest.fixture

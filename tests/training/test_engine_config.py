@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
+from training.data.batch_plan import plan_batches
 from training.trainer.deepspeed_engine import deepspeed_config
-from training.trainer.schedule import plan_batches
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "configs" / "deepspeed").glob("*.json"))
 

@@ -15,14 +15,14 @@ from pipeline.config.model import ModelConfig, TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, QualityConfig
 from tokenize_offline.clips.sampling import Draws, EpisodeShape, draw_augmentation, plan_clips, resolve_clips, stride_of
 from tokenize_offline.tokenizer import CompressiveVQModel
+from training.data.batch_plan import plan_batches
 from training.data.sampler import DatasetSize, SampleOrder
 from training.model.world_model import build_network
-from training.tokenizer_training.clips import training_frames
-from training.tokenizer_training.data import StepBatches, sample_generator
+from training.tokenizer_training.data import StepBatches, sample_generator, training_frames
 from training.tokenizer_training.start import model_config
 from training.tokenizer_training.trainer import step_seed
 from training.trainer.deepspeed_engine import deepspeed_config
-from training.trainer.schedule import dropout_seed, learning_rate, plan_batches
+from training.trainer.schedule import dropout_seed, learning_rate
 
 SECTIONS = {
     "data": (DataConfig(), bounds.DATA_BOUNDS),

@@ -11,8 +11,8 @@ from test_metrics import PUBLISHED
 
 from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser
+from training.data.batch_plan import plan_batches
 from training.model.world_model import build_network
-from training.trainer.schedule import plan_batches
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
 

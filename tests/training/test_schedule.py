@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
-from training.trainer.schedule import dropout_seed, learning_rate, plan_batches
+from training.data.batch_plan import plan_batches
+from training.trainer.schedule import dropout_seed, learning_rate
 
 
 @given(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.config.model import ModelConfig
-from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.inference.session import WorldModel
 from training.model.world_model import WorldModelNetwork, build_network, load_transformer

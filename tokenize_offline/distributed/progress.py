@@ -5,15 +5,37 @@ store busy.
 """
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenize_offline.distributed.worker_group import Fleet
-from tokenize_offline.worker.worker import Progress
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 _SECONDS_BETWEEN = 0.5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a worker did since it last said so.
+
+    Attributes:
+        rows: Rows that went to the model, and those of shards made elsewhere.
+        shards: Shards handed to the writer, failed ones included.
+        waited: Seconds in which the model had nothing to do for want of clips.
+        passed: Seconds in all.
+    """
+
+    rows: int = 0
+    shards: int = 0
+    waited: float = 0.0
+    passed: float = 0.0
+
+    def __add__(self, other: "Progress") -> "Progress":
+        return Progress(
+            self.rows + other.rows, self.shards + other.shards, self.waited + other.waited, self.passed + other.passed
+        )
 
 
 class FleetProgress:

@@ -16,37 +16,9 @@ import pyarrow as pa
 
 from pipeline.common.errors import ShardError
 from pipeline.common.manifests import describe_difference
-from pipeline.config.model import Precision
-from tokenize_offline.token_layout import IdGeometry
+from tokenize_offline.token_layout import FORMAT_VERSION, TokenLayout
 
 _METADATA_KEY = b"ivideogpt"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenLayout(IdGeometry):
-    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdGeometry`.
-
-    Attributes:
-        clip_length: Frames T of a clip, context included.
-        resolution: Side of the frames in pixels.
-        goal: Whether the first context frame is the goal.
-        precision: In which the tokenizer ran.
-        tokenizer_sha256: Of the tokenizer's weights file.
-        clips_fingerprint: Of the recipe's clips section.
-    """
-
-    clip_length: int
-    resolution: int
-    goal: bool
-    precision: Precision
-    tokenizer_sha256: str
-    clips_fingerprint: str
-
-    @property
-    def sequence_length(self) -> int:
-        """Ids of a clip, L = 257 t - 1 + 17 f."""
-        return self.ids_of_clip(self.clip_length)
 
 
 @dataclass(frozen=True)

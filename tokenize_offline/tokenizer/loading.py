@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.common import storage
 from pipeline.common.errors import SourceError
 from tokenize_offline.pretrained import hub
-from tokenize_offline.pretrained.cache import cache_folder
+from tokenize_offline.pretrained.hub import cache_folder
 from tokenize_offline.pretrained.weight_files import WeightFiles, find_weights, is_weights, refuse_pickles, weights_patterns
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
 from tokenize_offline.token_layout import IdGeometry
-from tokenize_offline.tokenizer import loading, patches
+from tokenize_offline.tokenizer import loading
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
 from tokenize_offline.tokenizer.autoencoder import Decoder, Encoder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
@@ -260,7 +260,7 @@ class CompressiveVQModel(nn.Module):
 
     def _encode_future(self, frames: Tensor, context: ContextFeatures) -> Tensor:
         latents, _ = self.cond_encoder(frames.flatten(0, 1), context)
-        return self.quant_linear(patches.cut(latents, self.config.patch_size)).flatten(0, 1)
+        return self.quant_linear(cut_patches(latents, self.config.patch_size)).flatten(0, 1)
 
     def _decode_context(self, codes: Tensor, clips: int) -> tuple[Tensor, ContextFeatures]:
         """(B t, G, D) codes to frames (B, t, 3, S, S) and the features that the conditional decoder attends to."""
@@ -272,6 +272,20 @@ class CompressiveVQModel(nn.Module):
 
     def _decode_future(self, codes: Tensor, context: ContextFeatures) -> Tensor:
         """(B, n, g, D) codes to frames (B, n, 3, S, S)."""
-        joined = patches.join(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
+        joined = join_patches(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
         frames, _ = self.cond_decoder(joined, context)
         return frames.unflatten(0, (codes.shape[0], -1))
+
+
+def cut_patches(latents: Tensor, size: int) -> Tensor:
+    """(N, D, H, W) maps as (N, H/size W/size, size size D) patches, row by row, each in (row, column, channel) order."""
+    number, channels, height, width = latents.shape
+    blocks = latents.reshape(number, channels, height // size, size, width // size, size)
+    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(number, -1, size * size * channels)
+
+
+def join_patches(patches: Tensor, side: int, size: int) -> Tensor:
+    """The inverse of `cut_patches` for square maps: (N, (side/size)^2, size size D) patches as (N, D, side, side) maps."""
+    number, across = patches.shape[0], side // size
+    blocks = patches.reshape(number, across, across, size, size, -1)
+    return blocks.permute(0, 5, 1, 3, 2, 4).reshape(number, -1, side, side)

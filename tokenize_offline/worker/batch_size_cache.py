@@ -14,7 +14,7 @@ import torch
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError
 from pipeline.common.manifests import fingerprint
-from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import TokenLayout
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from pipeline.episodes.index import INDEX_FILE
 from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.clips.decode_pool import ReaderPool
+from tokenize_offline.distributed.progress import Progress
 from tokenize_offline.shards.writer import RowKinds, publish
 from tokenize_offline.tasks import ShardTask, TokenizeJob, fingerprint_of_keys
 from tokenize_offline.worker.batching import Batches, IdsOfShard
@@ -108,28 +109,6 @@ class _ShardInProgress:
         if self.end is None:
             return False
         return self.end.failure is not None or self.end.made_elsewhere or self.ids.complete
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a worker did since it last said so.
-
-    Attributes:
-        rows: Rows that went to the model, and those of shards made elsewhere.
-        shards: Shards handed to the writer, failed ones included.
-        waited: Seconds in which the model had nothing to do for want of clips.
-        passed: Seconds in all.
-    """
-
-    rows: int = 0
-    shards: int = 0
-    waited: float = 0.0
-    passed: float = 0.0
-
-    def __add__(self, other: "Progress") -> "Progress":
-        return Progress(
-            self.rows + other.rows, self.shards + other.shards, self.waited + other.waited, self.passed + other.passed
-        )
 
 
 def run_worker(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from training.data.batch_plan import BatchPlan
 from training.data.sampler import SampleOrder
 from training.data.token_dataset import Clips, TokenStore
-from training.trainer.schedule import BatchPlan
 
 _AHEAD = 4  # micro batches in flight for each thread
 

@@ -22,16 +22,16 @@ from pipeline.common.errors import ConfigError, ShardError
 from pipeline.common.manifests import ShardRecord, fingerprint, read_record, record_path
 from pipeline.common.progress import progress_line
 from pipeline.episodes.naming import parse_shard_name
-from tokenize_offline.pretrained.cache import cache_folder
+from tokenize_offline.pretrained.hub import cache_folder
 from tokenize_offline.shards.codebook_stats import typical
 from tokenize_offline.shards.token_shards import (
-    TokenLayout,
     TokenShardInfo,
     fixed_size_column,
     open_token_shard,
     require_same_layout,
     token_schema,
 )
+from tokenize_offline.token_layout import TokenLayout
 from training.data.sampler import DatasetSize
 from training.data.shard_search import find_shards, folders_of, in_order, nothing_found, regrouped
 

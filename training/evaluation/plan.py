@@ -11,7 +11,7 @@ from training.evaluation.data import TestSet, Wanted
 from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
 from training.inference.session import WorldModel
 from training.prediction.clip_prediction import Sampling, clips_for
-from training.prediction.sampling_options import sampling_of
+from training.prediction.start_options import sampling_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ to bf16 and cuts them up under ZeRO-3; with it an export merges the updates into
 
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from training.model.files.llama_config import arithmetic, depends_on_positions
 from training.model.files.locate import locate_transformer
 from training.model.files.transformer import TransformerFolder, open_folder
+from training.model.updates import Updates
 from training.model.world_model import WorldModelNetwork, load_pretrained_llama, published_llama
 
 if TYPE_CHECKING:
@@ -35,19 +35,6 @@ _SHAPE = {
 }
 _BASE = ".base_layer"
 _UPDATE = ".lora_"
-
-
-@dataclass(frozen=True)
-class Updates:
-    """Low-rank updates of a network.
-
-    Attributes:
-        config: peft's.
-        frozen: The weights under them by name, in fp32 on the CPU; empty on ranks that don't export.
-    """
-
-    config: "LoraConfig"
-    frozen: dict[str, torch.Tensor]
 
 
 def find_start(training: TrainingConfig) -> TransformerFolder | None:

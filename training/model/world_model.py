@@ -17,14 +17,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
-from tokenize_offline.shards.token_shards import TokenLayout
-from tokenize_offline.token_layout import IdGeometry
+from tokenize_offline.token_layout import IdGeometry, TokenLayout
 from training.model.files import transformer
 from training.model.files.transformer import LLAMA
 from training.model.loss import next_id_losses, squared_error
 
 if TYPE_CHECKING:
-    from training.model.lora import Updates
+    from training.model.updates import Updates
 
 INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
 

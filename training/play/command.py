@@ -12,8 +12,7 @@ from pipeline.config.recipe import Recipe
 from training.cli.play import OFFERED
 from training.play.game import MAX_FUTURES, Game
 from training.play.server import PlayServer
-from training.prediction.sampling_options import sampling_of
-from training.prediction.start_options import open_start
+from training.prediction.start_options import open_start, sampling_of
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from training.inference.session import WorldModel
 from training.model.files.clip_config import clips_as_trained
 from training.model.files.locate import locate_model
 from training.model.files.trained_on import TrainedOn, read_trained_on
+from training.prediction.clip_prediction import Sampling
 from training.prediction.episodes import choose_episodes, holds_shards, open_episodes
 from training.prediction.time_step import fit_time_step
 
@@ -126,3 +127,17 @@ def _trained_on(episode: Episode, trained: TrainedOn, of_shard: bool) -> bool | 
     if not of_shard or trained.held_out is None or episode.dataset not in trained.seconds_per_frame:
         return None
     return trained.saw(episode.dataset, episode.key, split_of_key(episode.key), trained.held_out)
+
+
+def sampling_of(options: Any, samples: int | None = None) -> Sampling:
+    """How futures are drawn by what was given.
+
+    Args:
+        options: As parsed.
+        samples: In place of `--samples`, where the command decides.
+
+    Raises:
+        ConfigError: A number can't be.
+    """
+    number = options.samples if samples is None else samples
+    return Sampling(number, options.top_k or None, options.temperature, options.seed)

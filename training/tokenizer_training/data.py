@@ -27,7 +27,6 @@ from tokenize_offline.clips.sampling import Draws, draw_augmentation, stride_of
 from tokenize_offline.clips.transforms import augment, to_square
 from training.data.episode_index import EpisodeRow, EpisodeRows
 from training.data.sampler import DatasetSize, SampleOrder
-from training.tokenizer_training.clips import training_frames
 
 # Episodes tried for one sample: more than this in a row are damaged only where nearly all are.
 _MOST_TRIED = 64
@@ -179,3 +178,29 @@ class StepBatches:
 def begin_reading(_: int) -> None:
     """What a process that reads clips does first."""
     follow_parent()
+
+
+def training_frames(
+    num_frames: int, stride: float, config: TokenizerConfig, generator: np.random.Generator, shuffled: bool = False
+) -> np.ndarray:
+    """Frame numbers of one training clip.
+
+    Args:
+        num_frames: Length of the episode.
+        stride: Frames between neighbours of the horizon, at least 1.
+        config: Its `context_length`, `segment_length` and `horizon` are used.
+        generator: Source of the random choices.
+        shuffled: Whether the frames come in random order.
+
+    Returns:
+        (segment_length,) int64, not decreasing unless shuffled; an episode shorter than the horizon repeats its last frame.
+    """
+    span = round((config.horizon - 1) * stride)
+    start = int(generator.integers(0, max(num_frames - span, 1)))
+    futures = generator.choice(
+        np.arange(config.context_length, config.horizon), config.segment_length - config.context_length, replace=False
+    )
+    steps = np.concatenate([np.arange(config.context_length), np.sort(futures)])
+    if shuffled:
+        steps = generator.permutation(steps)
+    return np.minimum(start + np.rint(steps * stride).astype(np.int64), num_frames - 1)

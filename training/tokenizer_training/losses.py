@@ -1,11 +1,14 @@
 """The tokenizer's training loss, as named terms with weights; the adversarial term is that of `adversary`."""
 
+import torch
 from torch import Tensor
 
 from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import TokenizerOutput
 from training.metrics.lpips import LPIPS
-from training.tokenizer_training.stillness import stillness_loss
+
+# Two levels of 255: the noise that JPEG leaves in a patch where nothing moved.
+_NOISE = 0.01
 
 
 def tokenizer_losses(
@@ -40,3 +43,36 @@ def tokenizer_losses(
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,
     }
+
+
+def stillness(frames: Tensor, context_length: int, patches: int) -> Tensor:
+    """How surely each patch of each future frame shows what it shows in the last context frame.
+
+    Args:
+        frames: (B, T, 3, S, S) in [0, 1].
+        context_length: Context frames among T.
+        patches: Along one side of a frame.
+
+    Returns:
+        (B, T - context_length, patches^2) in [0, 1], row by row: exp of minus the mean squared difference over twice the
+        square of the noise.
+    """
+    clips, side = len(frames), frames.shape[-1] // patches
+    change = (frames[:, context_length:] - frames[:, context_length - 1 : context_length]).square()
+    blocks = change.reshape(clips, -1, 3, patches, side, patches, side)
+    return torch.exp(-blocks.mean(dim=(2, 4, 6)).flatten(2) / (2 * _NOISE**2))
+
+
+def stillness_loss(frames: Tensor, output: TokenizerOutput) -> Tensor:
+    """Mean squared distance of what is quantised from the code that most of the still patches have, weighed by stillness.
+
+    Args:
+        frames: (B, T, 3, S, S) in [0, 1].
+        output: Of the tokenizer on these frames.
+    """
+    patches = round(output.future_ids.shape[-1] ** 0.5)
+    weights = stillness(frames, output.context_reconstruction.shape[1], patches).reshape(-1)
+    ids = output.future_ids.reshape(-1)
+    votes = torch.zeros(int(ids.max()) + 1, device=ids.device).index_add_(0, ids, weights)
+    chosen = output.future_codes[(ids == votes.argmax()).float().argmax()]
+    return (weights * (output.future_vectors.float() - chosen).square().mean(dim=1)).mean()

@@ -32,11 +32,10 @@ from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerC
 from training.tokenizer_training.discriminator import Adversary, measure_of
 from training.tokenizer_training.ema import WeightAverage
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
-from training.tokenizer_training.losses import tokenizer_losses
+from training.tokenizer_training.losses import stillness, tokenizer_losses
 from training.tokenizer_training.nonfinite import SkippedSteps
 from training.tokenizer_training.skipped_episodes import LeftOutEpisodes, summarized
 from training.tokenizer_training.start import in_one_precision, starting_model
-from training.tokenizer_training.stillness import stillness
 from training.trainer.checkpoints.states import tag
 from training.trainer.logs.throughput import METRICS_NAME, cut_metrics
 from training.trainer.nonfinite import poisoned

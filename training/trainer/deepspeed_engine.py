@@ -22,10 +22,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
+from training.data.batch_plan import BatchPlan
 from training.distributed import Processes
 from training.model.lora import merged, tell_engine
 from training.model.world_model import WorldModelNetwork, parameter_groups
-from training.trainer.schedule import BatchPlan
 
 log = logging.getLogger(__name__)
 # transformers makes no mask for an implementation that it has no maker of masks for.

@@ -21,6 +21,7 @@ from pipeline.config.recipe import Recipe
 from pipeline.episodes.naming import held_out_split
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer.loading import TokenizerFiles, read_config
+from training.data.batch_plan import BatchPlan, plan_batches
 from training.data.sampler import SampleOrder
 from training.data.token_dataset import TokenStore
 from training.distributed import Place, own_device
@@ -44,7 +45,7 @@ from training.trainer.run_dir import (
     write_identity,
 )
 from training.trainer.run_history import RECORD_NAME, Phase, RunRecord, read_record, write_record
-from training.trainer.schedule import BatchPlan, learning_rate, plan_batches
+from training.trainer.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 

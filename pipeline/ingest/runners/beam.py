@@ -16,7 +16,7 @@ from pipeline.common.errors import SourceError
 from pipeline.ingest.runners import beam_worker
 from pipeline.ingest.runners.claims import claimed
 from pipeline.ingest.runners.scratch import scratch_folder
-from pipeline.ingest.runners.task import Task, run_task
+from pipeline.ingest.work_unit import Task, run_task
 from pipeline.processes.cpus import usable_cpus
 
 _PROCESSES = "multi_processing"

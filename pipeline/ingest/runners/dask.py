@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.ingest.runners.task import Task, give_up, run_task
+from pipeline.ingest.work_unit import Task, give_up, run_task
 
 _log = logging.getLogger(__name__)
 _LONGEST_REASON = 500

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.ingest.runners.task import Task, give_up, run_task
+from pipeline.ingest.work_unit import Task, give_up, run_task
 
 _LONGEST_REASON = 500
 _STANDALONE = "spark://"

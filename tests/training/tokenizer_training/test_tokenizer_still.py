@@ -13,9 +13,8 @@ from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from training.tokenizer_training.attention import attend_locally, grid_positions
 from training.tokenizer_training.codebooks import cluster_centres
-from training.tokenizer_training.losses import tokenizer_losses
+from training.tokenizer_training.losses import stillness, stillness_loss, tokenizer_losses
 from training.tokenizer_training.start import starting_model
-from training.tokenizer_training.stillness import stillness, stillness_loss
 
 SHAPE = CompressiveVQConfig(32, 2, (32, 32), 1, 8, 16, 16, max_att_resolution=16)
 

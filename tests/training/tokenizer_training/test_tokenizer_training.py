@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.tokenizer_training.clips import training_frames
 from training.tokenizer_training.codebooks import CodebookUse, distant_features
-from training.tokenizer_training.data import StepBatches
+from training.tokenizer_training.data import StepBatches, training_frames
 from training.tokenizer_training.losses import tokenizer_losses
 
 CONFIG = TokenizerConfig(context_length=2, segment_length=5, horizon=9)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pipeline.config.model import Precision, TokenizerShape
 from pipeline.config.recipe import Recipe
-from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig
 
 

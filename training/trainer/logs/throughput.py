@@ -14,7 +14,7 @@ import torch
 
 from pipeline.config.model import ModelConfig
 from tokenize_offline.measures import entropy
-from tokenize_offline.shards.token_shards import TokenLayout
+from tokenize_offline.token_layout import TokenLayout
 
 METRICS_NAME = "metrics.jsonl"
 log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError, ProjectError
 from pipeline.config.recipe import Recipe
 from pipeline.processes.child_processes import Child
+from training.data.batch_plan import plan_batches
 from training.distributed import find_place
 from training.trainer.checkpoints.states import State, judge, tag
 from training.trainer.logs.throughput import METRICS_NAME
 from training.trainer.run_dir import CHECKPOINTS_NAME
-from training.trainer.schedule import plan_batches
 from training.trainer.setup import RunOptions, prepare, settle_precision
 from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
 

@@ -1,0 +1,22 @@
+"""The low-rank updates (LoRA) that a network carries while it is trained."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Low-rank updates of a network.
+
+    Attributes:
+        config: peft's.
+        frozen: The weights under them by name, in fp32 on the CPU; empty on ranks that don't export.
+    """
+
+    config: "LoraConfig"
+    frozen: dict[str, torch.Tensor]
