@@ -20,7 +20,7 @@ from pipeline.ingest.job import Engine, Job, ingest_together
 from pipeline.ingest.outcome import Outcome, check_outcomes, log_passed_over
 from pipeline.ingest.plan import make_plan, with_ends_of
 from pipeline.ingest.runners import dask, spark
-from pipeline.ingest.shard_assignment import files_of, read_layout
+from pipeline.ingest.shard_assignment import files_of, read_assignment
 from pipeline.ingest.source_lock import LOCK_FILE, SourceLock
 from pipeline.sources.base import MAX_FRAMES, Source
 from pipeline.sources.locate import KINDS, open_source
@@ -193,8 +193,8 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
         # A store's client takes much memory to list many objects, which is free again when the lock file comes to be read.
         source.listing()
         lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
-        made = read_layout(folder, source.divides_files) if source.grows else {}
-        known = ends.setdefault(source.folder, lock.known_ends())
+        made = read_assignment(folder, source.divides_files) if source.grows else {}
+        known = ends.setdefault(source.folder, lock.known_hashes())
         units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
         if source.many_files:
             units = with_ends_of(units, source, known, lock.files() | files_of(made))

@@ -40,7 +40,7 @@ from tokenize_offline.tasks import (
 )
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker.batch_size_cache import BatchLimit
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.worker import WorkerReport, run_worker
 
 log = logging.getLogger("tokenize_offline")
@@ -185,7 +185,7 @@ def _run(
         torch.set_num_threads(min(torch.get_num_threads(), fleet.cores))
     limit = BatchLimit(job.output, fleet.device, job.layout)
     batch = limit.apply(recipe.tokenizer.clips_per_batch)
-    engine = TokenizerEngine(model, fleet.device, job.layout.precision, batch, limit.keep)
+    engine = BatchEncoder(model, fleet.device, job.layout.precision, batch, limit.keep)
     planned = sum(map(job.planned_rows, tasks))
     started = time.monotonic()
     with progress_line(planned, "clip", "tokenize", shown=fleet.is_first) as line:
@@ -218,7 +218,7 @@ def _summary(
         "output": job.output,
         "shards": total.shards,
         **facts,
-        "shards_made_elsewhere": total.made_elsewhere,
+        "shards_made_elsewhere": total.skipped_existing,
         "rows": total.rows,
         "held_out_rows": total.held_out_rows,
         "episodes_left_out": total.left_out,

@@ -22,7 +22,7 @@ from pipeline.episodes.index import find_datasets, read_index
 from pipeline.episodes.naming import TRAINING_SPLIT
 from tokenize_offline.clips.sampling import held_out_among, resolve_clips
 from tokenize_offline.filtering import counts_of, datasets_of, select
-from tokenize_offline.token_layout import id_geometry
+from tokenize_offline.token_layout import id_layout
 
 log = logging.getLogger(__name__)
 # episode (dictionary index), start, stride, view.
@@ -30,7 +30,7 @@ _BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
 
 
 @dataclass(frozen=True)
-class PlannedDataset:
+class DatasetEstimate:
     """What one data set will give.
 
     Attributes:
@@ -54,10 +54,10 @@ def ids_of_a_clip(recipe: Recipe) -> int:
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None and clips.context_length is not None
-    return id_geometry(recipe.tokenizer, clips.context_length).ids_of_clip(clips.length)
+    return id_layout(recipe.tokenizer, clips.context_length).ids_of_clip(clips.length)
 
 
-def plan_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> PlannedDataset:
+def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> DatasetEstimate:
     """Count the clips of one data set.
 
     Args:
@@ -83,7 +83,7 @@ def plan_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> PlannedData
     rows = clips.per_episode * np.where(training, clips.views, 1)
     row_bytes = rows * (2 * ids + 4 * clips.length * action_dim + _BYTES_BESIDE_IDS)
     positions = clips.per_episode * int(training.sum())
-    return PlannedDataset(positions, int(rows.sum()), int(row_bytes.sum()), counts_of(excluded))
+    return DatasetEstimate(positions, int(rows.sum()), int(row_bytes.sum()), counts_of(excluded))
 
 
 def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
@@ -103,7 +103,7 @@ def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
     return {name: chosen.get(name, 0) / total for name in dict.fromkeys((*positions, *chosen))}
 
 
-def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[dict[str, Any]]:
+def estimate(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[dict[str, Any]]:
     """A mapping per data set in `folder`, an output folder of ingest, ready for JSON.
 
     Args:
@@ -120,7 +120,8 @@ def plan(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[di
     taken = [path for name, path in folders.items() if named is None or name in named]
     excluded = select(taken, recipe.quality, recipe.clips.held_out)
     planned = {
-        name: plan_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name))) for name, path in folders.items()
+        name: estimate_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name)))
+        for name, path in folders.items()
     }
     ids = ids_of_a_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})

@@ -12,12 +12,12 @@ from PIL import Image
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
-from pipeline.common.manifests import read_record, record_path
+from pipeline.common.manifests import manifest_path, read_manifest
 from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from pipeline.inspection import inspect
-from tokenize_offline.estimate import clips_per_second, plan
+from tokenize_offline.estimate import clips_per_second, estimate
 from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, merged_reconstruction
 from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard, require_same_layout
 
@@ -75,7 +75,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if options.folder is None:
             raise ConfigError("--plan needs a folder of episode shards, an output folder of ivideogpt-ingest")
         rate = None if options.rate is None else clips_per_second(options.rate)
-        show(plan(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
+        show(estimate(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
         return 0
     status = inspect.carry_out(options)
     if options.codebooks:
@@ -120,8 +120,8 @@ def _codebooks(path: str) -> Iterator[dict[str, Any]]:
         arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
         if arrows:
             found = True
-            recorded = [path for path in map(record_path, arrows) if storage.exists(path)]
-            reconstruction = merged_reconstruction([read_record(path).statistics for path in recorded])
+            recorded = [path for path in map(manifest_path, arrows) if storage.exists(path)]
+            reconstruction = merged_reconstruction([read_manifest(path).statistics for path in recorded])
             yield {"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}
     if not found:
         raise ShardError(f"--codebooks: {path} holds no token shards (.arrow), which ivideogpt-tokenize writes")

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
-from pipeline.common.manifests import find_done, fingerprint, read_record, record_path
+from pipeline.common.manifests import find_done, fingerprint, manifest_path, read_manifest
 from pipeline.config.model import Precision
 from pipeline.config.recipe import ClipsConfig, QualityConfig
 from pipeline.episodes.frames import shrunk_to
@@ -175,9 +175,9 @@ def token_layout(
     limits = {"quality": dataclasses.asdict(quality)} if quality is not None and quality.active else {}
     resolved = resolve_clips(clips, config.context_length)
     assert resolved.length is not None and resolved.context_length is not None
-    geometry = dataclasses.asdict(config.geometry) | {"context_length": resolved.context_length}
+    id_layout = dataclasses.asdict(config.id_layout) | {"context_length": resolved.context_length}
     return TokenLayout(
-        **geometry,
+        **id_layout,
         clip_length=resolved.length,
         resolution=config.resolution,
         goal=resolved.goal,
@@ -277,9 +277,9 @@ def precision_begun(job: TokenizeJob, tasks: Sequence[ShardTask]) -> str | None:
         folder = job.folder(task)
         if folder not in names:
             names[folder] = set(storage.list_files(folder))
-        record = record_path(job.shard(task, held_out=False))
+        record = manifest_path(job.shard(task, held_out=False))
         if record in names[folder]:
-            layout = read_record(storage.join(folder, record)).inputs.get("layout", {})
+            layout = read_manifest(storage.join(folder, record)).inputs.get("layout", {})
             return str(layout["precision"]) if "precision" in layout else None
     return None
 
@@ -294,9 +294,9 @@ def _task_of(dataset: str, path: str) -> ShardTask:
     assert parsed is not None
     if parsed[0].endswith(HELD_OUT_SUFFIX):
         raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which names held-out token shards")
-    if not storage.exists(record_path(path)):
+    if not storage.exists(manifest_path(path)):
         raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
-    record = read_record(record_path(path))
+    record = read_manifest(manifest_path(path))
     short_sides = (min(entry["height"], entry["width"]) for entry in record.entries)
     shrunk = shrunk_to(record.inputs.get("frames", {}), short_sides)
     return ShardTask(

@@ -5,39 +5,14 @@ a published constant.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
-from pipeline.config.model import Precision
+from pipeline.config.model import Precision, TokenizerShape
 
 FORMAT_VERSION = 1
 
 
-class TokenizerShape(Protocol):
-    """What decides the layout of a tokenizer's ids; recipes and `config.json` files both say it."""
-
-    @property
-    def resolution(self) -> int:
-        """Side of the square frames in pixels."""
-
-    @property
-    def block_out_channels(self) -> tuple[int, ...]:
-        """Channels of the blocks, of which every one but the last halves the frame."""
-
-    @property
-    def patch_size(self) -> int:
-        """Latent positions along one side that share one future-frame code."""
-
-    @property
-    def num_vq_embeddings(self) -> int:
-        """Codes for context frames."""
-
-    @property
-    def num_dyn_embeddings(self) -> int:
-        """Codes for future frames."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class IdGeometry:
+class IdLayout:
     """Grids and codebooks that decide what an id means and where it stands (`docs/formats.md`).
 
     A sequence is the context frames' ids joined by `start_of_context`, then `start_of_future` and its ids for every
@@ -95,7 +70,7 @@ class IdGeometry:
         """Future frames of a sequence of `num_ids` ids.
 
         Raises:
-            ValueError: No clip of this geometry has that many ids.
+            ValueError: No clip of this layout has that many ids.
         """
         frames, rest = divmod(num_ids - self.prefix_length + 1, self.future_ids)
         if rest or frames < 0:
@@ -111,9 +86,9 @@ def latent_grid(shape: TokenizerShape) -> int:
     return shape.resolution >> (len(shape.block_out_channels) - 1)
 
 
-def id_geometry(shape: TokenizerShape, context_length: int) -> IdGeometry:
+def id_layout(shape: TokenizerShape, context_length: int) -> IdLayout:
     """Layout of the ids that a tokenizer of this shape makes of clips with so many context frames."""
-    return IdGeometry(
+    return IdLayout(
         context_length=context_length,
         context_grid=latent_grid(shape),
         future_grid=latent_grid(shape) // shape.patch_size,
@@ -123,8 +98,8 @@ def id_geometry(shape: TokenizerShape, context_length: int) -> IdGeometry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLayout(IdGeometry):
-    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdGeometry`.
+class TokenLayout(IdLayout):
+    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdLayout`.
 
     Attributes:
         clip_length: Frames T of a clip, context included.

@@ -68,7 +68,7 @@ def predict_episodes(
     """
     cut = [cut_clip(each.episode, model, clips_for(model, each.clips, steps), start) for each in starts]
     require_writable(output)
-    future = len(cut[0].frames) - model.geometry.context_length
+    future = len(cut[0].frames) - model.id_layout.context_length
     with progress_line(len(cut) * future, "frame", "predict") as progress:
         if len(cut) == 1:
             prediction = predict_clip(model, cut[0], sampling, on_frame=progress.update)
@@ -91,7 +91,7 @@ def predict_episodes(
             cards.append(card)
     outcomes = [card.metrics for card in cards]
     summary = _averages(outcomes) | {"episodes": outcomes}
-    timing = gallery.Timing(len(cut[0].frames), model.geometry.context_length, cut[0].rate)
+    timing = gallery.Timing(len(cut[0].frames), model.id_layout.context_length, cut[0].rate)
     gallery.write_overview(storage.join(output, gallery.INDEX), cards, summary, _facts(outcomes), timing)
     storage.write_bytes(storage.join(output, METRICS), _json(summary))
     for folder in folders:

@@ -22,7 +22,7 @@ _REPAIRABLE = (DamagedEpisodeError.kind, MissingEpisodeError.kind)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedEpisode:
     """An episode that was left out: where it lies in its source and why.
 
     Attributes:
@@ -43,7 +43,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class ShardRecord:
+class ShardManifest:
     """What is known of a published shard.
 
     Attributes:
@@ -66,7 +66,7 @@ class ShardRecord:
     frames: int
     bytes: int
     sha256: str
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedEpisode] = field(default_factory=list)
     entries: list[dict[str, Any]] = field(default_factory=list)
     statistics: dict[str, Any] = field(default_factory=dict)
 
@@ -87,18 +87,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def record_path(shard_path: str) -> str:
+def manifest_path(shard_path: str) -> str:
     """Where the record of a shard lies: the shard's name with `.json` for its own ending."""
     return shard_path.rsplit(".", 1)[0] + ".json"
 
 
-def write_record(folder: str, record: ShardRecord) -> None:
+def write_manifest(folder: str, record: ShardManifest) -> None:
     """Publish a record in `folder`. Call it after the shard itself is published, never before."""
     text = json.dumps(dataclasses.asdict(record), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    storage.write_bytes(record_path(storage.join(folder, record.shard)), text.encode() + b"\n")
+    storage.write_bytes(manifest_path(storage.join(folder, record.shard)), text.encode() + b"\n")
 
 
-def read_record(path: str) -> ShardRecord:
+def read_manifest(path: str) -> ShardManifest:
     """Read one record file.
 
     Raises:
@@ -106,13 +106,13 @@ def read_record(path: str) -> ShardRecord:
     """
     try:
         raw = read_json(path)
-        raw["left_out"] = [LeftOut(**item) for item in raw["left_out"]]
-        return ShardRecord(**raw)
+        raw["left_out"] = [SkippedEpisode(**item) for item in raw["left_out"]]
+        return ShardManifest(**raw)
     except (ValueError, TypeError, KeyError) as error:
         raise ShardError(f"{path} is not a shard record ({error}); delete it and run the command again") from error
 
 
-def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool = False) -> ShardRecord | None:
+def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool = False) -> ShardManifest | None:
     """The record of a shard that is already there and was made from the same `inputs`, or None where work is to be done.
 
     A shard that lost episodes to a damaged or missing file is made again once that file differs, or with `overwrite`, since a
@@ -122,10 +122,10 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
         ConflictError: A record is there but was made from other inputs, and `overwrite` is false. The message names both
             fingerprints and the inputs that differ.
     """
-    path = record_path(storage.join(folder, shard))
+    path = manifest_path(storage.join(folder, shard))
     if not storage.exists(path):
         return None
-    record = read_record(path)
+    record = read_manifest(path)
     inputs = with_ends(inputs, ends_of(record.inputs))
     wanted = fingerprint(inputs)
     hurt = damaged_files(record)
@@ -169,12 +169,12 @@ def with_ends(inputs: dict[str, Any], ends: Mapping[str, str | None]) -> dict[st
     return {**inputs, "sources": known}
 
 
-def damaged_files(record: ShardRecord) -> set[str]:
+def damaged_files(record: ShardManifest) -> set[str]:
     """The source files to which a shard lost episodes that a repaired or newly fetched copy may have."""
     return {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
 
 
-def came_back(record: ShardRecord, inputs: dict[str, Any]) -> bool:
+def came_back(record: ShardManifest, inputs: dict[str, Any]) -> bool:
     """Whether a file that could not be opened when a shard was made is there by what `inputs` say, as it was then.
 
     A mount that was away for a while, or a permission, shows nowhere in a file's size or content.

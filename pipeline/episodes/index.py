@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError, ShardError
 from pipeline.common.listings import Listed
-from pipeline.common.manifests import ShardRecord, read_record
+from pipeline.common.manifests import ShardManifest, read_manifest
 from pipeline.common.parquet import read_table, write_table
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import parse_shard_name
@@ -90,21 +90,21 @@ def episode_shards(folder: str) -> list[str]:
     return [name for name in storage.list_files(folder) if name.endswith(".tar") and parse_shard_name(name)]
 
 
-def read_records(folder: str) -> Iterator[ShardRecord]:
+def read_manifests(folder: str) -> Iterator[ShardManifest]:
     """The records of all episode shards in a data set's folder, in the order of their shards.
 
     Raises:
         ShardError: A file that is named like a record isn't one.
     """
-    for name in listed_records(folder):
+    for name in listed_manifests(folder):
         try:
-            record = read_record(storage.join(folder, name))
+            record = read_manifest(storage.join(folder, name))
         except FileNotFoundError:  # its shard is made anew meanwhile
             continue
         yield record
 
 
-def listed_records(folder: str) -> dict[str, Listed]:
+def listed_manifests(folder: str) -> dict[str, Listed]:
     """Name -> what its listing says of the record of each episode shard in a data set's folder."""
     listed = storage.listing(folder).items()
     return {
@@ -115,11 +115,11 @@ def listed_records(folder: str) -> dict[str, Listed]:
 def write_index(
     folder: str,
     dataset: str,
-    records: Iterable[ShardRecord],
+    records: Iterable[ShardManifest],
     missing: Sequence[str],
     passed_over: Mapping[str, int] | None = None,
     filtered: Mapping[str, int] | None = None,
-) -> list[ShardRecord]:
+) -> list[ShardManifest]:
     """Write `index.parquet` and `dataset.json` into a data set's folder.
 
     Args:
@@ -165,7 +165,7 @@ def equal_keys(table: pa.Table) -> str | None:
     return f"two episodes have the key {key}: {first} and {second}{more}"
 
 
-def _split(record: ShardRecord) -> str:
+def _split(record: ShardManifest) -> str:
     parsed = parse_shard_name(record.shard)
     if parsed is None:
         raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
@@ -174,7 +174,7 @@ def _split(record: ShardRecord) -> str:
 
 def _summary(
     dataset: str,
-    records: Sequence[ShardRecord],
+    records: Sequence[ShardManifest],
     missing: Sequence[str],
     passed_over: Mapping[str, int],
     filtered: Mapping[str, int],
@@ -203,7 +203,7 @@ def _summary(
     }
 
 
-def count_passed_over(records: Iterable[ShardRecord], planned: Mapping[str, int]) -> collections.Counter[str]:
+def count_passed_over(records: Iterable[ShardManifest], planned: Mapping[str, int]) -> collections.Counter[str]:
     """Reason -> how many of what was not taken: while planning, and while the shards were made."""
     total = collections.Counter(planned)
     for record in records:

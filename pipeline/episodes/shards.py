@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import ShardRecord, read_record, record_path
+from pipeline.common.manifests import ShardManifest, manifest_path, read_manifest
 from pipeline.episodes.episode import Episode
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -153,12 +153,12 @@ def read_sample(path: str, offset: int, size: int) -> Episode:
     return Episode.from_sample(members, f"{path}, byte {offset}")
 
 
-def _checked_record(path: str) -> ShardRecord | None:
+def _checked_record(path: str) -> ShardManifest | None:
     if not storage.exists(path):
         raise ShardError(f"{path} is not there")
-    if not storage.exists(record_path(path)):
+    if not storage.exists(manifest_path(path)):
         return None
-    record = read_record(record_path(path))
+    record = read_manifest(manifest_path(path))
     actual = storage.size(path)
     if actual != record.bytes:
         raise ShardError(f"{path} has {actual} bytes, its record says {record.bytes}; delete both and ingest again")

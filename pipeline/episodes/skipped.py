@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import ShardRecord
+from pipeline.common.manifests import ShardManifest
 from pipeline.common.parquet import read_table, write_table
 from pipeline.episodes.naming import parse_shard_name
 
-LEDGER_FILE = "left_out.parquet"
+SKIPPED_FILE = "left_out.parquet"
 _WEIGHT = "episodes"
 
 _SCHEMA = pa.schema(
@@ -33,7 +33,7 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_ledger(folder: str, dataset: str, records: Iterable[ShardRecord]) -> None:
+def write_skipped(folder: str, dataset: str, records: Iterable[ShardManifest]) -> None:
     """Publish `left_out.parquet` in a data set's folder.
 
     Args:
@@ -51,10 +51,10 @@ def write_ledger(folder: str, dataset: str, records: Iterable[ShardRecord]) -> N
             raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
         for item in record.left_out:
             rows.append({"dataset": dataset, "split": parsed[0], "shard": record.shard, **vars(item)})
-    write_table(storage.join(folder, LEDGER_FILE), pa.Table.from_pylist(rows, schema=_SCHEMA))
+    write_table(storage.join(folder, SKIPPED_FILE), pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
-def read_ledger(folder: str) -> pa.Table:
+def read_skipped(folder: str) -> pa.Table:
     """The episodes that were left out of a data set, in the order of its shards.
 
     Columns: `dataset`, `split`, `shard` (that would have held the episode), `source_file` and `source_record` (its place in
@@ -67,7 +67,7 @@ def read_ledger(folder: str) -> pa.Table:
     Raises:
         ShardError: There is none, or it can't be read.
     """
-    path = storage.join(folder, LEDGER_FILE)
+    path = storage.join(folder, SKIPPED_FILE)
     table = read_table(path)
     if lacking := sorted({*_SCHEMA.names} - {*table.column_names, _WEIGHT}):
         raise ShardError(

@@ -16,7 +16,7 @@ _BYTES = 1 << 16
 _THREADS, _REMOTE_THREADS = 16, 64  # a store answers late, but many at once
 
 
-def ends_sha256(path: str, size: int) -> str | None:
+def head_tail_hash(path: str, size: int) -> str | None:
     """First 16 hex digits of the SHA-256 of the first and the last 64 KiB of a file of `size` bytes; None where it is gone."""
     try:
         digest = hashlib.sha256(storage.read_range(path, 0, min(size, _BYTES)))
@@ -43,4 +43,4 @@ def read_ends(folder: str, sizes: Mapping[str, int], names: Collection[str]) -> 
 
 
 def _ends_in(folder: str, name: str, size: int) -> str | None:
-    return ends_sha256(storage.join(folder, name), size)
+    return head_tail_hash(storage.join(folder, name), size)

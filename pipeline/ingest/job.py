@@ -16,19 +16,19 @@ from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ProjectError, ShardError
-from pipeline.common.manifests import ShardRecord, came_back, describe_difference, find_done, read_record, record_path
+from pipeline.common.manifests import ShardManifest, came_back, describe_difference, find_done, manifest_path, read_manifest
 from pipeline.common.progress import progress_line
 from pipeline.episodes import index
 from pipeline.episodes.naming import parse_shard_name, written
-from pipeline.episodes.skipped import write_ledger
+from pipeline.episodes.skipped import write_skipped
 from pipeline.ingest.outcome import Outcome, log_passed_over
-from pipeline.ingest.plan import Unit
+from pipeline.ingest.plan import WorkUnit
 from pipeline.ingest.runners import beam
-from pipeline.ingest.work_unit import Part, Task, take_failures
+from pipeline.ingest.work_unit import UnitGroup, UnitJob, take_failures
 from pipeline.sources.base import Source
 
 _log = logging.getLogger(__name__)
-Engine = Callable[[Sequence[Task]], None]
+Engine = Callable[[Sequence[UnitGroup]], None]
 _THREADS = 16  # that look at records, which may lie on an object store
 _LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is published
 
@@ -44,14 +44,14 @@ class Job:
         folder: For its shards.
     """
 
-    units: Sequence[Unit]
+    units: Sequence[WorkUnit]
     source: Source
     dataset: str
     folder: str
 
 
 def ingest(
-    units: Sequence[Unit],
+    units: Sequence[WorkUnit],
     source: Source,
     dataset: str,
     folder: str,
@@ -77,18 +77,18 @@ def ingest_together(
         ConflictError: Shards are there that were made in another way, or that this plan doesn't have.
     """
     work = [_unfinished(job, overwrite) for job in jobs]
-    parts = [Part(unit, job.source, job.folder) for job, units in zip(jobs, work, strict=True) for unit in units]
+    parts = [UnitJob(unit, job.source, job.folder) for job, units in zip(jobs, work, strict=True) for unit in units]
     started = time.monotonic()
     if parts:
         # Large ones first, so that the last to end are small.
-        tasks = sorted(together(parts), key=lambda task: -task[0].unit.source_bytes)
+        tasks = sorted(group_by_files(parts), key=lambda task: -task[0].unit.source_bytes)
         with _progress(parts, " ".join(job.dataset for job in jobs)):
             (engine or functools.partial(beam.run, options=beam_options))(tasks)
     seconds = time.monotonic() - started
     return [_finish(job, units, seconds) for job, units in zip(jobs, work, strict=True)]
 
 
-def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
+def _unfinished(job: Job, overwrite: bool) -> list[WorkUnit]:
     """The units of a job that are still to be done; what is left of them is cleared away."""
     if overwrite and job.source.grows:
         clear_emptied(job.units, job.source, job.folder)
@@ -98,12 +98,12 @@ def _unfinished(job: Job, overwrite: bool) -> list[Unit]:
         done = list(pool.map(lambda unit: _is_done(unit, job.folder, sizes, overwrite), job.units))
     work = [unit for unit, is_done in zip(job.units, done, strict=True) if not is_done]
     for unit in work:
-        storage.remove(record_path(storage.join(job.folder, unit.shard)))
+        storage.remove(manifest_path(storage.join(job.folder, unit.shard)))
     take_failures(job.folder, {unit.shard for unit in job.units})
     return work
 
 
-def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
+def _finish(job: Job, work: Sequence[WorkUnit], seconds: float) -> Outcome:
     """Write the index of a data set and say what became of the units that were to be done."""
     reasons = take_failures(job.folder, {unit.shard for unit in work})
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -122,7 +122,7 @@ def _finish(job: Job, work: Sequence[Unit], seconds: float) -> Outcome:
     return Outcome(records, len(work) - len(failures), failures, seconds, passed_over, frames)
 
 
-def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardRecord]:
+def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardManifest]:
     """Write the index and the ledger of all records in the folder; these, without their entries.
 
     Another run may publish shards of other splits meanwhile. Whichever of the two looks last sees all records of both, because
@@ -130,12 +130,12 @@ def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardRecord]:
     """
     planned = job.source.passed_over
     while True:
-        there = index.listed_records(job.folder)
-        made = index.read_records(job.folder)
+        there = index.listed_manifests(job.folder)
+        made = index.read_manifests(job.folder)
         lacking = sorted({*missing, *_missing_of_others(job, there)})
         records = index.write_index(job.folder, job.dataset, made, lacking, planned, job.source.filtered)
-        write_ledger(job.folder, job.dataset, records)
-        if index.listed_records(job.folder) == there:
+        write_skipped(job.folder, job.dataset, records)
+        if index.listed_manifests(job.folder) == there:
             return records
 
 
@@ -147,10 +147,10 @@ def _missing_of_others(job: Job, there: Collection[str]) -> list[str]:
     except ShardError:  # it is written anew
         return []
     split_of = {shard: parsed[0] for shard in before if (parsed := parse_shard_name(shard)) is not None}
-    return [shard for shard, split in split_of.items() if split not in own and record_path(shard) not in there]
+    return [shard for shard, split in split_of.items() if split not in own and manifest_path(shard) not in there]
 
 
-def _is_done(unit: Unit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:
+def _is_done(unit: WorkUnit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:
     """Whether the shard is there, whole as far as its size tells, and made from the same inputs."""
     record = find_done(folder, unit.shard, unit.inputs, overwrite)
     if record is None:
@@ -164,7 +164,7 @@ def _is_done(unit: Unit, folder: str, sizes: dict[str, int], overwrite: bool) ->
     return True
 
 
-def refuse_strays(units: Sequence[Unit], folder: str) -> None:
+def refuse_strays(units: Sequence[WorkUnit], folder: str) -> None:
     """Refuse to mix shards of two plans in one folder.
 
     Shards of splits that this run leaves alone may stay if they were made in the same way.
@@ -189,7 +189,7 @@ def refuse_strays(units: Sequence[Unit], folder: str) -> None:
         if not name.endswith(".json"):
             continue
         try:
-            made_with = _common(read_record(path).inputs)
+            made_with = _common(read_manifest(path).inputs)
         except FileNotFoundError:  # another run makes it anew
             continue
         if made_with != common:
@@ -198,17 +198,17 @@ def refuse_strays(units: Sequence[Unit], folder: str) -> None:
             )
 
 
-def clear_emptied(units: Sequence[Unit], source: Source, folder: str) -> None:
+def clear_emptied(units: Sequence[WorkUnit], source: Source, folder: str) -> None:
     """Remove shards that are not in a plan because none of their files is there any more."""
     planned, splits = {unit.shard for unit in units}, {unit.split for unit in units}
-    strays = [record for record in index.read_records(folder) if record.shard not in planned]
+    strays = [record for record in index.read_manifests(folder) if record.shard not in planned]
     there = {written(name) for name in source.listing()} if strays else set()
     for record in strays:
         of_split = (parse_shard_name(record.shard) or ("",))[0] in splits
         if of_split and there.isdisjoint(one["file"] for one in record.inputs["sources"]):
             path = storage.join(folder, record.shard)
             _log.warning("%s is removed: none of its files is there any more", path)
-            storage.remove(record_path(path))
+            storage.remove(manifest_path(path))
             storage.remove(path)
 
 
@@ -216,16 +216,16 @@ def _common(inputs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in inputs.items() if key not in ("sources", "split")}
 
 
-def together(parts: Sequence[Part]) -> list[list[Part]]:
+def group_by_files(parts: Sequence[UnitJob]) -> list[list[UnitJob]]:
     """The parts that have all their source files in common, together."""
-    tasks: dict[Any, list[Part]] = {}
+    tasks: dict[Any, list[UnitJob]] = {}
     for part in parts:
         tasks.setdefault((part.source.folder, part.unit.shard, part.unit.sources), []).append(part)
     return list(tasks.values())
 
 
 @contextlib.contextmanager
-def _progress(parts: Sequence[Part], name: str) -> Iterator[None]:
+def _progress(parts: Sequence[UnitJob], name: str) -> Iterator[None]:
     """The progress line, which counts the shards that are published."""
     stop = threading.Event()
     with progress_line(len(parts), "shard", f"ingest {name}") as line:
@@ -238,9 +238,9 @@ def _progress(parts: Sequence[Part], name: str) -> Iterator[None]:
             watcher.join()
 
 
-def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
+def _watch(parts: Sequence[UnitJob], line: Any, stop: threading.Event) -> None:
     """Count what is published until told to stop; what is wrong with that is said, and the count goes on."""
-    waiting = {storage.join(part.folder, record_path(part.unit.shard)) for part in parts}
+    waiting = {storage.join(part.folder, manifest_path(part.unit.shard)) for part in parts}
     folders = {part.folder for part in parts}
     interval = _LOCAL_POLL if all(map(storage.is_local, folders)) else _REMOTE_POLL
     started = time.monotonic()
@@ -260,7 +260,7 @@ def _watch(parts: Sequence[Part], line: Any, stop: threading.Event) -> None:
         for path in waiting & there:
             waiting.remove(path)
             try:
-                frames += read_record(path).frames
+                frames += read_manifest(path).frames
             except (ProjectError, OSError) as error:
                 _log.warning("a shard's record can't be read: %s", error)
             line.set_postfix_str(f"{frames / (time.monotonic() - started):.0f} frames/s", refresh=False)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.common.errors import MissingEpisodeError, SourceError
-from pipeline.common.manifests import LeftOut, ShardRecord, damaged_files
-from pipeline.episodes.skipped import LEDGER_FILE
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, damaged_files
+from pipeline.episodes.skipped import SKIPPED_FILE
 
 _log = logging.getLogger(__name__)
 _LISTED = 20
@@ -26,7 +26,7 @@ class Outcome:
         frames_made: Frames in the shards that this run made.
     """
 
-    records: list[ShardRecord]
+    records: list[ShardManifest]
     made: int
     failures: dict[str, str]
     seconds: float
@@ -71,7 +71,7 @@ def _complaint(name: str, outcome: Outcome, max_bad_fraction: float) -> str:
     return ""
 
 
-def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
+def _by_reason(left_out: Sequence[SkippedEpisode]) -> list[str]:
     """A line for every reason, the most frequent one first."""
     places: dict[str, list[str]] = {}
     for item in left_out:
@@ -80,9 +80,9 @@ def _by_reason(left_out: Sequence[LeftOut]) -> list[str]:
     return [f"{of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {reason}" for reason, of in ordered]
 
 
-def _what_to_do(records: Sequence[ShardRecord]) -> str:
+def _what_to_do(records: Sequence[ShardManifest]) -> str:
     """Where left out episodes are listed, and what to do about those that another copy of their file may have."""
-    listed = f"{LEDGER_FILE} beside the shards lists all of them with their reasons"
+    listed = f"{SKIPPED_FILE} beside the shards lists all of them with their reasons"
     files = set().union(*map(damaged_files, records))
     if not files:
         return f"{listed}."

@@ -20,7 +20,7 @@ from pipeline.config.catalog import first_view
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import is_split_name, shard_name, written
 from pipeline.ingest.head_tail import read_ends
-from pipeline.ingest.shard_assignment import Layout, numbered
+from pipeline.ingest.shard_assignment import ShardAssignment, numbered
 from pipeline.sources.base import Source, SourceShard
 from pipeline.sources.guard import read_guarded
 
@@ -28,7 +28,7 @@ _SAMPLED_FILES = 3
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkUnit:
     """One episode shard to be made.
 
     Attributes:
@@ -51,9 +51,9 @@ def make_plan(
     splits: Sequence[str] | None,
     max_episodes: int | None,
     shard_bytes: int,
-    known_ends: Mapping[str, str] | None = None,
-    made: Layout | None = None,
-) -> list[Unit]:
+    known_hashes: Mapping[str, str] | None = None,
+    made: ShardAssignment | None = None,
+) -> list[WorkUnit]:
     """All units of a data set, in the order of their shards.
 
     Args:
@@ -61,7 +61,7 @@ def make_plan(
         splits: Only these; None takes all there are.
         max_episodes: Of each split, at most so many from its beginning.
         shard_bytes: About how large a shard should become.
-        known_ends: File, as records write it, -> hash of its ends, of files that needn't be opened to know it.
+        known_hashes: File, as records write it, -> hash of its ends, of files that needn't be opened to know it.
         made: What shards are there already, of a source whose files come and go; see `pipeline.ingest.shard_assignment`.
 
     Raises:
@@ -69,7 +69,7 @@ def make_plan(
         ConfigError: There is no such split, or shards can't be called after it.
     """
     with source.one_listing():
-        return _make_plan(source, splits, max_episodes, shard_bytes, known_ends or {}, made or {})
+        return _make_plan(source, splits, max_episodes, shard_bytes, known_hashes or {}, made or {})
 
 
 def _make_plan(
@@ -77,9 +77,9 @@ def _make_plan(
     splits: Sequence[str] | None,
     max_episodes: int | None,
     shard_bytes: int,
-    known_ends: Mapping[str, str],
-    made: Layout,
-) -> list[Unit]:
+    known_hashes: Mapping[str, str],
+    made: ShardAssignment,
+) -> list[WorkUnit]:
     files = source.plan()
     if not files:
         raise SourceError(f"{source.folder} holds no files of episodes")
@@ -96,11 +96,11 @@ def _make_plan(
     def group(chosen: Sequence[SourceShard]) -> list[list[SourceShard]]:
         return grouped(chosen, [output_share(file) * _expected_size(file, sizes) for file in chosen], target)
 
-    read = {} if source.many_files else _read_unknown(source, files, sizes, known_ends, None)
-    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_ends))
+    read = {} if source.many_files else _read_unknown(source, files, sizes, known_hashes, None)
+    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_hashes))
     common = {"format": source.format, **source.inputs()}
     return [
-        Unit(
+        WorkUnit(
             shard=shard_name(split, number, "tar"),
             split=split,
             sources=tuple(chosen),
@@ -111,18 +111,20 @@ def _make_plan(
     ]
 
 
-def with_ends_of(units: Sequence[Unit], source: Source, known_ends: Mapping[str, str], compared: Collection[str]) -> list[Unit]:
+def with_ends_of(
+    units: Sequence[WorkUnit], source: Source, known_hashes: Mapping[str, str], compared: Collection[str]
+) -> list[WorkUnit]:
     """Units of a source of many files with the ends of those that are held against something; the others stay unread.
 
     Args:
         units: The plan.
         source: Of the files.
-        known_ends: See `make_plan`.
+        known_hashes: See `make_plan`.
         compared: Names, as records write them, of the files of which shards or lock files say something.
     """
     files = [file for unit in units for file in unit.sources]
-    read = _read_unknown(source, files, source.file_sizes(), known_ends, compared)
-    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_ends))
+    read = _read_unknown(source, files, source.file_sizes(), known_hashes, compared)
+    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_hashes))
     return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, ends)) for unit in units]
 
 

@@ -9,18 +9,18 @@ additions make small shards; another output folder groups everything anew.
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from pipeline.episodes.index import read_records
+from pipeline.episodes.index import read_manifests
 from pipeline.episodes.naming import parse_shard_name, written
 from pipeline.sources.base import SourceShard
 
 # A file as records write it, and where in it a part of it begins; None where files aren't divided.
-Place = tuple[str, int | None]
+FileRange = tuple[str, int | None]
 # Shard's file name -> the places that it was made of, in order.
-Layout = Mapping[str, Sequence[Place]]
+ShardAssignment = Mapping[str, Sequence[FileRange]]
 _Group = Callable[[Sequence[SourceShard]], list[list[SourceShard]]]
 
 
-def read_layout(folder: str, divides_files: bool) -> dict[str, list[Place]]:
+def read_assignment(folder: str, divides_files: bool) -> dict[str, list[FileRange]]:
     """What the records in a data set's folder say of which files became which shards.
 
     Args:
@@ -32,17 +32,17 @@ def read_layout(folder: str, divides_files: bool) -> dict[str, list[Place]]:
     """
     return {
         record.shard: [(one["file"], one.get("first") if divides_files else None) for one in record.inputs["sources"]]
-        for record in read_records(folder)
+        for record in read_manifests(folder)
     }
 
 
-def files_of(layout: Layout) -> set[str]:
+def files_of(layout: ShardAssignment) -> set[str]:
     """All files that shards are made of."""
     return {file for places in layout.values() for file, _ in places}
 
 
 def numbered(
-    files: Sequence[SourceShard], group: _Group, made: Layout, divides_files: bool
+    files: Sequence[SourceShard], group: _Group, made: ShardAssignment, divides_files: bool
 ) -> Iterator[tuple[str, int, list[SourceShard]]]:
     """(split, number, files) of each shard of a plan, split by split.
 
@@ -50,7 +50,7 @@ def numbered(
         files: All that are wanted, split by split, in order.
         group: Makes groups of neighbours of files.
         made: The shards that are there.
-        divides_files: See `read_layout`.
+        divides_files: See `read_assignment`.
     """
     for split, chosen in itertools.groupby(files, lambda file: file.split):
         parsed = {parse_shard_name(name): places for name, places in made.items()}
@@ -60,7 +60,7 @@ def numbered(
 
 
 def _groups(
-    files: list[SourceShard], group: _Group, there: Mapping[int, list[Place]], divides_files: bool
+    files: list[SourceShard], group: _Group, there: Mapping[int, list[FileRange]], divides_files: bool
 ) -> dict[int, list[SourceShard]]:
     """Number of a shard -> its files, of one split."""
     anew = dict(enumerate(group(files)))
@@ -73,5 +73,5 @@ def _groups(
     return {**{number: known for number, known in kept.items() if known}, **dict(added)}
 
 
-def _place(file: SourceShard, divides_files: bool) -> Place:
+def _place(file: SourceShard, divides_files: bool) -> FileRange:
     return written(file.file), file.first if divides_files else None

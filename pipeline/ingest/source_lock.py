@@ -18,9 +18,9 @@ from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError
 from pipeline.common.json_files import read_json
 from pipeline.common.listings import tells_time
-from pipeline.common.manifests import ENDS, ShardRecord, damaged_files, fingerprint
+from pipeline.common.manifests import ENDS, ShardManifest, damaged_files, fingerprint
 from pipeline.episodes.naming import written
-from pipeline.ingest.plan import Unit
+from pipeline.ingest.plan import WorkUnit
 from pipeline.sources.base import Source
 
 LOCK_FILE = "sources.lock.json"
@@ -127,7 +127,7 @@ class SourceLock:
         self._locked = read_lock(path).get(self.name)
         self._tags: dict[str, str] | None = None
 
-    def known_ends(self) -> dict[str, str]:
+    def known_hashes(self) -> dict[str, str]:
         """File -> hash of its ends, of those files whose listing says that they are what was locked."""
         tags = self._listed_tags()
         files = self._locked.files if self._locked else {}
@@ -155,7 +155,7 @@ class SourceLock:
             }
         return self._tags
 
-    def check(self, units: Sequence[Unit]) -> None:
+    def check(self, units: Sequence[WorkUnit]) -> None:
         """Compare a plan's files with those that are locked.
 
         Raises:
@@ -166,7 +166,7 @@ class SourceLock:
             now = self._print(spec, [unit.inputs for unit in units])
             compare(self.path, self.name, self._locked, now, map(written, self._source.listing()))
 
-    def add(self, units: Sequence[Unit], records: Iterable[ShardRecord], overwrite: bool) -> None:
+    def add(self, units: Sequence[WorkUnit], records: Iterable[ShardManifest], overwrite: bool) -> None:
         """Lock the files that became shards without damage; with `overwrite`, forget what was locked before."""
         planned = {unit.shard: unit.inputs for unit in units}
         done = [record for record in records if record.shard in planned]

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from pipeline.common import manifests, storage
 from pipeline.common.errors import ProjectError
-from pipeline.common.manifests import LeftOut, ShardRecord, find_done
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, find_done
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import ENTRY_COLUMNS
 from pipeline.episodes.naming import written
 from pipeline.episodes.quality import Quality, measured
 from pipeline.episodes.shards import EpisodeShardWriter
-from pipeline.ingest.head_tail import ends_sha256
-from pipeline.ingest.plan import Unit
+from pipeline.ingest.head_tail import head_tail_hash
+from pipeline.ingest.plan import WorkUnit
 from pipeline.sources import guard
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
@@ -31,19 +31,19 @@ _LONGEST_REASON = 300
 _MOST_REASONS = 100
 
 
-class Part(NamedTuple):
+class UnitJob(NamedTuple):
     """A unit, where its episodes come from, and the folder for its shard."""
 
-    unit: Unit
+    unit: WorkUnit
     source: Source
     folder: str
 
 
 # Parts that have their source files in common; one worker makes them in one pass.
-Task = Sequence[Part]
+UnitGroup = Sequence[UnitJob]
 
 
-def run_parts(parts: Sequence[Part]) -> None:
+def run_jobs(parts: Sequence[UnitJob]) -> None:
     """Make the shards of units that have their source files in common, in one pass over these; see `run_unit`.
 
     Where that fails, each unit is made by itself, so that each says what is wrong with it.
@@ -51,7 +51,7 @@ def run_parts(parts: Sequence[Part]) -> None:
     if len(parts) > 1:
         try:
             for part, record in zip(parts, _make_shards(parts), strict=True):
-                manifests.write_record(part.folder, record)
+                manifests.write_manifest(part.folder, record)
             return
         except (ProjectError, OSError) as error:
             _log.warning("%s is made camera by camera: %s", parts[0].unit.shard, error)
@@ -59,15 +59,15 @@ def run_parts(parts: Sequence[Part]) -> None:
         run_unit(*part)
 
 
-def run_unit(unit: Unit, source: Source, folder: str) -> None:
+def run_unit(unit: WorkUnit, source: Source, folder: str) -> None:
     """Make the shard of a unit and publish it in `folder`, then its record; or leave a `.failed` file there.
 
     Errors of storage end up in that file; what is wrong with one input costs that input alone. Any other error is a bug and is
     raised.
     """
     try:
-        (record,) = _make_shards([Part(unit, source, folder)])
-        manifests.write_record(folder, record)
+        (record,) = _make_shards([UnitJob(unit, source, folder)])
+        manifests.write_manifest(folder, record)
     except (ProjectError, OSError) as error:
         leave_failure(folder, unit.shard, str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}")
 
@@ -84,10 +84,10 @@ def leave_failure(folder: str, shard: str, reason: str) -> None:
 class _ShardMaker:
     """Takes what a source has for one shard and, in the end, says what its record says."""
 
-    def __init__(self, unit: Unit, writer: EpisodeShardWriter) -> None:
+    def __init__(self, unit: WorkUnit, writer: EpisodeShardWriter) -> None:
         self._unit = unit
         self._writer = writer
-        self._left_out: list[LeftOut] = []
+        self._left_out: list[SkippedEpisode] = []
         self._filtered = 0
         self._passed_over: collections.Counter[str] = collections.Counter()
         self._actions: collections.Counter[str] = collections.Counter()
@@ -109,7 +109,7 @@ class _ShardMaker:
         else:
             reason = written(item.reason)[:_LONGEST_REASON]
             key = file.key(position)
-            self._left_out.append(LeftOut(written(file.file), position, reason, item.kind, key, item.episodes))
+            self._left_out.append(SkippedEpisode(written(file.file), position, reason, item.kind, key, item.episodes))
 
     def _taken(self, file: SourceShard, position: int, episode: Episode) -> BadEpisode | None:
         """None once the episode is in the shard, else why it can't be."""
@@ -126,8 +126,8 @@ class _ShardMaker:
         self._actions[episode.action_meaning] += 1
         return None
 
-    def record(self) -> ShardRecord:
-        return ShardRecord(
+    def record(self) -> ShardManifest:
+        return ShardManifest(
             shard=self._unit.shard,
             fingerprint=manifests.fingerprint(self._unit.inputs),
             inputs=self._unit.inputs,
@@ -148,7 +148,7 @@ class _ShardMaker:
         )
 
 
-def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
+def _make_shards(parts: Sequence[UnitJob]) -> list[ShardManifest]:
     """Publish the shards of units with the same source files; their records."""
     sources = [part.source for part in parts]
     parts = _with_ends(parts)
@@ -166,7 +166,7 @@ def _make_shards(parts: Sequence[Part]) -> list[ShardRecord]:
     return [maker.record() for maker in makers]
 
 
-def _with_ends(parts: Sequence[Part]) -> list[Part]:
+def _with_ends(parts: Sequence[UnitJob]) -> list[UnitJob]:
     """Parts whose units say the ends of all files that are there; a plan of many files opens none of them.
 
     They are read before the files are, so that a file that changes meanwhile is taken for another one by the next run.
@@ -177,7 +177,7 @@ def _with_ends(parts: Sequence[Part]) -> list[Part]:
     ends: dict[str, str | None] = {}
     for name in sizes.keys() - manifests.ends_of(first.unit.inputs).keys():
         try:
-            ends[name] = ends_sha256(storage.join(first.source.folder, names[name]), sizes[name])
+            ends[name] = head_tail_hash(storage.join(first.source.folder, names[name]), sizes[name])
         except OSError as error:
             # What reading says of the file becomes the reason why it is left out.
             if guard.concerns_all(error):
@@ -209,21 +209,21 @@ def take_failures(folder: str, shards: Collection[str] | None = None) -> dict[st
     return failures
 
 
-def run_task(task: Task) -> None:
+def run_group(task: UnitGroup) -> None:
     """Make the shards of a task, but for those that an earlier attempt of the same run has published.
 
     Engines try again what was lost with a machine, and may have two machines do the same at once where they took one for
     lost; both publish the same bytes.
     """
-    run_parts([part for part in task if not _is_published(part)])
+    run_jobs([part for part in task if not _is_published(part)])
 
 
-def give_up(task: Task, reason: str) -> None:
+def give_up(task: UnitGroup, reason: str) -> None:
     """Leave word in the output folders that a task could not be done."""
     for part in task:
         if not _is_published(part):
             leave_failure(part.folder, part.unit.shard, reason)
 
 
-def _is_published(part: Part) -> bool:
+def _is_published(part: UnitJob) -> bool:
     return find_done(part.folder, part.unit.shard, part.unit.inputs) is not None

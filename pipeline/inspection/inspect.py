@@ -10,13 +10,13 @@ from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
-from pipeline.common.manifests import ShardRecord, read_record, record_path
+from pipeline.common.manifests import ShardManifest, manifest_path, read_manifest
 from pipeline.common.progress import progress_line
 from pipeline.config.cli import CommandParser, run_command
 from pipeline.config.cli_output import show
 from pipeline.episodes.index import INDEX_FILE, read_index
 from pipeline.episodes.naming import parse_shard_name, shard_name
-from pipeline.episodes.skipped import LEDGER_FILE, read_ledger
+from pipeline.episodes.skipped import SKIPPED_FILE, read_skipped
 from pipeline.inspection.overview import Inspected, Overview, overview
 from pipeline.inspection.page import write_page
 from pipeline.inspection.verify import faults_of, index_fault
@@ -39,7 +39,7 @@ def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[st
     for name in names:
         stem, _, ending = name.rpartition(".")
         if ending == "json" and parse_shard_name(f"{stem}.tar") and not any(f"{stem}.{e}" in files for e in _ENDINGS):
-            recorded.add(read_record(storage.join(folder, name)).shard)
+            recorded.add(read_manifest(storage.join(folder, name)).shard)
     if files or recorded:
         yield folder, sorted(files | recorded)
     if depth:
@@ -50,10 +50,10 @@ def find_shards(folder: str, depth: int = _DEPTH) -> Iterator[tuple[str, list[st
 def is_shard(path: str) -> bool:
     """Whether a path is that of one shard, which is there or has a record that says it was."""
     named = parse_shard_name(storage.basename(path)) is not None
-    return named and not storage.list_folders(path) and (storage.exists(path) or storage.exists(record_path(path)))
+    return named and not storage.list_folders(path) and (storage.exists(path) or storage.exists(manifest_path(path)))
 
 
-def summarize(records: Sequence[ShardRecord]) -> dict[str, dict[str, int]]:
+def summarize(records: Sequence[ShardManifest]) -> dict[str, dict[str, int]]:
     """Split -> shards, samples, frames, bytes, episodes left out."""
     splits: dict[str, collections.Counter[str]] = {}
     for record in records:
@@ -146,7 +146,7 @@ def _inspect(folder: str, shards: Sequence[str], every_byte: bool, whole: bool) 
             if fault is not None:
                 faults[shard] = fault
             line.update()
-    records = [read_record(record_path(storage.join(folder, shard))) for shard in shards if shard not in faults]
+    records = [read_manifest(manifest_path(storage.join(folder, shard))) for shard in shards if shard not in faults]
     found = list(faults.values())
     episodes = any(shard.endswith(".tar") for shard in shards)
     if episodes and whole and every_byte and not faults and (fault := index_fault(folder, records)) is not None:
@@ -161,7 +161,7 @@ def _overview(folder: str) -> Overview | None:
     """The facts of a data set; None before its first ingest has ended, which leaves the index."""
     if not storage.exists(storage.join(folder, INDEX_FILE)):
         return None
-    ledger = read_ledger(folder) if storage.exists(storage.join(folder, LEDGER_FILE)) else None
+    ledger = read_skipped(folder) if storage.exists(storage.join(folder, SKIPPED_FILE)) else None
     return overview(read_index(folder), ledger)
 
 

@@ -99,7 +99,7 @@ def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:
 
     Args:
         index: See `pipeline.episodes.index.read_index`; columns of quality may be absent.
-        ledger: See `pipeline.episodes.skipped.read_ledger`; None where there is none.
+        ledger: See `pipeline.episodes.skipped.read_skipped`; None where there is none.
     """
     lengths = index["num_frames"].to_numpy().astype(np.int64)
     rates = np.array([rate or np.nan for rate in index["rate"].to_pylist()], float)

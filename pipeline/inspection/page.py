@@ -1,4 +1,4 @@
-"""A folder of data sets as one web page that opens by itself: films, distributions, and what was left out and why.
+"""A folder of data sets as one web page that opens by itself: thumbnails, distributions, and what was left out and why.
 
 Everything is in the file, pictures as data URIs; there is no script, and the page's own policy allows none. Texts that come
 from inputs are escaped. All pictures together have a budget, which the data sets share.
@@ -12,8 +12,8 @@ import numpy as np
 from pipeline.common import storage
 from pipeline.episodes.index import read_index
 from pipeline.inspection.charts import bars, histogram, shares
-from pipeline.inspection.films import Film, animation, films, strip
 from pipeline.inspection.overview import Inspected, Overview
+from pipeline.inspection.thumbnails import Thumbnail, animation, strip, thumbnails
 from pipeline.inspection.web import asset
 
 # Bytes of pictures on a page, and of one data set at most.
@@ -138,7 +138,7 @@ def _table(shown: Mapping[str, Overview]) -> str:
 
 
 def _card(number: int, name: str, folder: str, facts: Overview, budget: int) -> str:
-    playing = list(films(folder, read_index(folder), _PLAYING))
+    playing = list(thumbnails(folder, read_index(folder), _PLAYING))
     splits = " · ".join(f"{escape(split)} {count:,}" for split, count in facts.splits.items())
     return (
         f'<article id="set{number}"><h2>{escape(name)}</h2><p class="soft">{splits}</p>'
@@ -147,7 +147,7 @@ def _card(number: int, name: str, folder: str, facts: Overview, budget: int) -> 
     )
 
 
-def _playing(playing: Sequence[Film], budget: int) -> str:
+def _playing(playing: Sequence[Thumbnail], budget: int) -> str:
     if not playing:
         return '<p class="soft nothing">No episode could be read.</p>'
     columns = 2 if len(playing) <= 4 else 3 if len(playing) <= 9 else 4
@@ -158,7 +158,7 @@ def _playing(playing: Sequence[Film], budget: int) -> str:
     )
 
 
-def _strips(playing: Sequence[Film], budget: int) -> str:
+def _strips(playing: Sequence[Thumbnail], budget: int) -> str:
     if not playing:
         return ""
     chosen = [playing[place] for place in np.linspace(0, len(playing) - 1, min(_STRIPS, len(playing))).astype(int)]

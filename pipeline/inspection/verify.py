@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import ShardRecord, read_record, record_path
+from pipeline.common.manifests import ShardManifest, manifest_path, read_manifest
 from pipeline.episodes.index import INDEX_FILE, equal_keys, read_index
 from pipeline.episodes.shards import count_samples
 from pipeline.processes.child_processes import process_pool
@@ -65,12 +65,12 @@ def _executor(folder: str, shards: int, every_byte: bool) -> AbstractContextMana
 
 def fault_of(path: str, every_byte: bool) -> str | None:
     """What is wrong with the shard at `path`, or None; see `faults_of`."""
-    if not storage.exists(record_path(path)):
+    if not storage.exists(manifest_path(path)):
         return f"{path} has no record: it was not finished, so run the command that makes it again"
     if not storage.exists(path):
         return f"{path} is gone, though its record is there: run the command that made it again"
     try:
-        record = read_record(record_path(path))
+        record = read_manifest(manifest_path(path))
         if storage.size(path) != record.bytes:
             return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}: run the command that made it again"
         return _fault_inside(path, record) if every_byte else None
@@ -78,7 +78,7 @@ def fault_of(path: str, every_byte: bool) -> str | None:
         return str(error)
 
 
-def _fault_inside(path: str, record: ShardRecord) -> str | None:
+def _fault_inside(path: str, record: ShardManifest) -> str | None:
     samples, damage = None, None
     with storage.open_read(path) as opened:
         file = _HashedFile(opened)
@@ -99,7 +99,7 @@ def _fault_inside(path: str, record: ShardRecord) -> str | None:
                 "run ivideogpt-tokenize again, which leaves such episodes out"
             )
     elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:
-        return f"{record_path(path)} contradicts itself: delete it and {path}, and make them again"
+        return f"{manifest_path(path)} contradicts itself: delete it and {path}, and make them again"
     return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}{_ANEW}"
 
 
@@ -121,7 +121,7 @@ def _rows(path: str) -> tuple[int, int]:
         raise ShardError(f"{path} is no Arrow file ({error}): make it again") from error
 
 
-def index_fault(folder: str, records: Sequence[ShardRecord]) -> str | None:
+def index_fault(folder: str, records: Sequence[ShardManifest]) -> str | None:
     """What is wrong with the index of a folder of episode shards, or None: a row for every episode of every shard."""
     path = storage.join(folder, INDEX_FILE)
     if not storage.exists(path):

@@ -73,7 +73,7 @@ class BadEpisode:
         reason: What is wrong with it.
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
         filtered: It is sound, but the catalog doesn't want it; not left out but passed over, for this reason.
-        episodes: How many episodes it would have been; see `pipeline.common.manifests.LeftOut`.
+        episodes: How many episodes it would have been; see `pipeline.common.manifests.SkippedEpisode`.
         passed_over: See `Episode.passed_over`.
     """
 

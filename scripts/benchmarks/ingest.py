@@ -24,7 +24,7 @@ from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes import frames
 from pipeline.episodes.frames import FrameForm
 from pipeline.episodes.shards import open_shard
-from pipeline.ingest.plan import Unit, make_plan
+from pipeline.ingest.plan import WorkUnit, make_plan
 from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.rlds.source import RldsSource
 from pipeline.sources.rlds.writer import write_rlds
@@ -80,7 +80,7 @@ def fastest(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[f
     return best
 
 
-def ingest(units: Sequence[Unit], source: RldsSource, output: Path) -> None:
+def ingest(units: Sequence[WorkUnit], source: RldsSource, output: Path) -> None:
     """All units of a plan, one after the other, in this process."""
     for unit in units:
         run_unit(unit, source, str(output))

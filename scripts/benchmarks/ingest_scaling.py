@@ -76,7 +76,7 @@ def costs(files: int) -> dict[str, float]:
         with busy(took, "units"):
             ingest(units, source, output)
         with busy(took, "index"):
-            index.write_index(str(output), NAME, index.read_records(str(output)), [])
+            index.write_index(str(output), NAME, index.read_manifests(str(output)), [])
     return took
 
 

@@ -87,20 +87,20 @@ def write_files(folder: Path, count: int) -> None:
 def measure(folder: str, lock_path: str) -> dict[str, Any]:
     """Plan once, as the command does."""
     opened = 0
-    real = head_tail.ends_sha256
+    real = head_tail.head_tail_hash
 
     def counted(path: str, size: int) -> str | None:
         nonlocal opened
         opened += 1
         return real(path, size)
 
-    head_tail.ends_sha256 = counted
+    head_tail.head_tail_hash = counted
     before, began = _bytes_read(), time.perf_counter()
     source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
     with source.one_listing():
         source.listing()
         lock = SourceLock(lock_path, source)
-        known = lock.known_ends()
+        known = lock.known_hashes()
         units = make_plan(source, None, None, 256 << 20, known)
         units = with_ends_of(units, source, known, lock.files())
     seconds = time.perf_counter() - began

@@ -50,13 +50,13 @@ def build(size: str, device: str, compiled: bool) -> WorldModel:
     """A world model of a given size with random weights."""
     model, channels, layers, latent = SIZES[size]
     config = CompressiveVQConfig(block_out_channels=channels, layers_per_block=layers, latent_channels=latent)
-    geometry = config.geometry
+    id_layout = config.id_layout
     layout = TokenLayout(
-        context_length=geometry.context_length,
-        context_grid=geometry.context_grid,
-        future_grid=geometry.future_grid,
-        num_vq_embeddings=geometry.num_vq_embeddings,
-        num_dyn_embeddings=geometry.num_dyn_embeddings,
+        context_length=id_layout.context_length,
+        context_grid=id_layout.context_grid,
+        future_grid=id_layout.future_grid,
+        num_vq_embeddings=id_layout.num_vq_embeddings,
+        num_dyn_embeddings=id_layout.num_dyn_embeddings,
         clip_length=16,
         resolution=config.resolution,
         goal=False,
@@ -107,7 +107,7 @@ def by_session(model: WorldModel, case: Case, passes: Counter[str]) -> Iterator[
         frame = session.step(case.action(step)).frame
         yield session.ids, frame
     passes["passes"] += session.passes
-    frames = session.ids[:, model.geometry.prefix_length - 1 :].unflatten(1, (case.steps, -1))[..., 1:]
+    frames = session.ids[:, model.id_layout.prefix_length - 1 :].unflatten(1, (case.steps, -1))[..., 1:]
     passes["drafted"] += frames[:, 1:].numel()
     passes["right"] += int((frames[:, 1:] == frames[:, :-1]).sum())
 
@@ -150,7 +150,7 @@ class OwnReader:
 
 def own_frame(model: WorldModel, ids: torch.Tensor) -> torch.Tensor:
     """As `published_frame`, by the session's decoder."""
-    dynamics = ids[:, None, 1 - model.geometry.future_ids :]
+    dynamics = ids[:, None, 1 - model.id_layout.future_ids :]
     return model.frames.frames(dynamics, model.frames.context(ids))[:, 0]
 
 
@@ -162,39 +162,39 @@ def by_reencoding(
     decode: Callable[[WorldModel, torch.Tensor], torch.Tensor],
 ) -> Iterator[Outcome]:
     """For every frame a new cache over the whole prefix, and the context decoded with it."""
-    network, geometry, samples = model.network, model.geometry, case.samples
+    network, id_layout, samples = model.network, model.id_layout, case.samples
     ids = model.tokenizer.tokenize(case.context[None]).repeat(samples, 1)
     for step in range(case.steps):
-        noise = torch.from_numpy(uniforms(SEED, samples, step, geometry.future_ids)).to(ids.device)
+        noise = torch.from_numpy(uniforms(SEED, samples, step, id_layout.future_ids)).to(ids.device)
         taken, forced = None, case.actions is not None or not step
         if case.actions is not None:
-            lead = torch.zeros(samples, geometry.context_length - 1, case.actions.shape[1], device=ids.device)
+            lead = torch.zeros(samples, id_layout.context_length - 1, case.actions.shape[1], device=ids.device)
             taken = torch.cat([lead, case.actions[: step + 1].expand(samples, -1, -1)], dim=1)
         if forced:
-            slot = torch.full((samples, 1), geometry.start_of_future, device=ids.device)
+            slot = torch.full((samples, 1), id_layout.start_of_future, device=ids.device)
             ids = torch.cat([ids, slot], dim=1)
         read = reader(model)
         embedded = network.embed(ids, taken)
-        for number in range(int(forced), geometry.future_ids):
+        for number in range(int(forced), id_layout.future_ids):
             drawn = case.rule.draw(network.logits(read(embedded)), noise[:, number])[:, None]
             ids = torch.cat([ids, drawn], dim=1)
             embedded = network.llm.model.embed_tokens(drawn)
-        frame = decode(model, torch.cat([ids[:, : geometry.prefix_length - 1], ids[:, -geometry.future_ids :]], dim=1))
+        frame = decode(model, torch.cat([ids[:, : id_layout.prefix_length - 1], ids[:, -id_layout.future_ids :]], dim=1))
         yield ids, frame.clamp(0, 1)
 
 
 @torch.no_grad()
 def bare_parts(model: WorldModel, case: Case) -> Iterator[Outcome]:
     """What does the arithmetic of so many steps without drafts, and nothing else; ids and frames mean nothing."""
-    network, geometry, decoder, samples = model.network, model.geometry, model.decoder, case.samples
+    network, id_layout, decoder, samples = model.network, model.id_layout, model.decoder, case.samples
     ids = model.tokenizer.tokenize(case.context[None])
     cache = decoder.copied(decoder.prefill(network.llm.model.embed_tokens(ids)), samples)
     embedded = network.llm.model.embed_tokens(ids[:, :1]).expand(samples, -1, -1)
     features = model.frames.context(ids.expand(samples, -1))
-    frame_ids = torch.full((samples, 1, geometry.future_ids - 1), geometry.num_vq_embeddings, device=ids.device)
+    frame_ids = torch.full((samples, 1, id_layout.future_ids - 1), id_layout.num_vq_embeddings, device=ids.device)
     end = ids.shape[1]
     for _ in range(case.steps):
-        for _ in range(geometry.future_ids - 1):
+        for _ in range(id_layout.future_ids - 1):
             place = torch.full((samples, 1), end, device=ids.device)
             end += 1
             decoder.logits(decoder.step(embedded, place, cache, end))
@@ -239,7 +239,7 @@ def episode_cases(model: WorldModel, options: argparse.Namespace, rule: Sampling
     names = [name for name in storage.list_files(options.shards) if name.endswith(".tar")]
     names = [name for name in names if (parse_shard_name(name) or ("", 0))[0] == options.split]
     episodes = itertools.chain.from_iterable(open_episodes(storage.join(options.shards, name)) for name in names)
-    context, cases = model.geometry.context_length, []
+    context, cases = model.id_layout.context_length, []
     for episode in itertools.islice(episodes, options.episodes):
         steps = min(options.steps, model.max_steps, (episode.num_frames - 1) // options.stride + 1 - context)
         clip = cut_clip(episode, model, clips_for(model, ClipsConfig(stride=str(options.stride)), steps), start=0)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.common.manifests import ShardManifest, fingerprint, write_manifest
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import encode_jpeg
@@ -34,7 +34,7 @@ from tokenize_offline.clips.decode_pool import prepare_readers
 from tokenize_offline.clips.sampling import resolve_clips
 from tokenize_offline.tasks import ShardTask, TokenizeJob, find_shards, token_layout
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.worker import run_worker
 from training.trainer.logs.peak_flops import peak_flops
 
@@ -70,8 +70,8 @@ def make_shards(output: Path, shards: int, episodes: int, frames: int, side: int
                     )
                 )
         shard = shard_name("train", number, "tar")
-        record = ShardRecord(shard, fingerprint({}), {}, episodes, writer.frames, writer.size, writer.sha256)
-        write_record(str(folder), record)
+        record = ShardManifest(shard, fingerprint({}), {}, episodes, writer.frames, writer.size, writer.sha256)
+        write_manifest(str(folder), record)
 
 
 def _picture(rows: np.ndarray, columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -144,7 +144,7 @@ def main() -> int:
     layout = token_layout(model.config, clips, options.precision, model.weights_sha256 or "random")
     plain = copy.deepcopy(model).to(device).eval()
     started = time.perf_counter()
-    engine = TokenizerEngine(model, device, options.precision, options.batch)
+    engine = BatchEncoder(model, device, options.precision, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         if not options.shards:
             make_shards(Path(folder) / "episodes", 2, options.episodes, 48, model.config.resolution * 5 // 4)

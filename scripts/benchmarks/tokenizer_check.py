@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 
 STAGE = Path(__file__).with_name("tokenize_stage.py")
 # Clips at once, and episodes per made shard, that keep a GPU of 80 GiB busy for about a minute.
@@ -57,7 +57,7 @@ def agreement(folder: Path, precision: str, device: torch.device) -> float:
     model = CompressiveVQModel.from_pretrained(str(folder))
     with np.load(folder / "expected.npz") as expected:
         frames, tokens = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["tokens"].astype(np.int64))
-    ids = TokenizerEngine(model, device, precision, len(frames)).tokenize(list(frames))
+    ids = BatchEncoder(model, device, precision, len(frames)).tokenize(list(frames))
     return float((ids.cpu() == tokens).float().mean())
 
 

@@ -18,7 +18,7 @@ from tokenize_offline.clips.sampling import resolve_clips
 from tokenize_offline.measures import psnr
 from tokenize_offline.tasks import find_shards
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 
 
 def clips_of(folders: list[str], config: ClipsConfig, side: int, count: int) -> list[torch.Tensor]:
@@ -55,14 +55,14 @@ def main() -> int:
     model = CompressiveVQModel.from_pretrained(options.tokenizer)
     config = resolve_clips(ClipsConfig(length=options.length, stride=options.stride), model.config.context_length)
     clips = clips_of(options.shards, config, model.config.resolution, options.clips)
-    special = model.geometry.start_of_context
-    context = model.geometry.prefix_length - 1
-    exact = TokenizerEngine(model, device, "fp32", options.batch).tokenize(clips)
+    special = model.id_layout.start_of_context
+    context = model.id_layout.prefix_length - 1
+    exact = BatchEncoder(model, device, "fp32", options.batch).tokenize(clips)
     precisions = {}
     for precision in ("fp32", "tf32", "bf16", "fp16"):
-        engine = TokenizerEngine(model, device, precision, options.batch)
+        engine = BatchEncoder(model, device, precision, options.batch)
         ids = engine.tokenize(clips)
-        other_size = TokenizerEngine(model, device, precision, max(1, options.batch // 2)).tokenize(clips)
+        other_size = BatchEncoder(model, device, precision, max(1, options.batch // 2)).tokenize(clips)
         reverse = engine.tokenize(clips[::-1]).flip(0)
         changed = (ids != exact).float()
         precisions[precision] = {

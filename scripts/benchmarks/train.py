@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
+from pipeline.common.manifests import ShardManifest, fingerprint, sha256_of, write_manifest
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
@@ -31,7 +31,7 @@ from training.model.world_model import build_network, parameter_groups
 from training.trainer.deepspeed_engine import close_engine, start_engine
 from training.trainer.logs.peak_flops import peak_flops
 from training.trainer.logs.throughput import flops_per_id, peak_memory, reset_peak_memory
-from training.trainer.setup import RunOptions, prepare
+from training.trainer.setup import RunOptions, set_up
 from training.trainer.trainer import pretrain
 
 PUBLISHED = TokenLayout(
@@ -73,7 +73,7 @@ def write_tokens(root: Path, datasets: int, shards: int, clips: int) -> None:
             path = folder / f"{name}.arrow"
             write_token_shard(path, info, rows)
             size, digest = path.stat().st_size, sha256_of(path)
-            write_record(str(folder), ShardRecord(path.name, fingerprint({}), {}, clips, 16 * clips, size, digest))
+            write_manifest(str(folder), ShardManifest(path.name, fingerprint({}), {}, clips, 16 * clips, size, digest))
 
 
 def clips_per_second(work: Callable[[], object], clips: int, repeats: int) -> float:
@@ -112,7 +112,7 @@ def measure_loader(tokens: Path, repeats: int) -> dict[str, float]:
 
 def measure_resident(recipe: Recipe, options: RunOptions) -> float:
     """The same engine on one batch that stays on the device."""
-    run = prepare(recipe, options, find_place(os.environ))
+    run = set_up(recipe, options, find_place(os.environ))
     with Processes(find_place(os.environ)) as processes:
         engine = start_engine(run.network, recipe.training, run.engine_config, processes)
         batch = BatchReader(run.store, run.order, False, False, pinned=False).read(0, run.plan.micro_batch).to(processes.device)

@@ -27,7 +27,7 @@ from tokenize_runs import (
     wait_for_a_record,
 )
 
-from pipeline.common.manifests import read_record
+from pipeline.common.manifests import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_an_input_that_kills_its_reader_twice_is_left_out_and_listed(undisturbed
     done = run(tmp_path, tmp_path / "out", env=environment(PYTHONPATH=str(tmp_path / "site")))
     assert summary_of(done)["episodes_left_out"] == 1
     assert done.stderr.count("a reader ended with signal 11 at episode train-00000-000009") == 2
-    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000002.json")).left_out
+    (left_out,) = read_manifest(str(tmp_path / "out" / "made_up" / "train-000002.json")).left_out
     assert (left_out.source_record, left_out.reason) == (9, "killed its reader process 2 times")
     expected = files(undisturbed / "out")
     made = files(tmp_path / "out")

@@ -18,7 +18,7 @@ from rlds_data import write_set
 from pipeline.common import storage
 from pipeline.config.catalog import dataset
 from pipeline.episodes.frames import FrameForm
-from pipeline.episodes.index import read_records
+from pipeline.episodes.index import read_manifests
 from pipeline.ingest.job import ingest
 from pipeline.ingest.plan import make_plan
 from pipeline.sources.locate import open_source
@@ -77,4 +77,4 @@ def test_the_staged_job_has_the_scripts_options_and_does_the_work_of_one_process
             for name in (unit.shard, unit.shard.replace(".tar", ".json")):
                 staged = storage.read_bytes(f"{BUCKET}/out/bridge/{name}")
                 assert staged == (tmp_path / "out" / name).read_bytes()
-        assert sum(record.samples for record in read_records(f"{BUCKET}/out/bridge")) == 5
+        assert sum(record.samples for record in read_manifests(f"{BUCKET}/out/bridge")) == 5

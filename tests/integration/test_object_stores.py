@@ -147,11 +147,11 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
     source = open_source(dataset(NAME, "image", 10.0), f"{bucket}/locked/{NAME}/{VERSION}", FORM)
     path = f"{bucket}/locked/{LOCK_FILE}"
     read = []
-    real = head_tail.ends_sha256
-    monkeypatch.setattr(head_tail, "ends_sha256", lambda name, size: read.append(storage.basename(name)) or real(name, size))
+    real = head_tail.head_tail_hash
+    monkeypatch.setattr(head_tail, "head_tail_hash", lambda name, size: read.append(storage.basename(name)) or real(name, size))
     for expected in (3, 0):
         lock = SourceLock(path, source)
-        units = make_plan(source, None, None, 1 << 20, lock.known_ends())
+        units = make_plan(source, None, None, 1 << 20, lock.known_hashes())
         lock.check(units)
         outcome = ingest(units, source, NAME, f"{bucket}/locked/out", IN_PROCESS, overwrite=False)
         lock.add(units, outcome.records, overwrite=False)
@@ -165,7 +165,7 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
     fs.pipe_file(inner, bytes(data))
     lock = SourceLock(path, source)
     with pytest.raises(ConflictError, match=f"{NAME}/{VERSION} was rewritten in place.*train.tfrecord-00000-of-00002"):
-        lock.check(make_plan(source, None, None, 1 << 20, lock.known_ends()))
+        lock.check(make_plan(source, None, None, 1 << 20, lock.known_hashes()))
     assert read == [storage.basename(file)]
 
 

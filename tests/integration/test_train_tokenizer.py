@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from pipeline.common.manifests import ShardRecord, write_record
+from pipeline.common.manifests import ShardManifest, write_manifest
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import encode_jpeg
 from pipeline.episodes.index import write_index
@@ -60,8 +60,8 @@ def _write_episodes(root: Path, damaged: Collection[int] = ()) -> None:
             episode = _episode(number)
             cut = [frame[:200] for frame in episode.frames] if number in damaged else episode.frames
             writer.add(dataclasses.replace(episode, frames=cut))
-    made = ShardRecord(name, "0", {}, 12, 96, writer.size, writer.sha256, [], writer.entries, {"filtered": 0, "actions": {}})
-    write_record(str(folder), made)
+    made = ShardManifest(name, "0", {}, 12, 96, writer.size, writer.sha256, [], writer.entries, {"filtered": 0, "actions": {}})
+    write_manifest(str(folder), made)
     write_index(str(folder), "squares", [made], [])
 
 

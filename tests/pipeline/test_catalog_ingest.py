@@ -24,7 +24,7 @@ from video_data import numbers, write_video
 
 from pipeline import open_shard
 from pipeline.common.errors import ConfigError
-from pipeline.common.manifests import read_record
+from pipeline.common.manifests import read_manifest
 from pipeline.config import catalog
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
@@ -32,7 +32,7 @@ from pipeline.episodes.frames import FrameForm, decode, encode_jpeg
 from pipeline.episodes.naming import hashed_key
 from pipeline.ingest.job import together
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import Part, run_parts, take_failures
+from pipeline.ingest.work_unit import UnitJob, run_jobs, take_failures
 from pipeline.sources.locate import open_source
 from pipeline.sources.tfrecord.reader import read_records, write_record
 
@@ -44,14 +44,14 @@ def ingest(root: Path, output: Path, *entries: DatasetEntry, form: FrameForm = S
     parts = []
     for entry in entries:
         source = open_source(entry, str(root), form)
-        parts += [Part(unit, source, str(output / entry.name)) for unit in make_plan(source, None, None, 1 << 30)]
+        parts += [UnitJob(unit, source, str(output / entry.name)) for unit in make_plan(source, None, None, 1 << 30)]
     for task in together(parts):
-        run_parts(task)
+        run_jobs(task)
     found = []
     for entry in entries:
         folder = output / entry.name
         assert take_failures(str(folder)) == {}
-        assert not any(read_record(str(path)).left_out for path in folder.glob("*.json"))
+        assert not any(read_manifest(str(path)).left_out for path in folder.glob("*.json"))
         found.append([episode for path in sorted(folder.glob("*.tar")) for episode in open_shard(path)])
     return found
 

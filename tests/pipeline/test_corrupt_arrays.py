@@ -122,7 +122,7 @@ def test_a_damaged_file_costs_itself_alone(tmp_path):
     source = NpzSource(str(tmp_path / "set"), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert [entry["source_file"] for entry in record.entries] == ["train_eps_00000000.npz", "train_eps_00000004.npz"]
     left_out = [(item.source_file, item.kind) for item in record.left_out]
     assert left_out == [(f"train_eps_{n:08d}.npz", "damaged") for n in (1, 2, 3)]

@@ -141,7 +141,7 @@ def test_each_damaged_image_costs_its_episode_and_says_where_it_lies(tmp_path, f
     source = RldsSource(str(folder), ENTRY, form)
     unit = make_plan(source, ["train"], None, 1)[0]
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert [entry["source_record"] for entry in record.entries] == [0, 2, 4, 6]
     assert [(item.source_record, item.kind) for item in record.left_out] == [(n, "damaged") for n in (1, 3, 5, 7)]
     assert all(item.source_file.startswith(NAME) and item.reason for item in record.left_out)
@@ -228,7 +228,7 @@ def test_frames_with_stray_bytes_are_kept_and_counted(tmp_path):
     folder = write_set(tmp_path, [episode(0, frames=3, image=lambda t: odd if t else WHOLE)], per_shard=1)
     source = RldsSource(str(folder), ENTRY, FrameForm("png", 40))
     run_unit(make_plan(source, ["train"], None, 1)[0], source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples == 1 and not record.left_out
     assert list(record.statistics["passed_over"].values()) == [2]
 

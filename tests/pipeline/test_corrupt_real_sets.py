@@ -8,7 +8,7 @@ import pytest
 from pipeline import open_shard
 from pipeline.__main__ import run
 from pipeline.common.errors import SourceError
-from pipeline.episodes.skipped import read_ledger
+from pipeline.episodes.skipped import read_skipped
 
 IN_PROCESS = ["--", "--direct_running_mode=in_memory"]
 
@@ -30,7 +30,7 @@ def test_rt1_with_a_flipped_byte_and_a_lost_file(shared, tmp_path, capsys, frame
     assert run([*command, "--max_bad_fraction", "0.75", *IN_PROCESS]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary["episodes"], summary["left_out"], summary["made"], summary["failed"]) == (1, 3, 0, {})
-    rows = read_ledger(str(tmp_path / "out/fractal20220817_data")).to_pylist()
+    rows = read_skipped(str(tmp_path / "out/fractal20220817_data")).to_pylist()
     assert [(row["source_file"], row["source_record"], row["kind"]) for row in rows] == [
         (files[0].name, 0, "damaged"),
         (files[1].name, 0, "missing"),
@@ -52,7 +52,7 @@ def test_something_with_videos_cut_empty_and_missing(shared, tmp_path, capsys):
     assert (summary["episodes"], summary["left_out"]) == (3, 3)
     found = {
         row["source_file"].rsplit("/", 1)[-1]: (row["kind"], row["reason"])
-        for row in read_ledger(summary["folder"]).to_pylist()
+        for row in read_skipped(summary["folder"]).to_pylist()
     }
     assert {name: kind for name, (kind, _) in found.items()} == {
         videos[0].name: "damaged",

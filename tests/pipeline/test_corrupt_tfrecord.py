@@ -20,7 +20,7 @@ from pipeline.ingest.plan import make_plan
 from pipeline.ingest.work_unit import run_unit, take_failures
 from pipeline.sources.base import MAX_RECORDS
 from pipeline.sources.rlds.source import RldsSource
-from pipeline.sources.tfrecord.reader import DamagedRecord, scan_records, write_record
+from pipeline.sources.tfrecord.reader import DamagedManifest, scan_records, write_record
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORM = FrameForm("source")
@@ -37,7 +37,7 @@ def framed(records) -> bytes:
     return buffer.getvalue()
 
 
-def scan(data: bytes) -> list[bytes | DamagedRecord]:
+def scan(data: bytes) -> list[bytes | DamagedManifest]:
     storage.write_bytes(PLACE, data)
     return list(scan_records(PLACE))
 
@@ -50,7 +50,7 @@ def test_a_changed_byte_costs_the_record_it_lies_in(records, data):
     damaged[place] ^= data.draw(st.integers(1, 255))
     hit = next(n for n in range(len(records)) if place < len(framed(records[: n + 1])))
     found = scan(bytes(damaged))
-    assert isinstance(found[hit], DamagedRecord)
+    assert isinstance(found[hit], DamagedManifest)
     assert found[:hit] + found[hit + 1 :] == records[:hit] + records[hit + 1 :]
 
 
@@ -75,10 +75,10 @@ def test_what_follows_a_lost_length_is_not_surely_numbered():
     whole = framed([b"a" * 50, b"b" * 50, b"c" * 50, b"d" * 50])
     own = FRAME + 50
     gap = whole[:own] + b"\0" * (2 * own) + whole[3 * own :]
-    assert [r.alone if isinstance(r, DamagedRecord) else r[:1] for r in scan(gap)] == [b"a", False, b"d"]
+    assert [r.alone if isinstance(r, DamagedManifest) else r[:1] for r in scan(gap)] == [b"a", False, b"d"]
     flipped = bytearray(whole)
     flipped[own + 20] ^= 1
-    assert [r.alone if isinstance(r, DamagedRecord) else r[:1] for r in scan(bytes(flipped))] == [b"a", True, b"c", b"d"]
+    assert [r.alone if isinstance(r, DamagedManifest) else r[:1] for r in scan(bytes(flipped))] == [b"a", True, b"c", b"d"]
 
 
 def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
@@ -92,7 +92,7 @@ def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
         write_record(header, struct.pack("<Q", length))
         pieces.append(struct.pack("<Q", length) + header.getvalue()[-4:])
     found = scan(b"".join(pieces).ljust(size, b"\1"))
-    assert len(found) == 65 and all(isinstance(record, DamagedRecord) for record in found)
+    assert len(found) == 65 and all(isinstance(record, DamagedManifest) for record in found)
     assert "more than 64 places" in found[-1].reason
 
 
@@ -177,13 +177,13 @@ def test_the_lost_records_are_listed_and_the_others_kept(tmp_path, sound, case, 
         lost = [] if case == "cut between records" else [n for n in lost if n - 1 not in lost or case == "two payloads"]
     output = str(tmp_path / "out")
     make_all(source, output)
-    (record,) = [record for record in index.read_records(output) if record.shard.startswith("train")]
+    (record,) = [record for record in index.read_manifests(output) if record.shard.startswith("train")]
     assert [(item.source_file, item.source_record) for item in record.left_out] == [(TRAIN, n) for n in lost]
     assert all(item.kind == "damaged" for item in record.left_out)
     assert not lost or reason in record.left_out[0].reason
     kept = [e.source_record for e in open_shard(storage.join(output, record.shard))]
     assert not set(kept) & set(lost) and (not stated or sorted(kept + lost) == list(range(EPISODES)))
-    outcome = Outcome(list(index.read_records(output)), 2, {}, 1.0)
+    outcome = Outcome(list(index.read_manifests(output)), 2, {}, 1.0)
     share = len(lost) / (len(kept) + len(lost) + 1)
     check_outcomes({"toy": outcome}, share)
     if lost:
@@ -202,13 +202,13 @@ def test_the_episodes_of_a_missing_file_are_listed_and_made_once_it_is_there(tmp
     lost.unlink()
     source, output = RldsSource(str(folder), ENTRY, FORM), str(tmp_path / "out")
     make_all(source, output)
-    left_out = [item for record in index.read_records(output) for item in record.left_out]
+    left_out = [item for record in index.read_manifests(output) for item in record.left_out]
     assert [(item.source_file, item.source_record, item.kind) for item in left_out] == [
         (lost.name, n, "missing") for n in (0, 1)
     ]
     lost.write_bytes(data)
     assert make_all(source, output) == 1
-    assert not any(record.left_out for record in index.read_records(output))
+    assert not any(record.left_out for record in index.read_manifests(output))
 
 
 def test_a_split_without_any_file_is_told_of(tmp_path, sound, caplog):
@@ -244,7 +244,7 @@ def test_a_repair_that_neither_size_nor_ends_show_is_taken_with_overwrite(tmp_pa
     write_damaged(tmp_path / "set", whole, lambda data, _: data)
     assert make_all(source, output) == 0
     assert make_all(source, output, overwrite=True) == 1
-    assert not next(index.read_records(output)).left_out and make_all(source, output, overwrite=True) == 0
+    assert not next(index.read_manifests(output)).left_out and make_all(source, output, overwrite=True) == 0
 
 
 def test_behind_a_stretch_of_unknown_records_no_public_test_episode_can_slip_through(tmp_path, sound):

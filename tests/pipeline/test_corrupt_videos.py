@@ -137,7 +137,7 @@ def test_what_is_no_video_costs_itself_alone_and_is_listed(tmp_path, made):
     source = VideoSource(str(folder), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert [entry["source_file"] for entry in record.entries] == ["a_sound.mp4", "g_sound.mp4"]
     listed = [(item.source_file[0], item.source_record, item.kind) for item in record.left_out]
     assert listed == [(name, 0, "damaged") for name in "bcdef"]

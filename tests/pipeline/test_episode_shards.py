@@ -18,7 +18,7 @@ from rlds_data import plain_episode
 from pipeline import Episode, open_shard
 from pipeline.common import manifests, storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import ShardRecord
+from pipeline.common.manifests import ShardManifest
 from pipeline.episodes.shards import EpisodeShardWriter, read_sample
 
 arrays = st.one_of(st.none(), st.integers(1, 4))
@@ -121,8 +121,8 @@ def test_a_shard_must_agree_with_the_record_beside_it(tmp_path):
     writer = write(path, [plain_episode(0), plain_episode(1)])
 
     def record(samples, size):
-        written = ShardRecord("train-000000.tar", "f", {}, samples, writer.frames, size, writer.sha256)
-        manifests.write_record(str(tmp_path), written)
+        written = ShardManifest("train-000000.tar", "f", {}, samples, writer.frames, size, writer.sha256)
+        manifests.write_manifest(str(tmp_path), written)
 
     record(2, writer.size)
     assert len(list(open_shard(path))) == 2

@@ -17,7 +17,7 @@ from rlds_data import NAME, episode, picture, write_set
 
 from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError, ProjectError, ShardError
-from pipeline.common.manifests import LeftOut, ShardRecord, read_record
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, read_manifest
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import FrameForm, encode_jpeg, encode_png
@@ -144,8 +144,8 @@ RLDS = rlds_files()
 TRAIN = next(name for name in RLDS if "-train." in name)
 PICTURE = picture(3, 24, 32)
 LABELS = json.dumps([{"id": "7", "label": "a b", "template": "a [something]", "placeholders": ["b"]}]).encode()
-RECORD = ShardRecord(
-    "train-000000.tar", "f", {"sources": [{"file": "a"}]}, 1, 2, 3, "s", [LeftOut("a", 0, "why")], [{"key": "k"}]
+RECORD = ShardManifest(
+    "train-000000.tar", "f", {"sources": [{"file": "a"}]}, 1, 2, 3, "s", [SkippedEpisode("a", 0, "why")], [{"key": "k"}]
 )
 
 
@@ -281,7 +281,7 @@ def captions_as_lines_of_json(folder, data):
 def records(folder, data):
     written(folder, "train-000000.json", data)
     with contextlib.suppress(ShardError):
-        read_record(str(folder / "train-000000.json"))
+        read_manifest(str(folder / "train-000000.json"))
 
 
 @pytest.mark.parametrize(

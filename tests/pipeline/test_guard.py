@@ -55,11 +55,11 @@ class OddSource(Source):
             yield position, dataclasses.replace(episode, passed_over={"frames without a time": 2})
 
 
-def made(source: Source, folder: str) -> index.ShardRecord:
+def made(source: Source, folder: str) -> index.ShardManifest:
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, folder)
     assert take_failures(folder) == {}
-    (record,) = index.read_records(folder)
+    (record,) = index.read_manifests(folder)
     return record
 
 
@@ -195,6 +195,6 @@ def test_a_record_of_which_a_reader_is_surprised_costs_itself_and_those_behind_i
     source = Surprised(str(tmp_path / "rlds" / NAME / "0.1.0"), DatasetEntry(NAME, NAME, "image", version="0.1.0"), FORM)
     unit = make_plan(source, ["train"], None, 1 << 30)[0]
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples == 2 and [item.source_record for item in record.left_out] == [1]
     assert "AttributeError" in record.left_out[0].reason

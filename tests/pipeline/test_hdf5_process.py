@@ -14,7 +14,7 @@ from pipeline.common.errors import BadEpisodeError, SourceError
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.frames import FrameForm
 from pipeline.episodes.naming import hashed_key
-from pipeline.episodes.skipped import read_ledger
+from pipeline.episodes.skipped import read_skipped
 from pipeline.ingest.job import ingest
 from pipeline.ingest.plan import make_plan
 from pipeline.sources.base import BadEpisode
@@ -93,7 +93,7 @@ def test_one_child_reads_file_after_file_and_one_that_somebody_kills_is_replaced
 def test_a_crash_is_the_fault_of_the_file_and_being_killed_is_not(monkeypatch, status, error, reason):
     class Dying:
         def ask(self, request):
-            raise hdf5_process.Died
+            raise hdf5_process.PipeClosed
 
         def status(self):
             return status
@@ -159,7 +159,7 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
 
     outcome = run()
     assert outcome.failures == {} and sum(record.samples for record in outcome.records) == 6
-    rows = read_ledger(str(tmp_path / "out")).to_pylist()
+    rows = read_skipped(str(tmp_path / "out")).to_pylist()
     assert [(row["key"], row["source_file"], row["kind"]) for row in rows] == [
         (hashed_key("train", "b.hdf5", 0), "b.hdf5", "damaged"),
         (hashed_key("train", "b.hdf5", 1), "b.hdf5", "damaged"),
@@ -168,7 +168,7 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
     assert all("doesn't say what its episodes are, so all are left out: no sound HDF5" in row["reason"] for row in rows)
     assert run().made == 0
     write_vp2(source / "b.hdf5", train=("demo_2", "demo_0"))
-    assert sum(record.samples for record in run().records) == 9 and read_ledger(str(tmp_path / "out")).num_rows == 0
+    assert sum(record.samples for record in run().records) == 9 and read_skipped(str(tmp_path / "out")).num_rows == 0
 
 
 def test_a_lost_vp2_file_weighs_as_much_as_the_others_and_its_repair_leaves_the_plan_as_it_is(tmp_path, monkeypatch):

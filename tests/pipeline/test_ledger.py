@@ -9,12 +9,12 @@ from rlds_data import NAME, episode, write_set
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import LeftOut, ShardRecord
+from pipeline.common.manifests import ShardManifest, SkippedEpisode
 from pipeline.common.parquet import read_table, write_table
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.frames import FrameForm
 from pipeline.episodes.naming import shard_name
-from pipeline.episodes.skipped import LEDGER_FILE, read_ledger, write_ledger
+from pipeline.episodes.skipped import SKIPPED_FILE, read_skipped, write_skipped
 from pipeline.ingest.job import ingest
 from pipeline.ingest.plan import make_plan
 from pipeline.sources.rlds.source import RldsSource
@@ -23,7 +23,7 @@ ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base
 # What JSON and Parquet hold; names of files and reasons come from hostile data.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _LEFT_OUT = st.builds(
-    LeftOut,
+    SkippedEpisode,
     _TEXT,
     st.integers(0, 1 << 40),
     _TEXT,
@@ -33,8 +33,8 @@ _LEFT_OUT = st.builds(
 )
 
 
-def record(number: int, left_out: list[LeftOut]) -> ShardRecord:
-    return ShardRecord(shard_name("train", number, "tar"), "", {}, 1, 5, 10, "", left_out)
+def record(number: int, left_out: list[SkippedEpisode]) -> ShardManifest:
+    return ShardManifest(shard_name("train", number, "tar"), "", {}, 1, 5, 10, "", left_out)
 
 
 @given(st.lists(st.lists(_LEFT_OUT, max_size=4), max_size=4))
@@ -43,13 +43,13 @@ def test_every_left_out_episode_has_its_row_and_equal_records_equal_bytes(left_o
     records = [record(number, items) for number, items in enumerate(left_out)]
     written = set()
     for _ in range(2):
-        write_ledger("memory://ledger/set", "set", records)
-        written.add(storage.read_bytes(f"memory://ledger/set/{LEDGER_FILE}"))
+        write_skipped("memory://ledger/set", "set", records)
+        written.add(storage.read_bytes(f"memory://ledger/set/{SKIPPED_FILE}"))
     assert len(written) == 1
-    rows = read_ledger("memory://ledger/set").to_pylist()
+    rows = read_skipped("memory://ledger/set").to_pylist()
     wanted = [(r.shard, item) for r in records for item in r.left_out]
     columns = ("source_file", "source_record", "reason", "kind", "key", "episodes")
-    assert [(row["shard"], LeftOut(*(row[name] for name in columns))) for row in rows] == wanted
+    assert [(row["shard"], SkippedEpisode(*(row[name] for name in columns))) for row in rows] == wanted
     assert all((row["dataset"], row["split"]) == ("set", "train") for row in rows)
 
 
@@ -60,7 +60,7 @@ def test_a_job_leaves_a_ledger_that_names_shard_place_key_and_reason(tmp_path):
     output = str(tmp_path / "out")
     in_process = ["--direct_running_mode=in_memory"]
     ingest(make_plan(source, None, None, 1), source, NAME, output, in_process, overwrite=False)
-    (row,) = read_ledger(output).to_pylist()
+    (row,) = read_skipped(output).to_pylist()
     assert row.pop("reason").startswith("JPEG header is damaged")
     assert row == {
         "dataset": NAME,
@@ -72,34 +72,34 @@ def test_a_job_leaves_a_ledger_that_names_shard_place_key_and_reason(tmp_path):
         "kind": "damaged",
         "episodes": 1.0,
     }
-    before = (tmp_path / "out" / LEDGER_FILE).read_bytes()
-    (tmp_path / "out" / LEDGER_FILE).write_bytes(b"")
+    before = (tmp_path / "out" / SKIPPED_FILE).read_bytes()
+    (tmp_path / "out" / SKIPPED_FILE).write_bytes(b"")
     ingest(make_plan(source, None, None, 1), source, NAME, output, in_process, overwrite=False)
-    assert (tmp_path / "out" / LEDGER_FILE).read_bytes() == before
+    assert (tmp_path / "out" / SKIPPED_FILE).read_bytes() == before
 
 
 def test_a_sound_data_set_has_an_empty_ledger_with_all_columns():
-    write_ledger("memory://ledger/sound", "sound", [record(0, [])])
-    table = read_ledger("memory://ledger/sound")
+    write_skipped("memory://ledger/sound", "sound", [record(0, [])])
+    table = read_skipped("memory://ledger/sound")
     assert table.num_rows == 0 and {"source_file", "source_record", "reason"} <= set(table.column_names)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PAR1 no table PAR1"])
 def test_a_ledger_that_is_missing_or_damaged_is_an_error_that_says_what_to_do(tmp_path, content):
     if content is not None:
-        (tmp_path / LEDGER_FILE).write_bytes(content)
-    with pytest.raises(ShardError, match=rf"{LEDGER_FILE} can't be read.*run ivideogpt-ingest again"):
-        read_ledger(str(tmp_path))
+        (tmp_path / SKIPPED_FILE).write_bytes(content)
+    with pytest.raises(ShardError, match=rf"{SKIPPED_FILE} can't be read.*run ivideogpt-ingest again"):
+        read_skipped(str(tmp_path))
 
 
 def test_a_parquet_file_of_something_else_is_no_ledger(tmp_path):
-    pq.write_table(pa.table({"a": [1]}), tmp_path / LEDGER_FILE)
+    pq.write_table(pa.table({"a": [1]}), tmp_path / SKIPPED_FILE)
     with pytest.raises(ShardError, match="can't be read"):
-        read_ledger(str(tmp_path))
+        read_skipped(str(tmp_path))
 
 
 def test_a_ledger_from_before_episodes_were_weighed_reads_with_a_weight_of_one():
-    write_ledger("memory://ledger/old", "set", [record(0, [LeftOut("a", 0, "no frames")])])
-    path = f"memory://ledger/old/{LEDGER_FILE}"
+    write_skipped("memory://ledger/old", "set", [record(0, [SkippedEpisode("a", 0, "no frames")])])
+    path = f"memory://ledger/old/{SKIPPED_FILE}"
     write_table(path, read_table(path).drop_columns("episodes"))
-    assert read_ledger("memory://ledger/old").to_pylist()[0]["episodes"] == 1.0
+    assert read_skipped("memory://ledger/old").to_pylist()[0]["episodes"] == 1.0

@@ -16,14 +16,14 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, SourceError
-from pipeline.common.manifests import fingerprint, read_record
+from pipeline.common.manifests import fingerprint, read_manifest
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.frames import FrameForm
-from pipeline.episodes.index import read_records, write_index
+from pipeline.episodes.index import read_manifests, write_index
 from pipeline.ingest import job
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.source_lock import LOCK_FILE
-from pipeline.ingest.work_unit import Part, leave_failure, run_unit, take_failures
+from pipeline.ingest.work_unit import UnitJob, leave_failure, run_unit, take_failures
 from pipeline.inspection.inspect import main as inspect
 from pipeline.sources.npz.source import NpzSource
 
@@ -69,7 +69,7 @@ def test_an_added_file_gets_a_shard_of_its_own_and_changes_no_key(tmp_path, caps
     after = keys_by_file(tmp_path / "out")
     assert before.items() < after.items() and after.keys() == {"a.npz", "b.npz", "c.npz", "d.npz"}
     assert shard.read_bytes() == made
-    assert [one["file"] for one in read_record(str(shard.with_name("train-000001.json"))).inputs["sources"]] == ["b.npz"]
+    assert [one["file"] for one in read_manifest(str(shard.with_name("train-000001.json"))).inputs["sources"]] == ["b.npz"]
     assert ingest(source, tmp_path / "elsewhere") == 0
     assert keys_by_file(tmp_path / "elsewhere") == after
     capsys.readouterr()
@@ -171,7 +171,7 @@ def test_equal_keys_are_refused_where_the_index_is_written_and_found_by_verify(t
     (folder / "train-000001.json").write_text(json.dumps(record))
     key = keys_by_file(tmp_path / "out")["a.npz"]
     with pytest.raises(ConflictError, match=f"two episodes have the key {key}: a.npz in train-000000.tar and a.npz in train"):
-        write_index(str(folder), "mine", read_records(str(folder)), [])
+        write_index(str(folder), "mine", read_manifests(str(folder)), [])
     table = pq.read_table(folder / "index.parquet")
     rows = [{**row, "shard": shard} for shard in ("train-000000.tar", copied.name) for row in table.to_pylist()]
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "index.parquet")
@@ -300,7 +300,7 @@ def test_the_progress_line_says_what_it_cannot_read_and_goes_on(tmp_path, caplog
     source = NpzSource(str(write_episodes(tmp_path / "source", ["a.npz", "b.npz"])), ENTRY, FrameForm("png"))
     units = make_plan(source, None, None, 1)
     output = tmp_path / "out"
-    parts = [Part(unit, source, str(output)) for unit in units]
+    parts = [UnitJob(unit, source, str(output)) for unit in units]
     run_unit(*parts[1])
     (output / "train-000000.json").write_text("no record")
     line, stop = mock.Mock(), threading.Event()

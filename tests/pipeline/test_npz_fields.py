@@ -42,7 +42,7 @@ def read(folder, data: bytes):
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(folder / "out"))
     assert take_failures(str(folder / "out")) == {}
-    (record,) = index.read_records(str(folder / "out"))
+    (record,) = index.read_manifests(str(folder / "out"))
     episodes = list(open_shard(str(folder / "out" / "train-000000.tar")))
     return (episodes[0] if episodes else record.left_out[0]), record.statistics["passed_over"]
 
@@ -137,7 +137,7 @@ def test_a_strange_action_costs_its_episode_with_a_reason_and_the_others_are_kep
     source = NpzSource(str(tmp_path), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples == 1 and [(item.source_file, item.kind) for item in record.left_out] == [("a.npz", "unusable")]
     assert "action" in record.left_out[0].reason and "Error" not in record.left_out[0].reason
 
@@ -162,7 +162,7 @@ def test_two_names_of_one_number_cost_nothing_else(tmp_path):
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
     assert take_failures(str(tmp_path / "out")) == {}
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples + len(record.left_out) == 3
 
 
@@ -272,7 +272,7 @@ def test_an_hdf5_array_of_a_gigabyte_costs_itself_and_is_never_taken(tmp_path):
     source = RobonetSource(str(tmp_path), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples == 1 and "larger than any episode" in record.left_out[0].reason
 
 

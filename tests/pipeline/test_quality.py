@@ -186,7 +186,7 @@ def test_the_index_of_what_was_ingested_has_a_row_of_quality_an_episode(tmp_path
     source = RldsSource(str(write_set(tmp_path, episodes=[episode(0), frozen])), entry, form)
     for unit in make_plan(source, None, None, 1):
         run_unit(unit, source, str(tmp_path / "out"))
-    index.write_index(str(tmp_path / "out"), NAME, index.read_records(str(tmp_path / "out")), [])
+    index.write_index(str(tmp_path / "out"), NAME, index.read_manifests(str(tmp_path / "out")), [])
     rows = index.read_index(str(tmp_path / "out")).to_pylist()
     assert [row["static_share"] for row in rows] == [0.0, 1.0, 0.0]
     assert [round(row["repeated_share"], 4) for row in rows] == [0.0, 0.8333, 0.0]
@@ -203,7 +203,7 @@ def test_damage_inside_an_untouched_image_is_found_where_it_is_looked_at(tmp_pat
     source = RldsSource(str(write_set(tmp_path, [episode(0), episode(1, image=lambda t: damaged)])), entry, FrameForm("source"))
     unit = make_plan(source, ["train"], None, 1)[0]
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples == 1
     assert [(item.source_record, item.kind) for item in record.left_out] == [(1, "damaged")]
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.common.errors import SourceError
 from pipeline.ingest.runners import beam
 from pipeline.ingest.runners.scratch import scratch_folder
-from pipeline.ingest.work_unit import Part
+from pipeline.ingest.work_unit import UnitJob
 
 
 @pytest.fixture
@@ -58,6 +58,6 @@ def test_what_beam_said_is_kept_where_it_fails_and_nowhere_else(parent):
     beam.run([], ["--direct_running_mode=in_memory"])
     assert list(parent.iterdir()) == []
     with pytest.raises(SourceError, match="Its log is") as raised:
-        beam.run([[Part(unit=None, source=None, folder="")]], ["--direct_running_mode=in_memory"])
+        beam.run([[UnitJob(unit=None, source=None, folder="")]], ["--direct_running_mode=in_memory"])
     (log,) = parent.iterdir()
     assert "'NoneType' object has no attribute 'shard'" in str(raised.value) and str(raised.value).endswith(str(log))

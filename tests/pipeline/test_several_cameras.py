@@ -11,13 +11,13 @@ from rlds_data import F, episode, features, picture, write_set
 from pipeline import open_shard
 from pipeline.__main__ import run
 from pipeline.common.errors import ConfigError
-from pipeline.common.manifests import read_record
+from pipeline.common.manifests import read_manifest
 from pipeline.config import catalog
 from pipeline.episodes.frames import FrameForm, encode_jpeg
-from pipeline.episodes.skipped import read_ledger
+from pipeline.episodes.skipped import read_skipped
 from pipeline.ingest.job import ingest, together
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import Part, run_parts, run_unit, take_failures
+from pipeline.ingest.work_unit import UnitJob, run_jobs, run_unit, take_failures
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import source as rlds
@@ -38,11 +38,11 @@ def write_field(root: Path, episodes: int = 4, per_shard: int = 2) -> Path:
     return write_set(root, made, per_shard, spec=features(extra=extra), name="uiuc_d3field")
 
 
-def parts(root: Path, output: Path) -> list[Part]:
+def parts(root: Path, output: Path) -> list[UnitJob]:
     made = []
     for name in NAMES:
         source = open_source(catalog.dataset(name), str(root), FORM)
-        made += [Part(unit, source, str(output / name)) for unit in make_plan(source, None, None, 1)]
+        made += [UnitJob(unit, source, str(output / name)) for unit in make_plan(source, None, None, 1)]
     return made
 
 
@@ -61,7 +61,7 @@ def test_one_pass_over_the_source_gives_the_same_bytes_as_one_for_each_camera(tm
     assert [len(task) for task in tasks] == [4, 4, 4]
     opened.clear()
     for task in tasks:
-        run_parts(task)
+        run_jobs(task)
     assert len(opened) == len(set(opened)) == 3
     assert files(tmp_path / "joint") == files(tmp_path / "single")
     assert len(files(tmp_path / "joint")) == 2 * 3 * 4
@@ -82,10 +82,10 @@ def test_a_file_that_cannot_be_opened_is_left_out_of_the_shard_of_every_camera_w
     bad.unlink()
     bad.symlink_to(bad.name)
     for task in together(parts(tmp_path, tmp_path / "out")):
-        run_parts(task)
+        run_jobs(task)
     for name in NAMES:
         assert take_failures(str(tmp_path / "out" / name)) == {}
-        left_out = read_record(str(tmp_path / "out" / name / "train-000001.json")).left_out
+        left_out = read_manifest(str(tmp_path / "out" / name / "train-000001.json")).left_out
         assert {(item.source_file, item.kind) for item in left_out} == {(bad.name, "missing")}
         assert len([f for f in files(tmp_path / "out" / name) if f.endswith(".tar")]) == 3
 
@@ -95,9 +95,9 @@ def test_a_damaged_record_is_listed_with_every_camera_and_the_others_are_kept(tm
     bad = folder / "uiuc_d3field-train.tfrecord-00001-of-00002"
     bad.write_bytes(bad.read_bytes()[:-9])
     for task in together(parts(tmp_path, tmp_path / "out")):
-        run_parts(task)
+        run_jobs(task)
     for name in NAMES:
-        record = read_record(str(tmp_path / "out" / name / "train-000001.json"))
+        record = read_manifest(str(tmp_path / "out" / name / "train-000001.json"))
         assert [(item.source_file, item.source_record, item.kind) for item in record.left_out] == [(bad.name, 1, "damaged")]
         assert record.samples == 1
 
@@ -177,7 +177,7 @@ def test_public_test_episodes_become_a_split_of_their_own_and_train_is_what_it_w
     lost = folder / source.plan()[1].file
     lost.unlink()
     assert made("lost") == {"train": [whole["train"][0], *whole["train"][2:]], "test": [whole["test"][0], whole["test"][2]]}
-    rows = read_ledger(str(tmp_path / "lost")).to_pylist()
+    rows = read_skipped(str(tmp_path / "lost")).to_pylist()
     assert [(row["key"], row["kind"]) for row in rows if row["split"] == "test"] == [("test-00001-000001", "missing")]
 
 

@@ -58,7 +58,7 @@ def test_every_kind_of_source_leaves_such_episodes_out_and_lists_them(tmp_path):
         out = str(tmp_path / "out" / source.kind)
         for unit in make_plan(source, ["train"], None, 1 << 20):
             run_unit(unit, source, out)
-        records = list(index.read_records(out))
+        records = list(index.read_manifests(out))
         assert sum(record.samples for record in records) == 1
         (lost,) = [item for record in records for item in record.left_out]
         assert lost.reason.endswith("is not finite")

@@ -12,7 +12,7 @@ from rlds_data import NAME, episode, write_set
 from pipeline import open_shard
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError, SourceError
-from pipeline.common.manifests import LeftOut, ShardRecord, describe_difference, find_done
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, describe_difference, find_done
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes import index
 from pipeline.episodes.frames import FrameForm, encode_jpeg
@@ -45,7 +45,7 @@ def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
     units = make(tmp_path, output, episodes=5, per_shard=2)
     assert take_failures(output) == {}
     assert all(find_done(output, unit.shard, unit.inputs) for unit in units)
-    records = index.write_index(output, NAME, index.read_records(output), [])
+    records = index.write_index(output, NAME, index.read_manifests(output), [])
     assert [record.shard for record in records] == [unit.shard for unit in units]
     rows = index.read_index(output).to_pylist()
     assert [row["key"] for row in rows] == [e.key for unit in units for e in open_shard(storage.join(output, unit.shard))]
@@ -63,7 +63,7 @@ def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
     make(tmp_path, output, episodes=3)
     files = []
     for _ in range(2):
-        index.write_index(output, NAME, index.read_records(output), [])
+        index.write_index(output, NAME, index.read_manifests(output), [])
         files.append([(tmp_path / "out" / name).read_bytes() for name in (index.INDEX_FILE, index.SUMMARY_FILE)])
     assert files[0] == files[1]
     assert pq.read_table(tmp_path / "out" / index.INDEX_FILE).num_rows == 4
@@ -72,20 +72,20 @@ def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
 def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path):
     broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else episode(1)["steps"][t]["observation"]["image"])
     make(tmp_path, str(tmp_path / "out"), episodes=[episode(0), broken, episode(2)], per_shard=3)
-    record = next(index.read_records(str(tmp_path / "out")))
+    record = next(index.read_manifests(str(tmp_path / "out")))
     assert record.samples == 2
     (left_out,) = record.left_out
     assert (left_out.source_file, left_out.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
     assert "JPEG header is damaged" in left_out.reason
-    outcome = Outcome(list(index.read_records(str(tmp_path / "out"))), 2, {}, 1.0)
+    outcome = Outcome(list(index.read_manifests(str(tmp_path / "out"))), 2, {}, 1.0)
     with pytest.raises(SourceError, match=r"toy: 1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
         check_outcomes({"toy": outcome}, 0.2)
     check_outcomes({"toy": outcome}, 0.25)
 
 
 def test_every_data_set_that_lost_too_much_is_named_and_every_reason_is_listed_once():
-    many = [LeftOut("b.tfrecord", n, "a placeholder") for n in range(50)]
-    record = ShardRecord("train-000000.tar", "", {}, 60, 0, 0, "", [LeftOut("a.tfrecord", 3, "no frames"), *many])
+    many = [SkippedEpisode("b.tfrecord", n, "a placeholder") for n in range(50)]
+    record = ShardManifest("train-000000.tar", "", {}, 60, 0, 0, "", [SkippedEpisode("a.tfrecord", 3, "no frames"), *many])
     outcomes = {
         "first": Outcome([record], 1, {}, 1.0),
         "sound": Outcome([dataclasses.replace(record, left_out=[])], 1, {}, 1.0),
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_opened_costs_itself_alone(tmp_path):
         "val-000000.tar",
     ]
     assert take_failures(output) == {}
-    (left_out,) = [item for record in index.read_records(output) for item in record.left_out]
+    (left_out,) = [item for record in index.read_manifests(output) for item in record.left_out]
     assert (left_out.source_file, left_out.source_record, left_out.kind) == (bad.name, 0, "missing")
     assert "can't be opened" in left_out.reason
 
@@ -194,7 +194,7 @@ def test_what_is_not_found_is_said_with_what_is_there(tmp_path):
 def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
     output = tmp_path / "out"
     make(tmp_path, str(output), episodes=5, per_shard=1)
-    index.write_index(str(output), NAME, index.read_records(str(output)), [])
+    index.write_index(str(output), NAME, index.read_manifests(str(output)), [])
     assert inspect([str(tmp_path / "out"), "--verify"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["faults"] == 0 and report["splits"]["train"]["samples"] == 5

@@ -129,7 +129,7 @@ def test_a_unit_lists_the_lost_piece_with_its_weight_and_place(tmp_path, videos)
     source = VideoSource(str(tmp_path / "set"), ENTRY, FORM, episode_frames=LENGTH)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_records(str(tmp_path / "out"))
+    (record,) = index.read_manifests(str(tmp_path / "out"))
     (lost,) = record.left_out
     assert 0 < lost.episodes < 0.5 and lost.kind == "damaged" and " s is lost" in lost.reason
     assert record.frames == pytest.approx(FRAMES - LENGTH * lost.episodes, abs=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.common.manifests import ShardManifest, fingerprint, write_manifest
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import encode_jpeg
 from pipeline.episodes.naming import episode_key, shard_name
@@ -86,10 +86,10 @@ def write_shard(output: Path, number: int, episodes: list[Episode], dataset: str
         for episode in episodes:
             writer.add(episode)
     inputs = {"made up": number}
-    record = ShardRecord(
+    record = ShardManifest(
         path.name, fingerprint(inputs), inputs, len(episodes), writer.frames, writer.size, writer.sha256, entries=writer.entries
     )
-    write_record(str(folder), record)
+    write_manifest(str(folder), record)
     return path
 
 

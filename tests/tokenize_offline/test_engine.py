@@ -6,7 +6,7 @@ import torch
 from synthetic_episodes import tiny_model
 
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 
 CPU = torch.device("cpu")
 
@@ -18,9 +18,9 @@ def clips():
 
 def test_ids_do_not_depend_on_batch_size_fill_or_neighbours(clips):
     model = tiny_model()
-    expected = TokenizerEngine(model, CPU, "fp32", 1).tokenize(clips)
+    expected = BatchEncoder(model, CPU, "fp32", 1).tokenize(clips)
     for batch in (2, 3, 8):
-        engine = TokenizerEngine(model, CPU, "fp32", batch)
+        engine = BatchEncoder(model, CPU, "fp32", batch)
         assert torch.equal(engine.tokenize(clips), expected)
         assert torch.equal(engine.tokenize(clips[::-1]), expected.flip(0))
         assert torch.equal(engine.tokenize(clips[2:3]), expected[2:3])
@@ -30,9 +30,9 @@ def test_ids_of_real_frames_do_not_depend_on_the_batch(shared):
     model = CompressiveVQModel.from_pretrained(str(shared / "parity" / "context2"))
     frames = torch.from_numpy(np.load(shared / "parity" / "context2" / "expected.npz")["frames"])[:, :5]
     clips = list(torch.cat([frames, frames.flip(3), frames.flip(4)]))
-    expected = TokenizerEngine(model, CPU, "fp32", 1).tokenize(clips)
+    expected = BatchEncoder(model, CPU, "fp32", 1).tokenize(clips)
     for batch in (4, 6):
-        assert torch.equal(TokenizerEngine(model, CPU, "fp32", batch).tokenize(clips), expected)
+        assert torch.equal(BatchEncoder(model, CPU, "fp32", batch).tokenize(clips), expected)
 
 
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(clips):
@@ -47,16 +47,16 @@ def test_running_out_of_memory_halves_the_batch_and_loses_nothing(clips):
     model = tiny_model()
     small = Small(model.config)
     small.load_state_dict(model.state_dict())
-    engine = TokenizerEngine(small, CPU, "fp32", 7)
-    assert torch.equal(engine.tokenize(clips), TokenizerEngine(model, CPU, "fp32", 7).tokenize(clips))
+    engine = BatchEncoder(small, CPU, "fp32", 7)
+    assert torch.equal(engine.tokenize(clips), BatchEncoder(model, CPU, "fp32", 7).tokenize(clips))
     assert engine.batch == 2
 
 
 def test_half_precision_changes_few_ids(shared):
     model = CompressiveVQModel.from_pretrained(str(shared / "parity" / "context2"))
     frames = list(torch.from_numpy(np.load(shared / "parity" / "context2" / "expected.npz")["frames"]))
-    exact = TokenizerEngine(model, CPU, "fp32", 2).tokenize(frames)
-    rounded = TokenizerEngine(model, CPU, "bf16", 2).tokenize(frames)
+    exact = BatchEncoder(model, CPU, "fp32", 2).tokenize(frames)
+    rounded = BatchEncoder(model, CPU, "bf16", 2).tokenize(frames)
     assert 0.9 < (exact == rounded).float().mean() < 1
 
 
@@ -76,7 +76,7 @@ def test_compiled_kernels_give_the_right_ids(shared):
         with np.load(shared / "parity" / name / "expected.npz") as expected:
             frames, tokens = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["tokens"].astype(np.int64))
         # As on a GPU: static shapes, channels-last weights.
-        TokenizerEngine(model, CPU, "fp32", 2)
+        BatchEncoder(model, CPU, "fp32", 2)
         compiled = torch.compile(model.tokenize, dynamic=False, fullgraph=True)
         with torch.inference_mode():
             assert (compiled(frames) == tokens).float().mean() >= 0.999

@@ -24,16 +24,16 @@ def made(tmp_path_factory):
 
 
 def test_perplexity_is_the_number_of_codes_when_they_are_used_evenly_and_special_ids_do_not_count():
-    geometry = TINY.geometry
-    ids = np.array([[0, 1, 2, 3, geometry.start_of_context, 40, 40, geometry.start_of_future]], np.uint16)
-    statistics = codebook_statistics(code_counts(ids, geometry), geometry)
+    id_layout = TINY.id_layout
+    ids = np.array([[0, 1, 2, 3, id_layout.start_of_context, 40, 40, id_layout.start_of_future]], np.uint16)
+    statistics = codebook_statistics(code_counts(ids, id_layout), id_layout)
     assert statistics == {
         "context_codes_used": 4,
         "context_perplexity": 4.0,
         "future_codes_used": 1,
         "future_perplexity": 1.0,
     }
-    assert codebook_statistics(np.zeros(geometry.vocabulary), geometry)["future_perplexity"] == 0.0
+    assert codebook_statistics(np.zeros(id_layout.vocabulary), id_layout)["future_perplexity"] == 0.0
 
 
 def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, write_shard, write_shards
 
 from pipeline.common.errors import ConfigError, ConflictError, ShardError
-from pipeline.common.manifests import ShardRecord, fingerprint, write_record
+from pipeline.common.manifests import ShardManifest, fingerprint, write_manifest
 from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips.sampling import resolve_clips
 from tokenize_offline.tasks import ShardTask, TokenizeJob, find_shards, token_layout, work_order
@@ -28,7 +28,7 @@ def finish(job, task, held_out_rows):
         inputs = job.inputs(task, held_out)
         name = job.shard(task, held_out)
         statistics = {"held_out_rows": held_out_rows}
-        write_record(job.folder(task), ShardRecord(name, fingerprint(inputs), inputs, 1, 1, 1, SHA, statistics=statistics))
+        write_manifest(job.folder(task), ShardManifest(name, fingerprint(inputs), inputs, 1, 1, 1, SHA, statistics=statistics))
 
 
 def test_shards_are_found_from_the_output_or_the_data_set_folder_largest_first(tmp_path):

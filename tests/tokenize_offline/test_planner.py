@@ -1,4 +1,4 @@
-"""A plan says what tokenizing then makes, and how often training will see it."""
+"""An estimate says what tokenizing then makes, and how often training will see it."""
 
 import dataclasses
 import json
@@ -10,12 +10,12 @@ from synthetic_episodes import TINY, tiny_model, write_shards
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
-from pipeline.episodes.index import read_records, write_index
+from pipeline.episodes.index import read_manifests, write_index
 from tokenize_offline.clips.sampling import resolve_clips
-from tokenize_offline.estimate import ids_of_a_clip, plan, shares
+from tokenize_offline.estimate import estimate, ids_of_a_clip, shares
 from tokenize_offline.inspect import main
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.worker import run_worker
 
 SHAPE = {name: getattr(TINY, name) for name in dataclasses.asdict(TINY)}
@@ -37,7 +37,7 @@ def episodes(tmp_path_factory):
         write_shards(folder, shards, 5, dataset)
         records = [
             dataclasses.replace(record, statistics={"filtered": 0, "actions": {}})
-            for record in read_records(str(folder / dataset))
+            for record in read_manifests(str(folder / dataset))
         ]
         write_index(str(folder / dataset), dataset, records, [])
     return folder
@@ -45,11 +45,11 @@ def episodes(tmp_path_factory):
 
 def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
     made = recipe()
-    planned = plan(str(episodes), made, clips_per_second=10.0)
+    planned = estimate(str(episodes), made, clips_per_second=10.0)
     clips = resolve_clips(made.clips, 2)
     layout = token_layout(TINY, clips, "fp32", "ab" * 32)
     assert ids_of_a_clip(made) == layout.sequence_length
-    engine = TokenizerEngine(tiny_model(), torch.device("cpu"), "fp32", 8)
+    engine = BatchEncoder(tiny_model(), torch.device("cpu"), "fp32", 8)
     job = TokenizeJob(clips, layout, str(tmp_path))
     report = run_worker(find_shards([str(episodes)]), job, engine, readers=1)
     assert sum(line["rows"] for line in planned) == report.rows and report.held_out_rows
@@ -64,7 +64,7 @@ def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
 
 def test_epochs_follow_the_mixture(episodes):
     for weights, expected in (({}, None), ({"one": 3.0, "two": 1.0}, {"one": 0.75, "two": 0.25}), ({"two": 1.0}, None)):
-        lines = {line["dataset"]: line for line in plan(str(episodes), recipe(weights=weights), None)}
+        lines = {line["dataset"]: line for line in estimate(str(episodes), recipe(weights=weights), None)}
         assert sum(line["share_of_samples"] for line in lines.values()) == pytest.approx(1, abs=1e-5)
         for name, line in lines.items():
             assert line["epochs"] == pytest.approx(800 * line["share_of_samples"] / line["clips"], abs=2e-3)
@@ -89,10 +89,10 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
 
 def test_data_sets_of_the_mixture_that_are_not_there_have_their_share_and_a_word(episodes, caplog):
     weights = {"one": 1.0, "absent": 3.0}
-    rows = {row["dataset"]: row for row in plan(str(episodes), recipe(weights=weights), None)}
+    rows = {row["dataset"]: row for row in estimate(str(episodes), recipe(weights=weights), None)}
     assert rows["absent"]["missing"] and rows["absent"]["share_of_samples"] == 0.75 and rows["absent"]["clips"] is None
     assert rows["one"]["share_of_samples"] == 0.25 and rows["two"]["share_of_samples"] == 0
-    alone = {row["dataset"]: row for row in plan(str(episodes), recipe(weights=weights, missing="skip"), None)}
+    alone = {row["dataset"]: row for row in estimate(str(episodes), recipe(weights=weights, missing="skip"), None)}
     assert alone["one"]["share_of_samples"] == 1 and "absent" not in alone
     assert alone["one"]["epochs"] == pytest.approx(4 * rows["one"]["epochs"], rel=1e-3)
     assert "75.0 % of its samples" in caplog.text and "no samples of: two" in caplog.text

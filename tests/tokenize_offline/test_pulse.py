@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenize_offline.distributed import heartbeat
-from tokenize_offline.distributed.heartbeat import Listener, beating
+from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, heartbeat_sent
 from tokenize_offline.distributed.worker_group import Fleet
 
 
 @given(st.lists(st.sets(st.integers(0, 3)), max_size=60))
 def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
-    listener, beats = Listener(), dict.fromkeys(range(4), 0)
+    listener, beats = HeartbeatMonitor(), dict.fromkeys(range(4), 0)
     silent = listener.silent(beats)
     for number, beating_now in enumerate(rounds, 1):
         beats = {rank: count + (rank in beating_now) for rank, count in beats.items()}
@@ -32,7 +32,7 @@ def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
 
 def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
     monkeypatch.setattr(heartbeat, "_PATIENCE", 10)
-    monkeypatch.setattr(Listener, "interval", 0.2)
+    monkeypatch.setattr(HeartbeatMonitor, "interval", 0.2)
     monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
     store = dist.HashStore()
     first, lost, slow = (Fleet(rank, 3, 3, torch.device("cpu"), store) for rank in range(3))
@@ -41,7 +41,7 @@ def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
     assert taken == list("abcde")
 
     def finish_late():
-        with beating(store, 2):
+        with heartbeat_sent(store, 2):
             time.sleep(4)
             slow.report("slow")
 
@@ -62,7 +62,7 @@ def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
         class Store:
             def add(self, key, number):
                 time.sleep(0 if {answers} else 60)
-        with heartbeat.beating(Store(), 1):
+        with heartbeat.heartbeat_sent(Store(), 1):
             time.sleep(5)
     """
     done = subprocess.run(

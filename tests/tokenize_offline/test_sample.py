@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, tiny_model, write_shard
 
 from pipeline import open_shard
-from pipeline.common.manifests import read_record
+from pipeline.common.manifests import read_manifest
 from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips.decode import EpisodeClips, read_clips
 from tokenize_offline.clips.sampling import is_held_out, resolve_clips
 from tokenize_offline.measures import MAX_PSNR
 from tokenize_offline.shards.codebook_stats import merged_reconstruction, reconstruction_statistics
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.reconstruction_sample import Sample
 from tokenize_offline.worker.worker import run_worker
 
@@ -61,7 +61,7 @@ def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):
     clips = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.4), 2)
     model = tiny_model()
     job = TokenizeJob(clips, token_layout(TINY, clips, "bf16", "ab" * 32), str(tmp_path / "out"))
-    run_worker(find_shards([str(tmp_path / "eps")]), job, TokenizerEngine(model, torch.device("cpu"), "bf16", 4), readers=1)
+    run_worker(find_shards([str(tmp_path / "eps")]), job, BatchEncoder(model, torch.device("cpu"), "bf16", 4), readers=1)
     episodes = list(open_shard(tmp_path / "eps" / "made_up" / "train-000000.tar"))
     for held_out, name in ((False, "train"), (True, "train_heldout")):
         sample = Sample()
@@ -69,9 +69,9 @@ def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):
         for one in random.Random(0).sample(chosen, len(chosen)):
             sample.offer(read_clips(one, clips, 2, 0.4, 32), 0)
         (clip,) = sample.drawn()
-        ids = TokenizerEngine(model, torch.device("cpu"), "bf16", 4).tokenize([clip.pixels])
+        ids = BatchEncoder(model, torch.device("cpu"), "bf16", 4).tokenize([clip.pixels])
         error = (model.detokenize(ids)[0].clamp(0, 1) - clip.pixels).square().mean(dim=(1, 2, 3))
-        statistics = read_record(str(tmp_path / "out" / "made_up" / f"{name}-000000.json")).statistics
+        statistics = read_manifest(str(tmp_path / "out" / "made_up" / f"{name}-000000.json")).statistics
         assert statistics["sampled_clips"] == 1
         # Stride 2 of 5 frames a second.
         assert statistics["seconds_per_frame"] == 0.4

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from synthetic_episodes import TINY, make_episode, tiny_tokenizer, write_shard, write_shards
 
 from pipeline.common.errors import ConfigError, ConflictError, ShardError
-from pipeline.common.manifests import write_record
+from pipeline.common.manifests import write_manifest
 from pipeline.config.model import TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, QualityConfig, Recipe
-from pipeline.episodes.index import read_records, write_index
+from pipeline.episodes.index import read_manifests, write_index
 from pipeline.episodes.quality import measure
 from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.clips.sampling import is_held_out
-from tokenize_offline.estimate import plan
+from tokenize_offline.estimate import estimate
 from tokenize_offline.filtering import exclude, select
 from tokenize_offline.shards.token_shards import open_token_shard
 from tokenize_offline.tasks import find_shards, token_layout
@@ -31,7 +31,7 @@ def with_quality(output, episodes, dataset="made_up", split="train", number=0):
     """A shard as ingest leaves it, with its episodes' quality in its record, and the index anew."""
     write_shard(output, number, episodes, dataset, split)
     folder = str(output / dataset)
-    records = {record.shard: record for record in read_records(folder)}
+    records = {record.shard: record for record in read_manifests(folder)}
     record = records[f"{split}-{number:06d}.tar"]
     of_each = {episode.key: dataclasses.asdict(measure(episode.frames)) for episode in episodes}
     records[record.shard] = dataclasses.replace(
@@ -39,7 +39,7 @@ def with_quality(output, episodes, dataset="made_up", split="train", number=0):
         entries=[{**entry, **of_each[entry["key"]]} for entry in record.entries],
         statistics={"filtered": 0, "actions": {}},
     )
-    write_record(folder, records[record.shard])
+    write_manifest(folder, records[record.shard])
     write_index(folder, dataset, records.values(), [])
 
 
@@ -144,7 +144,7 @@ def test_a_held_out_episode_keeps_its_copies_from_training(tmp_path):
 
 def test_shards_from_before_quality_was_measured_work_without_limits_and_say_so_with_them(tmp_path):
     write_shards(tmp_path, 1, 2, "old")
-    records = [dataclasses.replace(r, statistics={"filtered": 0, "actions": {}}) for r in read_records(str(tmp_path / "old"))]
+    records = [dataclasses.replace(r, statistics={"filtered": 0, "actions": {}}) for r in read_manifests(str(tmp_path / "old"))]
     write_index(str(tmp_path / "old"), "old", records, [])
     assert select([str(tmp_path / "old")], QualityConfig(), 0.0).num_rows == 0
     with pytest.raises(ShardError, match=r"no quality of 2 of its 2 episodes, the first in train-000000\.tar.*--overwrite"):
@@ -171,7 +171,7 @@ def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit
         tokenizer=TokenizerConfig(**shape, segment_length=3),
         training=TrainingConfig(splits=("train", "val")),
     )
-    planned = plan(str(episodes), whole, None)
+    planned = estimate(str(episodes), whole, None)
     assert {line["dataset"]: line["excluded"] for line in planned} == {
         "one": {"duplicate": 1, "static": 1},
         "two": {"duplicate": 1},

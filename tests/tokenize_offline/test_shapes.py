@@ -13,7 +13,7 @@ from tokenize_offline.clips.decode import read_clips
 from tokenize_offline.clips.sampling import resolve_clips
 from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.worker import run_worker
 
 # The published 256 x 256 tokenizer's five blocks, narrow: four halvings to a grid of 16.
@@ -27,7 +27,7 @@ def tokenized(folder, config, clips, split="train", **episode):
     resolved = resolve_clips(clips, config.context_length)
     layout = token_layout(config, resolved, "fp32", "ab" * 32)
     model.set_context_length(layout.context_length)
-    engine = TokenizerEngine(model, torch.device("cpu"), "fp32", 2)
+    engine = BatchEncoder(model, torch.device("cpu"), "fp32", 2)
     run_worker(find_shards([str(folder / "eps")]), TokenizeJob(resolved, layout, str(folder / "out")), engine, readers=1)
     info, table = open_token_shard(folder / "out" / "made_up" / f"{split}-000000.arrow")
     (opened,) = open_shard(folder / "eps" / "made_up" / f"{split}-000000.tar")

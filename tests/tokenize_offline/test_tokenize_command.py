@@ -6,7 +6,7 @@ import json
 import pytest
 from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
 
-from pipeline.common.manifests import fingerprint, read_record, record_path, write_record
+from pipeline.common.manifests import fingerprint, manifest_path, read_manifest, write_manifest
 from tokenize_offline.__main__ import main
 
 
@@ -82,9 +82,9 @@ def test_frames_that_ingest_made_smaller_than_the_tokenizers_are_refused_and_nat
     command, tmp_path, capsys
 ):
     path = write_shard(tmp_path / "small", 0, [make_episode(0, 8)])
-    record = read_record(record_path(str(path)))
+    record = read_manifest(manifest_path(str(path)))
     for short_side, status in ((30, 2), (40, 0)):
         inputs = {"frames": {"encoding": "jpeg", "short_side": short_side, "quality": 95}}
-        write_record(str(path.parent), dataclasses.replace(record, inputs=inputs, fingerprint=fingerprint(inputs)))
+        write_manifest(str(path.parent), dataclasses.replace(record, inputs=inputs, fingerprint=fingerprint(inputs)))
         assert main(arguments(command, shards=str(tmp_path / "small"))) == status
     assert "train-000000.tar: frames were shrunk to 30 pixels" in capsys.readouterr().err

@@ -57,25 +57,25 @@ def test_parameter_counts_are_the_published_ones(config, millions):
     with torch.device("meta"):
         model = CompressiveVQModel(config)
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
-    assert (config.latent_grid, config.geometry.future_grid) == (16, 4)
+    assert (config.latent_grid, config.id_layout.future_grid) == (16, 4)
 
 
 def test_published_sequences_have_the_published_lengths():
-    geometry = CompressiveVQConfig().geometry
-    assert (geometry.vocabulary, geometry.ids_of_clip(16), geometry.future_frames(751)) == (16386, 751, 14)
+    id_layout = CompressiveVQConfig().id_layout
+    assert (id_layout.vocabulary, id_layout.ids_of_clip(16), id_layout.future_frames(751)) == (16386, 751, 14)
     with pytest.raises(ValueError, match="750 ids are no clip"):
-        geometry.future_frames(750)
+        id_layout.future_frames(750)
 
 
 def test_special_ids_stand_where_the_layout_says(model, clips):
-    ids, geometry = model.tokenize(clips), model.geometry
-    assert ids.shape == (2, geometry.ids_of_clip(5))
-    special = (ids >= geometry.start_of_context).nonzero()[:, 1].reshape(2, -1)
+    ids, id_layout = model.tokenize(clips), model.id_layout
+    assert ids.shape == (2, id_layout.ids_of_clip(5))
+    special = (ids >= id_layout.start_of_context).nonzero()[:, 1].reshape(2, -1)
     assert special.tolist() == [[256, 513, 530, 547]] * 2
-    assert (ids[:, 256] == geometry.start_of_context).all()
-    assert (ids[:, [513, 530, 547]] == geometry.start_of_future).all()
+    assert (ids[:, 256] == id_layout.start_of_context).all()
+    assert (ids[:, [513, 530, 547]] == id_layout.start_of_future).all()
     future = ids[:, 514:].reshape(2, -1)[:, torch.arange(50) % 17 != 16]
-    assert (future >= geometry.num_vq_embeddings).all()
+    assert (future >= id_layout.num_vq_embeddings).all()
     assert (model.labels(ids)[:, :514] == -100).all() and torch.equal(model.labels(ids)[:, 514:], ids[:, 514:])
 
 
@@ -104,9 +104,9 @@ def test_decoding_frame_by_frame_equals_decoding_at_once(model, clips):
 def test_ids_outside_the_codebooks_are_refused_in_the_context_and_clamped_in_the_future(model, clips):
     ids = model.tokenize(clips)
     clamped, wild = ids.clone(), ids.clone()
-    wild[:, 514], clamped[:, 514] = 3, model.geometry.num_vq_embeddings
+    wild[:, 514], clamped[:, 514] = 3, model.id_layout.num_vq_embeddings
     assert torch.equal(model.detokenize(wild), model.detokenize(clamped))
-    ids[:, 5] = model.geometry.num_vq_embeddings
+    ids[:, 5] = model.id_layout.num_vq_embeddings
     with pytest.raises(ValueError, match="context ids must be 0 to 39"):
         model.detokenize(ids)
     with pytest.raises(ValueError, match="context frames take 513"):
@@ -167,9 +167,9 @@ def test_the_training_forward_reaches_every_parameter_and_agrees_with_the_ids(cl
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     # A constant added to all keys shifts all attention scores alike, and the normalisation of queries leaves them as they were.
     assert [name for name in without if not name.endswith("in_proj_bias")] == []
-    geometry, ids = model.geometry, model.tokenize(clips)
+    id_layout, ids = model.id_layout, model.tokenize(clips)
     assert torch.equal(output.context_ids[:, 1], ids[:, 257:513])
-    assert torch.equal(output.future_ids[:, 2], ids[:, 548:564] - geometry.num_vq_embeddings)
+    assert torch.equal(output.future_ids[:, 2], ids[:, 548:564] - id_layout.num_vq_embeddings)
     assert torch.allclose(
         torch.cat([output.context_reconstruction, output.future_reconstruction], 1), model.detokenize(ids), atol=1e-4
     )
@@ -189,5 +189,5 @@ def test_other_grids_follow_from_resolution_and_blocks(config):
     model = tiny_model(config=config)
     frames = torch.rand(1, 4, 3, config.resolution, config.resolution)
     ids = model.tokenize(frames)
-    assert ids.shape[1] == config.geometry.ids_of_clip(4)
+    assert ids.shape[1] == config.id_layout.ids_of_clip(4)
     assert model.detokenize(ids).shape == frames.shape

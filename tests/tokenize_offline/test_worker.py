@@ -10,13 +10,13 @@ from synthetic_episodes import TINY, broken, make_episode, tiny_model, write_sha
 
 from pipeline import open_shard
 from pipeline.common.errors import ConfigError, ConflictError
-from pipeline.common.manifests import read_record, sha256_of
+from pipeline.common.manifests import read_manifest, sha256_of
 from pipeline.config.recipe import ClipsConfig, QualityConfig
 from tokenize_offline.clips.decode import read_clips
 from tokenize_offline.clips.sampling import is_held_out, resolve_clips
 from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard
 from tokenize_offline.tasks import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.prefetch import Reserve
 from tokenize_offline.worker.worker import EndOfShard, EpisodeWork, episodes_of, run_worker
 
@@ -30,7 +30,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return TokenizerEngine(model, torch.device("cpu"), "fp32", 3)
+    return BatchEncoder(model, torch.device("cpu"), "fp32", 3)
 
 
 def run(engine, shards, output, clips=CLIPS, **options):
@@ -63,7 +63,7 @@ def test_rows_are_the_ids_of_the_planned_clips_in_order(tmp_path, engine, model)
                 assert held_out and not path.exists()
                 continue
             info, table = open_token_shard(path)
-            record = read_record(str(path.with_suffix(".json")))
+            record = read_manifest(str(path.with_suffix(".json")))
             assert np.array_equal(ids_of(path), model.tokenize(torch.stack(expected)).numpy())
             assert table.column("episode").to_pylist() == keys
             assert table.column("view").to_pylist() == ([0] if held_out else [0, 1]) * (len(keys) // info.views)
@@ -95,7 +95,7 @@ def test_an_unusable_episode_is_left_out_and_listed(tmp_path, engine):
     write_shard(tmp_path / "eps", 0, episodes)
     clips = dataclasses.replace(CLIPS, held_out=0.0, stride="1", per_episode=4)
     report = run(engine, tmp_path / "eps", tmp_path / "out", clips)
-    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
+    (left_out,) = read_manifest(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
     assert (left_out.source_file, left_out.source_record) == ("made_up.tfrecord", 1)
     assert "damaged" in left_out.reason
     assert (report.left_out, report.rows) == (1, 2 * 4 * 2)
@@ -171,7 +171,7 @@ def test_a_shard_that_another_run_has_made_meanwhile_is_left_as_it_is(tmp_path, 
     # What a person sees in the end is what the summary says.
     assert sum(part.waited for part in told) == pytest.approx(report.waited)
     assert sum(part.passed for part in told) == pytest.approx(report.passed)
-    assert (report.shards, report.made_elsewhere, report.failures) == (2, 1, [])
+    assert (report.shards, report.skipped_existing, report.failures) == (2, 1, [])
     assert [path.stat().st_mtime_ns] == stamps
     # The line still ends where it was planned to.
     assert (sum(step.shards for step in told), sum(step.rows for step in told) > report.rows) == (3, True)
@@ -218,7 +218,7 @@ def test_an_episode_whose_numbers_are_not_finite_is_left_out_with_the_step(tmp_p
     getattr(episodes[1], name)[5:7] = value
     write_shard(tmp_path / "eps", 0, episodes)
     report = run(engine, tmp_path / "eps", tmp_path / "out", dataclasses.replace(CLIPS, held_out=0.0))
-    (left_out,) = read_record(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
+    (left_out,) = read_manifest(str(tmp_path / "out" / "made_up" / "train-000000.json")).left_out
     assert left_out.reason == f"{name} is NaN or infinite at 2 of 8 steps, the first is step 5"
     assert (report.left_out, report.rows) == (1, 2 * 2 * 2)
 
@@ -242,5 +242,5 @@ def test_room_for_an_episode_is_asked_for_before_it_is_read(tmp_path):
     steps = list(episodes_of([dataclasses.replace(task, excluded=(1,), excluded_keys="")], job))
     assert [type(step) for step in steps] == [Reserve, EpisodeWork, Reserve, Reserve, EpisodeWork, Reserve, EndOfShard]
     pixels = 2 * 2 * 4 * 3 * 32 * 32 * 4
-    sizes = [entry["size"] for entry in read_record(task.source.replace(".tar", ".json")).entries]
+    sizes = [entry["size"] for entry in read_manifest(task.source.replace(".tar", ".json")).entries]
     assert [step.bytes for step in steps if isinstance(step, Reserve)] == [*(2 * size + pixels for size in sizes), 0]

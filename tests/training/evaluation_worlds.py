@@ -10,7 +10,7 @@ import synthetic_episodes
 import tiny_models
 
 from pipeline.config.recipe import ClipsConfig, Recipe
-from pipeline.episodes.index import read_records, write_index
+from pipeline.episodes.index import read_manifests, write_index
 from training.model.files.locate import RECIPE
 
 # Of the episodes 0 to 7 of `left` this share holds out some and leaves some.
@@ -24,7 +24,7 @@ def data_set(root: Path, dataset: str, frames: dict[str, Sequence[int]], rate: f
         made = [dataclasses.replace(episode, rate=rate) for episode in made]
         synthetic_episodes.write_shard(root, 0, made, dataset, split)
     statistics = {"filtered": 0, "actions": {}}
-    records = [dataclasses.replace(record, statistics=statistics) for record in read_records(str(root / dataset))]
+    records = [dataclasses.replace(record, statistics=statistics) for record in read_manifests(str(root / dataset))]
     write_index(str(root / dataset), dataset, records, [])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.common.manifests import ShardRecord, fingerprint, sha256_of, write_record
+from pipeline.common.manifests import ShardManifest, fingerprint, sha256_of, write_manifest
 from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.token_layout import TokenLayout
 
@@ -75,7 +75,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_token_shard(path, info, rows)
     inputs = {"layout": dataclasses.asdict(layout), **({"clips": clips} if clips else {})}
-    record = ShardRecord(
+    record = ShardManifest(
         path.name,
         fingerprint(inputs),
         inputs,
@@ -85,5 +85,5 @@ def write_shard(
         sha256_of(path),
         statistics={"seconds_per_frame": seconds_per_frame} if seconds_per_frame else {},
     )
-    write_record(str(path.parent), record)
+    write_manifest(str(path.parent), record)
     return path

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.common.errors import ConflictError
 from training.trainer.checkpoints.files import mark_complete, newest_checkpoint, note_damaged, partial, prune, put_in_place
-from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Progress, State, content_fault, judge, tag
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, RunProgress, State, content_fault, judge, tag
 
 
 def _write(folder, step, marked=True):
@@ -20,7 +20,7 @@ def _write(folder, step, marked=True):
     (path / "model.pt").write_bytes(bytes(step))
     (path / "deep" / "optimizer.pt").write_bytes(bytes(2 * step))
     if marked:
-        mark_complete(path, Progress(step, 2, [0.5, 1.5], 3, "f" * 16))
+        mark_complete(path, RunProgress(step, 2, [0.5, 1.5], 3, "f" * 16))
     return path
 
 
@@ -29,7 +29,7 @@ def test_the_newest_whole_checkpoint_is_found_with_what_it_knows(tmp_path):
         _write(tmp_path, step)
     found = newest_checkpoint(tmp_path)
     assert found.folder.name == "step-123456789"
-    assert found.progress == Progress(123456789, 2, [0.5, 1.5], 3, "f" * 16)
+    assert found.progress == RunProgress(123456789, 2, [0.5, 1.5], 3, "f" * 16)
 
 
 def test_there_is_none_in_an_empty_or_absent_folder(tmp_path):
@@ -140,7 +140,7 @@ def test_a_new_checkpoint_takes_the_place_of_a_damaged_one_which_is_set_aside(tm
         _write(tmp_path, 10)
         _damage(tmp_path / tag(10), "empty marker")
         made = _write(tmp_path, 20)
-        mark_complete(made, Progress(10, 1, [0.0], 0, "f" * 16))
+        mark_complete(made, RunProgress(10, 1, [0.0], 0, "f" * 16))
         made = made.rename(partial(tmp_path / tag(10)))
         put_in_place(made, tmp_path / tag(10))
         assert judge(tmp_path / tag(10)).state is State.WHOLE
@@ -179,7 +179,7 @@ def _rot(path, old, new):
 def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archives_sum(tmp_path, with_digests):
     path = _write(tmp_path, 10, marked=False)
     _archived(path / "deep" / "optimizer.pt", b"moments" * 20)
-    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16))
+    mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16))
     if not with_digests:
         marker = json.loads((path / COMPLETE_NAME).read_bytes())
         del marker["sha256"]
@@ -197,7 +197,7 @@ def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archi
 def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
     path = _write(tmp_path, 10, marked=False)
     (path / "model.pt").write_bytes(b"")
-    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16))
+    mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16))
     (path / "model.pt").unlink()
     # Its size is 0, and reading it is an input/output error.
     (path / "model.pt").symlink_to("/proc/self/mem")
@@ -255,7 +255,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, m
 def test_results_come_back_from_a_checkpoint_and_one_written_without_any_has_none(tmp_path):
     results = {"loss": 1.5, "held_out_loss_by_dataset": {"alpha": 2.0}, "mfu": None}
     path = _write(tmp_path, 10, marked=False)
-    mark_complete(path, Progress(10, 1, [0.0], 0, "f" * 16, results=results))
+    mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16, results=results))
     assert newest_checkpoint(tmp_path).progress.results == results
     marker = json.loads((path / COMPLETE_NAME).read_bytes())
     del marker["progress"]["results"]
@@ -264,6 +264,6 @@ def test_results_come_back_from_a_checkpoint_and_one_written_without_any_has_non
 
 
 def test_a_running_loss_goes_on_with_the_same_ranks_and_is_shared_out_among_others():
-    progress = Progress(10, 2, [1.0, 3.0], 4, "f" * 16)
+    progress = RunProgress(10, 2, [1.0, 3.0], 4, "f" * 16)
     assert [progress.loss_total(rank, 2) for rank in range(2)] == [1.0, 3.0]
     assert [progress.loss_total(rank, 3) for rank in range(3)] == [2.0, 2.0, 2.0]

@@ -175,7 +175,7 @@ def test_a_model_predicts_from_as_many_context_frames_and_clips_as_its_token_sha
     )
     pretrain(recipe, RunOptions([str(tmp_path / "tokens")], str(tmp_path / "out"), tokenizer=str(tmp_path / "tokenizer")))
     model = WorldModel.from_pretrained(tmp_path / "out" / "model")
-    assert model.geometry.context_length == 1
+    assert model.id_layout.context_length == 1
     tokenizer.set_context_length(1)
     frames = torch.rand(2, 3, 3, 32, 32)
     assert torch.equal(model.tokenizer.tokenize(frames), tokenizer.tokenize(frames))

@@ -21,7 +21,7 @@ from training.data.sampler import SampleOrder
 from training.distributed import find_place
 from training.model.world_model import build_network, load_transformer
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import RunOptions, prepare
+from training.trainer.setup import RunOptions, set_up
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors, loss_differences
 
@@ -186,11 +186,11 @@ def test_a_recipe_that_says_nothing_of_the_shape_gets_that_of_the_model(tokens, 
 
 
 def test_more_positions_than_the_model_was_trained_with_can_be_asked_for(tokens, pretrained, tmp_path):
-    run = prepare(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_place({}))
+    run = set_up(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_place({}))
     assert run.network.config.max_position_embeddings == run.recipe.model.positions == 128
     change_config(pretrained, tmp_path / "dynamic", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ConfigError, match=r"model\.positions is 128, but the model of training\.init_from has 64"):
-        prepare(
+        set_up(
             _recipe(tmp_path / "dynamic", {"positions": 128}), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({})
         )
 

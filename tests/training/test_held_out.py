@@ -15,7 +15,7 @@ from training.distributed import Processes, find_place
 from training.model.world_model import build_network
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
-from training.trainer.validation_loss import HeldOutLoss, mixture_shares, spread_rows
+from training.trainer.validation_loss import ValidationLoss, mixture_shares, spread_rows
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 WEIGHTS = {"alpha": Fraction(3, 4), "beta": Fraction(1, 4)}
@@ -43,7 +43,7 @@ def store(tokens):
 
 def _measure(store, network, limit, micro_batch, weights=WEIGHTS):
     with Processes(find_place({})) as processes:
-        return HeldOutLoss(store, network, weights, limit, micro_batch).measure(network, processes)
+        return ValidationLoss(store, network, weights, limit, micro_batch).measure(network, processes)
 
 
 def _losses(network, ids):

@@ -12,7 +12,7 @@ from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig
 from training.cli import play as command
 from training.play.controls import Slider, read_action, sliders_for
-from training.play.game import Game, Start
+from training.play.game import Game, GameStart
 from training.play.server import PlayServer
 from training.prediction.clip_prediction import Sampling
 from training.prediction.start_options import Start as EpisodeStart
@@ -159,16 +159,16 @@ def test_key_that_springs_back_leaves_the_slider_as_it_was(browser, server):
 
 
 def test_frames_are_those_of_a_session_with_the_same_actions(game, driven):
-    started = game.start(Start(frame=2, futures=2, seed=5))
+    started = game.start(GameStart(frame=2, futures=2, seed=5))
     answers = [game.step(started["session"], action) for action in started["recorded"][:2]]
     source = episodes()[0]
     np.testing.assert_allclose(started["recorded"], source.action[3:], rtol=1e-6)
-    again = game.start(Start(frame=2, futures=2, seed=5))
+    again = game.start(GameStart(frame=2, futures=2, seed=5))
     assert again["frames"] == started["frames"]
     assert [game.step(again["session"], action)["frames"] for action in again["recorded"][:2]] == [
         answer["frames"] for answer in answers
     ]
-    other = game.start(Start(frame=2, futures=2, seed=5))
+    other = game.start(GameStart(frame=2, futures=2, seed=5))
     moved = [game.step(other["session"], [number + 3 for number in action])["frames"] for action in other["recorded"][:2]]
     assert moved != [answer["frames"] for answer in answers]
     assert [answer["step"] for answer in answers] == [1, 2]
@@ -200,7 +200,7 @@ def test_a_number_that_can_not_be_is_refused_before_the_model_is_opened(capsys, 
 
 
 def test_oldest_session_makes_room(game):
-    names = [game.start(Start())["session"] for _ in range(5)]
+    names = [game.start(GameStart())["session"] for _ in range(5)]
     assert len(set(names)) == 5
     with pytest.raises(ConfigError, match="start again"):
         game.step(names[0], [0.0] * DIM)
@@ -210,7 +210,7 @@ def test_oldest_session_makes_room(game):
 def test_model_without_actions_has_no_sliders():
     game = Game(tiny_models.world_model(), starts(*episodes()), Sampling())
     assert game.describe()["sliders"] == []
-    session = game.start(Start())["session"]
+    session = game.start(GameStart())["session"]
     assert game.step(session, [])["step"] == 1
     with pytest.raises(ConfigError):
         game.step(session, [1.0])
@@ -219,14 +219,14 @@ def test_model_without_actions_has_no_sliders():
 @pytest.mark.parametrize(
     "wanted",
     [
-        Start(episode=3),
-        Start(episode=-1),
-        Start(frame=-1),
-        Start(frame=11),
-        Start(futures=0),
-        Start(futures=99),
-        Start(temperature=-1.0),
-        Start(temperature=float("nan")),
+        GameStart(episode=3),
+        GameStart(episode=-1),
+        GameStart(frame=-1),
+        GameStart(frame=11),
+        GameStart(futures=0),
+        GameStart(futures=99),
+        GameStart(temperature=-1.0),
+        GameStart(temperature=float("nan")),
     ],
 )
 def test_start_that_can_not_be_is_refused(game, wanted):
@@ -239,7 +239,7 @@ def test_start_that_can_not_be_is_refused(game, wanted):
 )
 def test_start_of_another_form_is_refused(value):
     with pytest.raises(ConfigError):
-        Start.read(value)
+        GameStart.read(value)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from training.distributed import find_place
 from training.trainer.checkpoints.files import Progress, mark_complete, tag
 from training.trainer.run_dir import RUN_NAME, run_fingerprint, sole_writer
 from training.trainer.schedule import learning_rate
-from training.trainer.setup import RunOptions, prepare
+from training.trainer.setup import RunOptions, set_up
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
@@ -27,7 +27,7 @@ TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
 def _prepare(tmp_path, recipe=None, **options):
     recipe = recipe or Recipe(model=MODEL, training=TRAINING)
     options = {"tokens": [str(tmp_path / "tokens")], "output": str(tmp_path / "run"), **options}
-    return prepare(recipe, RunOptions(**options), find_place({}))
+    return set_up(recipe, RunOptions(**options), find_place({}))
 
 
 def _refused(error: type[ProjectError], message: str, tmp_path, recipe=None, **options):

@@ -85,7 +85,7 @@ def _use_clips(clips):
 def _use_tokenizer(config):
     with torch.device("meta"):
         model = CompressiveVQModel(model_config(config))
-    assert model.geometry.vocabulary <= 1 << 16 and model.geometry.future_grid >= 1
+    assert model.id_layout.vocabulary <= 1 << 16 and model.id_layout.future_grid >= 1
     torch.optim.AdamW(model.parameters(), config.learning_rate)
     torch.optim.AdamW(model.parameters(), config.disc_learning_rate)
     last = config.steps - 1

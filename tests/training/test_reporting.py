@@ -14,7 +14,7 @@ from training.distributed import Processes, find_place
 from training.trainer.logs import reporter as reporting
 from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import flops_per_id, peak_memory
-from training.trainer.setup import RunOptions, prepare
+from training.trainer.setup import RunOptions, set_up
 from training.trainer.trainer import pretrain
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
@@ -57,7 +57,7 @@ def _lines(folder):
 
 def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, monkeypatch, capsys):
     monkeypatch.setattr(reporting, "peak_flops", lambda device: PEAK)
-    run = prepare(_recipe(), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({}))
+    run = set_up(_recipe(), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({}))
     run.write_identity()
     with Processes(find_place({})) as processes, Reporter(run, processes) as reporter:
         for losses, applied in (((1.0, 3.0), True), ((math.nan, 1.0), False), ((4.0, 4.0), True)):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConflictError
-from training.trainer.run_history import RECORD_NAME, Phase, RunRecord, read_record, write_record
+from training.trainer.run_history import HISTORY_NAME, Phase, RunHistory, read_history, write_history
 
 STARTS = st.lists(
     st.tuples(
@@ -21,7 +21,7 @@ STARTS = st.lists(
 
 
 def _record(starts):
-    record = RunRecord((Phase(0, {"a": "1"}, 100),))
+    record = RunHistory((Phase(0, {"a": "1"}, 100),))
     for step, weights, steps in starts:
         yield step, record, (record := record.continued(Phase(step, weights, steps)))
 
@@ -60,7 +60,7 @@ def test_phases_differ_from_their_neighbours_and_mixtures_too(starts):
 
 
 def test_weights_that_keep_all_shares_are_no_change():
-    record = RunRecord((Phase(0, {"a": "1", "b": "3/2"}, 10),))
+    record = RunHistory((Phase(0, {"a": "1", "b": "3/2"}, 10),))
     assert record.continued(Phase(5, {"b": "3", "a": "2"}, 10)) is record
     longer = record.continued(Phase(5, {"b": "3", "a": "2"}, 20))
     assert longer.mixtures(4) == {0: {"a": 1, "b": Fraction(3, 2)}}
@@ -68,10 +68,10 @@ def test_weights_that_keep_all_shares_are_no_change():
 
 
 def test_a_record_reads_back_as_it_was(tmp_path):
-    assert read_record(tmp_path) is None
-    record = RunRecord((Phase(0, {"a": "1/3"}, 10), Phase(4, {"a": "1/3", "b": "2"}, 12)))
-    write_record(tmp_path, record)
-    assert read_record(tmp_path) == record
+    assert read_history(tmp_path) is None
+    record = RunHistory((Phase(0, {"a": "1/3"}, 10), Phase(4, {"a": "1/3", "b": "2"}, 12)))
+    write_history(tmp_path, record)
+    assert read_history(tmp_path) == record
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,6 @@ def test_a_record_reads_back_as_it_was(tmp_path):
     ],
 )
 def test_a_damaged_record_is_refused(tmp_path, text):
-    (tmp_path / RECORD_NAME).write_text(text)
+    (tmp_path / HISTORY_NAME).write_text(text)
     with pytest.raises(ConflictError, match=r"record\.json is damaged"):
-        read_record(tmp_path)
+        read_history(tmp_path)

@@ -27,13 +27,13 @@ ACTION_DIM = 3
 
 def layout(clip_length: int = CLIP_LENGTH, tokenizer: CompressiveVQConfig = TOKENIZER) -> TokenLayout:
     """The layout of the small tokenizer's clips."""
-    geometry = tokenizer.geometry
+    id_layout = tokenizer.id_layout
     return TokenLayout(
-        context_length=geometry.context_length,
-        context_grid=geometry.context_grid,
-        future_grid=geometry.future_grid,
-        num_vq_embeddings=geometry.num_vq_embeddings,
-        num_dyn_embeddings=geometry.num_dyn_embeddings,
+        context_length=id_layout.context_length,
+        context_grid=id_layout.context_grid,
+        future_grid=id_layout.future_grid,
+        num_vq_embeddings=id_layout.num_vq_embeddings,
+        num_dyn_embeddings=id_layout.num_dyn_embeddings,
         clip_length=clip_length,
         resolution=tokenizer.resolution,
         goal=False,
@@ -93,4 +93,4 @@ def parity_network(shared: Path, context: int, actions: bool) -> WorldModelNetwo
     """The transformer of a parity fixture."""
     fixture = shared / "parity" / f"context{context}"
     config = CompressiveVQModel.from_pretrained(str(fixture / "tokenizer")).config
-    return load_transformer(fixture / ("transformer-action" if actions else "transformer"), config.geometry)
+    return load_transformer(fixture / ("transformer-action" if actions else "transformer"), config.id_layout)

@@ -81,12 +81,12 @@ def _free_port() -> int:
 def pretrain_showing_groups(recipe: Any, options: Any) -> list[dict[str, Any]]:
     """Pre-train; returns the hyper-parameters of each parameter group as they were before the first step."""
     from training.distributed import Processes, find_place
-    from training.trainer.setup import prepare
+    from training.trainer.setup import set_up
     from training.trainer.signals import StopRequest
     from training.trainer.trainer import Trainer
 
     place = find_place(os.environ)
-    run = prepare(recipe, options, place)
+    run = set_up(recipe, options, place)
     with StopRequest() as stop, Processes(place) as processes:
         trainer = Trainer(run, processes, stop)
         known = ("lr", "betas", "eps", "weight_decay")

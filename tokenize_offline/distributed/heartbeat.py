@@ -21,7 +21,7 @@ _PATIENCE = 15
 
 
 @contextlib.contextmanager
-def beating(store: dist.Store, rank: int) -> Iterator[None]:
+def heartbeat_sent(store: dist.Store, rank: int) -> Iterator[None]:
     """Beat for the length of a block, from threads of their own, as the process may be busy for long.
 
     Ends the process with status 1 where the store does not answer. (An operation on a store whose host vanished returns after
@@ -64,7 +64,7 @@ def _watch(stopped: threading.Event, beaten: threading.Event) -> None:
             os._exit(1)
 
 
-class Listener:
+class HeartbeatMonitor:
     """Tells from the numbers of beats, looked at in rounds `interval` seconds apart, who fell silent."""
 
     interval = _BEAT_SECONDS

@@ -17,7 +17,7 @@ _SECONDS_BETWEEN = 0.5
 
 
 @dataclass(frozen=True)
-class Progress:
+class WorkerProgress:
     """What a worker did since it last said so.
 
     Attributes:
@@ -32,8 +32,8 @@ class Progress:
     waited: float = 0.0
     passed: float = 0.0
 
-    def __add__(self, other: "Progress") -> "Progress":
-        return Progress(
+    def __add__(self, other: "WorkerProgress") -> "WorkerProgress":
+        return WorkerProgress(
             self.rows + other.rows, self.shards + other.shards, self.waited + other.waited, self.passed + other.passed
         )
 
@@ -51,10 +51,10 @@ class FleetProgress:
         self._fleet = fleet
         self._line = line
         self._shards = shards
-        self._pending = Progress()
+        self._pending = WorkerProgress()
         self._sent = 0.0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: WorkerProgress) -> None:
         """Add what this process did."""
         self._pending += progress
         if time.monotonic() - self._sent > _SECONDS_BETWEEN:
@@ -62,7 +62,7 @@ class FleetProgress:
 
     def send(self) -> None:
         """Add what is not yet in the store to it, and show the sums."""
-        pending, self._pending = self._pending, Progress()
+        pending, self._pending = self._pending, WorkerProgress()
         self._sent = time.monotonic()
         rows = self._fleet.count("rows", pending.rows)
         shards = self._fleet.count("shards", pending.shards)

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.common.errors import ConfigError, ProjectError
 from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.distributed.env import environment_number, slurm_variables
-from tokenize_offline.distributed.heartbeat import Listener, beating
+from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, heartbeat_sent
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
@@ -82,7 +82,7 @@ class Fleet:
             )
         try:
             store, rank, size = next(rendezvous("env://"))
-            with _generation(store, rank, size) as own, beating(own, rank):
+            with _generation(store, rank, size) as own, heartbeat_sent(own, rank):
                 yield cls(rank, size, local_size, device, own)
         except dist.DistError as error:
             raise ProjectError(
@@ -135,7 +135,7 @@ class Fleet:
         Returns:
             The results by rank, and the tasks that processes claimed which are gone without one; they may be done or not.
         """
-        listener, listened = Listener(), time.monotonic()
+        listener, listened = HeartbeatMonitor(), time.monotonic()
         silent: set[int] = set()
         while missing := {rank for rank in range(self.size) if not self.store.check([f"result {rank}"])}:
             if time.monotonic() - listened > listener.interval:

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 from tokenize_offline.measures import perplexity, psnr
-from tokenize_offline.token_layout import IdGeometry
+from tokenize_offline.token_layout import IdLayout
 
 _ROWS_AT_ONCE = 4096
 
 
-def code_counts(ids: np.ndarray, geometry: IdGeometry) -> np.ndarray:
+def code_counts(ids: np.ndarray, id_layout: IdLayout) -> np.ndarray:
     """How often every id occurs, (vocabulary) int64, in rows of ids (N, L)."""
-    counts = np.zeros(geometry.vocabulary, np.int64)
+    counts = np.zeros(id_layout.vocabulary, np.int64)
     for start in range(0, len(ids), _ROWS_AT_ONCE):
-        counts += np.bincount(ids[start : start + _ROWS_AT_ONCE].reshape(-1), minlength=geometry.vocabulary)
+        counts += np.bincount(ids[start : start + _ROWS_AT_ONCE].reshape(-1), minlength=id_layout.vocabulary)
     return counts
 
 
-def codebook_statistics(counts: np.ndarray, geometry: IdGeometry) -> dict[str, Any]:
+def codebook_statistics(counts: np.ndarray, id_layout: IdLayout) -> dict[str, Any]:
     """Codes used and perplexity of both codebooks, from `code_counts`."""
-    context, future = geometry.num_vq_embeddings, geometry.start_of_context
+    context, future = id_layout.num_vq_embeddings, id_layout.start_of_context
     statistics: dict[str, Any] = {}
     for name, part in (("context", counts[:context]), ("future", counts[context:future])):
         statistics[f"{name}_codes_used"] = int((part > 0).sum())

@@ -11,7 +11,15 @@ import numpy as np
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import LeftOut, ShardRecord, fingerprint, read_record, record_path, sha256_of, write_record
+from pipeline.common.manifests import (
+    ShardManifest,
+    SkippedEpisode,
+    fingerprint,
+    manifest_path,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
 from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, reconstruction_statistics, typical
@@ -52,7 +60,7 @@ class RowKinds:
         folder = self._job.folder(task)
         for name in [] if self._job.overwrite else storage.list_files(folder):
             if name.endswith(".json") and parse_shard_name(name.removesuffix("json") + "arrow"):
-                record = read_record(storage.join(folder, name))
+                record = read_manifest(storage.join(folder, name))
                 if record.samples:
                     kind = {key: record.statistics.get(key) for key in ("action_dim", "has_reward")}
                     # Records of before say nothing of it.
@@ -65,10 +73,10 @@ def publish(
     task: ShardTask,
     episodes: list[tuple[int, EpisodeClips]],
     ids: np.ndarray,
-    left_out: list[LeftOut],
+    left_out: list[SkippedEpisode],
     errors: Mapping[bool, np.ndarray],
     kinds: RowKinds,
-) -> list[ShardRecord]:
+) -> list[ShardManifest]:
     """Publish the token shards of one episode shard: the held-out one where there is any, then the plain one.
 
     Args:
@@ -96,7 +104,7 @@ def publish(
     paths = {held_out: storage.join(job.folder(task), job.shard(task, held_out)) for held_out in (True, False)}
     for path in paths.values():
         # A record that is being overwritten must not stand beside the new shard for a moment.
-        storage.remove(record_path(path))
+        storage.remove(manifest_path(path))
     records = []
     for held_out, path in paths.items():
         if held_out and not held_out_rows:
@@ -123,7 +131,7 @@ def publish(
         if not held_out:
             statistics = {**record.statistics, "held_out_rows": held_out_rows}
             record = dataclasses.replace(record, left_out=left_out, statistics=statistics)
-        write_record(job.folder(task), record)
+        write_manifest(job.folder(task), record)
         records.append(record)
     return records
 
@@ -173,7 +181,7 @@ def _token_rows(
 
 def _record(
     job: TokenizeJob, task: ShardTask, held_out: bool, rows: TokenRows, size: int, sha256: str, errors: np.ndarray
-) -> ShardRecord:
+) -> ShardManifest:
     inputs = job.inputs(task, held_out)
     counts = code_counts(rows.ids, job.layout)
     statistics: dict[str, Any] = {
@@ -181,7 +189,7 @@ def _record(
         **codebook_statistics(counts, job.layout),
         **reconstruction_statistics(errors, job.layout.context_length),
     }
-    return ShardRecord(
+    return ShardManifest(
         shard=job.shard(task, held_out),
         fingerprint=fingerprint(inputs),
         inputs=inputs,

@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
         return (hidden if self.conv_shortcut is None else self.conv_shortcut(hidden)) + change
 
 
-class Halving(nn.Module):
+class Downsample(nn.Module):
     """A convolution of stride 2 that pads below and to the right only."""
 
     def __init__(self, channels: int) -> None:
@@ -43,7 +43,7 @@ class Halving(nn.Module):
         return self.conv(F.pad(hidden, (0, 1, 0, 1)))
 
 
-class Doubling(nn.Module):
+class Upsample(nn.Module):
     """Every pixel four times, then a convolution."""
 
     def __init__(self, channels: int) -> None:
@@ -61,7 +61,7 @@ class DownBlock(nn.Module):
     def __init__(self, inner: int, outer: int, layers: int, last: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(outer if layer else inner, outer) for layer in range(layers))
-        self.downsamplers = nn.ModuleList([] if last else [Halving(outer)])
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(outer)])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, inner, H, W) to (N, outer, H/2, W/2)."""
@@ -76,7 +76,7 @@ class UpBlock(nn.Module):
     def __init__(self, inner: int, outer: int, layers: int, last: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResidualBlock(outer if layer else inner, outer) for layer in range(layers))
-        self.upsamplers = nn.ModuleList([] if last else [Doubling(outer)])
+        self.upsamplers = nn.ModuleList([] if last else [Upsample(outer)])
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, inner, H, W) to (N, outer, 2 H, 2 W)."""

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import NORM_GROUPS, TokenizerShape
 from tokenize_offline.pretrained.config_keys import refused_key, tell_unknown
-from tokenize_offline.token_layout import IdGeometry, id_geometry, latent_grid
+from tokenize_offline.token_layout import IdLayout, id_layout, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
 # What the published code's class also takes; its readers expect the keys, our network doesn't depend on them.
@@ -59,9 +59,9 @@ class CompressiveVQConfig(TokenizerShape):
         return latent_grid(self)
 
     @property
-    def geometry(self) -> IdGeometry:
+    def id_layout(self) -> IdLayout:
         """How this tokenizer's ids are laid out."""
-        return id_geometry(self, self.context_length)
+        return id_layout(self, self.context_length)
 
     def to_json(self) -> str:
         """The text of a `config.json` that the published code reads."""

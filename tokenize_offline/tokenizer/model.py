@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.token_layout import IdGeometry
+from tokenize_offline.token_layout import IdLayout
 from tokenize_offline.tokenizer import loading
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
 from tokenize_offline.tokenizer.autoencoder import Decoder, Encoder
@@ -110,9 +110,9 @@ class CompressiveVQModel(nn.Module):
         loading.save(str(path), self.config, self.state_dict(), precision)
 
     @property
-    def geometry(self) -> IdGeometry:
+    def id_layout(self) -> IdLayout:
         """How this tokenizer's ids are laid out."""
-        return self.config.geometry
+        return self.config.id_layout
 
     def set_context_length(self, context_length: int) -> None:
         """Use only the last `context_length` of the context frames it was made for.
@@ -137,23 +137,23 @@ class CompressiveVQModel(nn.Module):
         T may be t: prediction starts from the context alone.
         """
         context, future = self._split(frames, least_future=0)
-        geometry = self.geometry
+        id_layout = self.id_layout
         clips = frames.shape[0]
         vectors, features = self._encode_context(context)
-        context_ids = self.quantize.nearest(vectors).reshape(clips, geometry.context_length, -1)
-        context_ids = nn.functional.pad(context_ids, (1, 0), value=geometry.start_of_context).flatten(1)[:, 1:]
+        context_ids = self.quantize.nearest(vectors).reshape(clips, id_layout.context_length, -1)
+        context_ids = nn.functional.pad(context_ids, (1, 0), value=id_layout.start_of_context).flatten(1)[:, 1:]
         if not future.shape[1]:
             return context_ids
         future_vectors = self._encode_future(future, features)
         future_ids = self.dynamics_quantize.nearest(future_vectors).reshape(clips, future.shape[1], -1)
-        future_ids = future_ids + geometry.num_vq_embeddings
-        future_ids = nn.functional.pad(future_ids, (1, 0), value=geometry.start_of_future).flatten(1)
+        future_ids = future_ids + id_layout.num_vq_embeddings
+        future_ids = nn.functional.pad(future_ids, (1, 0), value=id_layout.start_of_future).flatten(1)
         return torch.cat([context_ids, future_ids], dim=1)
 
     def labels(self, ids: Tensor) -> Tensor:
         """Labels (B, L) for `ids` (B, L): ignored up to and including the first start-of-future-frame, then the ids."""
         labels = ids.clone()
-        labels[:, : self.geometry.prefix_length] = IGNORED_LABEL
+        labels[:, : self.id_layout.prefix_length] = IGNORED_LABEL
         return labels
 
     @torch.no_grad()
@@ -163,12 +163,12 @@ class CompressiveVQModel(nn.Module):
         Raises:
             ValueError: L is no clip's length, or a context id is no code.
         """
-        future = self.geometry.future_frames(ids.shape[1])
+        future = self.id_layout.future_frames(ids.shape[1])
         context_frames, features = self.decode_context(ids)
         if not future:
             return context_frames
-        start = self.geometry.prefix_length - 1
-        dynamics = ids[:, start:].reshape(ids.shape[0], future, self.geometry.future_ids)[:, :, 1:]
+        start = self.id_layout.prefix_length - 1
+        dynamics = ids[:, start:].reshape(ids.shape[0], future, self.id_layout.future_ids)[:, :, 1:]
         return torch.cat([context_frames, self.decode_future(dynamics, features)], dim=1)
 
     @torch.no_grad()
@@ -184,13 +184,13 @@ class CompressiveVQModel(nn.Module):
         Raises:
             ValueError: Fewer ids than the context takes, or a context id that is no code.
         """
-        geometry = self.geometry
-        clips, needed = ids.shape[0], geometry.prefix_length - 1
+        id_layout = self.id_layout
+        clips, needed = ids.shape[0], id_layout.prefix_length - 1
         if ids.shape[1] < needed:
-            raise ValueError(f"{ids.shape[1]} ids; {geometry.context_length} context frames take {needed}")
-        grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, geometry.context_ids)[:, 1:]
-        if grid.min() < 0 or grid.max() >= geometry.num_vq_embeddings:
-            raise ValueError(f"context ids must be 0 to {geometry.num_vq_embeddings - 1}, not {grid.min()} to {grid.max()}")
+            raise ValueError(f"{ids.shape[1]} ids; {id_layout.context_length} context frames take {needed}")
+        grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, id_layout.context_ids)[:, 1:]
+        if grid.min() < 0 or grid.max() >= id_layout.num_vq_embeddings:
+            raise ValueError(f"context ids must be 0 to {id_layout.num_vq_embeddings - 1}, not {grid.min()} to {grid.max()}")
         frames, features = self._decode_context(self.quantize.lookup(grid), clips)
         return frames, features
 
@@ -206,7 +206,7 @@ class CompressiveVQModel(nn.Module):
         Returns:
             Frames (B, n, 3, S, S).
         """
-        codes = (ids - self.geometry.num_vq_embeddings).clamp(0, self.geometry.num_dyn_embeddings - 1)
+        codes = (ids - self.id_layout.num_vq_embeddings).clamp(0, self.id_layout.num_dyn_embeddings - 1)
         return self._decode_future(self.dynamics_quantize.lookup(codes), context)
 
     def forward(self, frames: Tensor, still: Tensor | None = None) -> TokenizerOutput:

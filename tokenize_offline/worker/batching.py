@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 
 
 @dataclass
@@ -41,7 +41,7 @@ class IdsOfShard:
 class Batches:
     """Collects clips, and runs the model whenever a batch is full."""
 
-    def __init__(self, engine: TokenizerEngine) -> None:
+    def __init__(self, engine: BatchEncoder) -> None:
         self._engine = engine
         self._clips: deque[Tensor] = deque()
         self._owners: deque[IdsOfShard] = deque()

@@ -25,7 +25,7 @@ _HALF: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.flo
 _ENCODING = ("encoder", "quant_conv", "cond_encoder", "quant_linear")
 
 
-class TokenizerEngine:
+class BatchEncoder:
     """Runs a tokenizer on one device.
 
     Attributes:

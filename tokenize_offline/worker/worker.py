@@ -22,18 +22,18 @@ import torch
 
 from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError, ShardError
-from pipeline.common.manifests import LeftOut, ShardRecord, read_record, record_path, sha256_of
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, manifest_path, read_manifest, sha256_of
 from pipeline.common.temp_dirs import locked_folder
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import INDEX_FILE
 from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.clips.decode_pool import ReaderPool
-from tokenize_offline.distributed.progress import Progress
+from tokenize_offline.distributed.progress import WorkerProgress
 from tokenize_offline.shards.writer import RowKinds, publish
 from tokenize_offline.tasks import ShardTask, TokenizeJob, fingerprint_of_keys
 from tokenize_offline.worker.batching import Batches, IdsOfShard
-from tokenize_offline.worker.encoder import TokenizerEngine
+from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.prefetch import Prefetcher, Reserve
 from tokenize_offline.worker.reconstruction_sample import Sample
 
@@ -58,7 +58,7 @@ class EndOfShard:
 
     task: ShardTask
     failure: ShardError | None = None
-    made_elsewhere: bool = False
+    skipped_existing: bool = False
 
 
 @dataclass
@@ -67,7 +67,7 @@ class WorkerReport:
 
     Attributes:
         shards: Shards tokenized.
-        made_elsewhere: Shards that another run had published by the time they were due.
+        skipped_existing: Shards that another run had published by the time they were due.
         rows: Rows in them, held-out ones included.
         held_out_rows: Of these, held out.
         left_out: Episodes left out.
@@ -78,7 +78,7 @@ class WorkerReport:
     """
 
     shards: int = 0
-    made_elsewhere: int = 0
+    skipped_existing: int = 0
     rows: int = 0
     held_out_rows: int = 0
     left_out: int = 0
@@ -99,7 +99,7 @@ class _ShardInProgress:
     ids: IdsOfShard = field(default_factory=IdsOfShard)
     # Each episode with the place of its first clip among all different clips of the shard.
     episodes: list[tuple[int, EpisodeClips]] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[SkippedEpisode] = field(default_factory=list)
     # By whether the episodes are held out.
     samples: dict[bool, Sample] = field(default_factory=lambda: {False: Sample(), True: Sample()})
     end: EndOfShard | None = None
@@ -108,15 +108,15 @@ class _ShardInProgress:
     def complete(self) -> bool:
         if self.end is None:
             return False
-        return self.end.failure is not None or self.end.made_elsewhere or self.ids.complete
+        return self.end.failure is not None or self.end.skipped_existing or self.ids.complete
 
 
 def run_worker(
     tasks: Iterable[ShardTask],
     job: TokenizeJob,
-    engine: TokenizerEngine,
+    engine: BatchEncoder,
     readers: int,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[WorkerProgress], None] = lambda progress: None,
 ) -> WorkerReport:
     """Tokenize shards one after the other.
 
@@ -143,25 +143,25 @@ def run_worker(
         return report + WorkerReport(batches=[engine.batch])
 
 
-def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) -> EpisodeClips | LeftOut | EndOfShard:
+def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) -> EpisodeClips | SkippedEpisode | EndOfShard:
     if isinstance(work, EndOfShard):
         return work
     try:
         return pool.read(work.episode, job.views(work.task, held_out=False), job.held_out_share(work.task))
     except BadEpisodeError as error:
-        return LeftOut(work.episode.source_file, work.episode.source_record, str(error))
+        return SkippedEpisode(work.episode.source_file, work.episode.source_record, str(error))
 
 
 def _work(
     job: TokenizeJob,
-    ahead: Iterable[EpisodeClips | LeftOut | EndOfShard],
+    ahead: Iterable[EpisodeClips | SkippedEpisode | EndOfShard],
     publisher: "_Publisher",
     batches: Batches,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[WorkerProgress], None],
 ) -> WorkerReport:
     # The last one is being read; those before it wait for ids.
     shards = deque([_ShardInProgress()])
-    done = Progress()
+    done = WorkerProgress()
     began = time.monotonic()
     for event in ahead:
         got = time.monotonic()
@@ -172,16 +172,16 @@ def _work(
             shard.episodes.append((shard.ids.asked, dataclasses.replace(event, pixels=[])))
             batches.add(event.pixels, shard.ids)
             rows = len(event.plans)
-        elif isinstance(event, LeftOut):
+        elif isinstance(event, SkippedEpisode):
             shard.left_out.append(event)
         else:
             shard.end = event
             shards.append(_ShardInProgress())
-            rows = job.planned_rows(event.task) if event.made_elsewhere else 0
+            rows = job.planned_rows(event.task) if event.skipped_existing else 0
         while shards[0].complete:
             publisher.publish(shards.popleft())
         now = time.monotonic()
-        step = Progress(rows, int(isinstance(event, EndOfShard)), got - began, now - began)
+        step = WorkerProgress(rows, int(isinstance(event, EndOfShard)), got - began, now - began)
         on_progress(step)
         done += step
         began = now
@@ -190,7 +190,7 @@ def _work(
         publisher.publish(shards.popleft())
     report = publisher.finish()
     # The last batch is the only one where clips are few: its time is work as well.
-    step = Progress(passed=time.monotonic() - began)
+    step = WorkerProgress(passed=time.monotonic() - began)
     on_progress(step)
     done += step
     return report + WorkerReport(waited=done.waited, passed=done.passed)
@@ -199,13 +199,13 @@ def _work(
 class _Publisher:
     """Publishes finished shards in a thread, one at a time, and adds up what became of them."""
 
-    def __init__(self, job: TokenizeJob, engine: TokenizerEngine, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, job: TokenizeJob, engine: BatchEncoder, writer: ThreadPoolExecutor) -> None:
         self._job = job
         self._engine = engine
         self._writer = writer
         self._report = WorkerReport()
         self._kinds = RowKinds(job)
-        self._publishing: Future[list[ShardRecord]] | None = None
+        self._publishing: Future[list[ShardManifest]] | None = None
 
     def publish(self, shard: _ShardInProgress) -> None:
         self.finish()
@@ -213,10 +213,10 @@ class _Publisher:
         if shard.end.failure is not None:
             self._report += WorkerReport(failures=[str(shard.end.failure)])
             return
-        if shard.end.made_elsewhere:
-            if not self._report.made_elsewhere:
+        if shard.end.skipped_existing:
+            if not self._report.skipped_existing:
                 log.info("another run is at work on %s: what it has made is skipped", self._job.folder(shard.end.task))
-            self._report += WorkerReport(made_elsewhere=1)
+            self._report += WorkerReport(skipped_existing=1)
             return
         ids = shard.ids.array()
         errors = {held_out: _squared_errors(self._engine, sample, ids) for held_out, sample in shard.samples.items()}
@@ -231,13 +231,13 @@ class _Publisher:
         return self._report
 
 
-def _squared_errors(engine: TokenizerEngine, sample: Sample, ids: np.ndarray) -> np.ndarray:
+def _squared_errors(engine: BatchEncoder, sample: Sample, ids: np.ndarray) -> np.ndarray:
     """(clips of the sample, T) mean squared errors of the frames that their ids decode to."""
     errors = [engine.squared_error(clip.pixels, torch.from_numpy(ids[clip.place].astype(np.int64))) for clip in sample.drawn()]
     return torch.stack(errors).cpu().numpy() if errors else np.empty((0, 0))
 
 
-def _settle(publishing: Future[list[ShardRecord]] | None) -> WorkerReport:
+def _settle(publishing: Future[list[ShardManifest]] | None) -> WorkerReport:
     if publishing is None:
         return WorkerReport()
     try:
@@ -262,7 +262,7 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
     """
     for task in tasks:
         if job.is_done(task):
-            yield EndOfShard(task, made_elsewhere=True)
+            yield EndOfShard(task, skipped_existing=True)
             continue
         excluded, excluded_keys = frozenset(task.excluded), []
         try:
@@ -294,7 +294,7 @@ def _bytes_ahead(task: ShardTask, job: TokenizeJob) -> list[int]:
     """What each episode of a shard takes while it is read ahead: itself, here and in its reader, and its clips' pixels."""
     frames = job.clips.per_episode * job.views(task, held_out=False) * job.layout.clip_length
     pixels = frames * 3 * job.layout.resolution**2 * 4
-    return [2 * int(entry.get("size", 0)) + pixels for entry in read_record(record_path(task.source)).entries]
+    return [2 * int(entry.get("size", 0)) + pixels for entry in read_manifest(manifest_path(task.source)).entries]
 
 
 def _checked(task: ShardTask, folder: Path) -> Path:
@@ -307,7 +307,7 @@ def _checked(task: ShardTask, folder: Path) -> Path:
         )
     if (found := sha256_of(local)) != task.sha256:
         raise ShardError(
-            f"{task.source} has SHA-256 {found[:12]}.. where its record {storage.basename(record_path(task.source))} says "
+            f"{task.source} has SHA-256 {found[:12]}.. where its record {storage.basename(manifest_path(task.source))} says "
             f"{task.sha256[:12]}..: it is damaged or was replaced; delete both and ingest again"
         )
     return local

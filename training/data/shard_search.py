@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import read_record, record_path
+from pipeline.common.manifests import manifest_path, read_manifest
 from pipeline.episodes.naming import parse_shard_name
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def find_shards(folder: str, splits: set[str]) -> Iterator[str]:
         shards = [
             name for name in names if name.endswith(".arrow") and (parsed := parse_shard_name(name)) and parsed[0] in splits
         ]
-        wanted = {record_path(name): name for name in shards}
+        wanted = {manifest_path(name): name for name in shards}
         for name in records:
             parsed = parse_shard_name(name.removesuffix(".json") + ".arrow")
             if parsed and parsed[0] in splits and name not in wanted:
@@ -73,7 +73,7 @@ def in_order(paths: Sequence[str]) -> list[str]:
 
 
 def _relation(one: str, other: str) -> str:
-    digests = [read_record(record_path(path)).sha256 for path in (one, other)]
+    digests = [read_manifest(manifest_path(path)).sha256 for path in (one, other)]
     if digests[0] == digests[1]:
         return "are the same shard of the same data set"
     return f"have the same name but not the same content (SHA-256 {digests[0][:12]}.., {digests[1][:12]}..)"

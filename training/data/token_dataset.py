@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
-from pipeline.common.manifests import ShardRecord, fingerprint, read_record, record_path
+from pipeline.common.manifests import ShardManifest, fingerprint, manifest_path, read_manifest
 from pipeline.common.progress import progress_line
 from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.pretrained.hub import cache_folder
@@ -292,7 +292,7 @@ def _require_distinct(shards: Sequence[_Shard]) -> None:
 
 
 def _open(path: str, cache: Path) -> _Shard:
-    record = read_record(record_path(path))
+    record = read_manifest(manifest_path(path))
     local = _cached(path, record, cache)
     if local.stat().st_size != record.bytes:
         raise ShardError(
@@ -322,7 +322,7 @@ def _open(path: str, cache: Path) -> _Shard:
     )
 
 
-def _cached(path: str, record: ShardRecord, cache: Path) -> Path:
+def _cached(path: str, record: ShardManifest, cache: Path) -> Path:
     """A local file with a shard's content; copies are kept by content, and made once however many processes ask."""
     if storage.is_local(path):
         return storage.local_path(path)

@@ -47,7 +47,7 @@ def predict_plans(model: WorldModel, episodes: Sequence[SimulatedEpisode], steps
     Returns:
         Truth and prediction, (plans, t + steps, 3, S, S) in [0, 1], both beginning with the t true context frames.
     """
-    side, context = model.tokenizer.config.resolution, model.geometry.context_length
+    side, context = model.tokenizer.config.resolution, model.id_layout.context_length
     first = _FREE_STEPS + 1 - context
     truth = torch.stack([to_square(episode.image[first : first + context + steps], side) for episode in episodes])
     session = model.start(truth[:, :context], temperature=0.0)
@@ -80,7 +80,7 @@ def right_shares(psnr: np.ndarray) -> dict[str, float]:
 
 
 def _play_scene(model: WorldModel, seed: int, steps: int, output: str) -> dict[str, Any]:
-    context = model.geometry.context_length
+    context = model.id_layout.context_length
     episodes = [simulate_episode(seed, _FREE_STEPS + steps + 1, target, _FREE_STEPS) for target in PLANS.values()]
     truth, predicted = predict_plans(model, episodes, steps)
     strips = []

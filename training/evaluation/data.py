@@ -17,7 +17,7 @@ from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import require_detail
-from pipeline.episodes.index import find_datasets, read_records, read_summary
+from pipeline.episodes.index import find_datasets, read_manifests, read_summary
 from pipeline.episodes.shards import read_sample
 from tokenize_offline.clips.sampling import stride_of
 from training.data.episode_index import EpisodeRow, EpisodeRows, read_episodes
@@ -107,7 +107,7 @@ class TestSet:
     def describe(self) -> dict[str, Any]:
         """What an evaluation card says of it: where it is from, and a hash over the records of its shards."""
         used = {clip.row.shard for clip in self.clips}
-        records = [record for record in read_records(self.folder) if storage.join(self.folder, record.shard) in used]
+        records = [record for record in read_manifests(self.folder) if storage.join(self.folder, record.shard) in used]
         digest = hashlib.sha256("\n".join(f"{record.shard} {record.sha256}" for record in records).encode())
         strides = [(clip.stride, clip.row.shape.rate) for clip in self.clips]
         seconds = [stride / rate for stride, rate in strides if rate is not None]

@@ -62,7 +62,7 @@ def plan(model: WorldModel, clips: ClipsConfig, options: Any, given: Container[s
         ConfigError: Options contradict each other, the protocol or the model.
     """
     samples, episodes, steps = options.samples or 1, options.episodes, options.steps
-    context, side = model.geometry.context_length, model.tokenizer.config.resolution
+    context, side = model.id_layout.context_length, model.tokenizer.config.resolution
     if options.protocol is not None:
         if steps is not None or "length" in given or clips.goal or options.start:
             raise ConfigError("--protocol decides on the clips: leave out --steps, --start, --clips.length and --clips.goal")

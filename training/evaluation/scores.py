@@ -58,7 +58,7 @@ def score_clip(model: WorldModel, clip: Clip, sampling: Sampling, at_once: int, 
         at_once: Samples in one batch; it bounds memory and changes nothing else.
         metrics: To score with.
     """
-    context, videos = model.geometry.context_length, []
+    context, videos = model.id_layout.context_length, []
     seed = Draws("evaluate", sampling.seed, clip.dataset, clip.key).below("noise", 1 << 53)
     for first in range(0, sampling.samples, at_once):
         batch = dataclasses.replace(sampling, samples=min(at_once, sampling.samples - first), seed=seed)

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from tokenize_offline.tokenizer.autoencoder import Decoder
-from tokenize_offline.tokenizer.blocks import Doubling
+from tokenize_offline.tokenizer.blocks import Upsample
 from tokenize_offline.tokenizer.model import ContextFeatures
-from training.inference.onednn_layers import PackedConvolution, PackedDoubling, PackedLinear, packable
+from training.inference.onednn_layers import OneDnnConvolution, OneDnnLinear, OneDnnUpsample, packable
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -88,9 +88,9 @@ class _KeptAttention(nn.Module):
         self.kv_pos_emb, self.q_pos_emb = block.kv_pos_emb, block.q_pos_emb
         self.heads = attention.num_heads
         weight, bias = attention.in_proj_weight.detach(), attention.in_proj_bias.detach()
-        self.queries = PackedLinear(_linear(weight[:channels], bias[:channels]))
-        self.keys_values = PackedLinear(_linear(weight[channels:], bias[channels:]))
-        self.out = PackedLinear(attention.out_proj)
+        self.queries = OneDnnLinear(_linear(weight[:channels], bias[:channels]))
+        self.keys_values = OneDnnLinear(_linear(weight[channels:], bias[channels:]))
+        self.out = OneDnnLinear(attention.out_proj)
 
     def keys_and_values(self, context: Tensor) -> Tensor:
         """Of context features (B, C, t H, W)."""
@@ -110,12 +110,12 @@ class _KeptAttention(nn.Module):
 def _packed(module: nn.Module) -> nn.Module:
     """The same network with packed layers; what has none inside is shared."""
     match module:
-        case Doubling():
-            return PackedDoubling(module.conv)
+        case Upsample():
+            return OneDnnUpsample(module.conv)
         case nn.Conv2d():
-            return PackedConvolution(module)
+            return OneDnnConvolution(module)
         case nn.Linear():
-            return PackedLinear(module)
+            return OneDnnLinear(module)
         case CrossAttentionBlock():
             return _KeptAttention(module)
     return _with_children(module, {name: _packed(child) for name, child in module.named_children()})

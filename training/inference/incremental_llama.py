@@ -20,7 +20,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from training.inference.kv_cache import KeyValueCache
-from training.inference.onednn_layers import PackedLinear
+from training.inference.onednn_layers import OneDnnLinear
 
 _SPAN = 128  # attention reads whole multiples of so many positions, to meet few shapes
 
@@ -39,7 +39,7 @@ class IncrementalLlama:
         self._capacity = config.max_position_embeddings + spare
         self._layers = len(llama.layers)
         self._stack = _Stack(llama, spare)
-        self._head = PackedLinear(model.lm_head)
+        self._head = OneDnnLinear(model.lm_head)
         self._compiled = torch.compile(self._stack, mode="reduce-overhead") if compiled else None
 
     def prefill(self, embedded: torch.Tensor) -> KeyValueCache:
@@ -128,9 +128,9 @@ class _Layer(nn.Module):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.before_attention, self.before_mlp = layer.input_layernorm, layer.post_attention_layernorm
-        self.joined_attention = PackedLinear(_joined((attention.q_proj, attention.k_proj, attention.v_proj)))
-        self.joined_mlp = PackedLinear(_joined((mlp.gate_proj, mlp.up_proj)))
-        self.attention_out, self.mlp_out = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
+        self.joined_attention = OneDnnLinear(_joined((attention.q_proj, attention.k_proj, attention.v_proj)))
+        self.joined_mlp = OneDnnLinear(_joined((mlp.gate_proj, mlp.up_proj)))
+        self.attention_out, self.mlp_out = OneDnnLinear(attention.o_proj), OneDnnLinear(mlp.down_proj)
         self.activation = mlp.act_fn
         self.head_width, self.scale = attention.head_dim, attention.scaling
         self.held_heads = attention.k_proj.out_features // attention.head_dim

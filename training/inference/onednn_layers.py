@@ -19,7 +19,7 @@ def packable(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-class PackedLinear(nn.Module):
+class OneDnnLinear(nn.Module):
     """What `layer` gives for (..., inner): (..., outer)."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         return outputs
 
 
-class PackedConvolution(nn.Module):
+class OneDnnConvolution(nn.Module):
     """What `layer` gives, a convolution of stride 1 that keeps the maps' size and has packable weights.
 
     Maps are kept with channels last, which suits what comes between convolutions too.
@@ -59,7 +59,7 @@ class PackedConvolution(nn.Module):
         return outputs
 
 
-class PackedDoubling(nn.Module):
+class OneDnnUpsample(nn.Module):
     """Every pixel four times, then a 3 x 3 convolution, as one transposed convolution: 16 products a pixel in place of 36.
 
     Two of three taps of a row fall on the same pixel, so their weights are added up; outcomes differ by rounding.

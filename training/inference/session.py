@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.token_layout import IdGeometry
+from tokenize_offline.token_layout import IdLayout
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.inference import speculative_decoding
 from training.inference.devices import usable_device
@@ -60,7 +60,7 @@ class WorldModel:
     def __init__(self, tokenizer: CompressiveVQModel, network: WorldModelNetwork, compile: bool = False) -> None:
         self.tokenizer = tokenizer.eval().requires_grad_(False)
         self.network = network.eval().requires_grad_(False)
-        self.decoder = IncrementalLlama(network.llm, _spare_positions(tokenizer.geometry), compile)
+        self.decoder = IncrementalLlama(network.llm, _spare_positions(tokenizer.id_layout), compile)
         self.frames = FrameDecoder(tokenizer)
 
     @classmethod
@@ -81,13 +81,13 @@ class WorldModel:
         target = usable_device(device)
         folder = locate_model(str(path))
         tokenizer = CompressiveVQModel.from_pretrained(str(folder / TOKENIZER))
-        network = load_transformer(folder / TRANSFORMER, tokenizer.geometry)
+        network = load_transformer(folder / TRANSFORMER, tokenizer.id_layout)
         return cls(tokenizer.to(target), network.to(target), compile)
 
     @property
-    def geometry(self) -> IdGeometry:
+    def id_layout(self) -> IdLayout:
         """Where ids stand in this model's sequences."""
-        return self.tokenizer.geometry
+        return self.tokenizer.id_layout
 
     @property
     def action_dim(self) -> int:
@@ -102,8 +102,8 @@ class WorldModel:
     @property
     def max_steps(self) -> int:
         """Future frames that fit into the positions before the context slides."""
-        room = self.network.config.max_position_embeddings - self.geometry.prefix_length + 1
-        return room // self.geometry.future_ids
+        room = self.network.config.max_position_embeddings - self.id_layout.prefix_length + 1
+        return room // self.id_layout.future_ids
 
     def start(
         self,
@@ -128,7 +128,7 @@ class WorldModel:
         Raises:
             ConfigError: The frames' shape or values, or a sampling number, can't be.
         """
-        side, context = self.tokenizer.config.resolution, self.geometry.context_length
+        side, context = self.tokenizer.config.resolution, self.id_layout.context_length
         frames = checked_context(context_frames, context, side, self.device)
         if samples < 1:
             raise ConfigError(f"samples must be at least 1, not {samples}")
@@ -149,7 +149,7 @@ class WorldModel:
             ConfigError: A sampling number can't be.
             ValueError: Fewer ids than the context takes, or a context id that is no code.
         """
-        context = ids[:, : self.geometry.prefix_length - 1].to(self.device)
+        context = ids[:, : self.id_layout.prefix_length - 1].to(self.device)
         frames, _ = self.tokenizer.decode_context(context)
         return Session(self, context, frames.clamp(0, 1), 1, SamplingRule(top_k, temperature), seed)
 
@@ -236,7 +236,7 @@ class Session:
     def _is_full(self) -> bool:
         """Whether no further frame fits into the positions."""
         positions = self._model.network.config.max_position_embeddings
-        return self._position + 1 + self._model.geometry.future_ids > positions
+        return self._position + 1 + self._model.id_layout.future_ids > positions
 
     def _predict(self, action: Action | None) -> torch.Tensor | None:
         """Draw the next frame's ids, which `_decoded` decodes later; gives the reward. See `step`."""
@@ -259,7 +259,7 @@ class Session:
             frames += [self._model.frames.frames(part, self._features).clamp(0, 1) for part in parts]
         self._undecoded = []
         decoded = torch.cat(frames, dim=1)
-        self._recent = torch.cat([self._recent, decoded], dim=1)[:, -self._model.geometry.context_length :]
+        self._recent = torch.cat([self._recent, decoded], dim=1)[:, -self._model.id_layout.context_length :]
         return decoded
 
     def _begin(self, ids: torch.Tensor, copies: int) -> None:
@@ -278,12 +278,12 @@ class Session:
 
         Rows advance apart: each as far as its draft was right.
         """
-        geometry, network, decoder = self._model.geometry, self._model.network, self._model.decoder
-        rows, count, device = len(self._recent), geometry.future_ids, self._model.device
+        id_layout, network, decoder = self._model.id_layout, self._model.network, self._model.decoder
+        rows, count, device = len(self._recent), id_layout.future_ids, self._model.device
         noise = torch.from_numpy(self._noise()).to(device)
         drafted = len(self._ids) > 1
         # The id before the frame and the frame's own, drafted at first; what stands beyond is fed but never looked at.
-        ids = torch.full((rows, 2 + count + _LONGEST), geometry.start_of_future, device=device)
+        ids = torch.full((rows, 2 + count + _LONGEST), id_layout.start_of_future, device=device)
         ids[:, 0] = self._ids[-1][:, -1]
         if drafted:
             ids[:, 2 : 1 + count] = self._ids[-1][:, 1:]
@@ -308,7 +308,7 @@ class Session:
                 decoder.logits(after).flatten(0, 1), noise.gather(1, places.clamp(max=count - 1)).flatten()
             ).view_as(block)
             if forced:
-                drawn = drawn.where(places != 0, geometry.start_of_future)
+                drawn = drawn.where(places != 0, id_layout.start_of_future)
             right = speculative_decoding.accepted(drawn, block)[:, None]
             ids.scatter_(1, fed[:, None] + right, drawn.gather(1, right - 1))
             last = (places == count) & (torch.arange(length, device=device) < right)
@@ -323,7 +323,7 @@ class Session:
 
     def _noise(self) -> np.ndarray:
         """(R, 17) uniform numbers for the ids of the next frame."""
-        count = self._model.geometry.future_ids
+        count = self._model.id_layout.future_ids
         drawn = uniforms(self.seed, self._samples, self.steps, count, self._first_sample)
         return np.tile(drawn, (len(self._recent) // self._samples, 1))
 
@@ -333,6 +333,6 @@ class Session:
         return None if taken is None else network.embed_action(taken)
 
 
-def _spare_positions(geometry: IdGeometry) -> int:
+def _spare_positions(id_layout: IdLayout) -> int:
     """Positions that a pass may touch beyond the last that counts, since all rows are fed blocks of one length."""
-    return geometry.future_ids + 2 + _LONGEST
+    return id_layout.future_ids + 2 + _LONGEST

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
-from tokenize_offline.token_layout import IdGeometry, TokenLayout
+from tokenize_offline.token_layout import IdLayout, TokenLayout
 from training.model.files import transformer
 from training.model.files.transformer import LLAMA
 from training.model.loss import next_id_losses, squared_error
@@ -61,7 +61,7 @@ class WorldModelNetwork(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, layout: IdGeometry, action_dim: int, has_reward: bool, reconstructs: bool = False
+        self, config: LlamaConfig, layout: IdLayout, action_dim: int, has_reward: bool, reconstructs: bool = False
     ) -> None:
         super().__init__()
         self.layout = layout
@@ -267,7 +267,7 @@ def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[di
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
-def load_transformer(folder: str | Path, layout: IdGeometry) -> WorldModelNetwork:
+def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
     """A network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
 
     Args:

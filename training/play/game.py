@@ -31,7 +31,7 @@ _MAX_RECORDED = 200  # actions that are sent along with a start
 
 
 @dataclass(frozen=True)
-class Start:
+class GameStart:
     """Where to begin, as a page asks for it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Start:
     seed: int = 0
 
     @classmethod
-    def read(cls, value: object) -> "Start":
+    def read(cls, value: object) -> "GameStart":
         """From parsed JSON.
 
         Raises:
@@ -88,7 +88,7 @@ class Game:
 
     def describe(self) -> dict[str, Any]:
         """What a page shows before anything is predicted."""
-        context, action_dim = self._model.geometry.context_length, self._model.action_dim
+        context, action_dim = self._model.id_layout.context_length, self._model.action_dim
         return {
             "sliders": [asdict(slider) for slider in sliders_for(action_dim, self._episodes)],
             "meaning": next(
@@ -104,7 +104,7 @@ class Game:
             ],
             "max_futures": MAX_FUTURES,
             "start": asdict(
-                Start(
+                GameStart(
                     futures=min(self._sampling.samples, MAX_FUTURES),
                     temperature=self._sampling.temperature,
                     seed=self._sampling.seed,
@@ -112,7 +112,7 @@ class Game:
             ),
         }
 
-    def start(self, wanted: Start) -> dict[str, Any]:
+    def start(self, wanted: GameStart) -> dict[str, Any]:
         """Begin anew.
 
         Returns:
@@ -127,7 +127,7 @@ class Game:
         if not 1 <= wanted.futures <= MAX_FUTURES:
             raise ConfigError(f"futures must be 1 to {MAX_FUTURES}, not {wanted.futures}")
         episode, stride = self._episodes[wanted.episode], self._strides[wanted.episode]
-        count = self._model.geometry.context_length
+        count = self._model.id_layout.context_length
         indices = [wanted.frame + round(number * stride) for number in range(count)]
         if wanted.frame < 0 or indices[-1] >= episode.num_frames:
             last = _last_start(episode, stride, count)
@@ -193,7 +193,7 @@ def _last_start(episode: Episode, stride: float, context: int) -> int:
 
 def _long_enough(model: WorldModel, starts: Sequence[EpisodeStart]) -> list[EpisodeStart]:
     """The starts whose episodes hold a whole context; the others are told of."""
-    context, kept, short = model.geometry.context_length, [], []
+    context, kept, short = model.id_layout.context_length, [], []
     for start in starts:
         stride = stride_for(start.episode, clips_for(model, start.clips, None))
         last = _last_start(start.episode, stride, context)

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pipeline.common.errors import ConfigError, ProjectError
-from training.play.game import Game, Start
+from training.play.game import Game, GameStart
 from training.web import asset, content_policy
 
 _MAX_BODY = 1 << 14
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, "application/json", json.dumps(answer, allow_nan=False).encode())
 
     def _start(self, body: Any) -> dict[str, Any]:
-        return self.server.game.start(Start.read(body))
+        return self.server.game.start(GameStart.read(body))
 
     def _step(self, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict):

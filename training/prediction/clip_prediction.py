@@ -91,7 +91,7 @@ def clips_for(model: WorldModel, clips: ClipsConfig, steps: int | None) -> Clips
     Raises:
         ConfigError: The recipe and the model don't go together.
     """
-    context = model.geometry.context_length
+    context = model.id_layout.context_length
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps must be at least 1, not {steps}")
     if clips.context_length not in (None, context):
@@ -120,7 +120,7 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
     stride = stride_for(episode, clips)
     needed = frames_needed(clips, start, stride)
     if needed > episode.num_frames:
-        fits = what_fits(clips, start, EpisodeShape.of(episode), model.geometry.context_length)
+        fits = what_fits(clips, start, EpisodeShape.of(episode), model.id_layout.context_length)
         raise SourceError(
             f"episode {episode.key} has {episode.num_frames} frames; {clips.length} frames at a stride of {stride:g} from "
             f"frame {start} need {needed}: {fits}"
@@ -184,7 +184,7 @@ def predict_clip(
         on_frame: Called after every step.
         first_sample: Number of the first of the samples; see `WorldModel.start`.
     """
-    context, length = model.geometry.context_length, len(clip.frames)
+    context, length = model.id_layout.context_length, len(clip.frames)
     session = model.start(clip.frames[:context], **dataclasses.asdict(sampling), first_sample=first_sample)
 
     def actions() -> Iterator[torch.Tensor | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tokenize_offline.measures import perplexity
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
-from training.tokenizer_training.ema import WeightAverage
+from training.tokenizer_training.ema import ExponentialMovingAverage
 
 # A code with less than this part of an even share of the choices is taken from its few features.
 _RARE = 0.02
@@ -146,7 +146,7 @@ class CodebookKeeper:
             named |= {f"{name}_codes_used": use.share_used(), f"{name}_perplexity": use.perplexity()}
         return named
 
-    def revive(self, clips: Tensor, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> None:
+    def revive(self, clips: Tensor, optimizer: torch.optim.Optimizer, average: ExponentialMovingAverage | None) -> None:
         """Put features of `clips` in place of the codes that the processes have hardly used since the last time."""
         model = self._model
         with torch.no_grad():

@@ -51,7 +51,7 @@ def adaptive_ratio(wanted: Tensor, adversarial: Tensor, layer: Tensor, accelerat
     return (norms[0] / norms[1].clamp(min=1e-8)).clamp(max=_GREATEST_RATIO)
 
 
-class Adversary:
+class AdversarialLoss:
     """The discriminator, its optimizer, and what both losses are made of.
 
     Args:

@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 _LISTED = 20
 
 
-class LeftOutEpisodes:
+class SkippedEpisodes:
     """Of one process, with those of all processes at the last checkpoint.
 
     Attributes:

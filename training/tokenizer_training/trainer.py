@@ -29,12 +29,12 @@ from training.metrics.lpips import LPIPS
 from training.tokenizer_training import checkpoints
 from training.tokenizer_training.codebooks import CodebookKeeper
 from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, begin_reading, collate
-from training.tokenizer_training.discriminator import Adversary, measure_of
-from training.tokenizer_training.ema import WeightAverage
+from training.tokenizer_training.discriminator import AdversarialLoss, measure_of
+from training.tokenizer_training.ema import ExponentialMovingAverage
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
 from training.tokenizer_training.losses import stillness, tokenizer_losses
 from training.tokenizer_training.nonfinite import SkippedSteps
-from training.tokenizer_training.skipped_episodes import LeftOutEpisodes, summarized
+from training.tokenizer_training.skipped_episodes import SkippedEpisodes, summarized
 from training.tokenizer_training.start import in_one_precision, starting_model
 from training.trainer.checkpoints.states import tag
 from training.trainer.logs.throughput import METRICS_NAME, cut_metrics
@@ -79,7 +79,7 @@ class TokenizerTrainer:
         self.output = output
         self.step = 0
         self._workers = workers
-        self._left_out, self._skipped = LeftOutEpisodes(), SkippedSteps()
+        self._left_out, self._skipped = SkippedEpisodes(), SkippedSteps()
         # What held-out clips measured last; nothing where there are none.
         self._results: dict[str, Any] = {}
         bf16 = self.config.training_precision == "bf16"
@@ -113,9 +113,9 @@ class TokenizerTrainer:
         self._adversary, self._average = None, None
         if self.config.disc_weight:
             settings = (self.config.disc_learning_rate, self.config.disc_weight, self.config.disc_start)
-            self._adversary = Adversary(*settings, self.accelerator)
+            self._adversary = AdversarialLoss(*settings, self.accelerator)
         if self.config.ema_decay:
-            self._average = WeightAverage(self.bare, self.config.ema_decay)
+            self._average = ExponentialMovingAverage(self.bare, self.config.ema_decay)
             self.accelerator.register_for_checkpointing(self._average)
 
     @property
@@ -273,10 +273,10 @@ class TokenizerTrainer:
 
     def _still_patches(self, clips: Tensor) -> Tensor | None:
         """The patches that the decoder has to show from the context alone, where the recipe pulls them to one code."""
-        config, geometry = self.config, self.bare.geometry
+        config, id_layout = self.config, self.bare.id_layout
         if not config.still_weight:
             return None
-        return stillness(clips, config.context_length, geometry.future_grid) > 0.5
+        return stillness(clips, config.context_length, id_layout.future_grid) > 0.5
 
     def _log(self, terms: dict[str, Tensor]) -> str:
         """Write a line of metrics and return a short one for people."""

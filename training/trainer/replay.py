@@ -20,8 +20,8 @@ from training.trainer.checkpoints.intact import sound_run
 from training.trainer.deepspeed_engine import close_engine
 from training.trainer.nonfinite import json_number
 from training.trainer.run_dir import sole_writer
-from training.trainer.setup import Run, RunOptions, prepare
-from training.trainer.train_step import Stepper
+from training.trainer.setup import Run, RunOptions, set_up
+from training.trainer.train_step import TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +45,17 @@ def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | N
     if not 1 <= step <= recipe.training.steps:
         raise ConfigError(f"--replay {step}: the run's steps are 1 to {recipe.training.steps}")
     options = dataclasses.replace(options, resume="auto", replay=step)
-    run = prepare(recipe, options, place)
+    run = set_up(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, Processes(place) as processes:
-        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
-        stepper = Stepper(run, processes, step)
+        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged))
+        stepper = TrainStep(run, processes, step)
         result = _replay(run, processes, stepper, step - 1)
         close_engine(stepper.engine)
         return result if processes.is_first else None
 
 
-def _replay(run: Run, processes: Processes, stepper: Stepper, step: int) -> dict[str, Any]:
+def _replay(run: Run, processes: Processes, stepper: TrainStep, step: int) -> dict[str, Any]:
     log.info("replaying step %d from step %d on", step + 1, run.first_step)
     with (
         contextlib.closing(iter(stepper.loader)) as batches,
@@ -81,7 +81,7 @@ def _replay(run: Run, processes: Processes, stepper: Stepper, step: int) -> dict
     }
 
 
-def _clip_losses(run: Run, processes: Processes, stepper: Stepper, step: int) -> list[float]:
+def _clip_losses(run: Run, processes: Processes, stepper: TrainStep, step: int) -> list[float]:
     """The loss of every clip of a step, in order, with the weights as they are and without dropout."""
     engine, plan = stepper.engine, run.plan
     losses = []

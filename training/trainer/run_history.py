@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 
-RECORD_NAME = "record.json"
+HISTORY_NAME = "record.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunHistory:
     """The phases of a run, the first from step 0.
 
     Attributes:
@@ -52,7 +52,7 @@ class RunRecord:
 
     phases: tuple[Phase, ...]
 
-    def continued(self, wanted: Phase) -> "RunRecord":
+    def continued(self, wanted: Phase) -> "RunHistory":
         """The record of a run that goes on from step `wanted.first_step` as `wanted` says.
 
         A run that asks for what the last phase says repeats all phases, also those past its first step.
@@ -60,7 +60,7 @@ class RunRecord:
         if self.phases[-1].holds(wanted):
             return self
         before = tuple(phase for phase in self.phases if phase.first_step < wanted.first_step)
-        return RunRecord(before if before and before[-1].holds(wanted) else (*before, wanted))
+        return RunHistory(before if before and before[-1].holds(wanted) else (*before, wanted))
 
     def steps_at(self, step: int) -> int:
         """Steps of the whole run, as planned when step `step` was made."""
@@ -81,18 +81,18 @@ class RunRecord:
         return [asdict(phase) for phase in self.phases]
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
+def write_history(folder: Path, record: RunHistory) -> None:
     """Write the record into a run folder, in place of the one there."""
-    storage.write_bytes(str(folder / RECORD_NAME), json.dumps(record.as_json(), indent=1).encode())
+    storage.write_bytes(str(folder / HISTORY_NAME), json.dumps(record.as_json(), indent=1).encode())
 
 
-def read_record(folder: Path) -> RunRecord | None:
+def read_history(folder: Path) -> RunHistory | None:
     """The record of a run folder; None where there is none.
 
     Raises:
         ConflictError: It is damaged.
     """
-    path = folder / RECORD_NAME
+    path = folder / HISTORY_NAME
     if not path.exists():
         return None
     try:
@@ -102,4 +102,4 @@ def read_record(folder: Path) -> RunRecord | None:
             raise ValueError("its phases don't follow each other from step 0")
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConflictError(f"{path} is damaged ({error}): restore it, or choose another --output") from error
-    return RunRecord(phases)
+    return RunHistory(phases)

@@ -44,7 +44,7 @@ from training.trainer.run_dir import (
     require_same_run,
     write_identity,
 )
-from training.trainer.run_history import RECORD_NAME, Phase, RunRecord, read_record, write_record
+from training.trainer.run_history import HISTORY_NAME, Phase, RunHistory, read_history, write_history
 from training.trainer.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Run:
     network: WorldModelNetwork
     engine_config: dict[str, Any]
     identity: dict[str, Any]
-    record: RunRecord
+    record: RunHistory
     checkpoint: Checkpoint | None
     tokenizer: TokenizerFiles | None
     damaged: tuple[Verdict, ...] = ()
@@ -152,11 +152,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         # First of all: without it nobody knows whose the rest is.
         write_identity(self.folder, self.identity)
-        write_record(self.folder, self.record)
+        write_history(self.folder, self.record)
         storage.write_bytes(str(self.folder / RECIPE), self.recipe.as_yaml().encode())
 
 
-def prepare(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[str, Verdict] | None = None) -> Run:
+def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[str, Verdict] | None = None) -> Run:
     """Check all input of a run. Changes nothing.
 
     Args:
@@ -222,7 +222,7 @@ def prepare(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[
                 ", ".join(store.regrouped),
             )
     if first:
-        _tell_changes(record, read_record(folder), training)
+        _tell_changes(record, read_history(folder), training)
     engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
     return Run(
         recipe=recipe,
@@ -270,21 +270,21 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
             )
 
 
-def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunRecord:
+def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunHistory:
     """The record of the run as it will go on from a checkpoint, or begin; as it was where steps are only repeated."""
     data = recipe.data
     weights = weights_of(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
     exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
     by_clips = {name: str(store.positions(name)) for name in store.datasets}
     wanted = Phase(checkpoint.progress.step if checkpoint else 0, exact or by_clips, recipe.training.steps)
-    known = read_record(folder)
+    known = read_history(folder)
     if known is None:
         if checkpoint is not None:
             raise ConflictError(
-                f"{folder} has {checkpoint.folder.name} but no {RECORD_NAME} that says with what weights and steps it was "
+                f"{folder} has {checkpoint.folder.name} but no {HISTORY_NAME} that says with what weights and steps it was "
                 "made: bring that file back, or choose another --output"
             )
-        return RunRecord((wanted,))
+        return RunHistory((wanted,))
     record = known if repeat else known.continued(wanted)
     drawn = {name for phase in record.phases for name in phase.weights}
     if gone := sorted(drawn - set(store.datasets) - (set() if repeat else wanted.weights.keys())):
@@ -292,7 +292,7 @@ def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: 
     return record
 
 
-def _tell_changes(record: RunRecord, known: RunRecord | None, training: TrainingConfig) -> None:
+def _tell_changes(record: RunHistory, known: RunHistory | None, training: TrainingConfig) -> None:
     """Log what of a run changes with this start."""
     if known is None or record == known:
         return

@@ -19,7 +19,7 @@ from training.trainer.setup import Run
 
 
 @dataclass(frozen=True)
-class StepResult:
+class TrainStepResult:
     """What a step gave.
 
     Attributes:
@@ -35,7 +35,7 @@ class StepResult:
     waited: float
 
 
-class Stepper:
+class TrainStep:
     """Makes the steps of a run in one of its processes, from the run's checkpoint on.
 
     Args:
@@ -60,7 +60,7 @@ class Stepper:
         if run.checkpoint is not None:
             load_checkpoint(run.checkpoint, self.engine, processes)
 
-    def make(self, step: int, batches: Iterator[Batch]) -> StepResult:
+    def make(self, step: int, batches: Iterator[Batch]) -> TrainStepResult:
         """Make step number `step`, counted from 0; steps are made in order. Call it on all ranks."""
         engine, plan, training = self.engine, self._run.plan, self._run.recipe.training
         waited = self.loader.waited
@@ -75,4 +75,4 @@ class Stepper:
             applied = take_step(engine, training.gradient_norm)
             losses.append(output.loss.detach())
             label_losses.append(output.label_loss)
-        return StepResult(losses, label_losses, applied, self.loader.waited - waited)
+        return TrainStepResult(losses, label_losses, applied, self.loader.waited - waited)

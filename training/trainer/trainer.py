@@ -31,11 +31,11 @@ from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import cut_lines, cut_metrics, device_name, label_entropy
 from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps
 from training.trainer.run_dir import SUMMARY_NAME, sole_writer
-from training.trainer.setup import Run, RunOptions, prepare
+from training.trainer.setup import Run, RunOptions, set_up
 from training.trainer.signals import StopRequest
-from training.trainer.train_step import Stepper
-from training.trainer.validation_loss import HeldOutLoss
-from training.trainer.validation_videos import HeldOutPredictions
+from training.trainer.train_step import TrainStep
+from training.trainer.validation_loss import ValidationLoss
+from training.trainer.validation_videos import ValidationVideos
 
 _ENTROPY_CLIPS = 2048
 _SOFTWARE = (PROJECT, "torch", "deepspeed", "transformers")
@@ -55,7 +55,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     place = find_place(os.environ)
     if place.rank == 0:
         try_output(options.output)
-    run = prepare(recipe, options, place)
+    run = set_up(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     if (summary := ended_summary(run)) is not None:
         with lock:
@@ -63,7 +63,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     with lock, StopRequest() as stop, Processes(place) as processes:
         run = _agree_on_precision(run, processes)
         _require_agreement(run, processes)
-        run = sound_run(run, processes, lambda damaged: prepare(recipe, options, place, damaged))
+        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged))
         if run.damaged:
             # They looked again, for another checkpoint.
             _require_agreement(run, processes)
@@ -115,7 +115,7 @@ class Trainer:
         self._training = run.recipe.training
         self._processes = processes
         self._stop = stop
-        self.stepper = Stepper(run, processes, self._training.steps)
+        self.stepper = TrainStep(run, processes, self._training.steps)
         # Only now, with the checkpoint loaded, may anything of the run folder change.
         if processes.is_first and not run.has_ended:
             for verdict in run.damaged:
@@ -171,15 +171,15 @@ class Trainer:
         reporter.add_step(made.label_losses, made.applied, made.waited)
         self._skipped.count(step, made.applied, made.losses)
 
-    def _evaluations(self) -> tuple[HeldOutLoss | None, HeldOutPredictions | None]:
+    def _evaluations(self) -> tuple[ValidationLoss | None, ValidationVideos | None]:
         """What is done with held-out clips, where there are any."""
         run, training = self._run, self._training
         if run.held_out is None:
             return None, None
-        loss = HeldOutLoss(run.held_out, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
+        loss = ValidationLoss(run.held_out, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
         if run.tokenizer is None or not training.evaluate_predictions:
             return loss, None
-        return loss, HeldOutPredictions(run, self._processes, training.evaluate_predictions)
+        return loss, ValidationVideos(run, self._processes, training.evaluate_predictions)
 
     def _evaluate(self, done: int, reporter: Reporter) -> None:
         """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""

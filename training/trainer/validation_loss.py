@@ -19,7 +19,7 @@ from training.model.world_model import WorldModelNetwork
 
 
 @dataclass(frozen=True)
-class HeldOutScores:
+class ValidationScores:
     """Losses in nats per label id.
 
     None of them need be finite: a model may be broken, or a clip hold what isn't.
@@ -49,7 +49,7 @@ def mixture_shares(store: TokenStore, weights: Mapping[str, Fraction]) -> dict[s
     return {name: float(weight / total) if total else 1 / len(own) for name, weight in own.items()}
 
 
-class HeldOutLoss:
+class ValidationLoss:
     """Measures the loss on held-out clips.
 
     Args:
@@ -71,7 +71,7 @@ class HeldOutLoss:
         self._dataset = np.repeat(np.arange(len(rows)), [len(part) for part in rows])
         self._micro_batch = min(micro_batch, len(self._rows))
 
-    def measure(self, engine: torch.nn.Module, processes: Processes) -> HeldOutScores:
+    def measure(self, engine: torch.nn.Module, processes: Processes) -> ValidationScores:
         """The losses, the same on every rank. Call it on all ranks."""
         layout, place = self._store.layout, processes.place
         # The first future frame's own special id carries no label.
@@ -97,7 +97,7 @@ class HeldOutLoss:
         summed = torch.stack(processes.gather_tensor(totals.cpu())).sum(dim=0).numpy()
         return self._scores(summed, ids_per_frame)
 
-    def _scores(self, totals: np.ndarray, ids_per_frame: np.ndarray) -> HeldOutScores:
+    def _scores(self, totals: np.ndarray, ids_per_frame: np.ndarray) -> ValidationScores:
         """Means out of (data sets, future frames) sums of losses, and the (future frames,) label ids of a clip."""
         clips = np.bincount(self._dataset, minlength=len(self._store.datasets))
         means = totals / (clips[:, None] * ids_per_frame)
@@ -105,7 +105,7 @@ class HeldOutLoss:
         shares = np.array([self._shares[name] for name in self._store.datasets])
         # What has no share has no say, whatever its loss.
         shares, means, own = shares[shares > 0], means[shares > 0], by_dataset[shares > 0]
-        return HeldOutScores(
+        return ValidationScores(
             loss=float(shares @ own),
             by_dataset=dict(zip(self._store.datasets, by_dataset.tolist(), strict=True)),
             by_frame={str(number + 1): loss for number, loss in enumerate((shares @ means).tolist())},

@@ -28,7 +28,7 @@ FOLDER_NAME = "predictions"
 log = logging.getLogger(__name__)
 
 
-class HeldOutPredictions:
+class ValidationVideos:
     """Predicts the same few held-out clips whenever it is asked to.
 
     Args:
@@ -103,7 +103,7 @@ class HeldOutPredictions:
         tokenizer.set_context_length(self._run.store.layout.context_length)
         with locked_folder("ivideogpt-model-") as folder:
             self._run.network.save_transformer(folder, weights)
-            network = load_transformer(folder, tokenizer.geometry)
+            network = load_transformer(folder, tokenizer.id_layout)
         return WorldModel(tokenizer.to(self._processes.device), network.to(self._processes.device))
 
 
@@ -118,9 +118,9 @@ def predict_clips(model: WorldModel, batch: Batch) -> tuple[torch.Tensor, torch.
     Returns:
         (B, T, 3, S, S) of the clips' own ids and (B, T, 3, S, S) of the predicted ones, both in [0, 1] on the CPU.
     """
-    geometry, ids = model.geometry, batch.ids.to(model.device)
+    id_layout, ids = model.id_layout, batch.ids.to(model.device)
     session = model.start_from_ids(ids)
-    for number in range(geometry.future_frames(ids.shape[1])):
-        session.step(None if batch.action is None else batch.action[:, geometry.context_length - 1 + number])
+    for number in range(id_layout.future_frames(ids.shape[1])):
+        session.step(None if batch.action is None else batch.action[:, id_layout.context_length - 1 + number])
     truth, predicted = (model.tokenizer.detokenize(which).clamp(0, 1).cpu() for which in (ids, session.ids))
     return truth, predicted

@@ -16,13 +16,13 @@ from pipeline.common.errors import SourceError
 from pipeline.ingest.runners import beam_worker
 from pipeline.ingest.runners.claims import claimed
 from pipeline.ingest.runners.scratch import scratch_folder
-from pipeline.ingest.work_unit import Task, run_task
+from pipeline.ingest.work_unit import UnitGroup, run_group
 from pipeline.processes.cpus import usable_cpus
 
 _PROCESSES = "multi_processing"
 
 
-def run(tasks: Sequence[Task], options: Sequence[str]) -> None:
+def run(tasks: Sequence[UnitGroup], options: Sequence[str]) -> None:
     """Run tasks in the order given and wait for their end.
 
     Args:
@@ -40,15 +40,15 @@ def run(tasks: Sequence[Task], options: Sequence[str]) -> None:
         _run_here(tasks, options, folder)
 
 
-def _run_anywhere(tasks: Sequence[Task], options: Sequence[str]) -> None:
+def _run_anywhere(tasks: Sequence[UnitGroup], options: Sequence[str]) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_task)
+        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_group)
 
 
-def _run_here(tasks: Sequence[Task], options: Sequence[str], folder: Path) -> None:
+def _run_here(tasks: Sequence[UnitGroup], options: Sequence[str], folder: Path) -> None:
     """With a worker process a core, where the options don't say otherwise.
 
     FnApiRunner is the engine under DirectRunner; that one would first try to download another runner and, where it could,
@@ -77,9 +77,9 @@ def _run_here(tasks: Sequence[Task], options: Sequence[str], folder: Path) -> No
         _ = pipeline | beam.Create(range(takers)) | "ingest" >> beam.Map(_take_tasks, list(tasks), str(counter))
 
 
-def _take_tasks(_: int, tasks: Sequence[Task], counter: str) -> None:
+def _take_tasks(_: int, tasks: Sequence[UnitGroup], counter: str) -> None:
     for task in claimed(tasks, counter):
-        run_task(task)
+        run_group(task)
 
 
 @contextlib.contextmanager

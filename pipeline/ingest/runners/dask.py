@@ -11,13 +11,13 @@ import uuid
 from collections.abc import Sequence
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.ingest.work_unit import Task, give_up, run_task
+from pipeline.ingest.work_unit import UnitGroup, give_up, run_group
 
 _log = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 
 
-def run(tasks: Sequence[Task], address: str) -> None:
+def run(tasks: Sequence[UnitGroup], address: str) -> None:
     """Run tasks in the order given and wait for their end.
 
     Args:
@@ -43,7 +43,7 @@ def run(tasks: Sequence[Task], address: str) -> None:
             _log.warning("%s has no workers yet: the work starts when one comes", address)
         name = f"ingest-{uuid.uuid4().hex[:8]}"
         futures = [
-            client.submit(run_task, task, key=f"{name}-{task[0].unit.shard}-{position}", pure=False, priority=-position)
+            client.submit(run_group, task, key=f"{name}-{task[0].unit.shard}-{position}", pure=False, priority=-position)
             for position, task in enumerate(tasks)
         ]
         waiting = dict(zip(futures, tasks, strict=True))

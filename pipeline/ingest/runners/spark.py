@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.ingest.work_unit import Task, give_up, run_task
+from pipeline.ingest.work_unit import UnitGroup, give_up, run_group
 
 _LONGEST_REASON = 500
 _STANDALONE = "spark://"
@@ -24,7 +24,7 @@ _CONNECT_SECONDS = 10.0
 _SPARKS_ATTEMPTS = "4"  # at a task, where `spark.task.maxFailures` doesn't say otherwise
 
 
-def run(tasks: Sequence[Task], address: str) -> None:
+def run(tasks: Sequence[UnitGroup], address: str) -> None:
     """Run tasks in the order given and wait for their end.
 
     Args:
@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
     return (raised[-1] if raised else text.strip().partition("\n")[0])[:_LONGEST_REASON].rstrip(".")
 
 
-def _run_all(tasks: Iterator[Task], attempts: int) -> None:
+def _run_all(tasks: Iterator[UnitGroup], attempts: int) -> None:
     """Run tasks on an executor; an error in one is no reason for Spark to give up the others."""
     from pyspark import TaskContext
 
@@ -99,6 +99,6 @@ def _run_all(tasks: Iterator[Task], attempts: int) -> None:
             give_up(task, f"{earlier} processes or executors that made it were lost; see their logs, and their memory")
             continue
         try:
-            run_task(task)
+            run_group(task)
         except Exception as error:
             give_up(task, f"{type(error).__name__}: {error}"[:_LONGEST_REASON])

@@ -17,7 +17,7 @@ from pipeline.episodes.frames import FrameForm
 from pipeline.sources.base import MAX_EPISODE_BYTES, SourceShard
 from pipeline.sources.hdf5 import files as hdf5
 from pipeline.sources.hdf5.files import MAX_ARRAY_BYTES
-from pipeline.sources.hdf5.process import Died, Hdf5Source, pack, receive, send
+from pipeline.sources.hdf5.process import Hdf5Source, PipeClosed, pack, receive, send
 from pipeline.sources.hdf5.robonet import RobonetSource
 from pipeline.sources.hdf5.vp2 import Vp2Source, read_splits
 
@@ -78,7 +78,7 @@ def main() -> None:
     while True:
         try:
             request = receive(sys.stdin.buffer)
-        except Died:
+        except PipeClosed:
             return
         send(answers, _answer(request))
 

@@ -30,7 +30,7 @@ HDF5_ENDINGS = (".hdf5", ".h5")
 _ATTEMPTS = 2
 
 
-class Died(Exception):
+class PipeClosed(Exception):
     """The other end of a pipe is gone."""
 
 
@@ -43,7 +43,7 @@ class _Reader:
         )
         try:
             receive(self._process.stdout)
-        except Died as error:
+        except PipeClosed as error:
             raise KilledError(f"no process that reads HDF5 can be started: it ended with {self.status()}") from error
 
     def ask(self, request: bytes) -> Any:
@@ -51,7 +51,7 @@ class _Reader:
             send(self._process.stdin, request)
             return receive(self._process.stdout)
         except BrokenPipeError as error:
-            raise Died from error
+            raise PipeClosed from error
 
     def close(self) -> None:
         # A process object that is merely dropped keeps its pipes open.
@@ -93,7 +93,7 @@ def call(function: str, *arguments: Any) -> Any:
         reader = _idle.pop() if _idle else _Reader()
         try:
             answer = reader.ask(request)
-        except Died:
+        except PipeClosed:
             status = reader.status()
             if -status in _FAULTS:
                 break
@@ -188,10 +188,10 @@ def receive(pipe: Any) -> Any:
     """The content of the next message of a pipe, lists as tuples.
 
     Raises:
-        Died: There is none.
+        PipeClosed: There is none.
     """
     length = int.from_bytes(pipe.read(_LENGTH_BYTES) or bytes(_LENGTH_BYTES))
     message = pipe.read(length)
     if not length or len(message) < length:
-        raise Died
+        raise PipeClosed
     return msgpack.unpackb(message, ext_hook=_unplain, use_list=False, strict_map_key=False, unicode_errors="surrogateescape")

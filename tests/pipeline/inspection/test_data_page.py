@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from rlds_data import picture, plain_episode
 
-from pipeline.common.manifests import LeftOut, ShardRecord, write_record
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, write_manifest
 from pipeline.episodes import index
 from pipeline.episodes.frames import encode_png
 from pipeline.episodes.quality import measure
 from pipeline.episodes.shards import EpisodeShardWriter
-from pipeline.episodes.skipped import write_ledger
+from pipeline.episodes.skipped import write_skipped
 from pipeline.inspection.charts import bars, histogram, shares
-from pipeline.inspection.films import MOMENTS, Film, animation, films, strip
 from pipeline.inspection.inspect import run as inspect
+from pipeline.inspection.thumbnails import MOMENTS, Thumbnail, animation, strip, thumbnails
 
 HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\"></style>&amp;"
 
@@ -39,9 +39,11 @@ def write_set(root, name, episodes, left_out=()):
     ]
     facts = {"samples": len(entries), "frames": writer.frames, "bytes": writer.size, "sha256": writer.sha256}
     statistics = {"filtered": 0, "actions": {}}
-    record = ShardRecord("train-000000.tar", "0", {}, **facts, left_out=list(left_out), entries=entries, statistics=statistics)
-    write_record(str(folder), record)
-    write_ledger(str(folder), name, index.write_index(str(folder), name, [record], []))
+    record = ShardManifest(
+        "train-000000.tar", "0", {}, **facts, left_out=list(left_out), entries=entries, statistics=statistics
+    )
+    write_manifest(str(folder), record)
+    write_skipped(str(folder), name, index.write_index(str(folder), name, [record], []))
     return folder
 
 
@@ -58,7 +60,10 @@ def coloured(seed, level, language="go on", frames=30):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
-    bad = [LeftOut("file-1", 3, HOSTILE, "damaged"), *(LeftOut("file-2", n, "no frames", "unusable") for n in range(5))]
+    bad = [
+        SkippedEpisode("file-1", 3, HOSTILE, "damaged"),
+        *(SkippedEpisode("file-2", n, "no frames", "unusable") for n in range(5)),
+    ]
     write_set(root / "eps", "colours", [coloured(seed, 255) for seed in range(5)], bad)
     write_set(root / "eps", "waves", [plain_episode(seed, 8 + seed) for seed in range(6)])
     write_set(root / "eps", "hostile", [coloured(0, 200, HOSTILE)])
@@ -94,7 +99,7 @@ def test_the_page_opens_by_itself_and_shows_every_data_set(browser, page):
 def test_data_sets_of_the_same_name_are_told_apart_and_an_empty_one_says_so(browser, tmp_path):
     write_set(tmp_path / "eps", "waves", [plain_episode(0, 30)])
     write_set(tmp_path / "eps" / "other", "waves", [plain_episode(1, 10)])
-    write_set(tmp_path / "eps", "none", [], [LeftOut("file-2", n, "no frames", "unusable") for n in range(5)])
+    write_set(tmp_path / "eps", "none", [], [SkippedEpisode("file-2", n, "no frames", "unusable") for n in range(5)])
     assert inspect([str(tmp_path / "eps"), "--html", str(tmp_path / "page.html")]) == 0
     browser.open(f"file://{tmp_path / 'page.html'}")
     headings = "return [...document.querySelectorAll('article h2')].map(h => h.textContent)"
@@ -172,7 +177,7 @@ def opened(uri):
 
 def test_films_are_spread_over_the_index_and_pictures_keep_to_their_budget(tmp_path):
     folder = write_set(tmp_path, "waves", [plain_episode(seed, 3 + seed) for seed in range(9)])
-    shown = list(films(str(folder), index.read_index(str(folder)), 3))
+    shown = list(thumbnails(str(folder), index.read_index(str(folder)), 3))
     assert [film.key for film in shown] == [f"train-00000-{seed:06d}" for seed in (0, 4, 8)]
     assert {film.tiles.shape for film in shown} == {(MOMENTS, 96, 128, 3)}
     for budget in (400_000, 30_000):
@@ -182,7 +187,7 @@ def test_films_are_spread_over_the_index_and_pictures_keep_to_their_budget(tmp_p
             assert 2.4 < picture_.width / picture_.height * 195 / 96 < 2.9
         assert len(moving) * 3 / 4 <= budget
     noise = np.random.default_rng(0).integers(0, 256, (MOMENTS, 96, 128, 3), dtype=np.uint8)
-    assert len(strip(Film("noise", "", noise), 20_000)) * 3 / 4 <= 20_000
+    assert len(strip(Thumbnail("noise", "", noise), 20_000)) * 3 / 4 <= 20_000
 
 
 @settings(max_examples=60)
@@ -209,5 +214,5 @@ def test_bars_and_shares_name_values_as_text(counts):
 def test_a_picture_of_another_shape_fills_its_tile(tmp_path):
     tall = dataclasses.replace(coloured(0, 255), frames=[encode_png(picture(1, 64, 20))] * 30, height=64, width=20)
     folder = write_set(tmp_path, "tall", [tall])
-    (film,) = films(str(folder), index.read_index(str(folder)), 4)
+    (film,) = thumbnails(str(folder), index.read_index(str(folder)), 4)
     assert film.tiles.shape == (MOMENTS, 96, 72, 3) and film.tiles.std() > 10

@@ -11,11 +11,11 @@ from rlds_data import NAME, episode, write_set
 
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
-from pipeline.common.manifests import ShardRecord, read_record, sha256_of, write_record
+from pipeline.common.manifests import ShardManifest, read_manifest, sha256_of, write_manifest
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes import index
 from pipeline.episodes.frames import FrameForm, encode_jpeg
-from pipeline.episodes.skipped import write_ledger
+from pipeline.episodes.skipped import write_skipped
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.work_unit import run_unit
 from pipeline.inspection.inspect import run as inspect
@@ -31,8 +31,8 @@ def make(tmp_path, output, episodes=5):
     source = RldsSource(str(write_set(tmp_path, episodes=episodes, per_shard=2)), ENTRY, FrameForm("jpeg", 40))
     for unit in make_plan(source, None, None, 1):
         run_unit(unit, source, output)
-    records = index.write_index(output, NAME, index.read_records(output), [])
-    write_ledger(output, NAME, records)
+    records = index.write_index(output, NAME, index.read_manifests(output), [])
+    write_skipped(output, NAME, records)
     return output
 
 
@@ -92,21 +92,21 @@ def spoil_byte(path):
 
 
 def spoil_count(path):
-    record = read_record(str(path.with_suffix(".json")))
-    write_record(str(path.parent), dataclasses.replace(record, samples=record.samples + 1))
+    record = read_manifest(str(path.with_suffix(".json")))
+    write_manifest(str(path.parent), dataclasses.replace(record, samples=record.samples + 1))
 
 
 def spoil_frames(path):
-    record = read_record(str(path.with_suffix(".json")))
-    write_record(str(path.parent), dataclasses.replace(record, frames=record.frames - 1))
+    record = read_manifest(str(path.with_suffix(".json")))
+    write_manifest(str(path.parent), dataclasses.replace(record, frames=record.frames - 1))
 
 
 def spoil_end(path):
     """A shard without its last sample whose record was made to agree but for the count."""
-    record = read_record(str(path.with_suffix(".json")))
+    record = read_manifest(str(path.with_suffix(".json")))
     path.write_bytes(path.read_bytes()[: record.entries[-1]["offset"]] + bytes(1024))
     changed = dataclasses.replace(record, bytes=path.stat().st_size, sha256=sha256_of(path))
-    write_record(str(path.parent), changed)
+    write_manifest(str(path.parent), changed)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sizes_alone_are_a_quick_look(folder):
 
 
 def test_an_index_of_other_episodes_is_a_fault(folder, capsys):
-    records = list(index.read_records(str(folder)))
+    records = list(index.read_manifests(str(folder)))
     assert index_fault(str(folder), records) is None
     index.write_index(str(folder), NAME, records[:-1], [])
     assert "5 rows, 5 of them of the 6 episodes" in index_fault(str(folder), records)
@@ -192,5 +192,5 @@ def test_token_shards_are_counted(tmp_path):
     path = tmp_path / "train-000000.arrow"
     for samples, right in ((7, True), (8, False)):
         size, digest = path.stat().st_size, sha256_of(path)
-        write_record(str(tmp_path), ShardRecord(path.name, "0", {}, samples, 7, size, digest))
+        write_manifest(str(tmp_path), ShardManifest(path.name, "0", {}, samples, 7, size, digest))
         assert (fault_of(str(path), every_byte=True) is None) == right

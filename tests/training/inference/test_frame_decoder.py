@@ -20,11 +20,11 @@ def tokenizer(**changes):
 
 
 def clips(model, rows, frames):
-    geometry = model.geometry
+    id_layout = model.id_layout
     generator = torch.Generator().manual_seed(1)
-    context = torch.randint(geometry.num_vq_embeddings, (rows, geometry.prefix_length - 1), generator=generator)
-    future = torch.randint(geometry.num_dyn_embeddings, (rows, frames, geometry.future_ids - 1), generator=generator)
-    return context, future + geometry.num_vq_embeddings
+    context = torch.randint(id_layout.num_vq_embeddings, (rows, id_layout.prefix_length - 1), generator=generator)
+    future = torch.randint(id_layout.num_dyn_embeddings, (rows, frames, id_layout.future_ids - 1), generator=generator)
+    return context, future + id_layout.num_vq_embeddings
 
 
 # Attention at the two lower resolutions, at the lowest alone as published, and at all.

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from training.metrics.weights import fetch
-from training.metrics.weights.published import ALL, Published, cache_folder
+from training.metrics.weights.published import ALL, Published, weights_cache
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_archives_at_hand_fill_the_cache_and_the_next_run_does_nothing(
 ):
     assert fetch.main(_given(tmp_path, *published)) == 0
     folder = tmp_path / "cache" / "ivideogpt" / "metrics"
-    assert cache_folder() == folder
+    assert weights_cache() == folder
     assert {path.name for path in folder.iterdir()} == {"README.md", *(item.file for item in published)}
     assert json.loads(capsys.readouterr().out) == {
         "output": str(folder),

@@ -12,8 +12,8 @@ from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser
 from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
-from training.tokenizer_training.discriminator import Adversary, Discriminator, adaptive_ratio, discriminator_loss
-from training.tokenizer_training.ema import WeightAverage
+from training.tokenizer_training.discriminator import AdversarialLoss, Discriminator, adaptive_ratio, discriminator_loss
+from training.tokenizer_training.ema import ExponentialMovingAverage
 from training.tokenizer_training.start import model_config, starting_model, take_shape
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -59,7 +59,7 @@ def test_the_ratio_is_that_of_gradient_norms_and_bounded():
 def test_a_discriminator_learns_to_tell_frames_and_stays_untouched_by_the_tokenizers_term():
     torch.manual_seed(0)
     accelerator = _accelerator()
-    adversary = Adversary(1e-3, 0.8, 5, accelerator)
+    adversary = AdversarialLoss(1e-3, 0.8, 5, accelerator)
     assert [adversary.active(step) for step in (4, 5)] == [False, True]
     frames, made = torch.rand(8, 3, 32, 32), torch.full((8, 3, 32, 32), 0.5) + 0.01 * torch.rand(8, 3, 32, 32)
     losses = [adversary.learn(frames, made, warmup=1.0).item() for _ in range(12)]
@@ -74,7 +74,7 @@ def test_a_discriminator_learns_to_tell_frames_and_stays_untouched_by_the_tokeni
 
 def test_the_average_follows_the_weights_and_gives_them_back():
     model = nn.Linear(1, 1, bias=False)
-    average = WeightAverage(model, 0.5)
+    average = ExponentialMovingAverage(model, 0.5)
     expected = start = model.weight.detach().clone()
     for step in range(20):
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_the_average_follows_the_weights_and_gives_them_back():
     with average.applied(model):
         torch.testing.assert_close(model.weight.detach(), expected)
     assert model.weight.item() == 19
-    other = WeightAverage(nn.Linear(1, 1, bias=False), 0.5)
+    other = ExponentialMovingAverage(nn.Linear(1, 1, bias=False), 0.5)
     other.load_state_dict(average.state_dict())
     assert other.steps == 20
     assert torch.equal(other.values["weight"], average.values["weight"])
@@ -113,7 +113,7 @@ def test_a_trained_tokenizer_goes_on_at_another_context_length(context_length: i
     frames = torch.rand(1, context_length + 1, 3, 32, 32)
     if context_length == 2:
         assert torch.equal(model.eval().tokenize(frames), trained.tokenize(frames))
-    assert model.eval().tokenize(frames).shape[1] == model.geometry.prefix_length - 1 + model.geometry.future_ids
+    assert model.eval().tokenize(frames).shape[1] == model.id_layout.prefix_length - 1 + model.id_layout.future_ids
 
 
 def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():

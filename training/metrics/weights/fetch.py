@@ -15,7 +15,7 @@ from pipeline.config.cli import CommandParser, run_command
 from training.metrics.weights.archives import bring_archive, read_member
 from training.metrics.weights.conversion import as_safetensors
 from training.metrics.weights.pickled_arrays import read_pickled_arrays
-from training.metrics.weights.published import ALL, COMMAND, Published, cache_folder
+from training.metrics.weights.published import ALL, COMMAND, Published, weights_cache
 
 _README = "README.md"
 
@@ -117,7 +117,7 @@ def _tell(message: str) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = build_parser().parse_args(arguments)
-    folder = cache_folder() if options.output is None else storage.local_path(options.output)
+    folder = weights_cache() if options.output is None else storage.local_path(options.output)
     if options.output is None and not folder.is_absolute():
         raise ConfigError("no home folder is known to keep the weights in: set HOME or XDG_CACHE_HOME, or give --output DIR")
     if options.output is not None and not storage.is_local(options.output):

@@ -55,7 +55,7 @@ class Published:
 
     def cached(self) -> Path | None:
         """The converted file in the cache; None where it isn't there."""
-        path = cache_folder() / self.file
+        path = weights_cache() / self.file
         return path if path.is_file() else None
 
 
@@ -90,7 +90,7 @@ VGG16_LPIPS = Published(
 ALL = (I3D_KINETICS, VGG16_LPIPS)
 
 
-def cache_folder() -> Path:
+def weights_cache() -> Path:
     """`ivideogpt/metrics` in the user's cache: `XDG_CACHE_HOME`, else `~/.cache`. Relative where no home is known."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG specification has relative paths ignored.

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
-from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, Progress, State, Verdict, judge, sealed, tag
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, RunProgress, State, Verdict, judge, sealed, tag
 from training.trainer.checkpoints.durable import flush_tree
 
 LATEST_NAME = "latest"
@@ -82,7 +82,7 @@ def files_of(folder: Path) -> list[str]:
     return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != COMPLETE_NAME)
 
 
-def mark_complete(folder: Path, progress: Progress, digests: Mapping[str, str] | None = None) -> None:
+def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str] | None = None) -> None:
     """Write a checkpoint's marker, with all files on disk before it.
 
     Args:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pipeline.common import storage
 from pipeline.common.errors import ShardError
 from pipeline.processes.child_processes import Child
-from training.trainer.checkpoints.states import Checkpoint, Progress, sealed, tag
+from training.trainer.checkpoints.states import Checkpoint, RunProgress, sealed, tag
 from training.trainer.checkpoints.files import LATEST_NAME, UNIVERSAL, files_of, mark_complete, partial, prune, put_in_place, remove_leftovers
 from training.trainer.deepspeed_engine import quiet
 from training.distributed import Processes
@@ -28,7 +28,7 @@ from training.distributed import Processes
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: Progress, keep: int, keep_every: int) -> None:
+def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: RunProgress, keep: int, keep_every: int) -> None:
     """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
 
     Args:

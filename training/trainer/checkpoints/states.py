@@ -24,7 +24,7 @@ _OFFLOADED = "offloaded_tensors"
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run had come.
 
     Attributes:
@@ -64,7 +64,7 @@ class Checkpoint:
     """
 
     folder: Path
-    progress: Progress
+    progress: RunProgress
     files: Mapping[str, str | None]
 
 
@@ -173,7 +173,7 @@ def _parsed(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
         ValueError: The marker is damaged, or of another checkpoint.
     """
     values = json.loads(marker)
-    progress, sizes, digests = Progress(**values["progress"]), dict(values["files"]), dict(values.get("sha256", {}))
+    progress, sizes, digests = RunProgress(**values["progress"]), dict(values["files"]), dict(values.get("sha256", {}))
     if tag(progress.step) != folder.name:
         raise ValueError(f"it is that of {tag(progress.step)}")
     if len(progress.loss_totals) != progress.world_size:

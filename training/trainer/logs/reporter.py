@@ -17,13 +17,13 @@ import torch
 from pipeline.common.measured_json import restored, told
 from pipeline.common.progress import progress_line
 from training.distributed import Processes
-from training.trainer.checkpoints.states import Progress
+from training.trainer.checkpoints.states import RunProgress
 from training.trainer.logs.loggers import MetricsWriter, WandbRun
 from training.trainer.logs.peak_flops import peak_flops
 from training.trainer.logs.throughput import RunningLoss, flops_per_id, peak_memory, reset_peak_memory
 from training.trainer.run_dir import run_fingerprint
 from training.trainer.setup import Run
-from training.trainer.validation_loss import HeldOutScores
+from training.trainer.validation_loss import ValidationScores
 
 # What a summary holds: of the last line, and of the last evaluation.
 _SUMMARIZED = ("loss", "skipped_steps", "ids_per_second", "mfu", "data_wait", "memory_bytes")
@@ -128,7 +128,7 @@ class Reporter:
         reset_peak_memory(device)
         self._began = time.perf_counter()
 
-    def write_held_out(self, done: int, scores: HeldOutScores) -> None:
+    def write_held_out(self, done: int, scores: ValidationScores) -> None:
         """Write the losses on held-out clips after `done` steps."""
         values = dict(zip(_HELD_OUT, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
         self.results |= values
@@ -147,7 +147,7 @@ class Reporter:
         if self._writer is not None:
             self._writer.show(done, animations)
 
-    def progress(self, done: int, skipped: int) -> Progress:
+    def progress(self, done: int, skipped: int) -> RunProgress:
         """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.
 
         Args:
@@ -159,7 +159,7 @@ class Reporter:
         totals = self._processes.gather(self._loss.total)
         fingerprint = run_fingerprint(self._run.identity)
         place, results = self._processes.place, told(self.results)
-        return Progress(done, place.world_size, totals, self._loss.steps, fingerprint, skipped, results)
+        return RunProgress(done, place.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

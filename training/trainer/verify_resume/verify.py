@@ -32,7 +32,7 @@ from training.distributed import find_place
 from training.trainer.checkpoints.states import State, judge, tag
 from training.trainer.logs.throughput import METRICS_NAME
 from training.trainer.run_dir import CHECKPOINTS_NAME
-from training.trainer.setup import RunOptions, prepare, settle_precision
+from training.trainer.setup import RunOptions, set_up, settle_precision
 from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
 
 # By how much losses of different numbers of processes may differ: sums in another order, in the precision of training.
@@ -144,7 +144,7 @@ class _Verification:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ConflictError(f"{self.folder} is not empty: choose a new --output for the verification")
         # All that can be wrong with the input, before anything starts.
-        run = prepare(recipe, dataclasses.replace(options, resume="never"), find_place({}))
+        run = set_up(recipe, dataclasses.replace(options, resume="never"), find_place({}))
         # The runs get every key of it, also those that the user left to the model that they start from.
         self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
 

@@ -33,7 +33,7 @@ _QUALITIES = (74, 50, 26)
 _SHRINKS = (1, 2, 4)
 
 
-class Film(NamedTuple):
+class Thumbnail(NamedTuple):
     """One episode in small.
 
     Attributes:
@@ -47,7 +47,7 @@ class Film(NamedTuple):
     tiles: np.ndarray
 
 
-def films(folder: str, index: pa.Table, wanted: int) -> Iterator[Film]:
+def thumbnails(folder: str, index: pa.Table, wanted: int) -> Iterator[Thumbnail]:
     """At most `wanted` episodes of a data set, evenly spread over its index; those that can't be read are passed over.
 
     Args:
@@ -72,7 +72,7 @@ def films(folder: str, index: pa.Table, wanted: int) -> Iterator[Film]:
         except (ShardError, BadEpisodeError, OSError, IndexError):
             # The page says elsewhere what is wrong with a shard; here there is just one picture less.
             continue
-        yield Film(row["key"], row["language"], np.stack([shown[moment] for moment in moments]))
+        yield Thumbnail(row["key"], row["language"], np.stack([shown[moment] for moment in moments]))
 
 
 def _tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -85,13 +85,13 @@ def _tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box))
 
 
-def strip(film: Film, budget: int) -> str:
+def strip(film: Thumbnail, budget: int) -> str:
     """Eight moments of a film side by side, as the data URI of a picture of about `budget` bytes at most."""
     tiles = film.tiles[np.linspace(0, MOMENTS - 1, STRIP_MOMENTS).round().astype(int)]
     return _uri([_mosaic(tiles, STRIP_MOMENTS)], budget)
 
 
-def animation(shown: Sequence[Film], columns: int, budget: int) -> tuple[str, str]:
+def animation(shown: Sequence[Thumbnail], columns: int, budget: int) -> tuple[str, str]:
     """Films that play side by side: data URIs of the moving picture, and of a still for readers who prefer one.
 
     Args:
