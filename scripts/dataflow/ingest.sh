@@ -5,7 +5,7 @@
 #   PROJECT=my-project REGION=europe-west4 BUCKET=gs://my-bucket IMAGE=REGISTRY/ivideogpt-ingest:latest \
 #     scripts/dataflow/ingest.sh --dataset kuka --source gs://my-bucket/oxe --output gs://my-bucket/episodes
 #
-# What this stages in the bucket was run and compared on one machine (tests/integration/test_dataflow_job.py); the service itself
+# What this stages in the bucket was run and compared on one machine (tests/integration/ingest/test_dataflow_job.py); the service itself
 # and its image have not been tried.
 #
 # A plan of very many files may exceed the 10 MB that Dataflow takes as a job: upload_graph has it read from the bucket.

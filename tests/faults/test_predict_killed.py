@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-import test_predict
 import tiny_models
+import waves
 
 from training import predict
 
@@ -42,8 +42,8 @@ def test_the_same_command_after_a_kill_keeps_whole_episodes_and_ends_with_the_sa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
-    episodes = [test_predict.episode(f"train-00000-{number:06d}", seed=number) for number in range(EPISODES)]
-    shard = test_predict.write_shard(tmp_path / "train-000000.tar", episodes)
+    episodes = [waves.episode(f"train-00000-{number:06d}", seed=number) for number in range(EPISODES)]
+    shard = waves.write_shard(tmp_path / "train-000000.tar", episodes)
     asked = ["--model", str(model), "--input", str(shard), "--episodes", str(EPISODES), "--steps", "2", "--output"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
@@ -75,8 +75,8 @@ def test_the_same_command_after_a_kill_keeps_whole_episodes_and_ends_with_the_sa
 
 def test_the_episodes_of_another_command_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
-    shard = test_predict.write_shard(
-        tmp_path / "train-000000.tar", [test_predict.episode(f"train-00000-{number:06d}", seed=number) for number in range(2)]
+    shard = waves.write_shard(
+        tmp_path / "train-000000.tar", [waves.episode(f"train-00000-{number:06d}", seed=number) for number in range(2)]
     )
     asked = ["--model", str(model), "--input", str(shard), "--episodes", "2", "--steps", "2", "--output", str(tmp_path / "out")]
     with monkeypatch.context() as ended, pytest.raises(SystemError):

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import ingest_runs
 import pytest
-import test_predict
 import tiny_models
 import tokenize_runs
+import waves
 from launching import command as training_command
 from launching import losses
 from process_trees import SECONDS, Tree, tree, wait_until
@@ -126,7 +126,7 @@ def train_by_two(root: Path) -> Stage:
 
 def predict(root: Path) -> Stage:
     model = tiny_models.save_model(root / "model", tiny_models.world_model(actions=True))
-    shard = test_predict.write_shard(root / "train-000000.tar", [test_predict.episode(count=20)])
+    shard = waves.write_shard(root / "train-000000.tar", [waves.episode(count=20)])
     words = [
         sys.executable,
         "-m",

@@ -7,14 +7,14 @@ import sys
 import urllib.request
 
 import pytest
-import test_predict
 import tiny_models
+import waves
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_says_where_the_page_is_and_ends_when_told_to(tmp_path, number):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
-    shard = test_predict.write_shard(tmp_path / "train-000000.tar", [test_predict.episode()])
+    shard = waves.write_shard(tmp_path / "train-000000.tar", [waves.episode()])
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(shard), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         url = json.loads(process.stdout.readline())["url"]

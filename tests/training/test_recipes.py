@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic_tokens import LAYOUT, write_shard
-from test_metrics import PUBLISHED
+from synthetic_tokens import LAYOUT, PUBLISHED, write_shard
 
 from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser

@@ -3,9 +3,9 @@
 import math
 
 import pytest
-import test_predict
 import tiny_models
 import torch
+import waves
 
 from pipeline.common.errors import ConfigError
 from training.evaluation.metrics import MetricSet
@@ -60,7 +60,7 @@ def test_scores_that_are_not_finite_are_told_and_end_no_evaluation():
 
 def test_samples_are_the_same_however_many_are_drawn_at_once():
     model = tiny_models.world_model()
-    clip = cut_clip(test_predict.episode(), model, clips_for(model, test_predict.CLIPS, None), start=0)
+    clip = cut_clip(waves.episode(), model, clips_for(model, waves.CLIPS, None), start=0)
     metrics = MetricSet(["mse"], None, None, len(clip.frames), clip.frames.shape[-1], torch.device("cpu"))
     scores = [score_clip(model, clip, Sampling(samples=4, seed=2), at_once, metrics).frames for at_once in (1, 3, 4)]
     assert len(scores[0][0, :4].unique(dim=0)) == 4

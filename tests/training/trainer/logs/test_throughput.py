@@ -1,0 +1,51 @@
+"""The arithmetic behind the metrics, and files that survive a crash."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from synthetic_tokens import LAYOUT, PUBLISHED
+
+from pipeline.config.model import ModelConfig
+from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy
+
+
+@pytest.mark.parametrize(
+    ("model", "gflops"), [(ModelConfig(), 0.79), (ModelConfig(layers=24, heads=16, width=1024, mlp_width=4096), 2.67)]
+)
+def test_flops_agree_with_the_published_models(model, gflops):
+    assert PUBLISHED.sequence_length == 751
+    assert flops_per_id(model, PUBLISHED) / 1e9 == pytest.approx(gflops, abs=0.005)
+
+
+def test_entropy_counts_labelled_ids_alone():
+    ids = np.zeros((2, LAYOUT.sequence_length), np.int64)
+    labels = LAYOUT.sequence_length - LAYOUT.prefix_length
+    ids[:, : LAYOUT.prefix_length] = 7
+    assert label_entropy(ids, LAYOUT) == 0
+    ids[1, LAYOUT.prefix_length :] = 3
+    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(2))
+    ids[:, LAYOUT.prefix_length :] = np.arange(labels)
+    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(labels))
+
+
+def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
+    loss = RunningLoss(torch.device("cpu"))
+    loss.add([torch.tensor(1.0), torch.tensor(3.0)])
+    loss.add([torch.tensor(6.0)])
+    assert (loss.total / loss.steps) == 4.0
+    saved = loss.total, loss.steps
+    loss.reset()
+    assert (loss.total, loss.steps) == (0.0, 0)
+    loss.reset(*saved)
+    assert (loss.total, loss.steps) == (8.0, 2)
+
+
+def test_lines_past_the_checkpoint_and_torn_ones_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step, "loss": step / 7}) for step in range(1, 6)]
+    (tmp_path / METRICS_NAME).write_text("\n".join(lines) + '\n{"step": 3, "los')
+    cut_metrics(tmp_path, 3)
+    assert (tmp_path / METRICS_NAME).read_text().splitlines() == lines[:3]
+    cut_metrics(tmp_path, 0)
+    assert (tmp_path / METRICS_NAME).read_text() == ""
