@@ -20,26 +20,26 @@ from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
 from tokenize_offline.clips.decode_pool import prepare_readers
 from tokenize_offline.clips.sampling import resolve_clips
-from tokenize_offline.distributed.env import own_share
+from tokenize_offline.distributed.env import worker_share
 from tokenize_offline.distributed.progress import FleetProgress
 from tokenize_offline.distributed.worker_group import Fleet
-from tokenize_offline.filtering import counts_of, select
+from tokenize_offline.filtering import count_reasons, excluded_episodes
 from tokenize_offline.input_shards import Choice, choose
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tasks import (
     ShardTask,
     TokenizeJob,
+    dataset_folders,
+    exclude_episodes,
+    existing_precision,
     find_shards,
-    folders_of,
-    precision_begun,
     require_splits,
     token_layout,
     unfinished,
-    without,
     work_order,
 )
 from tokenize_offline.tokenizer import CompressiveVQModel
-from tokenize_offline.worker.batch_size_cache import BatchLimit
+from tokenize_offline.worker.batch_size_cache import BatchSizeCache
 from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.worker import WorkerReport, run_worker
 
@@ -76,7 +76,7 @@ def tokenize(recipe: Recipe, options: Any, resolution: int | None) -> int:
             model, job = open_job(recipe, options, resolution)
             choice = find_tasks(recipe, job, options.shards, options.splits)
             choice.tell(job.clips.held_out)
-            found = own_share(choice.tasks, options.worker_index, options.worker_count, os.environ)
+            found = worker_share(choice.tasks, options.worker_index, options.worker_count, os.environ)
             job = settle_precision(job, found, fleet.device, alone=options.worker_count == 1)
             tasks = work_order(unfinished(job, found), Random())
         except BaseException:
@@ -104,10 +104,10 @@ def find_tasks(recipe: Recipe, job: TokenizeJob, shards: Sequence[str], splits: 
     if not job.quality.active:
         return choice
     # Duplicates are sought in whole data sets, so that runs over single splits leave out the same.
-    folders = folders_of([task for task in found if task.dataset not in choice.other_datasets])
-    excluded = select(folders, job.quality, job.clips.held_out)
-    log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), counts_of(excluded))
-    return dataclasses.replace(choice, tasks=without(choice.tasks, excluded))
+    folders = dataset_folders([task for task in found if task.dataset not in choice.other_datasets])
+    excluded = excluded_episodes(folders, job.quality, job.clips.held_out)
+    log.info("%d episodes are beyond the recipe's quality limits: %s", len(excluded), count_reasons(excluded))
+    return dataclasses.replace(choice, tasks=exclude_episodes(choice.tasks, excluded))
 
 
 def open_job(recipe: Recipe, options: Any, resolution: int | None) -> tuple[CompressiveVQModel, TokenizeJob]:
@@ -149,11 +149,11 @@ def settle_precision(job: TokenizeJob, tasks: Sequence[ShardTask], device: torch
         if asked in slow:
             log.warning("%s: this CPU is slow at %s, which all --worker_count jobs share: set it to fp32 for all", key, asked)
         return job
-    known = None if job.overwrite or asked == "fp32" else precision_begun(job, tasks)
+    known = None if job.overwrite or asked == "fp32" else existing_precision(job, tasks)
     choice = choose_precision(key, asked, slow, known)
-    if choice.why:
-        log.warning("%s", choice.why)
-    return job.in_precision(choice.used)
+    if choice.reason:
+        log.warning("%s", choice.reason)
+    return job.in_precision(choice.precision)
 
 
 def require_same_job(job: TokenizeJob, first: Mapping[str, Any], rank: int) -> None:
@@ -183,7 +183,7 @@ def _run(
     if fleet.device.type == "cpu":
         # torch counts the machine's cores, a container may have fewer.
         torch.set_num_threads(min(torch.get_num_threads(), fleet.cores))
-    limit = BatchLimit(job.output, fleet.device, job.layout)
+    limit = BatchSizeCache(job.output, fleet.device, job.layout)
     batch = limit.apply(recipe.tokenizer.clips_per_batch)
     engine = BatchEncoder(model, fleet.device, job.layout.precision, batch, limit.keep)
     planned = sum(map(job.planned_rows, tasks))

@@ -20,8 +20,8 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.index import find_datasets, read_index
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.clips.sampling import held_out_among, resolve_clips
-from tokenize_offline.filtering import counts_of, datasets_of, select
+from tokenize_offline.clips.sampling import are_held_out, resolve_clips
+from tokenize_offline.filtering import count_reasons, dataset_weights, excluded_episodes
 from tokenize_offline.token_layout import id_layout
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class DatasetEstimate:
     excluded: dict[str, int] = field(default_factory=dict)
 
 
-def ids_of_a_clip(recipe: Recipe) -> int:
+def recipe_tokens_per_clip(recipe: Recipe) -> int:
     """Ids that a tokenizer of the recipe's shape makes of one of its clips.
 
     Raises:
@@ -54,7 +54,7 @@ def ids_of_a_clip(recipe: Recipe) -> int:
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None and clips.context_length is not None
-    return id_layout(recipe.tokenizer, clips.context_length).ids_of_clip(clips.length)
+    return id_layout(recipe.tokenizer, clips.context_length).tokens_per_clip(clips.length)
 
 
 def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> DatasetEstimate:
@@ -71,11 +71,11 @@ def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> Dataset
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None
-    ids = ids_of_a_clip(recipe)
+    ids = recipe_tokens_per_clip(recipe)
     index = read_index(folder, ["key", "split", "action_dim"])
     training = pc.equal(index["split"], TRAINING_SPLIT).to_numpy(zero_copy_only=False)
     keys = index["key"].filter(pa.array(training)).to_pylist()
-    training[training] = ~held_out_among(storage.basename(folder), keys, clips.held_out)
+    training[training] = ~are_held_out(storage.basename(folder), keys, clips.held_out)
     stays = pc.is_in(index["split"], pa.array(recipe.training.splits)).to_numpy(zero_copy_only=False)
     stays[excluded["place"].to_numpy()] = False
     training = training[stays]
@@ -83,7 +83,7 @@ def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> Dataset
     rows = clips.per_episode * np.where(training, clips.views, 1)
     row_bytes = rows * (2 * ids + 4 * clips.length * action_dim + _BYTES_BESIDE_IDS)
     positions = clips.per_episode * int(training.sum())
-    return DatasetEstimate(positions, int(rows.sum()), int(row_bytes.sum()), counts_of(excluded))
+    return DatasetEstimate(positions, int(rows.sum()), int(row_bytes.sum()), count_reasons(excluded))
 
 
 def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
@@ -94,7 +94,7 @@ def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
     Raises:
         ConfigError: No data set of the mixture is there.
     """
-    weights = datasets_of(recipe.data) or positions
+    weights = dataset_weights(recipe.data) or positions
     if not any(positions.get(name) for name in weights):
         raise ConfigError(f"the recipe's mixture names none of the data sets that are there: {', '.join(sorted(positions))}")
     skips = recipe.data.missing == "skip"
@@ -116,14 +116,14 @@ def estimate(folder: str, recipe: Recipe, clips_per_second: float | None) -> lis
         ShardError: One has no index, because its ingest is not finished.
     """
     folders = find_datasets([folder])
-    named = datasets_of(recipe.data)
+    named = dataset_weights(recipe.data)
     taken = [path for name, path in folders.items() if named is None or name in named]
-    excluded = select(taken, recipe.quality, recipe.clips.held_out)
+    excluded = excluded_episodes(taken, recipe.quality, recipe.clips.held_out)
     planned = {
         name: estimate_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name)))
         for name, path in folders.items()
     }
-    ids = ids_of_a_clip(recipe)
+    ids = recipe_tokens_per_clip(recipe)
     share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
     samples = recipe.training.steps * recipe.training.global_batch
     absent = {name: part for name, part in share.items() if name not in planned}

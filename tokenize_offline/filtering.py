@@ -19,8 +19,8 @@ from pipeline.config.catalog import mixture
 from pipeline.config.recipe import DataConfig, QualityConfig
 from pipeline.episodes.index import INDEX_FILE, read_index
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.clips.sampling import held_out_among
-from tokenize_offline.near_duplicates import first_of_their_kind
+from tokenize_offline.clips.sampling import are_held_out
+from tokenize_offline.near_duplicates import first_of_near_duplicates
 
 # Column -> limit of the recipe -> name of the reason.
 _LIMITS = (
@@ -46,12 +46,12 @@ _EXCLUDED = pa.schema(
 )
 
 
-def datasets_of(data: DataConfig) -> Mapping[str, float] | None:
+def dataset_weights(data: DataConfig) -> Mapping[str, float] | None:
     """The data sets that a recipe's mixture or weights name, with their weights; None where it takes all."""
     return mixture(data.mixture) if data.mixture else data.weights or None
 
 
-def select(folders: Sequence[str], limits: QualityConfig, held_out: float) -> pa.Table:
+def excluded_episodes(folders: Sequence[str], limits: QualityConfig, held_out: float) -> pa.Table:
     """The episodes that a recipe leaves out.
 
     Args:
@@ -131,7 +131,7 @@ def _measured(folder: str, limits: QualityConfig, held_out: float) -> pa.Table:
     if limits.duplicates != "keep":
         training = pc.equal(index["split"], TRAINING_SPLIT).to_numpy(zero_copy_only=False)
         rank = np.where(training, 2, 0).astype(np.int8)
-        held = held_out_among(dataset, index["key"].filter(pa.array(training)).to_pylist(), held_out)
+        held = are_held_out(dataset, index["key"].filter(pa.array(training)).to_pylist(), held_out)
         rank[np.flatnonzero(training)[held]] = 1
         made["rank"] = pa.array(rank)
     if limits.duplicates == "near":
@@ -188,10 +188,10 @@ def _near_duplicates(episodes: pa.Table, limits: QualityConfig) -> np.ndarray:
         group = hashes.take(pa.array(places))
         width = group.type.byte_width
         values = np.frombuffer(group.buffers()[1], np.uint8)[group.offset * width :][: len(group) * width]
-        near[places] = ~first_of_their_kind(values.reshape(len(group), width), limits.near_bits)
+        near[places] = ~first_of_near_duplicates(values.reshape(len(group), width), limits.near_bits)
     return near
 
 
-def counts_of(excluded: pa.Table) -> dict[str, int]:
+def count_reasons(excluded: pa.Table) -> dict[str, int]:
     """Reason -> episodes, in the order of their names."""
     return dict(sorted(collections.Counter(excluded["reason"].to_pylist()).items()))

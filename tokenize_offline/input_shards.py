@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.naming import TRAINING_SPLIT
-from tokenize_offline.filtering import datasets_of
+from tokenize_offline.filtering import dataset_weights
 from tokenize_offline.shards.writer import APART
 from tokenize_offline.tasks import ShardTask
 
@@ -83,7 +83,7 @@ def choose(found: Sequence[ShardTask], recipe: Recipe, splits: Sequence[str] | N
         ConfigError: No shard is left.
         ShardError: Shards of one data set differ in the width of their actions.
     """
-    named = datasets_of(recipe.data)
+    named = dataset_weights(recipe.data)
     datasets = {task.dataset for task in found}
     of_datasets = [task for task in found if named is None or task.dataset in named]
     if not of_datasets:
@@ -102,7 +102,7 @@ def choose(found: Sequence[ShardTask], recipe: Recipe, splits: Sequence[str] | N
     least: dict[str, float] = {}
     for task in tasks:
         if task.split == TRAINING_SPLIT and recipe.clips.held_out:
-            least[task.dataset] = min(least.get(task.dataset, 1.0), task.held_out_from)
+            least[task.dataset] = min(least.get(task.dataset, 1.0), task.held_out_threshold)
     return Choice(
         tasks=tasks,
         splits=[split for split in there if split in wanted],

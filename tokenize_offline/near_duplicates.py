@@ -26,7 +26,7 @@ _SAMPLE = 1 << 16
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def first_of_their_kind(hashes: np.ndarray, bits: int) -> np.ndarray:
+def first_of_near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
     """Whether each hash differs in more than `bits` bits from all before it that are first of their kind, (N,) bool.
 
     Args:
@@ -92,7 +92,7 @@ def _band_keys(ones: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _first_within(words: np.ndarray, bits: int) -> np.ndarray:
-    """As `first_of_their_kind`, for a few hashes (N, W), each compared with all."""
+    """As `first_of_near_duplicates`, for a few hashes (N, W), each compared with all."""
     fresh = np.ones(len(words), bool)
     for start in range(0, len(words), _WITHIN):
         block = words[start : start + _WITHIN]

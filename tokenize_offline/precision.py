@@ -31,8 +31,8 @@ class PrecisionChoice(Generic[Name]):
         why: One line for people where it isn't simply what the recipe asks for, or is slow; else None.
     """
 
-    used: Name
-    why: str | None = None
+    precision: Name
+    reason: str | None = None
 
 
 def slow_precisions(device: torch.device) -> frozenset[str]:

@@ -20,7 +20,7 @@ from pipeline.config.recipe import ClipsConfig, QualityConfig
 from pipeline.episodes.frames import shrunk_to
 from pipeline.episodes.index import episode_shards, find_datasets
 from pipeline.episodes.naming import HELD_OUT_SUFFIX, TRAINING_SPLIT, held_out_split, parse_shard_name, shard_name
-from tokenize_offline.clips.sampling import held_out_from, resolve_clips
+from tokenize_offline.clips.sampling import held_out_thresholds, resolve_clips
 from tokenize_offline.token_layout import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
@@ -42,7 +42,7 @@ class ShardTask:
         samples: Its episodes.
         shrunk: Short side to which its frames were shrunk; see `pipeline.episodes.frames.shrunk_to`.
         action_dims: Widths of its episodes' actions, 0 where they have none; all different ones, in order.
-        held_out_from: Share of held-out episodes above which one of its episodes is held out; see `clips.held_out_from`.
+        held_out_threshold: Lowest `clips.held_out` above which one of its episodes is held out; see `held_out_thresholds`.
         excluded: Numbers, from 0 and in order, of those that the recipe's quality limits leave out; see `selection`.
         excluded_keys: Fingerprint of their keys (`fingerprint_of_keys`); empty where the recipe has no limits.
     """
@@ -56,7 +56,7 @@ class ShardTask:
     samples: int
     shrunk: int | None = None
     action_dims: tuple[int, ...] = ()
-    held_out_from: float = 1.0
+    held_out_threshold: float = 1.0
     excluded: tuple[int, ...] = ()
     excluded_keys: str = ""
 
@@ -229,12 +229,12 @@ def work_order(tasks: Sequence[ShardTask], random: Random) -> list[ShardTask]:
     return sorted(tasks, key=lambda task: (-task.bytes.bit_length(), random.random()))
 
 
-def folders_of(tasks: Sequence[ShardTask]) -> list[str]:
+def dataset_folders(tasks: Sequence[ShardTask]) -> list[str]:
     """Folders of the data sets that tasks belong to, in order."""
     return sorted({task.source.rpartition("/")[0] for task in tasks})
 
 
-def without(tasks: Sequence[ShardTask], excluded: pa.Table) -> list[ShardTask]:
+def exclude_episodes(tasks: Sequence[ShardTask], excluded: pa.Table) -> list[ShardTask]:
     """The tasks, each with those of the `excluded` episodes (see `selection.select`) that lie in its shard."""
     places = {(task.dataset, storage.basename(task.source)): place for place, task in enumerate(tasks)}
     none = fingerprint_of_keys([])
@@ -266,7 +266,7 @@ def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
         return [task for task, done in zip(tasks, pool.map(job.is_done, tasks), strict=True) if not done]
 
 
-def precision_begun(job: TokenizeJob, tasks: Sequence[ShardTask]) -> str | None:
+def existing_precision(job: TokenizeJob, tasks: Sequence[ShardTask]) -> str | None:
     """The precision of a token shard that one of the tasks has made already, whichever is found first; None without any.
 
     Raises:
@@ -308,5 +308,5 @@ def _task_of(dataset: str, path: str) -> ShardTask:
         record.samples,
         shrunk,
         tuple(sorted({int(entry.get("action_dim") or 0) for entry in record.entries})),
-        float(held_out_from(dataset, (entry["key"] for entry in record.entries)).min(initial=1.0)),
+        float(held_out_thresholds(dataset, (entry["key"] for entry in record.entries)).min(initial=1.0)),
     )

@@ -33,19 +33,19 @@ class IdLayout:
     num_dyn_embeddings: int
 
     @property
-    def context_ids(self) -> int:
+    def tokens_per_context_frame(self) -> int:
         """Ids of one context frame with the special id before it: 257 for a 16 x 16 grid."""
         return self.context_grid**2 + 1
 
     @property
-    def future_ids(self) -> int:
+    def tokens_per_future_frame(self) -> int:
         """Ids of one future frame with the special id before it: 17 for a 4 x 4 grid."""
         return self.future_grid**2 + 1
 
     @property
     def prefix_length(self) -> int:
         """Ids up to and including the first start-of-future-frame: what prediction starts from, and carries no label."""
-        return self.context_ids * self.context_length
+        return self.tokens_per_context_frame * self.context_length
 
     @property
     def start_of_context(self) -> int:
@@ -62,9 +62,9 @@ class IdLayout:
         """Number of different ids."""
         return self.start_of_context + 2
 
-    def ids_of_clip(self, clip_length: int) -> int:
+    def tokens_per_clip(self, clip_length: int) -> int:
         """Ids of a clip of `clip_length` frames, L = 257 t - 1 + 17 f."""
-        return self.prefix_length - 1 + self.future_ids * (clip_length - self.context_length)
+        return self.prefix_length - 1 + self.tokens_per_future_frame * (clip_length - self.context_length)
 
     def future_frames(self, num_ids: int) -> int:
         """Future frames of a sequence of `num_ids` ids.
@@ -72,11 +72,11 @@ class IdLayout:
         Raises:
             ValueError: No clip of this layout has that many ids.
         """
-        frames, rest = divmod(num_ids - self.prefix_length + 1, self.future_ids)
+        frames, rest = divmod(num_ids - self.prefix_length + 1, self.tokens_per_future_frame)
         if rest or frames < 0:
             raise ValueError(
                 f"{num_ids} ids are no clip: {self.context_length} context frames take {self.prefix_length - 1}, "
-                f"every future frame {self.future_ids}"
+                f"every future frame {self.tokens_per_future_frame}"
             )
         return frames
 
@@ -120,4 +120,4 @@ class TokenLayout(IdLayout):
     @property
     def sequence_length(self) -> int:
         """Ids of a clip, L = 257 t - 1 + 17 f."""
-        return self.ids_of_clip(self.clip_length)
+        return self.tokens_per_clip(self.clip_length)

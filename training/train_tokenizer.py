@@ -105,9 +105,9 @@ def _settle_precision(recipe: Recipe, output: Path, told: bool) -> Recipe:
     known = _known_identity(stored)["tokenizer"]["training_precision"] if stored.exists() else None
     key, asked = "tokenizer.training_precision", recipe.tokenizer.training_precision
     choice = choose_precision(key, asked, slow_precisions(own_device()), known)
-    if choice.why and told:
-        log.warning("%s", choice.why)
-    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision=choice.used))
+    if choice.reason and told:
+        log.warning("%s", choice.reason)
+    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision=choice.precision))
 
 
 def _check_output(output: Path, recipe: Recipe, resume: str) -> None:

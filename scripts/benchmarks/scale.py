@@ -24,9 +24,9 @@ from pipeline.common.parquet import write_table
 from pipeline.config.recipe import QualityConfig
 from pipeline.episodes.index import INDEX_FILE
 from tokenize_offline.distributed.worker_group import Fleet
-from tokenize_offline.filtering import select
-from tokenize_offline.near_duplicates import first_of_their_kind
-from tokenize_offline.tasks import ShardTask, without
+from tokenize_offline.filtering import excluded_episodes
+from tokenize_offline.near_duplicates import first_of_near_duplicates
+from tokenize_offline.tasks import ShardTask, exclude_episodes
 
 DATASETS = 40
 EPISODES_OF_SHARD = 800
@@ -69,7 +69,7 @@ def tasks_of(indexes: Path, rows: int) -> list[ShardTask]:
 
 def measure_limits(options: argparse.Namespace) -> dict[str, Any]:
     """Quality limits over all indexes."""
-    excluded = select(folders(options.indexes), LIMITS, 0.01)
+    excluded = excluded_episodes(folders(options.indexes), LIMITS, 0.01)
     return {"episodes": options.rows, "excluded": len(excluded)}
 
 
@@ -86,7 +86,7 @@ def measure_hashes(options: argparse.Namespace) -> dict[str, Any]:
     hashes[copies, generator.integers(0, 71, len(copies))] ^= 0x15
     # By the processor's clock, which other work on the machine disturbs less.
     began = time.process_time()
-    first = first_of_their_kind(hashes, QualityConfig().near_bits)
+    first = first_of_near_duplicates(hashes, QualityConfig().near_bits)
     busy = round(time.process_time() - began, 1)
     counts = {"hashes": len(hashes), "motion": options.motion, "near_duplicates": int((~first).sum())}
     return {**counts, "processor_seconds_of_search": busy}
@@ -96,7 +96,9 @@ def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
     """Plan in the first process of a fleet, hear of it in the others, claim everything; the first one's figures."""
     with Fleet.join() as fleet:
         if fleet.is_first:
-            tasks = without(tasks_of(options.indexes, options.rows), select(folders(options.indexes), LIMITS, 0.01))
+            tasks = exclude_episodes(
+                tasks_of(options.indexes, options.rows), excluded_episodes(folders(options.indexes), LIMITS, 0.01)
+            )
             fleet.tell(list(map(dataclasses.asdict, tasks)))
         else:
             began = time.perf_counter()

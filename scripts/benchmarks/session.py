@@ -150,7 +150,7 @@ class OwnReader:
 
 def own_frame(model: WorldModel, ids: torch.Tensor) -> torch.Tensor:
     """As `published_frame`, by the session's decoder."""
-    dynamics = ids[:, None, 1 - model.id_layout.future_ids :]
+    dynamics = ids[:, None, 1 - model.id_layout.tokens_per_future_frame :]
     return model.frames.frames(dynamics, model.frames.context(ids))[:, 0]
 
 
@@ -165,7 +165,7 @@ def by_reencoding(
     network, id_layout, samples = model.network, model.id_layout, case.samples
     ids = model.tokenizer.tokenize(case.context[None]).repeat(samples, 1)
     for step in range(case.steps):
-        noise = torch.from_numpy(uniforms(SEED, samples, step, id_layout.future_ids)).to(ids.device)
+        noise = torch.from_numpy(uniforms(SEED, samples, step, id_layout.tokens_per_future_frame)).to(ids.device)
         taken, forced = None, case.actions is not None or not step
         if case.actions is not None:
             lead = torch.zeros(samples, id_layout.context_length - 1, case.actions.shape[1], device=ids.device)
@@ -175,11 +175,13 @@ def by_reencoding(
             ids = torch.cat([ids, slot], dim=1)
         read = reader(model)
         embedded = network.embed(ids, taken)
-        for number in range(int(forced), id_layout.future_ids):
+        for number in range(int(forced), id_layout.tokens_per_future_frame):
             drawn = case.rule.draw(network.logits(read(embedded)), noise[:, number])[:, None]
             ids = torch.cat([ids, drawn], dim=1)
             embedded = network.llm.model.embed_tokens(drawn)
-        frame = decode(model, torch.cat([ids[:, : id_layout.prefix_length - 1], ids[:, -id_layout.future_ids :]], dim=1))
+        frame = decode(
+            model, torch.cat([ids[:, : id_layout.prefix_length - 1], ids[:, -id_layout.tokens_per_future_frame :]], dim=1)
+        )
         yield ids, frame.clamp(0, 1)
 
 
@@ -191,10 +193,10 @@ def bare_parts(model: WorldModel, case: Case) -> Iterator[Outcome]:
     cache = decoder.copied(decoder.prefill(network.llm.model.embed_tokens(ids)), samples)
     embedded = network.llm.model.embed_tokens(ids[:, :1]).expand(samples, -1, -1)
     features = model.frames.context(ids.expand(samples, -1))
-    frame_ids = torch.full((samples, 1, id_layout.future_ids - 1), id_layout.num_vq_embeddings, device=ids.device)
+    frame_ids = torch.full((samples, 1, id_layout.tokens_per_future_frame - 1), id_layout.num_vq_embeddings, device=ids.device)
     end = ids.shape[1]
     for _ in range(case.steps):
-        for _ in range(id_layout.future_ids - 1):
+        for _ in range(id_layout.tokens_per_future_frame - 1):
             place = torch.full((samples, 1), end, device=ids.device)
             end += 1
             decoder.logits(decoder.step(embedded, place, cache, end))

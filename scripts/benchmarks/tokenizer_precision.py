@@ -15,7 +15,7 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips.decode import read_clips
 from tokenize_offline.clips.sampling import resolve_clips
-from tokenize_offline.measures import psnr
+from tokenize_offline.metrics import psnr
 from tokenize_offline.tasks import find_shards
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker.encoder import BatchEncoder

@@ -12,7 +12,7 @@ from pipeline.config.model import TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from pipeline.episodes.index import read_manifests, write_index
 from tokenize_offline.clips.sampling import resolve_clips
-from tokenize_offline.estimate import estimate, ids_of_a_clip, shares
+from tokenize_offline.estimate import estimate, recipe_tokens_per_clip, shares
 from tokenize_offline.inspect import main
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
 from tokenize_offline.worker.encoder import BatchEncoder
@@ -48,7 +48,7 @@ def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
     planned = estimate(str(episodes), made, clips_per_second=10.0)
     clips = resolve_clips(made.clips, 2)
     layout = token_layout(TINY, clips, "fp32", "ab" * 32)
-    assert ids_of_a_clip(made) == layout.sequence_length
+    assert recipe_tokens_per_clip(made) == layout.sequence_length
     engine = BatchEncoder(tiny_model(), torch.device("cpu"), "fp32", 8)
     job = TokenizeJob(clips, layout, str(tmp_path))
     report = run_worker(find_shards([str(episodes)]), job, engine, readers=1)

@@ -21,7 +21,7 @@ from pipeline.episodes.quality import measure
 from tokenize_offline.__main__ import run as tokenize
 from tokenize_offline.clips.sampling import is_held_out
 from tokenize_offline.estimate import estimate
-from tokenize_offline.filtering import exclude, select
+from tokenize_offline.filtering import exclude, excluded_episodes
 from tokenize_offline.shards.token_shards import open_token_shard
 from tokenize_offline.tasks import find_shards, token_layout
 from training.data.episode_index import open_tables
@@ -125,20 +125,20 @@ def folders(output):
 
 def test_limits_are_held_against_the_indexes_of_all_data_sets(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
-    found = {(e.dataset, e.shard, e.key): e.reason for e in listed(select(folders(episodes), limits, 0.0))}
+    found = {(e.dataset, e.shard, e.key): e.reason for e in listed(excluded_episodes(folders(episodes), limits, 0.0))}
     assert found == {
         ("one", "train-000000.tar", "train-00000-000001"): "static",
         ("one", "train-000000.tar", "train-00000-000002"): "duplicate",
         ("two", "train-000000.tar", "train-00000-000006"): "duplicate",
     }
-    assert select(folders(episodes), QualityConfig(), 0.0).num_rows == 0
+    assert excluded_episodes(folders(episodes), QualityConfig(), 0.0).num_rows == 0
 
 
 def test_a_held_out_episode_keeps_its_copies_from_training(tmp_path):
     keys = [make_episode(index, 2).key for index in range(200)]
     last = max(index for index, key in enumerate(keys) if is_held_out("made_up", key, 0.05))
     with_quality(tmp_path, [copied(last - 1, of=0), copied(last, of=0), make_episode(last + 1, 9)])
-    (found,) = listed(select([str(tmp_path / "made_up")], QualityConfig(duplicates="exact"), 0.05))
+    (found,) = listed(excluded_episodes([str(tmp_path / "made_up")], QualityConfig(duplicates="exact"), 0.05))
     assert found.key == keys[last - 1] and not is_held_out("made_up", found.key, 0.05)
 
 
@@ -146,9 +146,9 @@ def test_shards_from_before_quality_was_measured_work_without_limits_and_say_so_
     write_shards(tmp_path, 1, 2, "old")
     records = [dataclasses.replace(r, statistics={"filtered": 0, "actions": {}}) for r in read_manifests(str(tmp_path / "old"))]
     write_index(str(tmp_path / "old"), "old", records, [])
-    assert select([str(tmp_path / "old")], QualityConfig(), 0.0).num_rows == 0
+    assert excluded_episodes([str(tmp_path / "old")], QualityConfig(), 0.0).num_rows == 0
     with pytest.raises(ShardError, match=r"no quality of 2 of its 2 episodes, the first in train-000000\.tar.*--overwrite"):
-        select([str(tmp_path / "old")], QualityConfig(max_static=0.9), 0.0)
+        excluded_episodes([str(tmp_path / "old")], QualityConfig(max_static=0.9), 0.0)
 
 
 def test_limits_that_cannot_be_are_refused():
@@ -211,7 +211,7 @@ def test_token_shards_of_different_limits_are_different_layouts(episodes):
 
 def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
-    left = {(e.dataset, e.key) for e in listed(select(folders(episodes), limits, 0.0))}
+    left = {(e.dataset, e.key) for e in listed(excluded_episodes(folders(episodes), limits, 0.0))}
     whole, limited = (
         {(name, row.shape.key) for name, rows in open_tables([str(episodes)], "train", 0.0, quality)[0].items() for row in rows}
         for quality in (None, limits)

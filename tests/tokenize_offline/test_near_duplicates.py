@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenize_offline import near_duplicates
-from tokenize_offline.near_duplicates import first_of_their_kind
+from tokenize_offline.near_duplicates import first_of_near_duplicates
 
 
 def by_comparing_all(hashes, bits):
@@ -45,7 +45,7 @@ def test_the_first_of_their_kind_are_those_that_comparing_all_finds(crowd, cost)
     hashes, bits = crowd
     # A candidate's cost decides between bands (0: always) and comparing in a row (1000: nearly always).
     with mock.patch.multiple(near_duplicates, **SMALL, _COST_OF_CANDIDATE=cost):
-        assert np.array_equal(first_of_their_kind(hashes, bits), by_comparing_all(hashes, bits))
+        assert np.array_equal(first_of_near_duplicates(hashes, bits), by_comparing_all(hashes, bits))
 
 
 @pytest.mark.parametrize("share", [0.03, 0.25])
@@ -55,7 +55,7 @@ def test_real_block_sizes_find_the_same(share):
     near = generator.permutation(4500)[:1500]
     hashes[near] = hashes[generator.integers(0, 4500, 1500)]
     hashes[near, generator.integers(0, 71, 1500)] ^= 0x15
-    assert np.array_equal(first_of_their_kind(hashes, 24), by_comparing_all(hashes, 24))
+    assert np.array_equal(first_of_near_duplicates(hashes, 24), by_comparing_all(hashes, 24))
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def compared(monkeypatch):
 def test_copies_are_never_compared(compared):
     hashes = np.zeros((200_000, 71), np.uint8)
     hashes[100_000:] = 0xF0
-    assert np.flatnonzero(first_of_their_kind(hashes, 24)).tolist() == [0, 100_000]
+    assert np.flatnonzero(first_of_near_duplicates(hashes, 24)).tolist() == [0, 100_000]
     assert sum(compared) <= 4
 
 
@@ -84,6 +84,6 @@ def test_a_crowd_of_nearly_equal_hashes_is_compared_with_the_few_that_stay(compa
     hashes = np.zeros((20_000, 71), np.uint8)
     for _ in range(3):
         hashes[np.arange(20_000), generator.integers(0, 71, 20_000)] ^= 1 << generator.integers(0, 8, 20_000, dtype=np.uint8)
-    assert first_of_their_kind(hashes, 24).sum() == 1
+    assert first_of_near_duplicates(hashes, 24).sum() == 1
     # Every two would be 2e8.
     assert sum(compared) < 1e7

@@ -53,29 +53,29 @@ SLOW = st.sets(st.sampled_from(["bf16", "fp16"]))
 @given(PRECISIONS, SLOW)
 def test_a_new_run_takes_what_is_asked_for_or_fp32_and_says_so(asked, slow):
     chosen = choose_precision("training.precision", asked, slow)
-    assert chosen.used not in slow
-    assert (chosen.used, chosen.why is None) == ((asked, True) if asked not in slow else ("fp32", False))
-    if chosen.why:
-        assert "\n" not in chosen.why and asked in chosen.why and "fp32" in chosen.why
+    assert chosen.precision not in slow
+    assert (chosen.precision, chosen.reason is None) == ((asked, True) if asked not in slow else ("fp32", False))
+    if chosen.reason:
+        assert "\n" not in chosen.reason and asked in chosen.reason and "fp32" in chosen.reason
 
 
 @given(PRECISIONS, PRECISIONS, SLOW, SLOW)
 def test_what_a_run_goes_on_in_does_not_depend_on_the_machine(asked, known, slow, other):
     one, two = (choose_precision("training.precision", asked, there, known) for there in (slow, other))
-    assert one.used == two.used
+    assert one.precision == two.precision
     # Either the run's own, or what is asked for, which the run's owner refuses.
-    assert one.used in (known, asked)
+    assert one.precision in (known, asked)
     if known == asked or (known == "fp32" and asked in ("bf16", "fp16")):
-        assert one.used == known
-    if one.used != asked or (known == asked and asked in slow):
-        assert one.why is not None
+        assert one.precision == known
+    if one.precision != asked or (known == asked and asked in slow):
+        assert one.reason is not None
 
 
 @given(PRECISIONS, SLOW)
 def test_a_run_that_was_moved_to_a_slow_cpu_and_back_is_still_itself(asked, slow):
-    begun = choose_precision("training.precision", asked, slow).used
-    assert choose_precision("training.precision", asked, set(), begun).used == begun
-    assert choose_precision("training.precision", begun, slow, begun).used == begun
+    begun = choose_precision("training.precision", asked, slow).precision
+    assert choose_precision("training.precision", asked, set(), begun).precision == begun
+    assert choose_precision("training.precision", begun, slow, begun).precision == begun
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import bounds
 from pipeline.config.model import ModelConfig, TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, QualityConfig
-from tokenize_offline.clips.sampling import Draws, EpisodeShape, draw_augmentation, plan_clips, resolve_clips, stride_of
+from tokenize_offline.clips.sampling import EpisodeShape, KeyedRandom, draw_augmentation, plan_clips, resolve_clips, stride_of
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.data.batch_plan import plan_batches
 from training.data.sampler import DatasetSize, SampleOrder
@@ -67,7 +67,7 @@ def changes(draw):
 
 
 def _use_clips(clips):
-    draws = Draws(clips.seed, "made_up", 3)
+    draws = KeyedRandom(clips.seed, "made_up", 3)
     try:
         resolved = resolve_clips(dataclasses.replace(clips, per_episode=min(clips.per_episode, 3)), 2)
     except ConfigError as error:

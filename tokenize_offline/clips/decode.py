@@ -23,7 +23,7 @@ class EpisodeClips:
         action_meaning: What the columns of its actions mean.
         plans: One per row, in order.
         pixels: Different clips, (T, 3, S, S) float32 in [0, 1]; short episodes repeat the same clip, which is read once.
-        pixels_of: Per plan, its place in `pixels`.
+        clip_index: Per plan, its place in `pixels`.
         action: (rows, T, A) float32 or None; action[:, i] is what the episode did at the clip's frame i.
         reward: (rows, T) float32 or None.
         seconds_per_frame: Between neighbouring frames of its clips; None where its rate is not known.
@@ -34,7 +34,7 @@ class EpisodeClips:
     action_meaning: str
     plans: list[ClipPlan]
     pixels: list[Tensor]
-    pixels_of: list[int]
+    clip_index: list[int]
     action: np.ndarray | None
     reward: np.ndarray | None
     seconds_per_frame: float | None = None
@@ -63,7 +63,7 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
     held_out = is_held_out(episode.dataset, episode.key, held_out_share)
     shape = EpisodeShape.of(episode)
     plans = plan_clips(shape, clips, 1 if held_out else views)
-    pixels, pixels_of = _pixels(episode, plans, side)
+    pixels, clip_index = _pixels(episode, plans, side)
     frames = np.array([plan.frames for plan in plans])
     return EpisodeClips(
         key=episode.key,
@@ -71,7 +71,7 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
         action_meaning=episode.action_meaning,
         plans=plans,
         pixels=pixels,
-        pixels_of=pixels_of,
+        clip_index=clip_index,
         action=_at_frames("action", episode.action, frames, episode.num_frames),
         reward=_at_frames("reward", episode.reward, frames, episode.num_frames),
         seconds_per_frame=plans[0].stride / episode.rate if episode.rate else None,
@@ -84,7 +84,7 @@ def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Te
     decoded = np.stack([decode_frame(episode, index) for index in needed])
     plain = to_square(decoded, side)
     pixels: list[Tensor] = []
-    pixels_of: list[int] = []
+    clip_index: list[int] = []
     seen: dict[object, int] = {}
     for plan in plans:
         different = (plan.frames, plan.augmentation)
@@ -95,8 +95,8 @@ def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Te
                 pixels.append(plain[places])
             else:
                 pixels.append(augment(decoded[places], side, plan.augmentation))
-        pixels_of.append(seen[different])
-    return pixels, pixels_of
+        clip_index.append(seen[different])
+    return pixels, clip_index
 
 
 def decode_frame(episode: Episode, index: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 
 _PUBLISHED_LENGTH = 16
-# Draws of a crop before the centred square is taken instead, as in torchvision's RandomResizedCrop.
+# KeyedRandom of a crop before the centred square is taken instead, as in torchvision's RandomResizedCrop.
 _CROP_ATTEMPTS = 10
 
 
@@ -84,7 +84,7 @@ class EpisodeShape:
         return cls(**{field.name: getattr(episode, field.name) for field in dataclasses.fields(cls)})
 
 
-class Draws:
+class KeyedRandom:
     """Uniform numbers that depend on nothing but a key and the name of what is drawn."""
 
     def __init__(self, *key: str | int) -> None:
@@ -126,15 +126,15 @@ def resolve_clips(config: ClipsConfig, context_length: int) -> ClipsConfig:
 
 def is_held_out(dataset: str, key: str, share: float) -> bool:
     """Whether an episode never enters training clips; independent of the seed, so that no new seed leaks it."""
-    return Draws("held_out", dataset, key).uniform("share") < share
+    return KeyedRandom("held_out", dataset, key).uniform("share") < share
 
 
-def held_out_among(dataset: str, keys: Iterable[str], share: float) -> np.ndarray:
+def are_held_out(dataset: str, keys: Iterable[str], share: float) -> np.ndarray:
     """`is_held_out` of many episodes of a data set, (N,) bool, in a fifth of the time."""
-    return held_out_from(dataset, keys) < share
+    return held_out_thresholds(dataset, keys) < share
 
 
-def held_out_from(dataset: str, keys: Iterable[str]) -> np.ndarray:
+def held_out_thresholds(dataset: str, keys: Iterable[str]) -> np.ndarray:
     """The share of held-out episodes above which each of many episodes is held out, (N,) float64."""
     before, after = canonical_json(["held_out", dataset])[:-1] + ",", ',"share"]'
     text = json.JSONEncoder(ensure_ascii=False).encode
@@ -184,11 +184,11 @@ def plan_clips(episode: EpisodeShape, clips: ClipsConfig, views: int) -> list[Cl
     starts = max(0, last - _nearest((steps - 1) * stride)) + 1
     plans = []
     for position in range(clips.per_episode):
-        draws = Draws(clips.seed, episode.dataset, episode.key, position)
+        draws = KeyedRandom(clips.seed, episode.dataset, episode.key, position)
         start = min(int((position + draws.uniform("start")) / clips.per_episode * starts), starts - 1)
         frames = frame_indices(clips, start, stride, episode.num_frames)
         for view in range(views):
-            augmentation = draw_augmentation(Draws(*draws.key, view), clips, episode) if view else None
+            augmentation = draw_augmentation(KeyedRandom(*draws.key, view), clips, episode) if view else None
             plans.append(ClipPlan(start, stride, frames, view, augmentation))
     return plans
 
@@ -200,7 +200,7 @@ def frame_indices(clips: ClipsConfig, start: int, stride: float, num_frames: int
     return (last, *frames) if clips.goal else frames
 
 
-def draw_augmentation(draws: Draws, clips: ClipsConfig, episode: EpisodeShape) -> Augmentation:
+def draw_augmentation(draws: KeyedRandom, clips: ClipsConfig, episode: EpisodeShape) -> Augmentation:
     """Crop and colour jitter, with torchvision's distributions: area uniform, aspect log-uniform, factors uniform."""
     ranges = {
         "brightness": (1 - clips.brightness, 1 + clips.brightness),
@@ -215,7 +215,7 @@ def draw_augmentation(draws: Draws, clips: ClipsConfig, episode: EpisodeShape) -
     return Augmentation(_draw_crop(draws, clips, episode.height, episode.width), jitter)
 
 
-def _draw_crop(draws: Draws, clips: ClipsConfig, height: int, width: int) -> Box:
+def _draw_crop(draws: KeyedRandom, clips: ClipsConfig, height: int, width: int) -> Box:
     short = min(height, width)
     low, high = (math.log(ratio) for ratio in clips.crop_ratio)
     box_height = box_width = short

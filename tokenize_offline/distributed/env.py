@@ -96,7 +96,7 @@ def first_host(nodes: str) -> str:
     return ranged["name"] + ranged["number"] + ranged["rest"]
 
 
-def own_share(tasks: Sequence[Task], index: int | None, count: int, environment: Mapping[str, str]) -> list[Task]:
+def worker_share(tasks: Sequence[Task], index: int | None, count: int, environment: Mapping[str, str]) -> list[Task]:
     """Every `count`-th task from the `index`-th on: together the shares of all indices are all tasks, each once.
 
     Args:

@@ -21,7 +21,7 @@ _PATIENCE = 15
 
 
 @contextlib.contextmanager
-def heartbeat_sent(store: dist.Store, rank: int) -> Iterator[None]:
+def sending_heartbeats(store: dist.Store, rank: int) -> Iterator[None]:
     """Beat for the length of a block, from threads of their own, as the process may be busy for long.
 
     Ends the process with status 1 where the store does not answer. (An operation on a store whose host vanished returns after

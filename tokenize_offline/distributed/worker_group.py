@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.common.errors import ConfigError, ProjectError
 from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.distributed.env import environment_number, slurm_variables
-from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, heartbeat_sent
+from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, sending_heartbeats
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
@@ -82,7 +82,7 @@ class Fleet:
             )
         try:
             store, rank, size = next(rendezvous("env://"))
-            with _generation(store, rank, size) as own, heartbeat_sent(own, rank):
+            with _generation(store, rank, size) as own, sending_heartbeats(own, rank):
                 yield cls(rank, size, local_size, device, own)
         except dist.DistError as error:
             raise ProjectError(

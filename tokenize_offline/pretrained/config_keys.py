@@ -61,7 +61,7 @@ def is_off(name: str, value: Any) -> bool:
     return value is None or value is False or value == 0 or value in ("", [], {})
 
 
-def refused_key(config: Mapping[str, Any], known: Collection[str]) -> str | None:
+def unsupported_key(config: Mapping[str, Any], known: Collection[str]) -> str | None:
     """Why a configuration can't be built, where it has a key that our code doesn't know and that may change arithmetic.
 
     Args:
@@ -80,8 +80,8 @@ def refused_key(config: Mapping[str, Any], known: Collection[str]) -> str | None
     return None
 
 
-def tell_unknown(config: Mapping[str, Any], known: Collection[str], where: str) -> None:
-    """Warn of the keys of the file `where` that are neither known nor refused by `refused_key`."""
+def warn_unknown_keys(config: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """Warn of the keys of the file `where` that are neither known nor refused by `unsupported_key`."""
     if unknown := sorted(_unknown(config, known)):
         log.warning("%s has keys that nothing is known of, passed over: %s", where, ", ".join(unknown))
 

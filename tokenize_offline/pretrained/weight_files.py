@@ -74,7 +74,7 @@ class WeightFiles:
                         tensors[name] = file.get_tensor(name).float()
             except (SafetensorError, OSError) as error:
                 raise _unreadable(path, error) from error
-            if (bad := first_not_finite({name: tensors[name] for name in held})) is not None:
+            if (bad := first_nonfinite({name: tensors[name] for name in held})) is not None:
                 raise SourceError(
                     f"{path}: {bad} holds NaN or infinite numbers: this model can't be used; take an earlier checkpoint of "
                     "its training, or fetch the file again"
@@ -89,20 +89,20 @@ class WeightFiles:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def first_not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+def first_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Name of the first tensor that holds NaN or an infinite number; None where there is none."""
     # A sum in double precision can't overflow for fp32, and needs no memory.
     return next((name for name, value in tensors.items() if not torch.isfinite(value.sum(dtype=torch.float64))), None)
 
 
-def is_weights(name: str, file: str) -> bool:
+def is_weight_file(name: str, file: str) -> bool:
     """Whether the file `file` belongs to weights called `name`: the file itself, one of several, or their index."""
     stem = name.removesuffix(".safetensors")
     return file in (name, name + _INDEX) or bool(re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.safetensors", file))
 
 
 def weights_patterns(name: str) -> list[str]:
-    """What `is_weights` knows, as patterns of file names for a download."""
+    """What `is_weight_file` knows, as patterns of file names for a download."""
     return [name, name + _INDEX, f"{name.removesuffix('.safetensors')}-*-of-*.safetensors"]
 
 
@@ -120,8 +120,8 @@ def find_weights(folder: Path, name: str) -> WeightFiles:
         return WeightFiles((single,), None, shapes, dict.fromkeys(shapes, single))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if index.is_file():
-        return _indexed(index, [file for file in present if is_weights(name, file) and file != index.name])
-    if parts := [file for file in present if is_weights(name, file)]:
+        return _indexed(index, [file for file in present if is_weight_file(name, file) and file != index.name])
+    if parts := [file for file in present if is_weight_file(name, file)]:
         raise SourceError(f"{folder} holds {_some(parts)} but no {index.name}, which says what is in which: fetch it too")
     refuse_pickles(str(folder), present, name)
     raise SourceError(f"{single} isn't there, nor {index.name}: weights are read from there")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenize_offline.measures import perplexity, psnr
+from tokenize_offline.metrics import perplexity, psnr
 from tokenize_offline.token_layout import IdLayout
 
 _ROWS_AT_ONCE = 4096
@@ -34,7 +34,7 @@ def codebook_statistics(counts: np.ndarray, id_layout: IdLayout) -> dict[str, An
     return statistics
 
 
-def typical(values: Iterable[tuple[float | None, int]]) -> float | None:
+def weighted_median(values: Iterable[tuple[float | None, int]]) -> float | None:
     """The lower median of the values that are known, each with how often it occurs; None where none is.
 
     Seconds between frames: they differ within a data set where episodes are short, or recorded at several rates.

@@ -22,14 +22,14 @@ from pipeline.common.manifests import (
 )
 from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.clips.decode import EpisodeClips
-from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, reconstruction_statistics, typical
+from tokenize_offline.shards.codebook_stats import code_counts, codebook_statistics, reconstruction_statistics, weighted_median
 from tokenize_offline.shards.token_shards import TokenRows, TokenShardInfo, write_token_shard
 from tokenize_offline.tasks import ShardTask, TokenizeJob
 
 APART = "ingest the episodes of each kind apart, with a --dataset name of their own"
 
 
-class RowKinds:
+class RowSchemas:
     """What rows of each data set carry, as the first of its shards has it that this process finds or makes."""
 
     def __init__(self, job: TokenizeJob) -> None:
@@ -75,7 +75,7 @@ def publish(
     ids: np.ndarray,
     left_out: list[SkippedEpisode],
     errors: Mapping[bool, np.ndarray],
-    kinds: RowKinds,
+    kinds: RowSchemas,
 ) -> list[ShardManifest]:
     """Publish the token shards of one episode shard: the held-out one where there is any, then the plain one.
 
@@ -126,7 +126,9 @@ def publish(
             write_token_shard(staging, info, rows)
             size, sha256 = staging.stat().st_size, sha256_of(staging)
         record = _record(job, task, held_out, rows, size, sha256, errors[held_out])
-        seconds = typical((clips.seconds_per_frame, len(clips.plans)) for _, clips in episodes if clips.held_out == held_out)
+        seconds = weighted_median(
+            (clips.seconds_per_frame, len(clips.plans)) for _, clips in episodes if clips.held_out == held_out
+        )
         record = dataclasses.replace(record, statistics={**record.statistics, "seconds_per_frame": seconds, **kind})
         if not held_out:
             statistics = {**record.statistics, "held_out_rows": held_out_rows}
@@ -163,7 +165,7 @@ def _token_rows(
         ids = np.empty((0, width), np.uint16)
     chosen = [(first, clips) for first, clips in episodes if clips.held_out == held_out]
     plans = [(clips.key, plan) for _, clips in chosen for plan in clips.plans]
-    places = [first + place for first, clips in chosen for place in clips.pixels_of]
+    places = [first + place for first, clips in chosen for place in clips.clip_index]
     # An empty slice in front gives a shard without rows the width that its neighbours have.
     actions = [clips.action[:0] for _, clips in episodes[:1] if clips.action is not None]
     actions += [clips.action for _, clips in chosen if clips.action is not None]

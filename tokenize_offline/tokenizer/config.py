@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import NORM_GROUPS, TokenizerShape
-from tokenize_offline.pretrained.config_keys import refused_key, tell_unknown
+from tokenize_offline.pretrained.config_keys import unsupported_key, warn_unknown_keys
 from tokenize_offline.token_layout import IdLayout, id_layout, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
@@ -102,9 +102,9 @@ def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
         raise ConfigError(f"{where}: block_out_channels must be a list of channels, not {channels!r}")
     _require_fixed(raw, len(channels), where)
     known = {*names, *_PASSIVE_KEYS, *_fixed_values(len(channels)), "vq_embed_dim"}
-    if (reason := refused_key(raw, known)) is not None:
+    if (reason := unsupported_key(raw, known)) is not None:
         raise ConfigError(f"{where}: {reason}")
-    tell_unknown(raw, known, where)
+    warn_unknown_keys(raw, known, where)
     try:
         return CompressiveVQConfig(**{name: raw[name] for name in names} | {"block_out_channels": tuple(channels)})
     except ConfigError as error:

@@ -19,7 +19,7 @@ from pipeline.common import storage
 from pipeline.common.errors import SourceError
 from tokenize_offline.pretrained import hub
 from tokenize_offline.pretrained.hub import cache_folder
-from tokenize_offline.pretrained.weight_files import WeightFiles, find_weights, is_weights, refuse_pickles, weights_patterns
+from tokenize_offline.pretrained.weight_files import WeightFiles, find_weights, is_weight_file, refuse_pickles, weights_patterns
 from tokenize_offline.tokenizer.config import CompressiveVQConfig, parse_config
 
 CONFIG_NAME = "config.json"
@@ -59,7 +59,7 @@ def locate(path: str, subfolder: str | None = None) -> TokenizerFiles:
     folders = [storage.join(path, place) if place else path for place in places]
     held = {folder: storage.list_files(folder) for folder in folders if storage.exists(folder)}
     for folder, names in held.items():
-        if CONFIG_NAME in names and any(is_weights(WEIGHTS_NAME, name) for name in names):
+        if CONFIG_NAME in names and any(is_weight_file(WEIGHTS_NAME, name) for name in names):
             return TokenizerFiles(storage.join(folder, CONFIG_NAME), find_weights(_local(folder, names), WEIGHTS_NAME))
     for folder, names in held.items():
         refuse_pickles(folder, names, WEIGHTS_NAME)
@@ -70,7 +70,7 @@ def _local(folder: str, names: Sequence[str]) -> Path:
     """Weights at a URL are kept in a cache, by what the store says of the files, so that changed ones are fetched again."""
     if storage.is_local(folder):
         return storage.local_path(folder)
-    files = [storage.join(folder, name) for name in names if is_weights(WEIGHTS_NAME, name)]
+    files = [storage.join(folder, name) for name in names if is_weight_file(WEIGHTS_NAME, name)]
     marks = []
     for file in files:
         fs, inner = url_to_fs(file)

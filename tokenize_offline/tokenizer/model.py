@@ -168,7 +168,7 @@ class CompressiveVQModel(nn.Module):
         if not future:
             return context_frames
         start = self.id_layout.prefix_length - 1
-        dynamics = ids[:, start:].reshape(ids.shape[0], future, self.id_layout.future_ids)[:, :, 1:]
+        dynamics = ids[:, start:].reshape(ids.shape[0], future, self.id_layout.tokens_per_future_frame)[:, :, 1:]
         return torch.cat([context_frames, self.decode_future(dynamics, features)], dim=1)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class CompressiveVQModel(nn.Module):
         clips, needed = ids.shape[0], id_layout.prefix_length - 1
         if ids.shape[1] < needed:
             raise ValueError(f"{ids.shape[1]} ids; {id_layout.context_length} context frames take {needed}")
-        grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, id_layout.context_ids)[:, 1:]
+        grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, id_layout.tokens_per_context_frame)[:, 1:]
         if grid.min() < 0 or grid.max() >= id_layout.num_vq_embeddings:
             raise ValueError(f"context ids must be 0 to {id_layout.num_vq_embeddings - 1}, not {grid.min()} to {grid.max()}")
         frames, features = self._decode_context(self.quantize.lookup(grid), clips)
@@ -260,7 +260,7 @@ class CompressiveVQModel(nn.Module):
 
     def _encode_future(self, frames: Tensor, context: ContextFeatures) -> Tensor:
         latents, _ = self.cond_encoder(frames.flatten(0, 1), context)
-        return self.quant_linear(cut_patches(latents, self.config.patch_size)).flatten(0, 1)
+        return self.quant_linear(patchify(latents, self.config.patch_size)).flatten(0, 1)
 
     def _decode_context(self, codes: Tensor, clips: int) -> tuple[Tensor, ContextFeatures]:
         """(B t, G, D) codes to frames (B, t, 3, S, S) and the features that the conditional decoder attends to."""
@@ -272,20 +272,20 @@ class CompressiveVQModel(nn.Module):
 
     def _decode_future(self, codes: Tensor, context: ContextFeatures) -> Tensor:
         """(B, n, g, D) codes to frames (B, n, 3, S, S)."""
-        joined = join_patches(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
+        joined = unpatchify(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
         frames, _ = self.cond_decoder(joined, context)
         return frames.unflatten(0, (codes.shape[0], -1))
 
 
-def cut_patches(latents: Tensor, size: int) -> Tensor:
+def patchify(latents: Tensor, size: int) -> Tensor:
     """(N, D, H, W) maps as (N, H/size W/size, size size D) patches, row by row, each in (row, column, channel) order."""
     number, channels, height, width = latents.shape
     blocks = latents.reshape(number, channels, height // size, size, width // size, size)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(number, -1, size * size * channels)
 
 
-def join_patches(patches: Tensor, side: int, size: int) -> Tensor:
-    """The inverse of `cut_patches` for square maps: (N, (side/size)^2, size size D) patches as (N, D, side, side) maps."""
+def unpatchify(patches: Tensor, side: int, size: int) -> Tensor:
+    """The inverse of `patchify` for square maps: (N, (side/size)^2, size size D) patches as (N, D, side, side) maps."""
     number, across = patches.shape[0], side // size
     blocks = patches.reshape(number, across, across, size, size, -1)
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(number, -1, side, side)

@@ -19,7 +19,7 @@ from tokenize_offline.token_layout import TokenLayout
 log = logging.getLogger(__name__)
 
 
-class BatchLimit:
+class BatchSizeCache:
     """The limit for one device and layout.
 
     Attributes:

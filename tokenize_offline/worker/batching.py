@@ -15,7 +15,7 @@ from tokenize_offline.worker.encoder import BatchEncoder
 
 
 @dataclass
-class IdsOfShard:
+class ShardTokens:
     """Ids of one shard's clips, in order, as they arrive.
 
     Attributes:
@@ -38,17 +38,17 @@ class IdsOfShard:
         return np.concatenate(self.parts) if self.parts else np.empty((0, 0), np.uint16)
 
 
-class Batches:
+class Batcher:
     """Collects clips, and runs the model whenever a batch is full."""
 
     def __init__(self, engine: BatchEncoder) -> None:
         self._engine = engine
         self._clips: deque[Tensor] = deque()
-        self._owners: deque[IdsOfShard] = deque()
+        self._owners: deque[ShardTokens] = deque()
         # Ids that are still being computed, and whose they are.
-        self._in_flight: tuple[Tensor, list[IdsOfShard]] | None = None
+        self._in_flight: tuple[Tensor, list[ShardTokens]] | None = None
 
-    def add(self, clips: Sequence[Tensor], into: IdsOfShard) -> None:
+    def add(self, clips: Sequence[Tensor], into: ShardTokens) -> None:
         """Hand in clips (T, 3, S, S) of one shard."""
         into.asked += len(clips)
         self._clips.extend(clips)

@@ -17,7 +17,7 @@ _STOP_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Reserve:
+class ReserveBytes:
     """What a source yields before it reads an item, and goes on when there is room for it; the item comes next, or none does.
 
     Attributes:
@@ -53,7 +53,7 @@ class Prefetcher(Generic[Item, Result]):
     """Iterates over `process(item)` for the items of `source`, in their order, computed ahead. Use it as a context manager."""
 
     def __init__(
-        self, source: Iterator[Item | Reserve], process: Callable[[Item], Result], threads: int, depth: int, budget: int
+        self, source: Iterator[Item | ReserveBytes], process: Callable[[Item], Result], threads: int, depth: int, budget: int
     ) -> None:
         """Start.
 
@@ -62,7 +62,7 @@ class Prefetcher(Generic[Item, Result]):
             process: Called in `threads` other threads.
             threads: How many.
             depth: Results that wait at most.
-            budget: Bytes for which the source `Reserve`s at most, from then until the consumer has the result.
+            budget: Bytes for which the source `ReserveBytes`s at most, from then until the consumer has the result.
         """
         self._queue: queue.Queue[tuple[Future[Result], int] | BaseException | None] = queue.Queue(depth)
         self._budget = ByteBudget(budget)
@@ -89,11 +89,11 @@ class Prefetcher(Generic[Item, Result]):
             self._budget.give_back(amount)
             yield result
 
-    def _feed(self, source: Iterator[Item | Reserve]) -> None:
+    def _feed(self, source: Iterator[Item | ReserveBytes]) -> None:
         reserved = 0
         try:
             for item in source:
-                if isinstance(item, Reserve):
+                if isinstance(item, ReserveBytes):
                     self._budget.give_back(reserved)
                     reserved = item.bytes
                     self._budget.take(reserved, self._stopped)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tokenize_offline.clips.decode import EpisodeClips
-from tokenize_offline.clips.sampling import Draws
+from tokenize_offline.clips.sampling import KeyedRandom
 
 _LARGEST = 4
 _CLIPS_FOR_ONE = 400
@@ -51,10 +51,10 @@ class Sample:
             place: Of its first clip's ids among those of the shard.
         """
         self.clips += len(episode.pixels)
-        rank = Draws("sample", episode.key).uniform("rank")
+        rank = KeyedRandom("sample", episode.key).uniform("rank")
         if len(self.candidates) < _LARGEST or rank < self.candidates[-1].rank:
             # A copy, because the pixels are part of all that was read of the episode.
-            taken = SampledClip(rank, place + episode.pixels_of[0], episode.pixels[episode.pixels_of[0]].clone())
+            taken = SampledClip(rank, place + episode.clip_index[0], episode.pixels[episode.clip_index[0]].clone())
             self.candidates = sorted([*self.candidates, taken], key=lambda clip: clip.rank)[:_LARGEST]
 
     def drawn(self) -> list[SampledClip]:

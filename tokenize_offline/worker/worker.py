@@ -30,11 +30,11 @@ from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.clips.decode_pool import ReaderPool
 from tokenize_offline.distributed.progress import WorkerProgress
-from tokenize_offline.shards.writer import RowKinds, publish
+from tokenize_offline.shards.writer import RowSchemas, publish
 from tokenize_offline.tasks import ShardTask, TokenizeJob, fingerprint_of_keys
-from tokenize_offline.worker.batching import Batches, IdsOfShard
+from tokenize_offline.worker.batching import Batcher, ShardTokens
 from tokenize_offline.worker.encoder import BatchEncoder
-from tokenize_offline.worker.prefetch import Prefetcher, Reserve
+from tokenize_offline.worker.prefetch import Prefetcher, ReserveBytes
 from tokenize_offline.worker.reconstruction_sample import Sample
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class WorkerReport:
 class _ShardInProgress:
     """One shard from its first episode until it is published."""
 
-    ids: IdsOfShard = field(default_factory=IdsOfShard)
+    ids: ShardTokens = field(default_factory=ShardTokens)
     # Each episode with the place of its first clip among all different clips of the shard.
     episodes: list[tuple[int, EpisodeClips]] = field(default_factory=list)
     left_out: list[SkippedEpisode] = field(default_factory=list)
@@ -139,7 +139,7 @@ def run_worker(
             episodes_of(tasks, job), functools.partial(_read, pool, job), readers, _AHEAD_PER_READER * readers, _AHEAD_BYTES
         ) as ahead,
     ):
-        report = _work(job, ahead, _Publisher(job, engine, writer), Batches(engine), on_progress)
+        report = _work(job, ahead, _Publisher(job, engine, writer), Batcher(engine), on_progress)
         return report + WorkerReport(batches=[engine.batch])
 
 
@@ -156,7 +156,7 @@ def _work(
     job: TokenizeJob,
     ahead: Iterable[EpisodeClips | SkippedEpisode | EndOfShard],
     publisher: "_Publisher",
-    batches: Batches,
+    batches: Batcher,
     on_progress: Callable[[WorkerProgress], None],
 ) -> WorkerReport:
     # The last one is being read; those before it wait for ids.
@@ -204,7 +204,7 @@ class _Publisher:
         self._engine = engine
         self._writer = writer
         self._report = WorkerReport()
-        self._kinds = RowKinds(job)
+        self._kinds = RowSchemas(job)
         self._publishing: Future[list[ShardManifest]] | None = None
 
     def publish(self, shard: _ShardInProgress) -> None:
@@ -251,8 +251,8 @@ def _settle(publishing: Future[list[ShardManifest]] | None) -> WorkerReport:
     return WorkerReport(shards=1, rows=sum(rows), held_out_rows=sum(rows[:-1]), left_out=len(records[-1].left_out))
 
 
-def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard | Reserve]:
-    """The episodes of shards, each after a `Reserve`, each shard followed by an `EndOfShard`.
+def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard | ReserveBytes]:
+    """The episodes of shards, each after a `ReserveBytes`, each shard followed by an `EndOfShard`.
 
     A shard that disagrees with its record ends early. One whose token shards have appeared since the plan was made has
     been taken care of by a run that knows nothing of this one, and is not opened.
@@ -270,7 +270,7 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
                 shard = open_shard(_checked(task, folder))
                 sizes = _bytes_ahead(task, job)
                 for number in itertools.count():
-                    yield Reserve(sizes[number] if number < len(sizes) else 0)
+                    yield ReserveBytes(sizes[number] if number < len(sizes) else 0)
                     episode = next(shard, None)
                     if episode is None:
                         break

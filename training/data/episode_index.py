@@ -16,8 +16,8 @@ from pipeline.common.errors import ShardError
 from pipeline.config.recipe import QualityConfig
 from pipeline.episodes.frames import shrunk_to
 from pipeline.episodes.index import find_datasets, read_index, read_summary
-from tokenize_offline.clips.sampling import EpisodeShape, held_out_among
-from tokenize_offline.filtering import select
+from tokenize_offline.clips.sampling import EpisodeShape, are_held_out
+from tokenize_offline.filtering import excluded_episodes
 
 _OF_SHAPE = ("key", "num_frames", "height", "width", "rate", "base_step")
 _COLUMNS = (*_OF_SHAPE, "split", "shard", "offset", "size")
@@ -93,7 +93,7 @@ def open_tables(
     kept: dict[str, EpisodeRows] = {}
     held: dict[str, EpisodeRows] = {}
     folders = find_datasets(shards)
-    excluded = select(list(folders.values()), quality or QualityConfig(), held_out)
+    excluded = excluded_episodes(list(folders.values()), quality or QualityConfig(), held_out)
     for dataset, folder in folders.items():
         found = read_episodes(folder)
         taken = pc.equal(found["split"], split).to_numpy(zero_copy_only=False)
@@ -101,7 +101,7 @@ def open_tables(
         taken[excluded.filter(pc.equal(excluded["dataset"], dataset))["place"].to_numpy()] = False
         taken = taken[in_split]
         found = found.filter(pa.array(in_split)).drop_columns("split")
-        apart = held_out_among(dataset, found["key"].to_pylist(), held_out)
+        apart = are_held_out(dataset, found["key"].to_pylist(), held_out)
         for table, mask in ((kept, taken & ~apart), (held, taken & apart)):
             if mask.any():
                 table[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))

@@ -23,7 +23,7 @@ from pipeline.common.manifests import ShardManifest, fingerprint, manifest_path,
 from pipeline.common.progress import progress_line
 from pipeline.episodes.naming import parse_shard_name
 from tokenize_offline.pretrained.hub import cache_folder
-from tokenize_offline.shards.codebook_stats import typical
+from tokenize_offline.shards.codebook_stats import weighted_median
 from tokenize_offline.shards.token_shards import (
     TokenShardInfo,
     fixed_size_column,
@@ -97,7 +97,7 @@ class _Dataset:
         self._reward = [array for shard in shards for array in shard.reward]
         self._starts = np.cumsum([0, *(len(array) for array in self._ids)])
         self._tables = [shard.table for shard in shards]
-        self.seconds_per_frame = typical((shard.seconds_per_frame, shard.table.num_rows) for shard in shards)
+        self.seconds_per_frame = weighted_median((shard.seconds_per_frame, shard.table.num_rows) for shard in shards)
 
     @property
     def size(self) -> DatasetSize:

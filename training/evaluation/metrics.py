@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.measures import MAX_PSNR
+from tokenize_offline.metrics import MAX_PSNR
 from training.evaluation.metric_names import DEFAULT_METRICS, FRAME_METRICS
 from training.metrics import i3d
 from training.metrics.backbones import I3D

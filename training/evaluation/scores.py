@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenize_offline.clips.sampling import Draws
+from tokenize_offline.clips.sampling import KeyedRandom
 from training.evaluation.metrics import RISING, MetricSet
 from training.inference.session import WorldModel
 from training.metrics.fvd import frechet_distance
@@ -59,7 +59,7 @@ def score_clip(model: WorldModel, clip: Clip, sampling: Sampling, at_once: int, 
         metrics: To score with.
     """
     context, videos = model.id_layout.context_length, []
-    seed = Draws("evaluate", sampling.seed, clip.dataset, clip.key).below("noise", 1 << 53)
+    seed = KeyedRandom("evaluate", sampling.seed, clip.dataset, clip.key).below("noise", 1 << 53)
     for first in range(0, sampling.samples, at_once):
         batch = dataclasses.replace(sampling, samples=min(at_once, sampling.samples - first), seed=seed)
         prediction = predict_clip(model, clip, batch, first_sample=first)

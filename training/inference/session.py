@@ -103,7 +103,7 @@ class WorldModel:
     def max_steps(self) -> int:
         """Future frames that fit into the positions before the context slides."""
         room = self.network.config.max_position_embeddings - self.id_layout.prefix_length + 1
-        return room // self.id_layout.future_ids
+        return room // self.id_layout.tokens_per_future_frame
 
     def start(
         self,
@@ -236,7 +236,7 @@ class Session:
     def _is_full(self) -> bool:
         """Whether no further frame fits into the positions."""
         positions = self._model.network.config.max_position_embeddings
-        return self._position + 1 + self._model.id_layout.future_ids > positions
+        return self._position + 1 + self._model.id_layout.tokens_per_future_frame > positions
 
     def _predict(self, action: Action | None) -> torch.Tensor | None:
         """Draw the next frame's ids, which `_decoded` decodes later; gives the reward. See `step`."""
@@ -279,7 +279,7 @@ class Session:
         Rows advance apart: each as far as its draft was right.
         """
         id_layout, network, decoder = self._model.id_layout, self._model.network, self._model.decoder
-        rows, count, device = len(self._recent), id_layout.future_ids, self._model.device
+        rows, count, device = len(self._recent), id_layout.tokens_per_future_frame, self._model.device
         noise = torch.from_numpy(self._noise()).to(device)
         drafted = len(self._ids) > 1
         # The id before the frame and the frame's own, drafted at first; what stands beyond is fed but never looked at.
@@ -323,7 +323,7 @@ class Session:
 
     def _noise(self) -> np.ndarray:
         """(R, 17) uniform numbers for the ids of the next frame."""
-        count = self._model.id_layout.future_ids
+        count = self._model.id_layout.tokens_per_future_frame
         drawn = uniforms(self.seed, self._samples, self.steps, count, self._first_sample)
         return np.tile(drawn, (len(self._recent) // self._samples, 1))
 
@@ -335,4 +335,4 @@ class Session:
 
 def _spare_positions(id_layout: IdLayout) -> int:
     """Positions that a pass may touch beyond the last that counts, since all rows are fed blocks of one length."""
-    return id_layout.future_ids + 2 + _LONGEST
+    return id_layout.tokens_per_future_frame + 2 + _LONGEST

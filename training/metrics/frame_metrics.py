@@ -6,7 +6,7 @@ Both agree with the published evaluation, so that numbers can stand beside its o
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tokenize_offline.measures import psnr
+from tokenize_offline.metrics import psnr
 
 # Pixels of SSIM's window. Windows that would reach beyond a frame don't count: torchmetrics' own mean has them, over mirrored
 # pixels, which moves it by up to 0.02.

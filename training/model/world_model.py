@@ -125,7 +125,7 @@ class WorldModelNetwork(nn.Module):
     def _action_loss(self, hidden: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Every id of a future frame, its start included, tells the action that led to the frame."""
         told = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
-        told = told.unflatten(1, (-1, self.layout.future_ids))
+        told = told.unflatten(1, (-1, self.layout.tokens_per_future_frame))
         lead = self.layout.context_length - 1
         return squared_error(told, action[:, lead : lead + told.shape[1], None])
 
@@ -140,7 +140,7 @@ class WorldModelNetwork(nn.Module):
             ValueError: `action` is missing or of another shape.
         """
         embedded = self.llm.model.embed_tokens(ids)
-        first, step, lead = self.layout.prefix_length - 1, self.layout.future_ids, self.layout.context_length - 1
+        first, step, lead = self.layout.prefix_length - 1, self.layout.tokens_per_future_frame, self.layout.context_length - 1
         futures = -(-(ids.shape[1] - first) // step)
         if not self.action_dim or futures <= 0:
             return embedded
@@ -164,8 +164,8 @@ class WorldModelNetwork(nn.Module):
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
         """(B, f): rewards read at the last id of each whole future frame in hidden states (B, L, width)."""
-        last = self.layout.prefix_length - 2 + self.layout.future_ids
-        return self.reward_linear(hidden[:, last :: self.layout.future_ids]).squeeze(-1)
+        last = self.layout.prefix_length - 2 + self.layout.tokens_per_future_frame
+        return self.reward_linear(hidden[:, last :: self.layout.tokens_per_future_frame]).squeeze(-1)
 
     def save_transformer(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
         """Write a transformer folder in the published layout: plain Llama names where there are no heads.

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from tokenize_offline.measures import perplexity
+from tokenize_offline.metrics import perplexity
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.tokenizer_training.ema import ExponentialMovingAverage
 

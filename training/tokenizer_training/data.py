@@ -23,7 +23,7 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.shards import read_sample
 from pipeline.processes.child_processes import follow_parent
 from tokenize_offline.clips.decode import decode_frame
-from tokenize_offline.clips.sampling import Draws, draw_augmentation, stride_of
+from tokenize_offline.clips.sampling import KeyedRandom, draw_augmentation, stride_of
 from tokenize_offline.clips.transforms import augment, to_square
 from training.data.episode_index import EpisodeRow, EpisodeRows
 from training.data.sampler import DatasetSize, SampleOrder
@@ -110,7 +110,7 @@ class TokenizerClips(Dataset[Drawn]):
     def _draw(self, sample: int) -> Drawn:
         dataset, number = self._order[sample]
         rows, unread = self._table[dataset], dict[str, Unread]()
-        others = Draws("substitute", self._tokenizer.seed, sample)
+        others = KeyedRandom("substitute", self._tokenizer.seed, sample)
         for attempt in range(_MOST_TRIED):
             row = rows[number]
             try:
@@ -141,7 +141,7 @@ class TokenizerClips(Dataset[Drawn]):
         side = self._tokenizer.resolution
         if self._clips.views == 1:
             return to_square(pixels, side)
-        return augment(pixels, side, draw_augmentation(Draws(self._tokenizer.seed, sample), self._clips, row.shape))
+        return augment(pixels, side, draw_augmentation(KeyedRandom(self._tokenizer.seed, sample), self._clips, row.shape))
 
 
 def sample_generator(seed: int, sample: int) -> np.random.Generator:

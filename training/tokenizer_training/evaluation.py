@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenize_offline.measures import psnr
+from tokenize_offline.metrics import psnr
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.metrics.lpips import LPIPS
 from training.tokenizer_training.codebooks import CodebookUse

@@ -251,9 +251,9 @@ def settle_precision(recipe: Recipe, known: str | None, told: bool) -> Recipe:
     """
     training = recipe.training
     choice = choose_precision("training.precision", training.precision, slow_precisions(own_device()), known)
-    if choice.why and told:
-        log.warning("%s", choice.why)
-    return dataclasses.replace(recipe, training=dataclasses.replace(training, precision=choice.used))
+    if choice.reason and told:
+        log.warning("%s", choice.reason)
+    return dataclasses.replace(recipe, training=dataclasses.replace(training, precision=choice.precision))
 
 
 def _require_clips(recipe: Recipe, store: TokenStore) -> None:

@@ -75,7 +75,7 @@ class ValidationLoss:
         """The losses, the same on every rank. Call it on all ranks."""
         layout, place = self._store.layout, processes.place
         # The first future frame's own special id carries no label.
-        ids_per_frame = np.full(layout.clip_length - layout.context_length, layout.future_ids)
+        ids_per_frame = np.full(layout.clip_length - layout.context_length, layout.tokens_per_future_frame)
         ids_per_frame[0] -= 1
         totals = torch.zeros(len(self._store.datasets), len(ids_per_frame), dtype=torch.float64, device=processes.device)
         rounds = -(-len(self._rows) // (self._micro_batch * place.world_size))
@@ -89,7 +89,9 @@ class ValidationLoss:
                 dataset = self._dataset[chosen]
                 clips = self._store.read(self._store.datasets, dataset, self._rows[chosen], *self._columns)
                 output = engine(*as_batch(clips).to(processes.device))
-                losses = torch.nn.functional.pad(output.id_losses.double(), (1, 0)).unflatten(1, (-1, layout.future_ids))
+                losses = torch.nn.functional.pad(output.id_losses.double(), (1, 0)).unflatten(
+                    1, (-1, layout.tokens_per_future_frame)
+                )
                 # No product with 0: one loss that isn't finite would spread to frames and clips that it isn't of.
                 by_frame = losses.sum(dim=2).where(counts[:, None], 0.0)
                 totals.index_add_(0, torch.from_numpy(dataset).to(processes.device), by_frame)

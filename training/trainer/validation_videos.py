@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.common.temp_dirs import locked_folder
-from tokenize_offline.pretrained.weight_files import first_not_finite
+from tokenize_offline.pretrained.weight_files import first_nonfinite
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.data.loader import Batch, as_batch
 from training.distributed import Processes
@@ -68,7 +68,7 @@ class ValidationVideos:
         return animations
 
     def _predict_if_sound(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
-        if (bad := first_not_finite(weights)) is not None:
+        if (bad := first_nonfinite(weights)) is not None:
             log.warning("step %d: no predictions, since %s holds NaN or infinite numbers", done, bad)
             return {}
         return self._predict(weights, done)

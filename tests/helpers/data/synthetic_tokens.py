@@ -36,9 +36,9 @@ def clip_ids(layout: TokenLayout, count: int, seed: int) -> np.ndarray:
     ids[:, : layout.prefix_length] = random.integers(0, layout.num_vq_embeddings, (count, layout.prefix_length))
     code = layout.num_vq_embeddings + random.integers(0, layout.num_dyn_embeddings, (count, 1))
     ids[:, layout.prefix_length :] = code
-    ids[:, layout.prefix_length - 1 :: layout.future_ids] = layout.start_of_future
+    ids[:, layout.prefix_length - 1 :: layout.tokens_per_future_frame] = layout.start_of_future
     for frame in range(1, layout.context_length):
-        ids[:, frame * layout.context_ids - 1] = layout.start_of_context
+        ids[:, frame * layout.tokens_per_context_frame - 1] = layout.start_of_context
     return ids
 
 

@@ -62,9 +62,11 @@ def clip_ids(rows: int, seed: int = 0, clip_length: int = CLIP_LENGTH) -> torch.
     """(rows, L) ids that a tokenizer of this layout could have made."""
     shape = layout(clip_length)
     random = np.random.default_rng(seed)
-    grid = random.integers(0, shape.num_vq_embeddings, (rows, shape.context_length, shape.context_ids))
+    grid = random.integers(0, shape.num_vq_embeddings, (rows, shape.context_length, shape.tokens_per_context_frame))
     grid[:, :, 0] = shape.start_of_context
-    future = random.integers(0, shape.num_dyn_embeddings, (rows, clip_length - shape.context_length, shape.future_ids))
+    future = random.integers(
+        0, shape.num_dyn_embeddings, (rows, clip_length - shape.context_length, shape.tokens_per_future_frame)
+    )
     future += shape.num_vq_embeddings
     future[:, :, 0] = shape.start_of_future
     return torch.from_numpy(np.concatenate([grid.reshape(rows, -1)[:, 1:], future.reshape(rows, -1)], axis=1))

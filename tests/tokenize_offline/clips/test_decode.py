@@ -21,7 +21,7 @@ def test_pixels_are_those_of_the_planned_frames_and_views():
     episode = make_episode(0, 30)
     read = read_clips(episode, CLIPS, views=2, held_out_share=0, side=32)
     assert [plan.view for plan in read.plans] == [0, 1] * 3
-    for plan, place in zip(read.plans, read.pixels_of, strict=True):
+    for plan, place in zip(read.plans, read.clip_index, strict=True):
         frames = np.stack([decode(episode.frames[index]) for index in plan.frames])
         expected = to_square(frames, 32) if plan.augmentation is None else augment(frames, 32, plan.augmentation)
         assert torch.allclose(read.pixels[place], expected, atol=1e-6)
@@ -37,7 +37,7 @@ def test_actions_and_rewards_are_those_at_the_clips_frames():
 
 def test_a_short_episode_reads_its_one_clip_once_for_all_its_rows():
     read = read_clips(make_episode(0, 3), CLIPS, views=1, held_out_share=0, side=32)
-    assert read.pixels_of == [0, 0, 0] and len(read.pixels) == 1
+    assert read.clip_index == [0, 0, 0] and len(read.pixels) == 1
     assert read.plans[0].frames == (0, 1, 2, 2, 2, 2)
     assert read.action[0, :, 0].tolist() == [0, 1, 2, 2, 2, 2]
 

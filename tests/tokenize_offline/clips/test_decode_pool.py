@@ -36,7 +36,7 @@ def test_clips_are_those_that_this_process_reads(pool):
         assert len(got.pixels) == len(expected.pixels)
         assert all(torch.equal(one, other) for one, other in zip(got.pixels, expected.pixels, strict=True))
         assert np.array_equal(got.action, expected.action) and np.array_equal(got.reward, expected.reward)
-        assert (got.plans, got.pixels_of, got.held_out) == (expected.plans, expected.pixels_of, expected.held_out)
+        assert (got.plans, got.clip_index, got.held_out) == (expected.plans, expected.clip_index, expected.held_out)
 
 
 def test_an_episode_that_kills_its_reader_twice_is_dropped_and_no_other(pool):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips.sampling import (
-    Draws,
     EpisodeShape,
+    KeyedRandom,
+    are_held_out,
     draw_augmentation,
-    held_out_among,
     is_held_out,
     plan_clips,
     resolve_clips,
@@ -88,7 +88,7 @@ def test_a_long_enough_episode_never_repeats_a_frame_at_whole_strides(episode, c
 @given(episodes, st.integers(0, 2**31), st.integers(1, 2))
 def test_crops_lie_inside_the_frame_with_an_area_near_the_recipe(episode, seed, view):
     clips = resolved(seed=seed)
-    augmentation = draw_augmentation(Draws(seed, view), clips, episode)
+    augmentation = draw_augmentation(KeyedRandom(seed, view), clips, episode)
     box = augmentation.crop
     short = min(episode.height, episode.width)
     assert box.top >= 0 and box.top + box.height <= episode.height
@@ -102,7 +102,7 @@ def test_crops_lie_inside_the_frame_with_an_area_near_the_recipe(episode, seed, 
 
 def test_jitter_comes_in_every_order():
     clips = resolved()
-    orders = {tuple(name for name, _ in draw_augmentation(Draws(n), clips, EPISODE).jitter) for n in range(600)}
+    orders = {tuple(name for name, _ in draw_augmentation(KeyedRandom(n), clips, EPISODE).jitter) for n in range(600)}
     assert len(orders) == 24
 
 
@@ -160,7 +160,7 @@ def test_held_out_episodes_are_about_the_share_and_do_not_depend_on_the_seed():
 
 @given(st.text(), st.lists(st.text(), max_size=8), st.floats(0, 1))
 def test_many_episodes_are_held_out_as_each_of_them_is(dataset, keys, share):
-    assert held_out_among(dataset, keys, share).tolist() == [is_held_out(dataset, key, share) for key in keys]
+    assert are_held_out(dataset, keys, share).tolist() == [is_held_out(dataset, key, share) for key in keys]
 
 
 def test_lengths_follow_the_tokenizer_and_bad_ones_are_refused():

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConfigError
-from tokenize_offline.distributed.env import environment_number, first_host, own_share, slurm_variables, tasks_per_node
+from tokenize_offline.distributed.env import environment_number, first_host, slurm_variables, tasks_per_node, worker_share
 
 STEP = {
     "SLURM_JOB_ID": "123456",
@@ -84,16 +84,16 @@ def test_tasks_per_node_are_spelled_out():
 
 @given(st.integers(0, 60), st.integers(1, 9))
 def test_shares_are_all_tasks_each_once_and_even(tasks, count):
-    shares = [own_share(range(tasks), index, count, {}) for index in range(count)]
+    shares = [worker_share(range(tasks), index, count, {}) for index in range(count)]
     assert sorted(task for share in shares for task in share) == list(range(tasks))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_the_index_comes_from_an_array_job_only_when_it_is_one_of_several():
-    assert own_share("abcd", None, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["b", "d"]
-    assert own_share("abcd", None, 4, {"JOB_COMPLETION_INDEX": "0"}) == ["a"]
-    assert own_share("abcd", 0, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["a", "c"]
-    assert own_share("abcd", None, 1, {"SLURM_ARRAY_TASK_ID": "1"}) == list("abcd")
+    assert worker_share("abcd", None, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["b", "d"]
+    assert worker_share("abcd", None, 4, {"JOB_COMPLETION_INDEX": "0"}) == ["a"]
+    assert worker_share("abcd", 0, 2, {"SLURM_ARRAY_TASK_ID": "1"}) == ["a", "c"]
+    assert worker_share("abcd", None, 1, {"SLURM_ARRAY_TASK_ID": "1"}) == list("abcd")
 
 
 @pytest.mark.parametrize(
@@ -101,4 +101,4 @@ def test_the_index_comes_from_an_array_job_only_when_it_is_one_of_several():
 )
 def test_impossible_shares_say_what_to_do(index, count, said):
     with pytest.raises(ConfigError, match=said):
-        own_share("abcd", index, count, {})
+        worker_share("abcd", index, count, {})

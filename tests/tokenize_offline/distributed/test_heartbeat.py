@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenize_offline.distributed import heartbeat
-from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, heartbeat_sent
+from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, sending_heartbeats
 from tokenize_offline.distributed.worker_group import Fleet
 
 
@@ -41,7 +41,7 @@ def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
     assert taken == list("abcde")
 
     def finish_late():
-        with heartbeat_sent(store, 2):
+        with sending_heartbeats(store, 2):
             time.sleep(4)
             slow.report("slow")
 
@@ -62,7 +62,7 @@ def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
         class Store:
             def add(self, key, number):
                 time.sleep(0 if {answers} else 60)
-        with heartbeat.heartbeat_sent(Store(), 1):
+        with heartbeat.sending_heartbeats(Store(), 1):
             time.sleep(5)
     """
     done = subprocess.run(

@@ -17,7 +17,7 @@ from synthetic_episodes import tiny_model, tiny_tokenizer
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.common.manifests import sha256_of
-from tokenize_offline.pretrained.weight_files import conversion, find_weights, first_not_finite
+from tokenize_offline.pretrained.weight_files import conversion, find_weights, first_nonfinite
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.tokenizer.loading import WEIGHTS_NAME, copy, locate, weights_sha256
 
@@ -127,10 +127,10 @@ def test_weights_that_are_quantized_are_refused_by_kind(tmp_path, dtype):
 )
 def test_a_single_number_that_is_none_is_found(value, dtype, place):
     tensor = torch.full((100,), torch.finfo(torch.float16).max, dtype=dtype)
-    assert first_not_finite({"fine": tensor}) is None
+    assert first_nonfinite({"fine": tensor}) is None
     spoiled = tensor.clone()
     spoiled[place] = value
-    assert first_not_finite({"fine": tensor, "spoiled": spoiled}) == "spoiled"
+    assert first_nonfinite({"fine": tensor, "spoiled": spoiled}) == "spoiled"
 
 
 @pytest.mark.parametrize(

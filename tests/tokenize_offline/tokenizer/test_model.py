@@ -10,7 +10,7 @@ from synthetic_episodes import TINY, tiny_model
 from pipeline.common.errors import ConfigError
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock, stack_context
-from tokenize_offline.tokenizer.model import cut_patches, join_patches
+from tokenize_offline.tokenizer.model import patchify, unpatchify
 
 PUBLISHED_256 = CompressiveVQConfig(resolution=256, block_out_channels=(128, 256, 256, 512, 768), max_att_resolution=32)
 
@@ -62,14 +62,14 @@ def test_parameter_counts_are_the_published_ones(config, millions):
 
 def test_published_sequences_have_the_published_lengths():
     id_layout = CompressiveVQConfig().id_layout
-    assert (id_layout.vocabulary, id_layout.ids_of_clip(16), id_layout.future_frames(751)) == (16386, 751, 14)
+    assert (id_layout.vocabulary, id_layout.tokens_per_clip(16), id_layout.future_frames(751)) == (16386, 751, 14)
     with pytest.raises(ValueError, match="750 ids are no clip"):
         id_layout.future_frames(750)
 
 
 def test_special_ids_stand_where_the_layout_says(model, clips):
     ids, id_layout = model.tokenize(clips), model.id_layout
-    assert ids.shape == (2, id_layout.ids_of_clip(5))
+    assert ids.shape == (2, id_layout.tokens_per_clip(5))
     special = (ids >= id_layout.start_of_context).nonzero()[:, 1].reshape(2, -1)
     assert special.tolist() == [[256, 513, 530, 547]] * 2
     assert (ids[:, 256] == id_layout.start_of_context).all()
@@ -151,10 +151,10 @@ def test_context_maps_are_stacked_along_height_in_time_order():
 
 def test_patches_hold_row_column_channel_and_join_to_the_map():
     latents = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
-    cut = cut_patches(latents, 2)
+    cut = patchify(latents, 2)
     assert cut.shape == (2, 4, 12)
     assert torch.equal(cut[0, 1], latents[0, :, 0:2, 2:4].permute(1, 2, 0).flatten())
-    assert torch.equal(join_patches(cut, 4, 2), latents)
+    assert torch.equal(unpatchify(cut, 4, 2), latents)
 
 
 def test_the_training_forward_reaches_every_parameter_and_agrees_with_the_ids(clips):
@@ -189,5 +189,5 @@ def test_other_grids_follow_from_resolution_and_blocks(config):
     model = tiny_model(config=config)
     frames = torch.rand(1, 4, 3, config.resolution, config.resolution)
     ids = model.tokenize(frames)
-    assert ids.shape[1] == config.id_layout.ids_of_clip(4)
+    assert ids.shape[1] == config.id_layout.tokens_per_clip(4)
     assert model.detokenize(ids).shape == frames.shape

@@ -48,7 +48,7 @@ def test_rows_are_the_ids_of_the_planned_clips(tmp_path, config, clips):
     info, table, read, model = tokenized(tmp_path, config, clips)
     ids = np.concatenate(list(fixed_size_column(table, "ids", info.layout.sequence_length)))
     # One at a time, as other clips in the batch must not matter.
-    expected = torch.cat([model.tokenize(read.pixels[place][None]) for place in read.pixels_of])
+    expected = torch.cat([model.tokenize(read.pixels[place][None]) for place in read.clip_index])
     assert np.array_equal(ids, expected.numpy())
     assert (info.layout.goal, info.views) == (clips.goal, clips.views)
     assert table.column("view").to_pylist() == list(range(clips.views)) * clips.per_episode

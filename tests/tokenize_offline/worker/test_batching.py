@@ -1,11 +1,11 @@
-"""Batches across shards: every shard gets the ids of its own clips, in order, whatever the batch."""
+"""Batcher across shards: every shard gets the ids of its own clips, in order, whatever the batch."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenize_offline.worker.batching import Batches, IdsOfShard
+from tokenize_offline.worker.batching import Batcher, ShardTokens
 
 
 class CountingEngine:
@@ -24,10 +24,10 @@ class CountingEngine:
 @given(st.integers(1, 5), st.lists(st.lists(st.integers(0, 4), max_size=4), max_size=5))
 def test_every_shard_gets_its_ids_in_order_and_only_the_last_batch_is_short(batch, shards):
     engine = CountingEngine(batch)
-    batches = Batches(engine)
+    batches = Batcher(engine)
     number, collected = 0, []
     for episodes in shards:
-        shard = IdsOfShard()
+        shard = ShardTokens()
         expected = []
         for clips in episodes:
             numbers = list(range(number, number + clips))
@@ -43,7 +43,7 @@ def test_every_shard_gets_its_ids_in_order_and_only_the_last_batch_is_short(batc
 
 @pytest.mark.parametrize("clips", [1, 4])
 def test_a_shard_is_complete_only_when_all_its_ids_are_there(clips):
-    batches, shard = Batches(CountingEngine(2)), IdsOfShard()
+    batches, shard = Batcher(CountingEngine(2)), ShardTokens()
     batches.add([torch.zeros(1, 1, 1, 1)] * clips, shard)
     assert not shard.complete
     batches.flush()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenize_offline.worker.prefetch import Prefetcher, Reserve
+from tokenize_offline.worker.prefetch import Prefetcher, ReserveBytes
 
 
 def test_results_come_in_the_order_of_their_items_whatever_takes_longest():
@@ -76,7 +76,7 @@ def test_no_more_bytes_are_read_ahead_than_the_budget_but_for_one_item_that_is_l
 
     def source():
         for number, (size, skipped) in enumerate(items):
-            yield Reserve(size)
+            yield ReserveBytes(size)
             with lock:
                 # It is read now; an item that is skipped is dropped at once.
                 at_once.append((size, list(ahead.values())))
@@ -103,7 +103,7 @@ def test_an_item_larger_than_the_budget_waits_until_it_is_alone():
 
     def source():
         for size in (4, 4, 100, 1):
-            yield Reserve(size)
+            yield ReserveBytes(size)
             read.append(size)
             yield size
 
@@ -120,7 +120,7 @@ def test_an_item_larger_than_the_budget_waits_until_it_is_alone():
 def test_leaving_while_the_source_waits_for_room_stops_the_threads():
     def source():
         while True:
-            yield Reserve(10)
+            yield ReserveBytes(10)
             yield 1
 
     with Prefetcher(source(), lambda number: number, threads=2, depth=9, budget=10) as ahead:

@@ -15,7 +15,7 @@ from pipeline.common.manifests import read_manifest
 from pipeline.config.recipe import ClipsConfig
 from tokenize_offline.clips.decode import EpisodeClips, read_clips
 from tokenize_offline.clips.sampling import is_held_out, resolve_clips
-from tokenize_offline.measures import MAX_PSNR
+from tokenize_offline.metrics import MAX_PSNR
 from tokenize_offline.shards.codebook_stats import merged_reconstruction, reconstruction_statistics
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
 from tokenize_offline.worker.encoder import BatchEncoder

@@ -17,7 +17,7 @@ from tokenize_offline.clips.sampling import is_held_out, resolve_clips
 from tokenize_offline.shards.token_shards import fixed_size_column, open_token_shard
 from tokenize_offline.tasks import TokenizeJob, find_shards, fingerprint_of_keys, token_layout
 from tokenize_offline.worker.encoder import BatchEncoder
-from tokenize_offline.worker.prefetch import Reserve
+from tokenize_offline.worker.prefetch import ReserveBytes
 from tokenize_offline.worker.worker import EndOfShard, EpisodeWork, episodes_of, run_worker
 
 CLIPS = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.3), 2)
@@ -56,7 +56,7 @@ def test_rows_are_the_ids_of_the_planned_clips_in_order(tmp_path, engine, model)
                 if is_held_out("made_up", episode.key, 0.3) == held_out:
                     read = read_clips(episode, CLIPS, 2, 0.3, 32)
                     keys += [episode.key] * len(read.plans)
-                    expected += [read.pixels[place] for place in read.pixels_of]
+                    expected += [read.pixels[place] for place in read.clip_index]
                     actions.append(read.action)
             path = tmp_path / "out" / "made_up" / f"{name}.arrow"
             if not keys:
@@ -240,7 +240,15 @@ def test_room_for_an_episode_is_asked_for_before_it_is_read(tmp_path):
     (task,) = find_shards([str(tmp_path / "eps")])
     job = TokenizeJob(CLIPS, token_layout(TINY, CLIPS, "fp32", "ab" * 32), str(tmp_path / "out"))
     steps = list(episodes_of([dataclasses.replace(task, excluded=(1,), excluded_keys="")], job))
-    assert [type(step) for step in steps] == [Reserve, EpisodeWork, Reserve, Reserve, EpisodeWork, Reserve, EndOfShard]
+    assert [type(step) for step in steps] == [
+        ReserveBytes,
+        EpisodeWork,
+        ReserveBytes,
+        ReserveBytes,
+        EpisodeWork,
+        ReserveBytes,
+        EndOfShard,
+    ]
     pixels = 2 * 2 * 4 * 3 * 32 * 32 * 4
     sizes = [entry["size"] for entry in read_manifest(task.source.replace(".tar", ".json")).entries]
-    assert [step.bytes for step in steps if isinstance(step, Reserve)] == [*(2 * size + pixels for size in sizes), 0]
+    assert [step.bytes for step in steps if isinstance(step, ReserveBytes)] == [*(2 * size + pixels for size in sizes), 0]

@@ -23,7 +23,9 @@ def clips(model, rows, frames):
     id_layout = model.id_layout
     generator = torch.Generator().manual_seed(1)
     context = torch.randint(id_layout.num_vq_embeddings, (rows, id_layout.prefix_length - 1), generator=generator)
-    future = torch.randint(id_layout.num_dyn_embeddings, (rows, frames, id_layout.future_ids - 1), generator=generator)
+    future = torch.randint(
+        id_layout.num_dyn_embeddings, (rows, frames, id_layout.tokens_per_future_frame - 1), generator=generator
+    )
     return context, future + id_layout.num_vq_embeddings
 
 

@@ -66,7 +66,7 @@ def test_greedy_ids_with_actions_are_the_best_of_a_forward_over_everything(drive
     padded = torch.stack([torch.zeros(3), *actions])[None].expand(2, -1, -1)
     with torch.no_grad():
         best = driven.network.logits(driven.network.hidden_states(session.ids, padded)).argmax(dim=-1)
-    first, step = driven.id_layout.prefix_length, driven.id_layout.future_ids
+    first, step = driven.id_layout.prefix_length, driven.id_layout.tokens_per_future_frame
     ids, best = session.ids[:, first:], best[:, first - 1 : -1]
     forced = torch.arange(ids.shape[1]) % step == step - 1
     assert torch.equal(ids[:, ~forced], best[:, ~forced])
@@ -82,7 +82,7 @@ def test_drawn_ids_are_those_of_drawing_one_by_one_from_a_forward_over_everythin
     padded = torch.stack([torch.zeros(3), *actions])[None].expand(samples, -1, -1)
     with torch.no_grad():
         logits = driven.network.logits(driven.network.hidden_states(session.ids, padded))
-    first, step = driven.id_layout.prefix_length - 1, driven.id_layout.future_ids
+    first, step = driven.id_layout.prefix_length - 1, driven.id_layout.tokens_per_future_frame
     rule = SamplingRule(5, temperature)
     for frame in range(steps):
         noise = torch.from_numpy(uniforms(3, samples, frame, step))
@@ -240,7 +240,7 @@ def test_context_slides_where_positions_run_out(driven):
     actions = some_actions(8)
     results = session.rollout(actions)
     assert session.steps == 8
-    assert session.ids.shape[1] == short.id_layout.ids_of_clip(2 + 2)
+    assert session.ids.shape[1] == short.id_layout.tokens_per_clip(2 + 2)
     # Steps 7 and 8 follow from a context that is frames 5 and 6.
     slid = torch.stack([results[4].frame, results[5].frame], dim=1)
     assert torch.equal(session.ids[:, : short.id_layout.prefix_length - 1], short.tokenizer.tokenize(slid))

@@ -46,7 +46,7 @@ def test_trained_model_predicts_the_test_split_with_the_ids_of_reencoding(tmp_pa
     assert model.max_steps == 12
     assert result["equal_ids"] == 1.0
     assert result["largest_difference_of_equal_frames"] < 1e-4
-    assert 1 <= result["passes_per_step"] <= model.id_layout.future_ids
+    assert 1 <= result["passes_per_step"] <= model.id_layout.tokens_per_future_frame
     assert 0 <= result["accepted_drafts"] <= 1
     assert result["measured_frames_per_second"] > 0 and result["ratio"] > 0
 

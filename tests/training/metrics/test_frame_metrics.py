@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenize_offline.measures import MAX_PSNR
+from tokenize_offline.metrics import MAX_PSNR
 from training.metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 
 FRAMES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -64,7 +64,7 @@ def test_loss_is_that_of_a_full_forward_with_masked_labels():
 def test_reward_is_read_at_the_last_id_of_each_future_frame_and_compared_with_the_action_that_leads_there():
     network, (ids, action, reward) = tiny_models.network(actions=True, rewards=True), batch()
     output = network(ids, action, reward)
-    last = SHAPE.prefix_length - 2 + SHAPE.future_ids * torch.arange(1, 4)
+    last = SHAPE.prefix_length - 2 + SHAPE.tokens_per_future_frame * torch.arange(1, 4)
     predicted = network.reward_linear(network.hidden_states(ids, action)[:, last])[..., 0]
     assert torch.isclose(output.reward_loss, (predicted - reward[:, 1:4]).square().mean())
     assert torch.isclose(output.loss, output.label_loss + output.reward_loss)
@@ -78,9 +78,9 @@ def test_every_id_of_a_future_frame_tells_the_action_that_led_there_and_losses_a
     output = network(ids, action, reward)
     told = network.action_recon_linear(network.hidden_states(ids, action))
     errors = [
-        (told[:, SHAPE.prefix_length - 1 + SHAPE.future_ids * frame + place] - action[:, 1 + frame]).square()
+        (told[:, SHAPE.prefix_length - 1 + SHAPE.tokens_per_future_frame * frame + place] - action[:, 1 + frame]).square()
         for frame in range(3)
-        for place in range(SHAPE.future_ids)
+        for place in range(SHAPE.tokens_per_future_frame)
     ]
     assert torch.isclose(output.action_loss, torch.stack(errors).mean())
     assert torch.isclose(output.loss, output.label_loss + 3.0 * output.reward_loss + 0.5 * output.action_loss)
@@ -100,7 +100,7 @@ def test_an_action_changes_nothing_before_its_frame():
     changed[:, 2] += 1.0
     with torch.no_grad():
         difference = (network.hidden_states(ids, action) - network.hidden_states(ids, changed)).abs().amax(dim=(0, 2))
-    slot = SHAPE.prefix_length - 1 + SHAPE.future_ids
+    slot = SHAPE.prefix_length - 1 + SHAPE.tokens_per_future_frame
     assert difference[:slot].max() < 1e-6
     assert difference[slot:].min() > 1e-4
 

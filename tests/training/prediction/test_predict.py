@@ -11,7 +11,7 @@ from waves import CLIPS, episode, pixels, write_shard
 
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.episodes.frames import encode_png
-from tokenize_offline.measures import MAX_PSNR
+from tokenize_offline.metrics import MAX_PSNR
 from training import predict
 from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, measure, predict_clip
 from training.prediction.episodes import choose_episodes, open_episodes

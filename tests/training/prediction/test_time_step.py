@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.common.errors import ConfigError, SourceError
 from pipeline.config.recipe import ClipsConfig, Recipe
 from tokenize_offline.clips.sampling import EpisodeShape, is_held_out, stride_of
-from tokenize_offline.shards.codebook_stats import typical
+from tokenize_offline.shards.codebook_stats import weighted_median
 from training import predict
 from training.model.files.locate import CLIPS, RECIPE
 from training.model.files.trained_on import clips_file, read_trained_on
@@ -152,6 +152,6 @@ def test_a_clips_file_that_can_not_be_is_refused_by_name(tmp_path: Path, text: s
 
 
 def test_the_typical_value_is_one_that_occurs_and_unknown_ones_do_not_count():
-    assert typical([(0.2, 3), (None, 50), (0.1, 2)]) == 0.2
-    assert typical([(0.2, 2), (0.1, 2)]) == 0.1
-    assert typical([(None, 3)]) is None and typical([]) is None
+    assert weighted_median([(0.2, 3), (None, 50), (0.1, 2)]) == 0.2
+    assert weighted_median([(0.2, 2), (0.1, 2)]) == 0.1
+    assert weighted_median([(None, 3)]) is None and weighted_median([]) is None

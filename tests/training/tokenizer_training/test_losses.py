@@ -113,7 +113,7 @@ def test_a_trained_tokenizer_goes_on_at_another_context_length(context_length: i
     frames = torch.rand(1, context_length + 1, 3, 32, 32)
     if context_length == 2:
         assert torch.equal(model.eval().tokenize(frames), trained.tokenize(frames))
-    assert model.eval().tokenize(frames).shape[1] == model.id_layout.prefix_length - 1 + model.id_layout.future_ids
+    assert model.eval().tokenize(frames).shape[1] == model.id_layout.prefix_length - 1 + model.id_layout.tokens_per_future_frame
 
 
 def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():

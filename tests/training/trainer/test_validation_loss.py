@@ -78,7 +78,7 @@ def test_the_first_frames_loss_is_of_its_own_ids_and_each_later_ones_of_its_spec
 
 def _frame_means(network, store, name, clips):
     losses = _losses(network, store.rows(name, np.arange(clips)).ids)
-    assert LAYOUT.future_ids == 5 and losses.shape[1] == 14
+    assert LAYOUT.tokens_per_future_frame == 5 and losses.shape[1] == 14
     return [float(part.mean()) for part in losses.split([4, 5, 5], dim=1)]
 
 

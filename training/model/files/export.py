@@ -15,7 +15,7 @@ from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 from pipeline.common.manifests import sha256_of
 from pipeline.config.recipe import Recipe
-from tokenize_offline.pretrained.weight_files import first_not_finite
+from tokenize_offline.pretrained.weight_files import first_nonfinite
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
 from training.model.files.locate import CLIPS, RECIPE, TOKENIZER, TRANSFORMER
@@ -71,7 +71,7 @@ def export_model(
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    if (bad := first_not_finite(weights)) is not None:
+    if (bad := first_nonfinite(weights)) is not None:
         log.error("%s: %s holds NaN or infinite numbers; nothing will open this model: take an earlier checkpoint", folder, bad)
     network.save_transformer(staging / TRANSFORMER, weights)
     if tokenizer is not None:

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import SourceError
-from tokenize_offline.pretrained.config_keys import refused_key, shortened, tell_unknown
+from tokenize_offline.pretrained.config_keys import shortened, unsupported_key, warn_unknown_keys
 from training.model.files.rotary import BY_POSITIONS, rope_parameters
 
 _MODEL_TYPE, _CLASS = "llama", "LlamaForCausalLM"
@@ -118,7 +118,7 @@ def parse_llama_config(text: bytes | str, where: str) -> LlamaConfig:
         raise SourceError(f"{where}: {error}") from error
     except (StrictDataclassError, ArithmeticError, TypeError, KeyError) as error:
         raise SourceError(f"{where} is no Llama configuration ({' '.join(str(error).split())})") from error
-    tell_unknown(raw, _KNOWN, where)
+    warn_unknown_keys(raw, _KNOWN, where)
     return config
 
 
@@ -128,7 +128,7 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"model_type is {kind!r}, not {_MODEL_TYPE}")
     if (classes := raw.get("architectures") or [_CLASS]) != [_CLASS]:
         raise ValueError(f"architectures is {shortened(classes)}; only {[_CLASS]} is computed")
-    if (reason := refused_key(raw, _KNOWN)) is not None:
+    if (reason := unsupported_key(raw, _KNOWN)) is not None:
         raise ValueError(reason)
     fields = {name: raw[name] for name in _KEPT if name in raw}
     for name in (*_SIZES, *_OPTIONAL_SIZES):

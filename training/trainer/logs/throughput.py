@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.config.model import ModelConfig
-from tokenize_offline.measures import entropy
+from tokenize_offline.metrics import entropy
 from tokenize_offline.token_layout import TokenLayout
 
 METRICS_NAME = "metrics.jsonl"

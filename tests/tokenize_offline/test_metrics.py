@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenize_offline.measures import MAX_PSNR, entropy, perplexity, psnr
+from tokenize_offline.metrics import MAX_PSNR, entropy, perplexity, psnr
 
 COUNTS = st.lists(st.integers(0, 1000), min_size=1, max_size=20).map(np.array)
 
