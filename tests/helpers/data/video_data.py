@@ -39,18 +39,31 @@ def write_moving(path, count: int, codec: str = "libx264", rate: int = 25, gop: 
         container.mux(stream.encode())
 
 
+# Both codecs come length by length in MP4 and Matroska, and between start codes in the containers of broadcasting.
+START_CODES = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
+
+
 def remux(source, target) -> None:
-    """The packets of an H.264 file in another container; AVI, which has no pts, gets them in coding order."""
+    """The packets of a file's best video in another container; AVI, which has no pts, gets them in coding order."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
-        (video,) = old.streams.video
-        stream = new.add_stream_from_template(video)
-        annex_b = None
-        if str(target).endswith((".avi", ".mpg")):
-            stream.time_base = 1 / Fraction(round(video.average_rate))
-            annex_b = BitStreamFilterContext("h264_mp4toannexb", video)
+        video = old.streams.best("video")
+        codec = video.codec_context.name
+        # Opaque: not every codec that is decoded has an encoder.
+        stream = new.add_stream_from_template(video, opaque=True)
+        bare = None
+        if str(target).endswith((".avi", ".mpg", ".vob")):
+            if str(target).endswith(".avi"):
+                stream.time_base = 1 / Fraction(video.average_rate)
+            if codec in START_CODES and (video.codec_context.extradata or b"")[:1] == b"\1":
+                bare = BitStreamFilterContext(START_CODES[codec], video)
+        begin = None
         for packet in old.demux(video):
             if packet.dts is not None:
-                for ready in [packet] if annex_b is None else annex_b.filter(packet):
+                # AVI begins at 0 whatever its first packet says; the program ffmpeg moves the others too.
+                begin = packet.dts if begin is None else begin
+                if str(target).endswith(".avi"):
+                    packet.dts, packet.pts = packet.dts - begin, packet.pts - begin
+                for ready in [packet] if bare is None else bare.filter(packet):
                     ready.stream = stream
                     new.mux(ready)
 

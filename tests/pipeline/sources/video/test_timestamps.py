@@ -87,10 +87,79 @@ def test_a_jump_forward_begins_anew_and_a_slow_video_has_none():
 
 
 @pytest.mark.parametrize("nonsense", [0, 5 * STEP, 10**9])
-def test_a_single_frame_whose_time_is_nonsense_has_none(nonsense):
+def test_a_single_frame_whose_time_is_nonsense_keeps_the_pace(nonsense):
     pts = [STEP * n for n in range(40)]
+    assert shown([(nonsense if n == 20 else t, None) for n, t in enumerate(pts)]) == pytest.approx(pts)
+
+
+@pytest.mark.parametrize("nonsense", [0, 10**9])
+def test_a_frame_whose_time_is_nonsense_has_none_where_there_is_no_pace(nonsense):
+    pts = [10 * n * n for n in range(40)]
     got = shown([(nonsense if n == 20 else t, None) for n, t in enumerate(pts)])
     assert got == [None if n == 20 else t for n, t in enumerate(pts)]
+
+
+@st.composite
+def slipped(draw) -> tuple[list[int], list[tuple[int | None, int | None]], float]:
+    """The true times of frames at an even rate, what they say of them, and how long each lasts.
+
+    Half may say nothing. Now and then one or two in a row say the time of others, or nonsense. The first frames say theirs, and
+    the last ones, behind which nothing tells.
+    """
+    count, step = draw(st.integers(10, 80)), draw(st.sampled_from([40, 33.37, 3003]))
+    start = draw(st.integers(-1000, 100_000))
+    true = [start + round(step * number) for number in range(count)]
+    numbers = st.sets(st.integers(2, count - 4), max_size=count // 2)
+    pts: list[int | None] = list(true)
+    dts: list[int | None] = list(true) if draw(st.booleans()) else [None] * count
+    for stamps in (pts, dts):
+        for number in draw(numbers):
+            stamps[number] = None
+    number = draw(st.integers(2, 8))
+    while number < count - 5:
+        for wrong in range(number, number + draw(st.integers(1, 2))):
+            stamps = draw(st.sampled_from([pts, dts]))
+            if stamps is pts or dts[wrong] is not None:
+                stamps[wrong] = true[wrong] + round(step * draw(st.sampled_from([-1000, -5, -3, -2, -1, 1, 2, 3, 5, 1000])))
+        number += draw(st.integers(5, 20))
+    return true, list(zip(pts, dts, strict=True)), step
+
+
+@given(slipped())
+def test_an_even_rate_with_slipped_and_missing_stamps_gives_true_moments_within_a_frame(stream):
+    true, stamps, step = stream
+    got = [(item.time, item.jumps) for item in timed((Stamped(0, *pair, step) for pair in stamps), 250 * step)]
+    assert not any(jumps for _, jumps in got)
+    assert max(abs(time - moment) for (time, _), moment in zip(got, true, strict=True)) <= 1.01 * step
+
+
+def test_of_two_frames_with_the_time_of_a_program_streams_packet_the_right_one_keeps_it():
+    # What FFmpeg says of H.264 with B-frames whose packets are cut by those of the stream, in frames.
+    pts = [0, 1, 2, None, 4, 7, 6, 7, None, None, 10, None, None, 13, 14, 15]
+    dts = [0, 1, None, None, 4, 6, 6, None, 8, None, None, 11, 12, 13, 14, 15]
+    stamps = [tuple(None if one is None else STEP * one for one in pair) for pair in zip(pts, dts, strict=True)]
+    assert times(stamps) == [(STEP * n, False) for n in range(16)]
+
+
+@given(st.integers(2 * AHEAD, 60), st.integers(3, 30), st.sets(st.integers(5, 25), max_size=1))
+def test_a_jump_backwards_of_a_few_frames_begins_anew_though_others_slip(count, back, wrong):
+    one, two = [STEP * n for n in range(count)], [STEP * (count - back + n) for n in range(60)]
+    stamps = [(t - STEP if n in wrong else t, None) for n, t in enumerate(one)] + [(t, None) for t in two]
+    got = times(stamps)
+    assert [n for n, (_, jumps) in enumerate(got) if jumps] == [count]
+    assert [time for time, _ in got] == pytest.approx(one + two)
+
+
+def test_a_last_frame_whose_time_is_not_after_the_others_keeps_the_pace():
+    pts = [STEP * n for n in range(20)]
+    assert shown([(t, None) for t in [*pts, pts[-1]]]) == [*pts, STEP * 20]
+
+
+def test_frames_that_come_without_stamps_at_the_end_keep_the_pace_whatever_they_say_they_last():
+    # AVI: pts in coding order, dts of none of the decoder's last frames, and every frame said to last a tick.
+    pts = [0, 3, 2, 4, 1, 7, 6, 8, 5, 11, 10, 12, 9, 13, 14]
+    stamps = [(STEP * t, STEP * (n + 2) if n < 13 else None) for n, t in enumerate(pts)]
+    assert shown(stamps, step=1) == [STEP * n for n in range(15)]
 
 
 def test_frames_without_any_time_follow_by_how_long_they_last():

@@ -1,0 +1,134 @@
+"""Every real clip shows the same pictures at the same moments in every container that takes it, or is left out."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import pytest
+from video_data import remux
+
+from pipeline.common.errors import BadEpisodeError
+from pipeline.config.catalog import DatasetEntry
+from pipeline.episodes.episode import Episode
+from pipeline.episodes.frames import FrameForm
+from pipeline.sources.video.decoding import Gap, Shown, shown_frames
+from pipeline.sources.video.frame_sampling import sampled
+from pipeline.sources.video.source import VideoSource
+
+ENDINGS = (".avi", ".mkv", ".ts", ".mpg", ".vob")
+
+
+class Clip(NamedTuple):
+    """What is read of a file.
+
+    Attributes:
+        times: Of its frames in seconds, from the first on.
+        frames: The frames, small.
+        flaws: What else is said of it: faults, jumps, frames without a time.
+    """
+
+    times: np.ndarray
+    frames: list[bytes]
+    flaws: list[str]
+
+    @classmethod
+    def of(cls, items: list[Shown | Gap]) -> "Clip":
+        timed = [item for item in items if not isinstance(item, Gap) and item.time is not None]
+        gaps = [item.reason or "time jumps" for item in items if isinstance(item, Gap)]
+        times = np.array([item.time for item in timed], float)
+        untimed = len(items) - len(gaps) - len(timed)
+        return cls(times - times[:1].sum(), [item.frame for item in timed], gaps + ["no time"] * untimed)
+
+    def without(self, count: int) -> "Clip":
+        """Without the first frames."""
+        return Clip(self.times[count:] - self.times[count], self.frames[count:], self.flaws)
+
+
+def read(path: Path) -> list[Shown | Gap]:
+    """All of a video, each frame as a few grey pixels, unturned; a gap with the reason where it is left out."""
+    try:
+        with path.open("rb") as file:
+            return [
+                item if isinstance(item, Gap) else Shown(item.time, item.frame.reformat(16, 16, "gray").to_ndarray().tobytes())
+                for item in shown_frames(file)
+            ]
+    except BadEpisodeError as error:
+        return [Gap(str(error))]
+
+
+def decodable(path: Path) -> int:
+    """How many frames FFmpeg decodes of a file, as it is."""
+    count = 0
+    try:
+        with av.open(str(path)) as container:
+            for _ in container.decode(video=0):
+                count += 1
+    except (av.error.FFmpegError, IndexError):
+        pass
+    return count
+
+
+def differences(one: list[Shown | Gap], other: list[Shown | Gap], path: Path) -> list[str]:
+    """In what a video and its copy in another container differ by more than a frame's time; empty where in nothing."""
+    wanted, found = Clip.of(one), Clip.of(other)
+    if not found.frames and found.flaws:
+        return [] if decodable(path) == 0 else [f"left out, though it can be decoded: {found.flaws}"]
+    if (found.flaws, wanted.flaws) != ([], []):
+        return [f"{found.flaws} in place of {wanted.flaws}"]
+    # An edit list hides the first frames of one clip; other containers have none.
+    hidden = len(found.frames) - len(wanted.frames)
+    if hidden > 0 and decodable(path) == len(found.frames):
+        found, other = found.without(hidden), other[hidden:]
+    if found.frames != wanted.frames:
+        return [f"other frames, or {len(found.frames)} in place of {len(wanted.frames)}"]
+    step = wanted.times[-1] / max(1, len(wanted.times) - 1) or 1.0
+    within = 1.001 * step
+    if np.abs(found.times - wanted.times).max() > within:
+        return [f"moments differ by {np.abs(found.times - wanted.times).max() / step:.1f} frames"]
+    few, few_found = (Clip.of(list(sampled(iter(items), 10))) for items in (one, other))
+    # A video that is longer by up to a frame may reach one moment more.
+    longer = round((found.times[-1] - wanted.times[-1]) / step)
+    both = min(len(few.times), len(few_found.times))
+    if abs(len(few_found.times) - len(few.times)) > abs(longer):
+        return [f"at 10 a second {len(few_found.times)} frames in place of {len(few.times)}"]
+    if np.abs(few.times[:both] - few_found.times[:both]).max() > within:
+        return ["at 10 a second other moments"]
+    return []
+
+
+@pytest.fixture(scope="module")
+def clips(shared) -> dict[Path, list[Shown | Gap]]:
+    """All real clips, read in the containers in which they come."""
+    folder = shared / "data" / "video"
+    found = sorted(path for path in folder.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".mpg", ".avi"))
+    assert len(found) > 40
+    return {path: read(path) for path in found}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_real_clip_keeps_frames_and_moments_in_another_container_or_is_left_out(clips, tmp_path, ending):
+    kept, wrong = set(), {}
+    for path, items in clips.items():
+        target = tmp_path / (path.stem + ending)
+        try:
+            remux(path, target)
+        except (av.error.FFmpegError, ValueError):
+            continue  # FFmpeg writes no such file.
+        if found := differences(items, read(target), target):
+            wrong[path.name] = found
+        kept.add(path.stem)
+        target.unlink()
+    assert wrong == {}
+    assert {"02_cups", "03_blocks", "04_coffee", "nasa_13013"} <= kept
+
+
+@pytest.mark.parametrize("clip", ["02_cups", "04_coffee"])
+def test_a_program_stream_whose_times_repeat_is_one_episode_of_all_frames(shared, tmp_path, clip):
+    remux(shared / "data" / "video" / "hands" / f"{clip}.mp4", tmp_path / "a.mpg")
+    source = VideoSource(
+        str(tmp_path), DatasetEntry("clips", "clips", "video", control_hz=None), FrameForm("jpeg", short_side=64)
+    )
+    (episode,) = [item for shard in source.plan() for _, item in source.read(shard)]
+    assert isinstance(episode, Episode) and episode.passed_over == {}
+    assert (episode.num_frames, episode.rate) == ({"02_cups": 300, "04_coffee": 287}[clip], pytest.approx(30 / 1.001))
