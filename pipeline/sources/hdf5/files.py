@@ -22,6 +22,7 @@ from pipeline.sources.guard import concerns_all
 
 _MAX_TEXT_BYTES = 10_000
 MAX_ARRAY_BYTES = 256 << 20  # taken at once: an array, a block of frames, or what is compressed together
+_MAX_NUMBERS_BYTES = 64 << 20  # of actions or states, of which several copies are held at a time
 # What h5py raises for damage: anything, depending on where in the file it lies.
 DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 
@@ -139,15 +140,15 @@ def dataset(group: h5py.Group, path: str) -> h5py.Dataset:
 
 
 @_limited()
-def array(group: h5py.Group, path: str) -> np.ndarray:
+def array(group: h5py.Group, path: str, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
     """The data set at `path` below a group, whole.
 
     Raises:
-        BadEpisodeError: There is none, or it is larger than any episode.
+        BadEpisodeError: There is none, or it takes more than `limit` bytes, as no episode does.
     """
     found = dataset(group, path)
     # What is compressed together comes out together.
-    if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > MAX_ARRAY_BYTES:
+    if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > limit:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
     return _texts(found, path) if found.dtype.hasobject else np.asarray(found[()])
 
@@ -213,7 +214,7 @@ def numbers(group: h5py.Group, path: str) -> np.ndarray:
     Raises:
         BadEpisodeError: It isn't one.
     """
-    found = array(group, path)
+    found = array(group, path, _MAX_NUMBERS_BYTES)
     if found.ndim != 2 or found.dtype.kind not in "biuf":
         raise BadEpisodeError(f"{path} has the shape {found.shape} and the type {found.dtype}, not rows of numbers")
     return found

@@ -87,7 +87,7 @@ class RobonetSource(Hdf5Source):
         return self._of_images(file, place, most)
 
     def _of_video(self, file: h5py.File, path: str, most: int) -> list[KeptFrame]:
-        data = hdf5.array(file, path).astype(np.uint8).tobytes()
+        data = _encoded(file, path)
         video = hdf5.dataset(file, path)
         stated = int(hdf5.attribute(video, "T"))
         wanted = min(most, stated)
@@ -105,10 +105,19 @@ class RobonetSource(Hdf5Source):
         kept: list[KeptFrame] = []
         swap = False
         while len(kept) < most and hdf5.find(camera, frame := f"frame{len(kept)}") is not None:
-            data = hdf5.array(camera, frame).astype(np.uint8).tobytes()
+            data = _encoded(camera, frame)
             swap = swap if kept else _swapped(hdf5.dataset(camera, frame))
             kept.append(self.form.keep(data, swap, checksummed=False))
         return kept
+
+
+def _encoded(group: h5py.Group, path: str) -> bytes:
+    """An image or a video, which lies there as whole numbers that are bytes."""
+    found = hdf5.array(group, path)
+    wide = found.dtype.itemsize > 1
+    if found.dtype.kind not in "iu" or (wide and found.size and not 0 <= found.min() <= found.max() <= np.iinfo(np.uint8).max):
+        raise BadEpisodeError(f"{path} has the type {found.dtype}, or numbers beyond 0 to 255: no bytes of an image or a video")
+    return found.astype(np.uint8, copy=False).tobytes()
 
 
 def _swapped(frames: h5py.Dataset) -> bool:

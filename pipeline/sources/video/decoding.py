@@ -16,6 +16,7 @@ from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError
 from pipeline.episodes.frames import MAX_PIXELS
 from pipeline.sources.video.containers import bytes_missing, is_lfs_pointer
 from pipeline.sources.video.intact_runs import Fault, SoundFrames
+from pipeline.sources.video.picture_memory import Besides, PictureMemory
 from pipeline.sources.video.timestamps import AHEAD, Stamped, timed
 
 # A video may end so early before it counts as cut short: this share of its stated duration, and so many seconds.
@@ -58,14 +59,15 @@ class Gap:
     cut: bool = False
 
 
-def shown_frames(file: IO[bytes]) -> Iterator[Shown | Gap]:
+def shown_frames(file: IO[bytes], besides: Besides) -> Iterator[Shown | Gap]:
     """All sound frames of a file's best video, and the gaps between its stretches.
 
     Args:
         file: Of any container that FFmpeg reads; seekable.
+        besides: See `PictureMemory`.
 
     Raises:
-        BadEpisodeError: The file is no video, or one that can't be opened.
+        BadEpisodeError: The file is no video, or one that can't be opened, or its pictures need too much memory.
     """
     missing = 0
     try:
@@ -75,7 +77,7 @@ def shown_frames(file: IO[bytes]) -> Iterator[Shown | Gap]:
         there = file.seek(0, io.SEEK_END)
         file.seek(0)
         with av.open(file, mode="r", metadata_errors="replace", options={"format_whitelist": _CONTAINERS}) as container:
-            yield from _Video(container, missing, there).shown()
+            yield from _Video(container, missing, there).shown(PictureMemory(besides))
     except av.error.FFmpegError as error:
         raise DamagedEpisodeError(cut_short(missing) if missing else f"the video can't be decoded: {error.strerror}") from error
     except OSError as error:
@@ -135,9 +137,9 @@ class _Video:
         self._start = float((stream.start_time or 0) * self._unit)
         self._end = self._start  # of the last frame
 
-    def shown(self) -> Iterator[Shown | Gap]:
+    def shown(self, memory: PictureMemory) -> Iterator[Shown | Gap]:
         """See `shown_frames`."""
-        sound = SoundFrames(self._container, self._stream, self._ahead())
+        sound = SoundFrames(self._container, self._stream, memory, self._ahead())
         fault: Fault | None = None
         while not sound.ended:
             for frame, units, jumps in timed(self._stamped(sound.run()), float(_FAR_SECONDS / self._unit), self._ahead()):

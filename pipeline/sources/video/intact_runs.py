@@ -15,6 +15,7 @@ from typing import Any
 import av
 from av.video.frame import PictureType
 
+from pipeline.sources.video.picture_memory import PictureMemory
 from pipeline.sources.video.timestamps import AHEAD
 
 # A demuxer that fails so often in a row gets no further.
@@ -50,12 +51,15 @@ class SoundFrames:
         ended: Whether there are no more runs.
     """
 
-    def __init__(self, container: av.container.InputContainer, stream: av.VideoStream, most_held: int = AHEAD) -> None:
+    def __init__(
+        self, container: av.container.InputContainer, stream: av.VideoStream, memory: PictureMemory, most_held: int = AHEAD
+    ) -> None:
         """See the class.
 
         Args:
             container: Of the video.
             stream: Of the container.
+            memory: Ends the video where it would need too much.
             most_held: Frames that wait until the one on which they may be built is known to be sound.
         """
         self.fault: Fault | None = None
@@ -63,6 +67,7 @@ class SoundFrames:
         self.ended = False
         self._container = container
         self._stream = stream
+        self._memory = memory
         self._most_held = most_held
         # Pts of the last packets that are keyframes by what the container says. Behind a fault AV1's decoder calls other frames
         # so too; most containers of other codecs needn't say it.
@@ -142,6 +147,7 @@ class SoundFrames:
                 if packet is not None and packet.pts is not None:
                     self._sent.append(packet.pts)
             for frame in frames:
+                self._memory.take(frame, self._stream.codec_context.reorder_depth)
                 yield Fault("a frame is damaged", broken=frame.pts) if frame.is_corrupt else frame
 
     def _packets(self) -> Iterator[av.Packet | Fault | None]:

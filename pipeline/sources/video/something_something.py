@@ -63,6 +63,7 @@ class SomethingSource(VideoSource):
 
         Raises:
             ConfigError: There is no such class; the message names the nearest.
+            SourceError: The file that lists the classes holds no such list.
         """
         super().__init__(folder, entry, form)
         if classes is not None and list(classes) == [ALL_CLASSES]:
@@ -137,7 +138,12 @@ class SomethingSource(VideoSource):
 
     def _check_classes(self, classes: Sequence[str]) -> None:
         path = self._label_file("labels.json")
-        known = list(_read_json(path)) if storage.exists(path) else list(something_classes())
+        known = list(something_classes())
+        if storage.exists(path):
+            table = _read_json(path)
+            if not isinstance(table, dict):
+                raise SourceError(f"{path} is no table of classes and their numbers. Fetch it again")
+            known = list(table)
         for name in classes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)

@@ -13,6 +13,7 @@ Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
 import csv
 import io
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar, NamedTuple
@@ -50,6 +51,7 @@ _RATE_ROUNDING = 0.002
 _EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SHRINKING = Interpolation.AREA | _EXACT
 SHRUNK_TO = "gbrp"
+_COPIED = 9  # bytes a pixel: as planes, packed, and encoded or turned upright
 # At full size only colours, of which there are fewer, are enlarged.
 _KEEPING_SIZE = Interpolation.BICUBIC | _EXACT
 
@@ -290,11 +292,15 @@ def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None 
         short_side: To which they are shrunk, in pixels; None keeps their size, and so does a smaller picture.
 
     Raises:
-        BadEpisodeError: The file is no video, can't be opened, or holds a frame that can't become RGB.
+        BadEpisodeError: The file is no video, can't be opened, needs too much memory, or holds a frame that can't become RGB.
     """
     scaler = VideoReformatter()
     upright = Upright()
-    for item in sampled(shown_frames(file), rate):
+
+    def size_of(height: int, width: int) -> tuple[int, int]:
+        return (height, width) if short_side is None else shrunk_size(height, width, short_side)
+
+    for item in sampled(shown_frames(file, lambda *size: _COPIED * math.prod(size_of(*size))), rate):
         if isinstance(item, Gap):
             yield item
             continue
@@ -302,15 +308,14 @@ def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None 
         if time is None:
             yield Picture(None, None)
             continue
-        height, width = size = frame.height, frame.width
-        if short_side is not None:
-            height, width = shrunk_size(*size, short_side)
-        scaling = _KEEPING_SIZE if size == (height, width) else SHRINKING
+        height, width = size = size_of(frame.height, frame.width)
+        scaling = _KEEPING_SIZE if size == (frame.height, frame.width) else SHRINKING
         try:
-            small = scaler.reformat(frame, width, height, SHRUNK_TO, interpolation=scaling, threads=1)
+            # Planes are let go once they are packed.
+            pixels = scaler.reformat(frame, width, height, SHRUNK_TO, interpolation=scaling, threads=1).to_ndarray()
         except av.error.FFmpegError as error:
             raise BadEpisodeError(f"a frame can't be converted to RGB: {error.strerror}") from error
-        yield Picture(time, upright(small.to_ndarray(), frame))
+        yield Picture(time, upright(pixels, frame))
 
 
 def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[tuple[float, np.ndarray]]:

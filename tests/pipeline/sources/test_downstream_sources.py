@@ -128,6 +128,38 @@ def test_bounds_may_lie_in_env(tmp_path):
     assert np.array_equal(robonet_episode(tmp_path).action[:4, 4], [0, 1, 1, 1])
 
 
+@pytest.mark.parametrize("numbers", [np.full(300, 2.5), np.full(300, 1j), np.full(300, 1 << 40), np.full(300, -1, np.int16)])
+@pytest.mark.parametrize(("encoding", "place"), [("jpg", "frame1"), ("mp4", "frames")])
+def test_numbers_that_are_no_bytes_never_pass_for_an_image_or_a_video_of_robonet(tmp_path, encoding, place, numbers):
+    write_robonet(tmp_path / "a.hdf5", encoding=encoding)
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        kept = dict(file[f"env/cam0_video/{place}"].attrs)
+        del file[f"env/cam0_video/{place}"]
+        file[f"env/cam0_video/{place}"] = numbers
+        file[f"env/cam0_video/{place}"].attrs.update(kept)
+    item = robonet_episode(tmp_path)
+    assert f"{place} has the type {numbers.dtype}, or numbers beyond 0 to 255" in item.reason
+
+
+def test_bytes_as_wider_numbers_are_the_same_image(tmp_path):
+    write_robonet(tmp_path / "a.hdf5")
+    usual = robonet_episode(tmp_path).frames
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        data = file["env/cam0_video/frame1"][()].astype(np.int64)
+        del file["env/cam0_video/frame1"]
+        file["env/cam0_video/frame1"] = data
+    assert robonet_episode(tmp_path).frames == usual
+
+
+@pytest.mark.parametrize("place", ["env/state", "policy/actions"])
+def test_rows_far_wider_than_any_robot_are_refused_before_they_are_taken(tmp_path, place):
+    write_robonet(tmp_path / "a.hdf5")
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        del file[place]
+        file.create_dataset(place, (5, 2_000_000), "f8", chunks=(5, 1000), compression="gzip")
+    assert f"{place} has the shape (5, 2000000): empty, or larger than any episode" in robonet_episode(tmp_path).reason
+
+
 def test_public_test_files_are_never_in_train(tmp_path, shared):
     with (shared / "facts" / "robonet_test_files.csv").open() as file:
         assert {row["file"] for row in csv.DictReader(file)} == robonet_test_files()

@@ -136,6 +136,14 @@ def test_damaged_labels_are_an_error_by_name_and_never_become_paths(tmp_path, co
         SomethingSource(str(tmp_path), ENTRY, FORM).plan()
 
 
+@pytest.mark.parametrize("content", ['[{"id": "7"}]', "[]", "3", "null", '"Closing something"'])
+def test_a_list_of_classes_that_is_none_is_an_error_by_name(tmp_path, content):
+    write_labels(tmp_path, LAYOUTS[1])
+    (tmp_path / "labels" / "labels.json").write_text(content)
+    with pytest.raises(SourceError, match=r"labels\.json is no table of classes and their numbers. Fetch it again"):
+        SomethingSource(str(tmp_path), ENTRY, FORM, ["Closing something"])
+
+
 def test_the_default_classes_are_the_published_ones(shared):
     with (shared / "facts" / "something_something_v2_labels.csv").open() as file:
         published = {row["label"] for row in csv.DictReader(file) if row["used_for_pretraining"] == "1"}
