@@ -16,11 +16,11 @@ from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import FrameForm
-from pipeline.ingest.job import Engine, Job, ingest_together
-from pipeline.ingest.outcome import Outcome, check_outcomes, log_passed_over
-from pipeline.ingest.plan import make_plan, with_ends_of
+from pipeline.ingest.job import Engine, IngestJob, ingest_datasets
+from pipeline.ingest.outcome import Outcome, check_outcomes, log_ignored
+from pipeline.ingest.plan import make_plan, with_hashes
 from pipeline.ingest.runners import dask, spark
-from pipeline.ingest.shard_assignment import files_of, read_assignment
+from pipeline.ingest.shard_assignment import assigned_files, read_assignment
 from pipeline.ingest.source_lock import LOCK_FILE, SourceLock
 from pipeline.sources.base import MAX_FRAMES, Source
 from pipeline.sources.locate import KINDS, open_source
@@ -153,7 +153,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
             f"--dataset {' '.join(options.dataset)}: several can be read at once only where they are the catalog's cameras of "
             f"one data set, without --camera; these lie in {', '.join(sorted(folders))}. Run the command once for each"
         )
-    outcomes = ingest_together(jobs, beam_options, options.overwrite, engine)
+    outcomes = ingest_datasets(jobs, beam_options, options.overwrite, engine)
     summaries = []
     for (job, lock), outcome in zip(planned, outcomes, strict=True):
         lock.add(job.units, outcome.records, options.overwrite)
@@ -171,7 +171,7 @@ def _engine(options: Any, beam_options: Sequence[str]) -> Engine | None:
     return functools.partial(chosen[0][0].run, address=chosen[0][1]) if chosen else None
 
 
-def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]]) -> tuple[Job, SourceLock]:
+def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]]) -> tuple[IngestJob, SourceLock]:
     """The plan of one data set, held against its lock file. `ends` are hashes that plans of the same folder share."""
     entry = catalog.dataset(name, options.camera, options.rate)
     if options.no_actions:
@@ -189,7 +189,7 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
     _require_effect(options, source)
     source.skips_missing = bool(options.skip_missing)
     folder = storage.join(options.output, entry.name)
-    with source.one_listing():
+    with source.cached_listing():
         # A store's client takes much memory to list many objects, which is free again when the lock file comes to be read.
         source.listing()
         lock = SourceLock(options.lock or storage.join(folder, LOCK_FILE), source)
@@ -197,12 +197,12 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
         known = ends.setdefault(source.folder, lock.known_hashes())
         units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
         if source.many_files:
-            units = with_ends_of(units, source, known, lock.files() | files_of(made))
+            units = with_hashes(units, source, known, lock.files() | assigned_files(made))
         known.update((file, hashed) for unit in units for file, hashed in ends_of(unit.inputs).items() if hashed is not None)
-        log_passed_over(entry.name, source.passed_over)
+        log_ignored(entry.name, source.ignored)
         if not options.overwrite:
             lock.check(units)
-    return Job(units, source, entry.name, folder), lock
+    return IngestJob(units, source, entry.name, folder), lock
 
 
 # Options that some kinds of source have no use for, and the kinds that do.
@@ -240,7 +240,7 @@ def _summary(dataset: str, folder: str, outcome: Outcome) -> dict[str, Any]:
         "frames_made": outcome.frames_made,
         "bytes": sum(record.bytes for record in records),
         "left_out": sum(len(record.left_out) for record in records),
-        "passed_over": dict(sorted(outcome.passed_over.items())),
+        "passed_over": dict(sorted(outcome.ignored.items())),
         "failed": outcome.failures,
         "seconds": round(outcome.seconds, 3),
     }

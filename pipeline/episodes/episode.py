@@ -44,7 +44,7 @@ class Episode:
         is_terminal: (T,) bool or None.
         stray_bytes: JPEGs among its frames have stray bytes between their parts, by a source whose checksum proved them: for
             readers these are no damage.
-        passed_over: What its source has of it that was not taken, as reason -> count; no shard keeps it, the record counts it.
+        ignored: What its source has of it that was not taken, as reason -> count; no shard keeps it, the record counts it.
     """
 
     key: str
@@ -65,7 +65,7 @@ class Episode:
     reward: np.ndarray | None = field(default=None, repr=False)
     is_terminal: np.ndarray | None = field(default=None, repr=False)
     stray_bytes: bool = False
-    passed_over: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
+    ignored: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_frames(self) -> int:

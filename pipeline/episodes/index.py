@@ -117,7 +117,7 @@ def write_index(
     dataset: str,
     records: Iterable[ShardManifest],
     missing: Sequence[str],
-    passed_over: Mapping[str, int] | None = None,
+    ignored: Mapping[str, int] | None = None,
     filtered: Mapping[str, int] | None = None,
 ) -> list[ShardManifest]:
     """Write `index.parquet` and `dataset.json` into a data set's folder.
@@ -127,7 +127,7 @@ def write_index(
         dataset: Its name.
         records: Of all its shards, in order; taken one by one, because each holds an entry for every episode.
         missing: Names of shards that could not be made.
-        passed_over: Reason -> how many of what the plan did not take; what the records count is added.
+        ignored: Reason -> how many of what the plan did not take; what the records count is added.
         filtered: Split -> how many episodes the plan did not want; likewise.
 
     Returns:
@@ -146,7 +146,7 @@ def write_index(
         )
     write_table(storage.join(folder, INDEX_FILE), table)
     text = json.dumps(
-        _summary(dataset, kept, missing, passed_over or {}, filtered or {}), indent=1, sort_keys=True, ensure_ascii=False
+        _summary(dataset, kept, missing, ignored or {}, filtered or {}), indent=1, sort_keys=True, ensure_ascii=False
     )
     storage.write_bytes(storage.join(folder, SUMMARY_FILE), text.encode() + b"\n")
     return kept
@@ -176,7 +176,7 @@ def _summary(
     dataset: str,
     records: Sequence[ShardManifest],
     missing: Sequence[str],
-    passed_over: Mapping[str, int],
+    ignored: Mapping[str, int],
     filtered: Mapping[str, int],
 ) -> dict[str, Any]:
     splits: dict[str, collections.Counter[str]] = {}
@@ -198,12 +198,12 @@ def _summary(
         "made_with": common,
         "splits": {split: dict(counts) for split, counts in splits.items()},
         "actions": dict(actions),
-        "passed_over": dict(sorted(count_passed_over(records, passed_over).items())),
+        "passed_over": dict(sorted(count_ignored(records, ignored).items())),
         "missing_shards": list(missing),
     }
 
 
-def count_passed_over(records: Iterable[ShardManifest], planned: Mapping[str, int]) -> collections.Counter[str]:
+def count_ignored(records: Iterable[ShardManifest], planned: Mapping[str, int]) -> collections.Counter[str]:
     """Reason -> how many of what was not taken: while planning, and while the shards were made."""
     total = collections.Counter(planned)
     for record in records:

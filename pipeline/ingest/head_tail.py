@@ -26,7 +26,7 @@ def head_tail_hash(path: str, size: int) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def read_ends(folder: str, sizes: Mapping[str, int], names: Collection[str]) -> dict[str, str | None]:
+def head_tail_hashes(folder: str, sizes: Mapping[str, int], names: Collection[str]) -> dict[str, str | None]:
     """Name -> hash of its ends, of some files of a folder, many at once.
 
     Args:

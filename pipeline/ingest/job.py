@@ -21,10 +21,10 @@ from pipeline.common.progress import progress_line
 from pipeline.episodes import index
 from pipeline.episodes.naming import parse_shard_name, written
 from pipeline.episodes.skipped import write_skipped
-from pipeline.ingest.outcome import Outcome, log_passed_over
+from pipeline.ingest.outcome import Outcome, log_ignored
 from pipeline.ingest.plan import WorkUnit
 from pipeline.ingest.runners import beam
-from pipeline.ingest.work_unit import UnitGroup, UnitJob, take_failures
+from pipeline.ingest.work_unit import UnitGroup, UnitJob, collect_failures
 from pipeline.sources.base import Source
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _LOCAL_POLL, _REMOTE_POLL = 0.5, 5.0  # seconds between looks at what is publish
 
 
 @dataclass(frozen=True)
-class Job:
+class IngestJob:
     """One data set to be ingested.
 
     Attributes:
@@ -58,12 +58,12 @@ def ingest(
     beam_options: Sequence[str],
     overwrite: bool,
 ) -> Outcome:
-    """Make all shards of one data set; see `ingest_together`."""
-    return ingest_together([Job(units, source, dataset, folder)], beam_options, overwrite)[0]
+    """Make all shards of one data set; see `ingest_datasets`."""
+    return ingest_datasets([IngestJob(units, source, dataset, folder)], beam_options, overwrite)[0]
 
 
-def ingest_together(
-    jobs: Sequence[Job], beam_options: Sequence[str], overwrite: bool, engine: Engine | None = None
+def ingest_datasets(
+    jobs: Sequence[IngestJob], beam_options: Sequence[str], overwrite: bool, engine: Engine | None = None
 ) -> list[Outcome]:
     """Make all shards of data sets that aren't there yet, and the index of all that are.
 
@@ -88,10 +88,10 @@ def ingest_together(
     return [_finish(job, units, seconds) for job, units in zip(jobs, work, strict=True)]
 
 
-def _unfinished(job: Job, overwrite: bool) -> list[WorkUnit]:
+def _unfinished(job: IngestJob, overwrite: bool) -> list[WorkUnit]:
     """The units of a job that are still to be done; what is left of them is cleared away."""
     if overwrite and job.source.grows:
-        clear_emptied(job.units, job.source, job.folder)
+        remove_emptied_shards(job.units, job.source, job.folder)
     refuse_strays(job.units, job.folder)
     sizes = storage.file_sizes(job.folder)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -99,13 +99,13 @@ def _unfinished(job: Job, overwrite: bool) -> list[WorkUnit]:
     work = [unit for unit, is_done in zip(job.units, done, strict=True) if not is_done]
     for unit in work:
         storage.remove(manifest_path(storage.join(job.folder, unit.shard)))
-    take_failures(job.folder, {unit.shard for unit in job.units})
+    collect_failures(job.folder, {unit.shard for unit in job.units})
     return work
 
 
-def _finish(job: Job, work: Sequence[WorkUnit], seconds: float) -> Outcome:
+def _finish(job: IngestJob, work: Sequence[WorkUnit], seconds: float) -> Outcome:
     """Write the index of a data set and say what became of the units that were to be done."""
-    reasons = take_failures(job.folder, {unit.shard for unit in work})
+    reasons = collect_failures(job.folder, {unit.shard for unit in work})
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda unit: find_done(job.folder, unit.shard, unit.inputs), work))
     # Of two attempts at a unit one may have failed.
@@ -114,21 +114,21 @@ def _finish(job: Job, work: Sequence[WorkUnit], seconds: float) -> Outcome:
         for unit, record in zip(work, found, strict=True)
         if record is None
     }
-    planned = job.source.passed_over
+    planned = job.source.ignored
     records = _write_tables(job, sorted(failures))
-    log_passed_over(job.dataset, index.count_passed_over(records, {}))
-    passed_over = index.count_passed_over(records, planned)
+    log_ignored(job.dataset, index.count_ignored(records, {}))
+    ignored = index.count_ignored(records, planned)
     frames = sum(record.frames for record in found if record is not None)
-    return Outcome(records, len(work) - len(failures), failures, seconds, passed_over, frames)
+    return Outcome(records, len(work) - len(failures), failures, seconds, ignored, frames)
 
 
-def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardManifest]:
+def _write_tables(job: IngestJob, missing: Sequence[str]) -> list[ShardManifest]:
     """Write the index and the ledger of all records in the folder; these, without their entries.
 
     Another run may publish shards of other splits meanwhile. Whichever of the two looks last sees all records of both, because
     each looks again after it has written.
     """
-    planned = job.source.passed_over
+    planned = job.source.ignored
     while True:
         there = index.listed_manifests(job.folder)
         made = index.read_manifests(job.folder)
@@ -139,7 +139,7 @@ def _write_tables(job: Job, missing: Sequence[str]) -> list[ShardManifest]:
             return records
 
 
-def _missing_of_others(job: Job, there: Collection[str]) -> list[str]:
+def _missing_of_others(job: IngestJob, there: Collection[str]) -> list[str]:
     """Shards of other splits that a run before could not make, by the summary that it left, and that are not there since."""
     own = {unit.split for unit in job.units}
     try:
@@ -198,7 +198,7 @@ def refuse_strays(units: Sequence[WorkUnit], folder: str) -> None:
             )
 
 
-def clear_emptied(units: Sequence[WorkUnit], source: Source, folder: str) -> None:
+def remove_emptied_shards(units: Sequence[WorkUnit], source: Source, folder: str) -> None:
     """Remove shards that are not in a plan because none of their files is there any more."""
     planned, splits = {unit.shard for unit in units}, {unit.split for unit in units}
     strays = [record for record in index.read_manifests(folder) if record.shard not in planned]

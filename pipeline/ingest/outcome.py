@@ -22,7 +22,7 @@ class Outcome:
         made: How many shards this run made; the others were there.
         failures: Shard -> why it could not be made.
         seconds: That the work took, planning left out.
-        passed_over: Reason -> how many of what the plan and the shards did not take.
+        ignored: Reason -> how many of what the plan and the shards did not take.
         frames_made: Frames in the shards that this run made.
     """
 
@@ -30,13 +30,13 @@ class Outcome:
     made: int
     failures: dict[str, str]
     seconds: float
-    passed_over: collections.Counter[str] = field(default_factory=collections.Counter)
+    ignored: collections.Counter[str] = field(default_factory=collections.Counter)
     frames_made: int = 0
 
 
-def log_passed_over(dataset: str, passed_over: Mapping[str, int]) -> None:
+def log_ignored(dataset: str, ignored: Mapping[str, int]) -> None:
     """Say what of a data set was not taken, a line a reason."""
-    for reason, count in sorted(passed_over.items()):
+    for reason, count in sorted(ignored.items()):
         _log.warning("%s: passed over %d: %s", dataset, count, reason)
 
 

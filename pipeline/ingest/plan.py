@@ -19,8 +19,8 @@ from pipeline.common.manifests import ENDS, with_ends
 from pipeline.config.catalog import first_view
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import is_split_name, shard_name, written
-from pipeline.ingest.head_tail import read_ends
-from pipeline.ingest.shard_assignment import ShardAssignment, numbered
+from pipeline.ingest.head_tail import head_tail_hashes
+from pipeline.ingest.shard_assignment import ShardAssignment, numbered_shards
 from pipeline.sources.base import Source, SourceShard
 from pipeline.sources.guard import read_guarded
 
@@ -68,7 +68,7 @@ def make_plan(
         SourceError: The source has no files, or two files would give episodes of one key.
         ConfigError: There is no such split, or shards can't be called after it.
     """
-    with source.one_listing():
+    with source.cached_listing():
         return _make_plan(source, splits, max_episodes, shard_bytes, known_hashes or {}, made or {})
 
 
@@ -107,11 +107,11 @@ def _make_plan(
             source_bytes=sum(sizes.get(file.file, 0) for file in chosen),
             inputs={**common, "split": split, "sources": [_identity(source, file, sizes, ends) for file in chosen]},
         )
-        for split, number, chosen in numbered(files, group, made, source.divides_files)
+        for split, number, chosen in numbered_shards(files, group, made, source.divides_files)
     ]
 
 
-def with_ends_of(
+def with_hashes(
     units: Sequence[WorkUnit], source: Source, known_hashes: Mapping[str, str], compared: Collection[str]
 ) -> list[WorkUnit]:
     """Units of a source of many files with the ends of those that are held against something; the others stay unread.
@@ -138,7 +138,7 @@ def _read_unknown(
     """Name as records write it -> hash of its ends, of those files whose ends aren't known, or of those `compared` alone."""
     names = ((file.file, written(file.file)) for file in files)
     unread = {file for file, name in names if name not in known and (compared is None or name in compared)}
-    return {written(file): ends for file, ends in read_ends(source.folder, sizes, unread).items()}
+    return {written(file): ends for file, ends in head_tail_hashes(source.folder, sizes, unread).items()}
 
 
 def _check_names(source: Source, files: Sequence[SourceShard]) -> None:

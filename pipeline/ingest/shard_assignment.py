@@ -36,12 +36,12 @@ def read_assignment(folder: str, divides_files: bool) -> dict[str, list[FileRang
     }
 
 
-def files_of(layout: ShardAssignment) -> set[str]:
+def assigned_files(layout: ShardAssignment) -> set[str]:
     """All files that shards are made of."""
     return {file for places in layout.values() for file, _ in places}
 
 
-def numbered(
+def numbered_shards(
     files: Sequence[SourceShard], group: _Group, made: ShardAssignment, divides_files: bool
 ) -> Iterator[tuple[str, int, list[SourceShard]]]:
     """(split, number, files) of each shard of a plan, split by split.

@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 30  # some millions of files
 
 
 @dataclass(frozen=True, slots=True)
-class FilePrint:
+class FileFingerprint:
     """What a source file is known by.
 
     Attributes:
@@ -44,7 +44,7 @@ class FilePrint:
     ends_sha256: str | None
     tag: str | None = None
 
-    def differs(self, other: "FilePrint") -> bool:
+    def differs(self, other: "FileFingerprint") -> bool:
         """Whether the contents differ for certain."""
         if (self.size, self.ends_sha256) != (other.size, other.ends_sha256):
             return True
@@ -59,7 +59,7 @@ def _kind(tag: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class SourcePrint:
+class SourceFingerprint:
     """What a version of a data set is known by.
 
     Attributes:
@@ -68,17 +68,17 @@ class SourcePrint:
     """
 
     spec_sha256: str | None = None
-    files: Mapping[str, FilePrint] = field(default_factory=dict)
+    files: Mapping[str, FileFingerprint] = field(default_factory=dict)
 
     def fingerprint(self, names: Iterable[str] | None = None) -> str:
         """Of the spec and the files, or of some of them; tags are left out, so that copies agree."""
         chosen = sorted(self.files if names is None else names)
-        known = {name: self.files.get(name, FilePrint(None, None)) for name in chosen}
+        known = {name: self.files.get(name, FileFingerprint(None, None)) for name in chosen}
         files = {name: [print_.size, print_.ends_sha256] for name, print_ in known.items()}
         return fingerprint({"spec_sha256": self.spec_sha256, "files": files})
 
 
-def read_lock(path: str) -> dict[str, SourcePrint]:
+def read_lock(path: str) -> dict[str, SourceFingerprint]:
     """Name of a data set and its version -> what it was when it was ingested; empty where there is no such file.
 
     Raises:
@@ -91,18 +91,18 @@ def read_lock(path: str) -> dict[str, SourcePrint]:
         raw = read_json(path, _file_print, _MOST_BYTES)
         if raw["format"] != _FORMAT:
             raise ValueError(f"its format is {raw['format']!r}")
-        return {name: SourcePrint(one["spec_sha256"], _checked(one["files"])) for name, one in raw["sources"].items()}
+        return {name: SourceFingerprint(one["spec_sha256"], _checked(one["files"])) for name, one in raw["sources"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(f"{path} is no lock file of sources ({error!r}); restore it, or remove it to lock anew") from error
 
 
-def _file_print(parsed: dict[str, Any]) -> FilePrint | dict[str, Any]:
+def _file_print(parsed: dict[str, Any]) -> FileFingerprint | dict[str, Any]:
     """A file's object in a lock file as what it means; any other as it is."""
-    return FilePrint(**parsed) if parsed.keys() == {"size", "ends_sha256", "tag"} else parsed
+    return FileFingerprint(**parsed) if parsed.keys() == {"size", "ends_sha256", "tag"} else parsed
 
 
-def _checked(files: dict[str, Any]) -> dict[str, FilePrint]:
-    if any(not isinstance(known, FilePrint) for known in files.values()):
+def _checked(files: dict[str, Any]) -> dict[str, FileFingerprint]:
+    if any(not isinstance(known, FileFingerprint) for known in files.values()):
         raise ValueError("a file lacks its size, ends or tag")
     return files
 
@@ -173,14 +173,16 @@ class SourceLock:
         spec = next((planned[record.shard].get("spec_sha256") for record in done), None)
         now = self._print(spec, [record.inputs for record in done])
         sound = now.files.keys() - set().union(*map(damaged_files, done))
-        write_lock(self.path, self.name, SourcePrint(now.spec_sha256, {name: now.files[name] for name in sound}), overwrite)
+        write_lock(
+            self.path, self.name, SourceFingerprint(now.spec_sha256, {name: now.files[name] for name in sound}), overwrite
+        )
 
-    def _print(self, spec_sha256: str | None, inputs: Iterable[dict[str, Any]]) -> SourcePrint:
+    def _print(self, spec_sha256: str | None, inputs: Iterable[dict[str, Any]]) -> SourceFingerprint:
         """What plans or records say of their files."""
         tags = self._listed_tags()
         sources = {one["file"]: one for of_shard in inputs for one in of_shard["sources"]}
-        files = {name: FilePrint(one["size"], one.get(ENDS), tags.get(name)) for name, one in sources.items()}
-        return SourcePrint(spec_sha256, files)
+        files = {name: FileFingerprint(one["size"], one.get(ENDS), tags.get(name)) for name, one in sources.items()}
+        return SourceFingerprint(spec_sha256, files)
 
 
 def _locked_name(source: Source) -> str:
@@ -190,7 +192,7 @@ def _locked_name(source: Source) -> str:
     return source.entry.directory or source.entry.name
 
 
-def compare(path: str, name: str, locked: SourcePrint, now: SourcePrint, there: Iterable[str]) -> None:
+def compare(path: str, name: str, locked: SourceFingerprint, now: SourceFingerprint, there: Iterable[str]) -> None:
     """Compare a data set with what the lock file says of it.
 
     Args:
@@ -220,12 +222,12 @@ def compare(path: str, name: str, locked: SourcePrint, now: SourcePrint, there: 
     )
 
 
-def write_lock(path: str, name: str, now: SourcePrint, replace: bool) -> None:
+def write_lock(path: str, name: str, now: SourceFingerprint, replace: bool) -> None:
     """Add to the lock file what a data set is now; with `replace`, forget what it was."""
     known = read_lock(path)
-    before = known.get(name, SourcePrint())
+    before = known.get(name, SourceFingerprint())
     files = now.files if replace else {**before.files, **now.files}
-    after = SourcePrint(now.spec_sha256, {file: files[file] for file in sorted(files)})
+    after = SourceFingerprint(now.spec_sha256, {file: files[file] for file in sorted(files)})
     if not after.files or after == before:
         return
     known[name] = after
@@ -234,7 +236,7 @@ def write_lock(path: str, name: str, now: SourcePrint, replace: bool) -> None:
     storage.write_bytes(path, text.encode() + b"\n")
 
 
-def _as_json(source: SourcePrint) -> dict[str, Any]:
+def _as_json(source: SourceFingerprint) -> dict[str, Any]:
     return {
         "spec_sha256": source.spec_sha256,
         "files": {name: dataclasses.asdict(known) for name, known in source.files.items()},

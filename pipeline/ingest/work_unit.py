@@ -69,11 +69,11 @@ def run_unit(unit: WorkUnit, source: Source, folder: str) -> None:
         (record,) = _make_shards([UnitJob(unit, source, folder)])
         manifests.write_manifest(folder, record)
     except (ProjectError, OSError) as error:
-        leave_failure(folder, unit.shard, str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}")
+        write_failure(folder, unit.shard, str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}")
 
 
-def leave_failure(folder: str, shard: str, reason: str) -> None:
-    """Leave word in the output folder why a shard could not be made; see `take_failures`."""
+def write_failure(folder: str, shard: str, reason: str) -> None:
+    """Leave word in the output folder why a shard could not be made; see `collect_failures`."""
     try:
         storage.write_bytes(_failure_path(folder, shard), json.dumps(written(reason)).encode())
     except OSError:
@@ -89,7 +89,7 @@ class _ShardMaker:
         self._writer = writer
         self._left_out: list[SkippedEpisode] = []
         self._filtered = 0
-        self._passed_over: collections.Counter[str] = collections.Counter()
+        self._ignored: collections.Counter[str] = collections.Counter()
         self._actions: collections.Counter[str] = collections.Counter()
         self._qualities: list[Quality] = []
 
@@ -97,15 +97,15 @@ class _ShardMaker:
         """Take one record of a file: the episode into the shard, or the reason why there is none into the record."""
         if isinstance(item, Episode):
             item = self._taken(file, position, item) or item
-        for reason, count in item.passed_over.items():
+        for reason, count in item.ignored.items():
             # What a source calls things may be in a reason, and must not fill the record.
-            known = reason in self._passed_over or len(self._passed_over) < _MOST_REASONS
-            self._passed_over[reason if known else "for further reasons"] += count
+            known = reason in self._ignored or len(self._ignored) < _MOST_REASONS
+            self._ignored[reason if known else "for further reasons"] += count
         if isinstance(item, Episode):
             return
         if item.filtered:
             self._filtered += 1
-            self._passed_over[item.reason] += 1
+            self._ignored[item.reason] += 1
         else:
             reason = written(item.reason)[:_LONGEST_REASON]
             key = file.key(position)
@@ -121,7 +121,7 @@ class _ShardMaker:
             # What is half in the shard can't be taken back.
             if self._writer.size != before:
                 raise
-            return guard.blamed(error, f"{file.file}, record {position}")
+            return guard.as_bad_episode(error, f"{file.file}, record {position}")
         self._qualities.append(quality)
         self._actions[episode.action_meaning] += 1
         return None
@@ -142,7 +142,7 @@ class _ShardMaker:
             ],
             statistics={
                 "filtered": self._filtered,
-                "passed_over": dict(sorted(self._passed_over.items())),
+                "passed_over": dict(sorted(self._ignored.items())),
                 "actions": dict(sorted(self._actions.items())),
             },
         )
@@ -180,7 +180,7 @@ def _with_ends(parts: Sequence[UnitJob]) -> list[UnitJob]:
             ends[name] = head_tail_hash(storage.join(first.source.folder, names[name]), sizes[name])
         except OSError as error:
             # What reading says of the file becomes the reason why it is left out.
-            if guard.concerns_all(error):
+            if guard.is_infrastructure_error(error):
                 raise
             ends[name] = None
     return [
@@ -192,7 +192,7 @@ def _failure_path(folder: str, shard: str) -> str:
     return storage.join(folder, shard + _FAILED)
 
 
-def take_failures(folder: str, shards: Collection[str] | None = None) -> dict[str, str]:
+def collect_failures(folder: str, shards: Collection[str] | None = None) -> dict[str, str]:
     """Shard -> why it could not be made, as units left it in `folder`; the files that say so are removed.
 
     Args:
@@ -222,7 +222,7 @@ def give_up(task: UnitGroup, reason: str) -> None:
     """Leave word in the output folders that a task could not be done."""
     for part in task:
         if not _is_published(part):
-            leave_failure(part.folder, part.unit.shard, reason)
+            write_failure(part.folder, part.unit.shard, reason)
 
 
 def _is_published(part: UnitJob) -> bool:

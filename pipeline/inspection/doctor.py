@@ -130,7 +130,7 @@ def _check_spec(found: Diagnosis, source: Source) -> None:
         found.differences.append(str(error))
         return
     widths = [None if part.width is None else part.width // part.spans for part in spec.action]
-    found.notes += spec.passed_over
+    found.notes += spec.ignored
     found.spec |= {"camera": entry.image_key, "action": action_meaning(spec.action, widths)}
     if not spec.action:
         found.differences.append("no numeric actions: only action-free models can be trained on it")

@@ -9,7 +9,7 @@ from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError
 from pipeline.episodes.episode import Episode
 from pipeline.sources.base import MAX_RECORDS, BadEpisode, Source, SourceShard, make_episode, pad_actions
-from pipeline.sources.guard import blamed
+from pipeline.sources.guard import as_bad_episode
 from pipeline.sources.tfrecord.example import Columns, feature_values, read_examples
 from pipeline.sources.tfrecord.reader import count_records
 
@@ -54,7 +54,7 @@ class BairSource(Source):
         try:
             return count_records(path)
         except Exception as error:
-            blamed(error, path)
+            as_bad_episode(error, path)
             return None
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
@@ -64,7 +64,7 @@ class BairSource(Source):
             try:
                 item = columns if isinstance(columns, BadEpisode) else self._episode(columns, shard, position)
             except Exception as error:
-                item = blamed(error, f"{shard.file}, record {position}")
+                item = as_bad_episode(error, f"{shard.file}, record {position}")
             yield position, item
 
     def _episode(self, columns: Columns, shard: SourceShard, position: int) -> Episode:

@@ -74,14 +74,14 @@ class BadEpisode:
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
         filtered: It is sound, but the catalog doesn't want it; not left out but passed over, for this reason.
         episodes: How many episodes it would have been; see `pipeline.common.manifests.SkippedEpisode`.
-        passed_over: See `Episode.passed_over`.
+        ignored: See `Episode.ignored`.
     """
 
     reason: str
     kind: str = BadEpisodeError.kind
     filtered: bool = False
     episodes: float = 1
-    passed_over: Mapping[str, int] = field(default_factory=dict, compare=False)
+    ignored: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, error: BadEpisodeError) -> Self:
@@ -96,9 +96,9 @@ class Source(abc.ABC):
         folder: Where its files lie: a local path or URL.
         entry: What is known of the data set.
         form: In which form frames are kept.
-        passed_over: What `plan` saw and does not take, as reason -> how many; each call counts anew. What `read` passes over,
-            the episodes say: `Episode.passed_over`.
-        filtered: How many episodes of each split `plan` saw and doesn't want; `passed_over` has them too, by their reason.
+        ignored: What `plan` saw and does not take, as reason -> how many; each call counts anew. What `read` passes over,
+            the episodes say: `Episode.ignored`.
+        filtered: How many episodes of each split `plan` saw and doesn't want; `ignored` has them too, by their reason.
     """
 
     kind: ClassVar[str]
@@ -115,7 +115,7 @@ class Source(abc.ABC):
         self.folder = folder
         self.entry = entry
         self.form = form
-        self.passed_over: collections.Counter[str] = collections.Counter()
+        self.ignored: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
         self._seen: list[tuple[dict[str, Listed], collections.Counter[str]]] | None = None
 
@@ -138,16 +138,16 @@ class Source(abc.ABC):
         """Whether a plan may name a file, by its path in the folder. Side files aren't asked for."""
         return "/" not in name
 
-    def is_read_besides(self, name: str) -> bool:
+    def is_metadata(self, name: str) -> bool:
         """Whether a file that no plan names is read nevertheless, such as a spec or captions."""
         return False
 
     def listing(self) -> dict[str, Listed]:
-        """Name -> what is known of the files that a plan may name; within `one_listing`, as it was when it was first asked."""
+        """Return each data file of the folder with what its listing says; inside `cached_listing` the folder is listed once."""
         return self._look()[0]
 
     @contextlib.contextmanager
-    def one_listing(self) -> Iterator[None]:
+    def cached_listing(self) -> Iterator[None]:
         """While this context lasts, the folder is looked at once: of a million objects that takes minutes."""
         outer = self._seen
         self._seen = [] if outer is None else outer
@@ -161,9 +161,9 @@ class Source(abc.ABC):
         return {name: known.size for name, known in self.listing().items()}
 
     def list_data(self) -> dict[str, int]:
-        """What `file_sizes` gives; `passed_over` counts the other files from now on. Each `plan` begins with it."""
+        """What `file_sizes` gives; `ignored` counts the other files from now on. Each `plan` begins with it."""
         taken, others = self._look()
-        self.passed_over = others.copy()
+        self.ignored = others.copy()
         return {name: known.size for name, known in taken.items()}
 
     def _look(self) -> tuple[dict[str, Listed], collections.Counter[str]]:
@@ -172,7 +172,7 @@ class Source(abc.ABC):
             return self._seen[0]
         found = storage.listing(self.folder, nested=True)
         taken = {name: known for name, known in found.items() if self.is_data(name) and not is_side_file(name)}
-        others = (name for name in found if name not in taken and not self.is_read_besides(name))
+        others = (name for name in found if name not in taken and not self.is_metadata(name))
         looked = taken, count_by_ending(others)
         if self._seen is not None:
             self._seen.append(looked)
@@ -275,14 +275,14 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         if unfit := _unfit(own.get(name)):
             raise BadEpisodeError(f"{_ARTICLES[name]} is {unfit}")
     tolerated = sum(getattr(frame, "tolerated", False) for frame in frames)
-    passed_over = collections.Counter(own.pop("passed_over", {}))
+    ignored = collections.Counter(own.pop("ignored", {}))
     if tolerated:
-        passed_over["stray bytes in the JPEG of a frame, which is kept, since its pixels are whole"] = tolerated
+        ignored["stray bytes in the JPEG of a frame, which is kept, since its pixels are whole"] = tolerated
         # Frames that were made anew have none any more.
         own["stray_bytes"] = any(not isinstance(frame, MadeFrame) for frame in frames)
     if unfit := _unfit(own.get("state")):
         own["state"] = None
-        passed_over["states of an episode, one of which is not finite or too great; the episode is kept without them"] = 1
+        ignored["states of an episode, one of which is not finite or too great; the episode is kept without them"] = 1
     known: dict[str, Any] = {
         "key": shard.key(position),
         "dataset": entry.name,
@@ -292,6 +292,6 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         "language": "",
         "source_file": written(shard.file),
         "source_record": position,
-        "passed_over": dict(passed_over),
+        "ignored": dict(ignored),
     }
     return Episode(frames=frames, height=height, width=width, **known | own)

@@ -34,13 +34,13 @@ _ABOUT_ONE_FILE = (
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
-def concerns_all(error: BaseException) -> bool:
+def is_infrastructure_error(error: BaseException) -> bool:
     """Whether an error, or what caused it, tells of storage or of the machine and not of one input."""
     if isinstance(error, StorageError | KilledError):
         return True
     if _is_systems(error) and error.errno not in _ABOUT_ONE_FILE:  # type: ignore[attr-defined]
         return True
-    return error.__cause__ is not None and concerns_all(error.__cause__)
+    return error.__cause__ is not None and is_infrastructure_error(error.__cause__)
 
 
 def _is_systems(error: BaseException) -> bool:
@@ -48,7 +48,7 @@ def _is_systems(error: BaseException) -> bool:
     return isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno is not None
 
 
-def blamed(error: Exception, where: str) -> BadEpisode:
+def as_bad_episode(error: Exception, where: str) -> BadEpisode:
     """What stands in the place of an input about which `error` was raised.
 
     Args:
@@ -58,7 +58,7 @@ def blamed(error: Exception, where: str) -> BadEpisode:
     Raises:
         Exception: `error` itself, where it concerns more than this input.
     """
-    if concerns_all(error):
+    if is_infrastructure_error(error):
         raise error
     if isinstance(error, BadEpisodeError):
         return BadEpisode.of(error)
@@ -78,7 +78,7 @@ def read_guarded(shard: SourceShard, sources: Sequence[Source]) -> Iterator[tupl
         sources: Of one folder and kind.
 
     Raises:
-        Exception: What concerns more than this file; see `concerns_all`.
+        Exception: What concerns more than this file; see `is_infrastructure_error`.
     """
     last: int | None = None
     try:
@@ -88,7 +88,7 @@ def read_guarded(shard: SourceShard, sources: Sequence[Source]) -> Iterator[tupl
             # An episode may be large: it is let go before the next one is read.
             del items
     except Exception as error:
-        bad = blamed(error, f"{sources[0].folder}, {shard.file}")
+        bad = as_bad_episode(error, f"{sources[0].folder}, {shard.file}")
         for position in lost_positions(shard, sources[0].divides_files, last):
             yield position, [bad for _ in sources]
 

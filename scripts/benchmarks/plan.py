@@ -25,8 +25,8 @@ from pipeline.common import storage
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.frames import FrameForm
 from pipeline.ingest import head_tail
-from pipeline.ingest.plan import make_plan, with_ends_of
-from pipeline.ingest.source_lock import FilePrint, SourceLock, SourcePrint, write_lock
+from pipeline.ingest.plan import make_plan, with_hashes
+from pipeline.ingest.source_lock import FileFingerprint, SourceFingerprint, SourceLock, write_lock
 from pipeline.sources.video.source import VideoSource
 
 ENTRY = DatasetEntry("many", "many", "video", control_hz=10.0)
@@ -97,12 +97,12 @@ def measure(folder: str, lock_path: str) -> dict[str, Any]:
     head_tail.head_tail_hash = counted
     before, began = _bytes_read(), time.perf_counter()
     source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
-    with source.one_listing():
+    with source.cached_listing():
         source.listing()
         lock = SourceLock(lock_path, source)
         known = lock.known_hashes()
         units = make_plan(source, None, None, 256 << 20, known)
-        units = with_ends_of(units, source, known, lock.files())
+        units = with_hashes(units, source, known, lock.files())
     seconds = time.perf_counter() - began
     files = sum(len(unit.sources) for unit in units)
     return {
@@ -121,9 +121,13 @@ def lock_all(folder: str, lock_path: str) -> None:
     listed = source.listing()
     sizes = source.file_sizes()
     local = storage.is_local(folder)
-    known = head_tail.read_ends(folder, sizes, sizes) if local else {name: f"{place:016x}" for place, name in enumerate(sizes)}
-    files = {name: FilePrint(one.size, known[name], one.tag) for name, one in listed.items()}
-    write_lock(lock_path, SourceLock(lock_path, source).name, SourcePrint(None, files), True)
+    known = (
+        head_tail.head_tail_hashes(folder, sizes, sizes)
+        if local
+        else {name: f"{place:016x}" for place, name in enumerate(sizes)}
+    )
+    files = {name: FileFingerprint(one.size, known[name], one.tag) for name, one in listed.items()}
+    write_lock(lock_path, SourceLock(lock_path, source).name, SourceFingerprint(None, files), True)
 
 
 def list_only(folder: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, StorageError
 from pipeline.sources.base import MAX_FRAMES, MAX_RECORDS
-from pipeline.sources.guard import concerns_all
+from pipeline.sources.guard import is_infrastructure_error
 
 _MAX_TEXT_BYTES = 10_000
 MAX_ARRAY_BYTES = 256 << 20  # taken at once: an array, a block of frames, or what is compressed together
@@ -68,7 +68,7 @@ def opened(path: str) -> Iterator[h5py.File]:
         try:
             file = stack.enter_context(storage.open_read(path))
         except OSError as error:
-            if concerns_all(error):
+            if is_infrastructure_error(error):
                 raise error if isinstance(error, StorageError) else StorageError(f"{path} can't be opened: {error}") from error
             raise MissingEpisodeError(f"it can't be opened: {error.strerror}") from error
         try:

@@ -18,7 +18,7 @@ from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import FrameForm
 from pipeline.sources.base import MAX_EPISODE_BYTES, MAX_FRAMES, BadEpisode, Source, SourceShard, make_episode, pad_actions
-from pipeline.sources.guard import blamed
+from pipeline.sources.guard import as_bad_episode
 from pipeline.sources.npz.archive import Header, NpzArchive
 
 ENDINGS = (".npz",)
@@ -48,7 +48,7 @@ def read_npz(path: str | Path, camera: str | None = None) -> Episode:
         # Storage's own errors come out as they are.
         if isinstance(error, OSError):
             raise SourceError(f"{path} can't be opened: {error}") from error
-        raise SourceError(f"{path} holds no usable episode: {blamed(error, path).reason}") from error
+        raise SourceError(f"{path} holds no usable episode: {as_bad_episode(error, path).reason}") from error
 
 
 class NpzSource(Source):
@@ -99,9 +99,9 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         if name in headers and _fits(name, headers[name], len(kept)):
             known[name] = _per_step(name, archive.array(name))
     taken = {camera, "action", text, *known}
-    passed_over = {_not_taken(name, headers[name]): 1 for name in headers if name not in taken}
+    ignored = {_not_taken(name, headers[name]): 1 for name in headers if name not in taken}
     if archive.others:
-        passed_over["members of npz files that are no arrays"] = archive.others
+        ignored["members of npz files that are no arrays"] = archive.others
     return make_episode(
         entry,
         shard,
@@ -110,7 +110,7 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         camera=camera,
         action_meaning="" if action is None else f"action: {action.shape[1]}",
         action=action,
-        passed_over=passed_over,
+        ignored=ignored,
         **known,
     )
 

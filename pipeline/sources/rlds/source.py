@@ -35,11 +35,11 @@ from pipeline.sources.base import (
     make_episode,
     pad_actions,
 )
-from pipeline.sources.guard import blamed
+from pipeline.sources.guard import as_bad_episode
 from pipeline.sources.rlds import columns as columns_of
 from pipeline.sources.rlds.features import read_features
 from pipeline.sources.rlds.spec import EpisodeSpec, episode_spec
-from pipeline.sources.rlds.split_names import FILE, Stated, splits_of
+from pipeline.sources.rlds.split_names import FILE, NamingInfo, splits_of
 from pipeline.sources.tfrecord.example import Columns, feature_values, read_examples
 from pipeline.sources.tfrecord.reader import count_records
 
@@ -67,8 +67,8 @@ class RldsSource(Source):
         """See `Source.is_data`."""
         return FILE.fullmatch(name) is not None
 
-    def is_read_besides(self, name: str) -> bool:
-        """See `Source.is_read_besides`."""
+    def is_metadata(self, name: str) -> bool:
+        """See `Source.is_metadata`."""
         return name in (SPEC_FILE, _INFO_FILE)
 
     def plan(self) -> list[SourceShard]:
@@ -77,7 +77,7 @@ class RldsSource(Source):
         shards: dict[tuple[str, int], str] = {}
         promised: set[tuple[str, str]] = set()
         there = self.list_data()
-        self.passed_over.update(spec.passed_over)
+        self.ignored.update(spec.ignored)
         info = _info(self.folder)
         matches = [match for name in there if (match := FILE.fullmatch(name))]
         splits = splits_of(list(dict.fromkeys(match["named"] for match in matches)), *_naming(self.folder, info))
@@ -100,7 +100,7 @@ class RldsSource(Source):
             _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
         gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, there.keys())
         if gaps:
-            self.passed_over[f"numbers of files that have no file and that {_INFO_FILE} doesn't count either"] += len(gaps)
+            self.ignored[f"numbers of files that have no file and that {_INFO_FILE} doesn't count either"] += len(gaps)
         files = {place: file for place, file in sorted(shards.items()) if place not in gaps}
         plan = []
         for split in dict.fromkeys(split for split, _ in files):
@@ -120,7 +120,7 @@ class RldsSource(Source):
         """The files of a plan that are there; the others are counted."""
         kept = [shard for shard in plan if shard.file in there]
         if missing := len({shard.file for shard in plan}) - len({shard.file for shard in kept}):
-            self.passed_over["files that are not there, which --skip_missing allows"] += missing
+            self.ignored["files that are not there, which --skip_missing allows"] += missing
         return kept
 
     def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
@@ -175,7 +175,7 @@ class RldsSource(Source):
                 return BadEpisode("marked as failed by the source", filtered=True)
             return self._episode(columns, spec, shard, position)
         except Exception as error:
-            return blamed(error, f"{shard.file}, record {position}")
+            return as_bad_episode(error, f"{shard.file}, record {position}")
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
         """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""
@@ -296,10 +296,10 @@ def _info(folder: str) -> dict[str, Any]:
         raise SourceError(f"{path} is damaged: {error!r}. Fetch it again") from error
 
 
-def _naming(folder: str, info: dict[str, Any]) -> tuple[Stated, list[str]]:
+def _naming(folder: str, info: dict[str, Any]) -> tuple[NamingInfo, list[str]]:
     """What the data set and its folders say of the names of files; a version's folder lies in the data set's."""
     try:
-        return Stated.of(info), folder.rstrip("/").split("/")[-2:]
+        return NamingInfo.of(info), folder.rstrip("/").split("/")[-2:]
     except (KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{storage.join(folder, _INFO_FILE)} is damaged: {error!r}. Fetch it again") from error
 

@@ -73,7 +73,7 @@ class EpisodeSpec:
         instruction: Text, or padded integers that spell it.
         episode_id: The set's own name for the episode.
         success: Whether the episode succeeded, where the catalog asks to pass over those that did not.
-        passed_over: Features under the names of an episode's parts that are not taken, each with the reason.
+        ignored: Features under the names of an episode's parts that are not taken, each with the reason.
     """
 
     camera: Column
@@ -85,7 +85,7 @@ class EpisodeSpec:
     instruction: Column | None
     episode_id: Column | None
     success: Column | None
-    passed_over: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> EpisodeSpec:
@@ -100,7 +100,7 @@ def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> Episod
     """
     camera = _camera(features, entry)
     numeric = {path: _column(path, feature) for path, feature in features.items() if feature.has_numbers}
-    action, passed_over = _action(features, entry) if entry.actions else ((), [])
+    action, ignored = _action(features, entry) if entry.actions else ((), [])
     state = _parts(numeric, tuple(f"steps/observation/{name}" for name in _STATE_NAMES))
     reward, is_terminal = (_scalar(numeric.get(f"steps/{name}")) for name in ("reward", "is_terminal"))
     of_episode = {path: feature for path, feature in features.items() if not path.startswith("steps/")}
@@ -112,7 +112,7 @@ def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> Episod
         ("an instruction", instruction, [path for path in features if path.rsplit("/", 1)[-1] in _INSTRUCTION_NAMES]),
     ):
         for path in [path for name in names for path in _below(features, name)] if not found else ():
-            passed_over.append(f"feature {path}: {features[path].form}, which can't be read as {what}")
+            ignored.append(f"feature {path}: {features[path].form}, which can't be read as {what}")
     success = numeric.get("success") if entry.success_filter else None
     return EpisodeSpec(
         camera=camera,
@@ -124,7 +124,7 @@ def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> Episod
         instruction=instruction,
         episode_id=_named(of_episode, _EPISODE_ID_NAMES),
         success=success,
-        passed_over=tuple(dict.fromkeys(passed_over)),
+        ignored=tuple(dict.fromkeys(ignored)),
     )
 
 

@@ -17,7 +17,7 @@ FILE = re.compile(
 _DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
-class Stated(NamedTuple):
+class NamingInfo(NamedTuple):
     """What `dataset_info.json` says of names.
 
     Attributes:
@@ -29,7 +29,7 @@ class Stated(NamedTuple):
     templates: Mapping[str, str] = {}
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> "Stated":
+    def of(cls, info: Mapping[str, Any]) -> "NamingInfo":
         """From the content of the file.
 
         Raises:
@@ -40,7 +40,7 @@ class Stated(NamedTuple):
         return cls(str(info.get("name", "")), templates)
 
 
-def splits_of(named: Collection[str], stated: Stated, folders: Sequence[str] = ()) -> dict[str, str]:
+def splits_of(named: Collection[str], stated: NamingInfo, folders: Sequence[str] = ()) -> dict[str, str]:
     """What stands before `.tfrecord` in the names of files -> the split that it names.
 
     Args:

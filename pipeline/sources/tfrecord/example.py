@@ -12,7 +12,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError, MissingEpisodeError, SourceError
 from pipeline.sources.base import BadEpisode, SourceShard
-from pipeline.sources.tfrecord.reader import DamagedManifest, PackedFileError, scan_records
+from pipeline.sources.tfrecord.reader import DamagedRecord, PackedFileError, scan_records
 
 Columns = Any  # the map of a parsed tf.train.Example: name -> feature
 
@@ -43,7 +43,7 @@ def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
         for found in scan_records(path):
             if count == shard.take:
                 return
-            if isinstance(found, DamagedManifest):
+            if isinstance(found, DamagedRecord):
                 numbered = numbered and found.alone
                 yield Record(count, BadEpisode.of(DamagedEpisodeError(f"{found.reason}. Fetch the file again")), numbered)
             else:

@@ -40,7 +40,7 @@ def write_record(file: IO[bytes], data: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class DamagedManifest:
+class DamagedRecord:
     """Stands in the place of a record that can't be read.
 
     Attributes:
@@ -67,7 +67,7 @@ def _refuse_packed(file: IO[bytes]) -> None:
                 raise PackedFileError(f"the file is compressed as a whole, with {name}: unpack it, and leave it its name")
 
 
-def scan_records(path: str) -> Iterator[bytes | DamagedManifest]:
+def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
     """The records of a TFRecord file, in order, checksums compared; what is damaged costs itself and no more.
 
     Where a length is lost, the next record is found by the checksum of its own: by chance once in 4 billion places that look
@@ -82,19 +82,19 @@ def scan_records(path: str) -> Iterator[bytes | DamagedManifest]:
         position = gaps = 0
         while position < end:
             if gaps == _MAX_GAPS:
-                yield DamagedManifest(f"the file is damaged in more than {gaps} places; the rest of it is not looked at", False)
+                yield DamagedRecord(f"the file is damaged in more than {gaps} places; the rest of it is not looked at", False)
                 return
             length, reason = _parse_length(file.read(_LENGTH.size), end - position)
             if length is None:
                 if position == 0:
                     _refuse_packed(file)
-                yield DamagedManifest(reason, alone=False)
+                yield DamagedRecord(reason, alone=False)
                 gaps += 1
                 position = file.seek(_find_record(file, position + 1, end))
                 continue
             following = position + _FRAME + length
             if length > MAX_RECORD_BYTES:
-                yield DamagedManifest(f"the record has {length} bytes, the limit is {MAX_RECORD_BYTES}", alone=True)
+                yield DamagedRecord(f"the record has {length} bytes, the limit is {MAX_RECORD_BYTES}", alone=True)
                 file.seek(following)
             elif _masked_crc((held := [file.read(length)])[0]) == _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0]:
                 # Given away and not held here: whoever has parsed it can let it go, and the next one finds its memory free.
@@ -102,7 +102,7 @@ def scan_records(path: str) -> Iterator[bytes | DamagedManifest]:
             else:
                 # With bytes lost or added within the data, the next record isn't where the length says.
                 alone = following == end or _parse_length(file.read(_LENGTH.size), end - following)[0] is not None
-                yield DamagedManifest("the checksum of the record's data is wrong", alone)
+                yield DamagedRecord("the checksum of the record's data is wrong", alone)
                 gaps += not alone
                 following = file.seek(following if alone else _find_record(file, position + 1, end))
             position = following
@@ -147,7 +147,7 @@ def read_records(path: str) -> Iterator[bytes]:
     """
     try:
         for number, record in enumerate(scan_records(path)):
-            if isinstance(record, DamagedManifest):
+            if isinstance(record, DamagedRecord):
                 raise SourceError(f"{path}, record {number}: {record.reason}. Fetch the file again")
             yield record
     except OSError as error:

@@ -79,8 +79,8 @@ class SomethingSource(VideoSource):
         chosen = ALL_CLASSES if self.classes is None else f"{len(self.classes)}, {fingerprint({'classes': self.classes})}"
         return {**super().inputs(), "classes": chosen}
 
-    def is_read_besides(self, name: str) -> bool:
-        """See `Source.is_read_besides`."""
+    def is_metadata(self, name: str) -> bool:
+        """See `Source.is_metadata`."""
         return name in {layout.format(file) for layout in _LAYOUTS for file in _LABEL_FILES}
 
     def plan(self) -> list[SourceShard]:
@@ -103,7 +103,7 @@ class SomethingSource(VideoSource):
                 shards[place] = SourceShard(*place, files.get(number, f"{number}.webm"), text=(caption or name)[:MAX_TEXT])
         for reason, count in ((_OTHER_CLASSES, self.filtered.total()), (_UNLABELLED, len(set(files.values()) - labelled))):
             if count:
-                self.passed_over[reason] = count
+                self.ignored[reason] = count
         return [shards[place] for place in sorted(shards)]
 
     def _label_file(self, name: str) -> str:

@@ -110,8 +110,8 @@ class VideoSource(Source):
         """Videos at any depth. See `Source.is_data`."""
         return name.lower().endswith(ENDINGS)
 
-    def is_read_besides(self, name: str) -> bool:
-        """See `Source.is_read_besides`."""
+    def is_metadata(self, name: str) -> bool:
+        """See `Source.is_metadata`."""
         return name in METADATA_FILES
 
     def plan(self) -> list[SourceShard]:
@@ -209,9 +209,9 @@ class _Piece:
             return BadEpisode(f"{self.untimed} of its frames have no usable time, {len(self.kept)} have one")
         untimed = {UNTIMED: self.untimed} if self.untimed else {}
         if not self.kept:
-            return BadEpisode("its frames have no usable time", passed_over=untimed)
+            return BadEpisode("its frames have no usable time", ignored=untimed)
         rate = _rate(self.times, entry.control_hz)
-        return make_episode(entry, shard, record, self.kept, rate=rate, language=shard.text, passed_over=untimed)
+        return make_episode(entry, shard, record, self.kept, rate=rate, language=shard.text, ignored=untimed)
 
 
 def _episodes(

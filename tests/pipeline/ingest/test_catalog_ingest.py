@@ -32,7 +32,7 @@ from pipeline.episodes.frames import FrameForm, decode, encode_jpeg
 from pipeline.episodes.naming import hashed_key
 from pipeline.ingest.job import group_by_files
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import UnitJob, run_jobs, take_failures
+from pipeline.ingest.work_unit import UnitJob, collect_failures, run_jobs
 from pipeline.sources.locate import open_source
 from pipeline.sources.tfrecord.reader import read_records, write_record
 
@@ -50,7 +50,7 @@ def ingest(root: Path, output: Path, *entries: DatasetEntry, form: FrameForm = S
     found = []
     for entry in entries:
         folder = output / entry.name
-        assert take_failures(str(folder)) == {}
+        assert collect_failures(str(folder)) == {}
         assert not any(read_manifest(str(path)).left_out for path in folder.glob("*.json"))
         found.append([episode for path in sorted(folder.glob("*.tar")) for episode in open_shard(path)])
     return found

@@ -23,7 +23,7 @@ from pipeline.episodes.index import read_manifests, write_index
 from pipeline.ingest import job
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.source_lock import LOCK_FILE
-from pipeline.ingest.work_unit import UnitJob, leave_failure, run_unit, take_failures
+from pipeline.ingest.work_unit import UnitJob, collect_failures, run_unit, write_failure
 from pipeline.inspection.inspect import main as inspect
 from pipeline.sources.npz.source import NpzSource
 
@@ -263,10 +263,10 @@ def test_a_file_that_goes_away_while_it_is_planned_is_left_out_and_not_asked_for
 
 
 def test_two_ingests_of_one_folder_leave_each_others_failures_alone(tmp_path):
-    leave_failure(str(tmp_path), "train-000000.tar", "mine")
-    leave_failure(str(tmp_path), "val-000000.tar", "another's")
-    assert take_failures(str(tmp_path), {"train-000000.tar"}) == {"train-000000.tar": "mine"}
-    assert take_failures(str(tmp_path), {"val-000000.tar"}) == {"val-000000.tar": "another's"}
+    write_failure(str(tmp_path), "train-000000.tar", "mine")
+    write_failure(str(tmp_path), "val-000000.tar", "another's")
+    assert collect_failures(str(tmp_path), {"train-000000.tar"}) == {"train-000000.tar": "mine"}
+    assert collect_failures(str(tmp_path), {"val-000000.tar"}) == {"val-000000.tar": "another's"}
 
 
 def test_whoever_ends_last_keeps_the_shards_of_the_other(tmp_path, monkeypatch):

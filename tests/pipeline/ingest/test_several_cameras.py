@@ -17,7 +17,7 @@ from pipeline.episodes.frames import FrameForm, encode_jpeg
 from pipeline.episodes.skipped import read_skipped
 from pipeline.ingest.job import group_by_files, ingest
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import UnitJob, run_jobs, run_unit, take_failures
+from pipeline.ingest.work_unit import UnitJob, collect_failures, run_jobs, run_unit
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.locate import open_source
 from pipeline.sources.rlds import source as rlds
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_opened_is_left_out_of_the_shard_of_every_camera_w
     for task in group_by_files(parts(tmp_path, tmp_path / "out")):
         run_jobs(task)
     for name in NAMES:
-        assert take_failures(str(tmp_path / "out" / name)) == {}
+        assert collect_failures(str(tmp_path / "out" / name)) == {}
         left_out = read_manifest(str(tmp_path / "out" / name / "train-000001.json")).left_out
         assert {(item.source_file, item.kind) for item in left_out} == {(bad.name, "missing")}
         assert len([f for f in files(tmp_path / "out" / name) if f.endswith(".tar")]) == 3

@@ -12,7 +12,7 @@ from rlds_data import NAME, VERSION, episode, write_set
 from pipeline.__main__ import main
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError
-from pipeline.ingest.source_lock import LOCK_FILE, FilePrint, SourcePrint, compare, read_lock, write_lock
+from pipeline.ingest.source_lock import LOCK_FILE, FileFingerprint, SourceFingerprint, compare, read_lock, write_lock
 
 FILE = f"{NAME}-train.tfrecord-00001-of-00003"
 # One process, so that the test is quick.
@@ -69,7 +69,7 @@ def test_a_file_that_was_damaged_or_not_wanted_is_not_locked(tmp_path, capsys):
     whole = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(whole[:-30])
     ingest(folder, tmp_path / "out")
-    locked = read_lock(str(tmp_path / "out" / NAME / LOCK_FILE)).get(f"{NAME}/{VERSION}", SourcePrint())
+    locked = read_lock(str(tmp_path / "out" / NAME / LOCK_FILE)).get(f"{NAME}/{VERSION}", SourceFingerprint())
     assert FILE not in locked.files
     (folder / FILE).write_bytes(whole)
     assert ingest(folder, tmp_path / "out") == 0, capsys.readouterr().err
@@ -80,12 +80,12 @@ def test_a_file_that_was_damaged_or_not_wanted_is_not_locked(tmp_path, capsys):
 
 
 PRINTS = st.builds(
-    FilePrint,
+    FileFingerprint,
     st.integers(0, 3),
     st.sampled_from("ab"),
     st.sampled_from([None, "ETag:1", "ETag:2", "ETag:1-2", "ETag:2-2", "time:1", "time:2"]),
 )
-SOURCES = st.builds(SourcePrint, st.sampled_from([None, "x"]), st.dictionaries(st.sampled_from("abcd"), PRINTS))
+SOURCES = st.builds(SourceFingerprint, st.sampled_from([None, "x"]), st.dictionaries(st.sampled_from("abcd"), PRINTS))
 
 
 @given(locked=SOURCES, now=SOURCES)
@@ -116,7 +116,7 @@ def test_a_lock_file_gives_back_what_was_written_and_keeps_other_data_sets(first
     assert found.get("a/1", first) == first or not first.files
     wanted = first.files if replace else {**second.files, **first.files}
     if first.files:
-        assert found["b/1"] == SourcePrint(first.spec_sha256, wanted)
+        assert found["b/1"] == SourceFingerprint(first.spec_sha256, wanted)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "sources": {}}', '{"format": 1, "sources": {"a": {"files": 3}}}'])

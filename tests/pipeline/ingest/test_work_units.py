@@ -19,7 +19,7 @@ from pipeline.episodes.frames import FrameForm, encode_jpeg
 from pipeline.ingest.job import ingest, refuse_strays
 from pipeline.ingest.outcome import Outcome, check_outcomes
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import run_unit, take_failures
+from pipeline.ingest.work_unit import collect_failures, run_unit
 from pipeline.inspection.inspect import run as inspect
 from pipeline.sources.locate import open_source
 from pipeline.sources.npz.source import NpzSource
@@ -43,7 +43,7 @@ def make(tmp_path, output: str, form=FORM, **shape):
 def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
     output = output or str(tmp_path / "out")
     units = make(tmp_path, output, episodes=5, per_shard=2)
-    assert take_failures(output) == {}
+    assert collect_failures(output) == {}
     assert all(find_done(output, unit.shard, unit.inputs) for unit in units)
     records = index.write_index(output, NAME, index.read_manifests(output), [])
     assert [record.shard for record in records] == [unit.shard for unit in units]
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_opened_costs_itself_alone(tmp_path):
         "val-000000.json",
         "val-000000.tar",
     ]
-    assert take_failures(output) == {}
+    assert collect_failures(output) == {}
     (left_out,) = [item for record in index.read_manifests(output) for item in record.left_out]
     assert (left_out.source_file, left_out.source_record, left_out.kind) == (bad.name, 0, "missing")
     assert "can't be opened" in left_out.reason

@@ -21,7 +21,7 @@ from pipeline.episodes.frames import FrameForm
 from pipeline.ingest.job import ingest
 from pipeline.ingest.outcome import Outcome, check_outcomes
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import run_unit, take_failures
+from pipeline.ingest.work_unit import collect_failures, run_unit
 from pipeline.sources.base import BadEpisode, Source, SourceShard, make_episode
 from pipeline.sources.guard import lost_positions, read_guarded
 from pipeline.sources.npz.source import NpzSource
@@ -42,8 +42,8 @@ class OddSource(Source):
         self.raises, self.records = raises, records
 
     def plan(self) -> list[SourceShard]:
-        self.passed_over.clear()
-        self.passed_over["files of no use"] = 4
+        self.ignored.clear()
+        self.ignored["files of no use"] = 4
         return [SourceShard("train", number, f"{number}.odd", self.records) for number in range(3)]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
@@ -52,13 +52,13 @@ class OddSource(Source):
                 raise self.raises
             kept = [self.form.keep_pixels(picture(shard.number * 10 + position + t)) for t in range(2)]
             episode = make_episode(self.entry, shard, position, kept)
-            yield position, dataclasses.replace(episode, passed_over={"frames without a time": 2})
+            yield position, dataclasses.replace(episode, ignored={"frames without a time": 2})
 
 
 def made(source: Source, folder: str) -> index.ShardManifest:
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, folder)
-    assert take_failures(folder) == {}
+    assert collect_failures(folder) == {}
     (record,) = index.read_manifests(folder)
     return record
 
@@ -111,7 +111,7 @@ def test_what_storage_or_the_machine_says_stops_the_unit_and_leaves_the_reason(t
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, OddSource(error), str(tmp_path))
     assert storage.list_files(str(tmp_path)) == ["train-000000.tar.failed"]
-    assert str(error) in take_failures(str(tmp_path))["train-000000.tar"]
+    assert str(error) in collect_failures(str(tmp_path))["train-000000.tar"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])
@@ -132,11 +132,11 @@ def test_what_is_passed_over_is_counted_by_reason_in_records_summary_and_log(tmp
     units = make_plan(source, None, None, 1 << 30)
     outcome = ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False)
     wanted = {"files of no use": 4, "frames without a time": 18}
-    assert dict(outcome.passed_over) == index.read_summary(str(tmp_path))["passed_over"] == wanted
+    assert dict(outcome.ignored) == index.read_summary(str(tmp_path))["passed_over"] == wanted
     assert outcome.records[0].statistics["passed_over"] == {"frames without a time": 18}
     assert "odd: passed over 18: frames without a time" in caplog.text
     # What was there already is counted as what is made.
-    assert dict(ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False).passed_over) == wanted
+    assert dict(ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False).ignored) == wanted
 
 
 def test_an_input_weighs_by_the_episodes_that_it_would_have_held(tmp_path):

@@ -134,7 +134,7 @@ def test_with_kind_video_the_videos_of_a_known_form_are_taken_alone_and_the_rest
     source = open_source(ENTRY, str(tmp_path), FORM, kind="video")
     videos = {listed for listed in LISTINGS[name] if listed.lower().endswith("mp4")}
     assert isinstance(source, VideoSource) and {shard.file for shard in source.plan()} == videos
-    assert source.passed_over.total() == len(LISTINGS[name]) - len(videos)
+    assert source.ignored.total() == len(LISTINGS[name]) - len(videos)
 
 
 @pytest.mark.parametrize("below", ["", "videos", "videos/chunk-000", "videos/chunk-000/observation.images.ego_view", "data"])
@@ -182,7 +182,7 @@ def test_npz_beside_videos_is_refused_until_the_kind_is_said(tmp_path):
         open_source(ENTRY, str(tmp_path), FORM)
     taken = open_source(ENTRY, str(tmp_path), FORM, kind="npz")
     assert isinstance(taken, NpzSource) and [shard.file for shard in taken.plan()] == ["a.npz"]
-    assert taken.passed_over == {"files that end in .mp4": 1}
+    assert taken.ignored == {"files that end in .mp4": 1}
     videos = open_source(ENTRY, str(tmp_path), FORM, kind="video")
     assert isinstance(videos, VideoSource) and [shard.file for shard in videos.plan()] == ["b.mp4"]
 

@@ -18,7 +18,7 @@ from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes import index
 from pipeline.episodes.frames import FrameForm
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import run_unit, take_failures
+from pipeline.ingest.work_unit import collect_failures, run_unit
 from pipeline.sources.base import BadEpisode
 from pipeline.sources.hdf5.robonet import RobonetSource
 from pipeline.sources.npz.source import NpzSource, read_npz
@@ -41,7 +41,7 @@ def read(folder, data: bytes):
     source = NpzSource(str(folder), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(folder / "out"))
-    assert take_failures(str(folder / "out")) == {}
+    assert collect_failures(str(folder / "out")) == {}
     (record,) = index.read_manifests(str(folder / "out"))
     episodes = list(open_shard(str(folder / "out" / "train-000000.tar")))
     return (episodes[0] if episodes else record.left_out[0]), record.statistics["passed_over"]
@@ -55,8 +55,8 @@ def test_rewards_states_ends_and_text_are_kept(tmp_path):
         "is_terminal": np.array([False, False, False, True]),
         "language": np.array("pick the can"),
     }
-    episode, passed_over = read(tmp_path, npz_bytes(**given_arrays))
-    assert episode.language == "pick the can" and passed_over == {}
+    episode, ignored = read(tmp_path, npz_bytes(**given_arrays))
+    assert episode.language == "pick the can" and ignored == {}
     assert np.array_equal(episode.action, given_arrays["action"]) and episode.reward.tolist() == [0, 0, 0, 1]
     assert episode.state.shape == (4, 6) and np.array_equal(episode.state.reshape(4, 2, 3), given_arrays["state"])
     assert episode.is_terminal.tolist() == [False, False, False, True]
@@ -71,7 +71,7 @@ def test_the_real_episode_loses_nothing(shared):
     kept = {episode.camera} | {
         name for name in ("action", "reward", "state", "is_terminal") if getattr(episode, name) is not None
     }
-    assert names <= kept | {reason.split("`")[1] for reason in episode.passed_over}
+    assert names <= kept | {reason.split("`")[1] for reason in episode.ignored}
 
 
 @pytest.mark.parametrize("text", [np.array(["", "", "turn", "x"]), np.array([b"turn"]), np.array(b"turn"), np.array("turn")])
@@ -98,9 +98,9 @@ def test_one_reward_a_row_counts_as_one_a_frame(tmp_path):
     ],
 )
 def test_what_is_not_taken_is_counted_by_name_and_the_episode_kept(tmp_path, name, value):
-    episode, passed_over = read(tmp_path, npz_bytes(**{name: value}))
+    episode, ignored = read(tmp_path, npz_bytes(**{name: value}))
     assert episode.num_frames == 4
-    ((reason, count),) = passed_over.items()
+    ((reason, count),) = ignored.items()
     assert f"`{name}`" in reason and count == 1
 
 
@@ -161,7 +161,7 @@ def test_two_names_of_one_number_cost_nothing_else(tmp_path):
     source = NpzSource(str(tmp_path), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, str(tmp_path / "out"))
-    assert take_failures(str(tmp_path / "out")) == {}
+    assert collect_failures(str(tmp_path / "out")) == {}
     (record,) = index.read_manifests(str(tmp_path / "out"))
     assert record.samples + len(record.left_out) == 3
 
@@ -233,12 +233,12 @@ def test_a_small_file_that_states_a_lot_takes_little_memory_and_costs_itself(tmp
         tracemalloc.stop()
     assert peak < MOST, f"{peak >> 20} MiB for a file of {len(data) >> 10} KiB"
     # A text or state that is none is counted by name.
-    assert isinstance(item, BadEpisode) or item.passed_over
+    assert isinstance(item, BadEpisode) or item.ignored
 
 
 def test_an_archive_in_an_archive_is_not_opened(tmp_path):
-    episode, passed_over = read(tmp_path, nested())
-    assert episode.num_frames == 4 and passed_over == {"members of npz files that are no arrays": 1}
+    episode, ignored = read(tmp_path, nested())
+    assert episode.num_frames == 4 and ignored == {"members of npz files that are no arrays": 1}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
@@ -278,5 +278,5 @@ def test_an_hdf5_array_of_a_gigabyte_costs_itself_and_is_never_taken(tmp_path):
 
 def test_what_a_source_calls_things_never_fills_the_record(tmp_path):
     names = {f"extra_{number}": np.zeros(1) for number in range(300)}
-    _, passed_over = read(tmp_path, npz_bytes(**names))
-    assert sum(passed_over.values()) == 300 and len(passed_over) <= 101
+    _, ignored = read(tmp_path, npz_bytes(**names))
+    assert sum(ignored.values()) == 300 and len(ignored) <= 101

@@ -120,9 +120,9 @@ def test_side_files_change_nothing_in_any_kind_of_source_but_their_count(tmp_pat
         (folder / name).write_bytes(b"\0\5\x16\7 not data")
     source = open_source(entry, str(folder), FORM)
     assert (type(source), source.folder, source.plan(), source.file_sizes()) == before
-    assert source.passed_over[SIDE_FILES] == len(set(side))
+    assert source.ignored[SIDE_FILES] == len(set(side))
     source.plan()
-    assert source.passed_over[SIDE_FILES] == len(set(side))
+    assert source.ignored[SIDE_FILES] == len(set(side))
 
 
 def test_files_of_other_endings_are_counted_by_ending_and_captions_are_not_passed_over(tmp_path):
@@ -133,7 +133,7 @@ def test_files_of_other_endings_are_counted_by_ending_and_captions_are_not_passe
     (tmp_path / "metadata.csv").write_text("file,text\na.mp4,a hand\n")
     source = open_source(DatasetEntry("own", "own", "image"), str(tmp_path), FORM)
     assert [shard.text for shard in source.plan()] == ["a hand"]
-    assert dict(source.passed_over) == {
+    assert dict(source.ignored) == {
         "files that end in .jpg": 2,
         "files that end in .gif": 1,
         "files that end in .txt": 1,

@@ -17,10 +17,10 @@ from pipeline.episodes import index
 from pipeline.episodes.frames import FrameForm
 from pipeline.ingest.outcome import Outcome, check_outcomes
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.work_unit import run_unit, take_failures
+from pipeline.ingest.work_unit import collect_failures, run_unit
 from pipeline.sources.base import MAX_RECORDS
 from pipeline.sources.rlds.source import RldsSource
-from pipeline.sources.tfrecord.reader import DamagedManifest, scan_records, write_record
+from pipeline.sources.tfrecord.reader import DamagedRecord, scan_records, write_record
 
 ENTRY = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
 FORM = FrameForm("source")
@@ -37,7 +37,7 @@ def framed(records) -> bytes:
     return buffer.getvalue()
 
 
-def scan(data: bytes) -> list[bytes | DamagedManifest]:
+def scan(data: bytes) -> list[bytes | DamagedRecord]:
     storage.write_bytes(PLACE, data)
     return list(scan_records(PLACE))
 
@@ -50,7 +50,7 @@ def test_a_changed_byte_costs_the_record_it_lies_in(records, data):
     damaged[place] ^= data.draw(st.integers(1, 255))
     hit = next(n for n in range(len(records)) if place < len(framed(records[: n + 1])))
     found = scan(bytes(damaged))
-    assert isinstance(found[hit], DamagedManifest)
+    assert isinstance(found[hit], DamagedRecord)
     assert found[:hit] + found[hit + 1 :] == records[:hit] + records[hit + 1 :]
 
 
@@ -75,10 +75,10 @@ def test_what_follows_a_lost_length_is_not_surely_numbered():
     whole = framed([b"a" * 50, b"b" * 50, b"c" * 50, b"d" * 50])
     own = FRAME + 50
     gap = whole[:own] + b"\0" * (2 * own) + whole[3 * own :]
-    assert [r.alone if isinstance(r, DamagedManifest) else r[:1] for r in scan(gap)] == [b"a", False, b"d"]
+    assert [r.alone if isinstance(r, DamagedRecord) else r[:1] for r in scan(gap)] == [b"a", False, b"d"]
     flipped = bytearray(whole)
     flipped[own + 20] ^= 1
-    assert [r.alone if isinstance(r, DamagedManifest) else r[:1] for r in scan(bytes(flipped))] == [b"a", True, b"c", b"d"]
+    assert [r.alone if isinstance(r, DamagedRecord) else r[:1] for r in scan(bytes(flipped))] == [b"a", True, b"c", b"d"]
 
 
 def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
@@ -92,7 +92,7 @@ def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
         write_record(header, struct.pack("<Q", length))
         pieces.append(struct.pack("<Q", length) + header.getvalue()[-4:])
     found = scan(b"".join(pieces).ljust(size, b"\1"))
-    assert len(found) == 65 and all(isinstance(record, DamagedManifest) for record in found)
+    assert len(found) == 65 and all(isinstance(record, DamagedRecord) for record in found)
     assert "more than 64 places" in found[-1].reason
 
 
@@ -162,7 +162,7 @@ def make_all(source, output, overwrite=False):
     wanted = [unit for unit in units if find_done(output, unit.shard, unit.inputs, overwrite) is None]
     for unit in wanted:
         run_unit(unit, source, output)
-    assert take_failures(output) == {}
+    assert collect_failures(output) == {}
     return len(wanted)
 
 

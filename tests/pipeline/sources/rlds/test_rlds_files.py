@@ -39,8 +39,8 @@ def test_a_number_that_the_builder_never_wrote_is_no_loss(tmp_path):
         (1, 2, 2),
         (3, 1, 4),
     ]
-    (reason,) = source.passed_over
-    assert "have no file" in reason and source.passed_over[reason] == 1
+    (reason,) = source.ignored
+    assert "have no file" in reason and source.ignored[reason] == 1
 
 
 @pytest.mark.parametrize("change", ["lose one more", "no lengths"])
@@ -60,7 +60,7 @@ def test_files_that_are_left_out_on_purpose_are_counted_and_no_loss(tmp_path):
         (folder / file_name(number, 6)).unlink()
     source, found = read(folder, skips_missing=True)
     assert [(shard.number, shard.first) for shard, _ in found] == [(0, 0), (3, 3), (4, 4)]
-    assert source.passed_over["files that are not there, which --skip_missing allows"] == 3
+    assert source.ignored["files that are not there, which --skip_missing allows"] == 3
 
 
 def ingest(root, output, *more: str) -> int:

@@ -135,7 +135,7 @@ def test_numbers_of_an_unknown_form_beside_an_action_are_an_error_and_words_are_
     )
     source = RldsSource(str(folder), entry(), FrameForm("source"))
     source.plan()
-    assert source.passed_over["feature steps/action/note of the action: text, no numbers"] == 1
+    assert source.ignored["feature steps/action/note of the action: text, no numbers"] == 1
     spec = folder / "features.json"
     content = json.loads(spec.read_text())
     steps = content["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
@@ -157,7 +157,7 @@ def test_rewards_states_and_instructions_of_unknown_forms_are_counted_by_name(tm
     spec.write_text(json.dumps(content))
     source = RldsSource(str(folder), entry(), FrameForm("source"))
     source.plan()
-    assert set(source.passed_over) == {
+    assert set(source.ignored) == {
         "feature steps/observation/state: Own, which can't be read as states",
         "feature steps/reward: a feature without a class of float32, 3, which can't be read as a reward",
         "feature steps/language_instruction: Own, which can't be read as an instruction",

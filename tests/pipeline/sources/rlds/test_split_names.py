@@ -9,7 +9,7 @@ from pipeline.__main__ import main
 from pipeline.episodes.index import read_index
 from pipeline.episodes.naming import episode_key, held_out_split, is_split_name, parse_shard_name, shard_name, split_of_key
 from pipeline.sources.base import SourceShard
-from pipeline.sources.rlds.split_names import FILE, Stated, splits_of
+from pipeline.sources.rlds.split_names import FILE, NamingInfo, splits_of
 
 SPLIT_NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,12}", fullmatch=True)
 # As tensorflow-datasets wants it: without hyphens.
@@ -27,9 +27,9 @@ def test_names_of_shards_and_keys_give_back_the_split(split, number, ending):
 
 @given(dataset=DATASETS, splits=st.sets(SPLIT_NAMES, min_size=1, max_size=5))
 def test_what_a_data_set_says_of_its_splits_decides(dataset, splits):
-    stated = Stated.of({"name": dataset, "splits": [{"name": split} for split in splits]})
+    stated = NamingInfo.of({"name": dataset, "splits": [{"name": split} for split in splits]})
     assert splits_of([f"{dataset}-{split}" for split in splits], stated) == {f"{dataset}-{split}": split for split in splits}
-    without_splits = Stated.of({"name": dataset})
+    without_splits = NamingInfo.of({"name": dataset})
     assert splits_of([f"{dataset}-{split}" for split in splits], without_splits) == {
         f"{dataset}-{split}": split for split in splits
     }
@@ -41,7 +41,9 @@ def test_without_it_what_all_names_begin_with_is_the_data_set(dataset, splits):
     assume(len(firsts) == len(splits) or any(first in ("train", "test", "val") for first in firsts))
     assume(dataset not in ("train", "test", "val", "valid", "eval", "dev"))
     assume(all(not split.startswith("-") and "--" not in split for split in splits))
-    assert splits_of([f"{dataset}-{split}" for split in splits], Stated()) == {f"{dataset}-{split}": split for split in splits}
+    assert splits_of([f"{dataset}-{split}" for split in splits], NamingInfo()) == {
+        f"{dataset}-{split}": split for split in splits
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,14 +61,14 @@ def test_without_it_what_all_names_begin_with_is_the_data_set(dataset, splits):
     ],
 )
 def test_names_alone_tell_as_a_reader_would(named, expected):
-    assert list(splits_of(named, Stated()).values()) == expected
+    assert list(splits_of(named, NamingInfo()).values()) == expected
 
 
 def test_a_template_of_its_own_and_the_name_of_a_folder_tell(tmp_path):
     split = {"name": "a-b", "filepathTemplate": "x/{SPLIT}-of-{DATASET}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
-    own = Stated.of({"name": "set", "splits": [split]})
+    own = NamingInfo.of({"name": "set", "splits": [split]})
     assert splits_of(["a-b-of-set"], own) == {"a-b-of-set": "a-b"}
-    assert splits_of(["my-set-some-part"], Stated(), ["my-set", "1.0.0"]) == {"my-set-some-part": "some-part"}
+    assert splits_of(["my-set-some-part"], NamingInfo(), ["my-set", "1.0.0"]) == {"my-set-some-part": "some-part"}
 
 
 @pytest.mark.parametrize("info", [True, False])

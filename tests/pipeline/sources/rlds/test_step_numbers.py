@@ -37,8 +37,8 @@ def test_an_episode_with_such_an_action_or_reward_is_refused_with_the_reason(nam
 @pytest.mark.parametrize("value", UNFIT.values(), ids=list(UNFIT))
 def test_an_episode_with_such_a_state_is_kept_without_its_states_and_counted(value):
     state = np.full((3, 2), value, np.float32)
-    made = make_episode(ENTRY, SourceShard("train", 0, "a"), 0, KEPT, state=state, passed_over={"known": 2})
-    assert made.state is None and made.passed_over.pop("known") == 2 and list(made.passed_over.values()) == [1]
+    made = make_episode(ENTRY, SourceShard("train", 0, "a"), 0, KEPT, state=state, ignored={"known": 2})
+    assert made.state is None and made.ignored.pop("known") == 2 and list(made.ignored.values()) == [1]
 
 
 def test_the_greatest_number_that_bfloat16_holds_is_taken():

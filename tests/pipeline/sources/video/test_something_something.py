@@ -70,9 +70,9 @@ def test_clips_of_other_classes_and_videos_without_a_label_are_counted(tmp_path)
     units = make_plan(source, None, None, 1 << 30)
     outcome = ingest(units, source, "sthsth", output, ["--direct_running_mode=in_memory"], overwrite=False)
     classes, unlabelled = "videos of classes that are not wanted (--classes)", "videos that the label files don't name"
-    assert dict(outcome.passed_over) == {classes: 2, unlabelled: 1}
+    assert dict(outcome.ignored) == {classes: 2, unlabelled: 1}
     summary = read_summary(output)
-    assert summary["passed_over"] == outcome.passed_over
+    assert summary["passed_over"] == outcome.ignored
     assert {split: counts["filtered"] for split, counts in summary["splits"].items()} == {"train": 1, "validation": 0}
 
 

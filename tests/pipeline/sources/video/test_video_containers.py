@@ -130,5 +130,5 @@ def test_a_program_stream_whose_times_repeat_is_one_episode_of_all_frames(shared
         str(tmp_path), DatasetEntry("clips", "clips", "video", control_hz=None), FrameForm("jpeg", short_side=64)
     )
     (episode,) = [item for shard in source.plan() for _, item in source.read(shard)]
-    assert isinstance(episode, Episode) and episode.passed_over == {}
+    assert isinstance(episode, Episode) and episode.ignored == {}
     assert (episode.num_frames, episode.rate) == ({"02_cups": 300, "04_coffee": 287}[clip], pytest.approx(30 / 1.001))

@@ -117,14 +117,14 @@ def write_stuck(folder, first: int, count: int, times: list[int]) -> list:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_frames_whose_times_are_wrong_keep_the_pace_of_the_others(tmp_path, count):
     (item,) = write_stuck(tmp_path, 5, count, [40 * n for n in range(24)])
-    assert numbers(item) == list(range(24)) and item.rate == 25 and item.passed_over == {}
+    assert numbers(item) == list(range(24)) and item.rate == 25 and item.ignored == {}
 
 
 def test_frames_without_a_time_are_counted(tmp_path):
     # After them comes none at the pace from before, so that nobody knows when they are shown.
     (item,) = write_stuck(tmp_path, 5, 2, [40 * n if n < 7 else 40 * n + 330 + 5 * n * n for n in range(24)])
     assert numbers(item) == [n for n in range(24) if n not in (5, 6)]
-    assert item.passed_over == {UNTIMED: 2}
+    assert item.ignored == {UNTIMED: 2}
 
 
 def test_many_frames_without_a_time_cost_the_episode(tmp_path):
