@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from pipeline.config.cli import given_value, parse_recipe, run_command
+from pipeline.config.cli import parse_recipe, run_command
 from tokenize_offline.cli import build_parser
 
 
@@ -11,10 +11,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """The command: its command line, then its body; see `run_command` for errors."""
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
-    resolution = given_value(parser, "data.resolution", arguments)
     from tokenize_offline.command import tokenize
 
-    return tokenize(recipe, options, resolution)
+    return tokenize(recipe, options, parser.given("data").get("resolution"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

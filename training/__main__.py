@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pipeline.config.cli import CommandParser, add_section_folder, given_value, parse_recipe, recipe_parser, run_command
+from pipeline.config.cli import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
 from pipeline.config.cli_output import show
 
 
@@ -79,8 +79,7 @@ def train(arguments: Sequence[str] | None = None) -> int:
     from training.trainer.trainer import pretrain
     from training.trainer.verify_resume.verify import verify_resume
 
-    given = given_value(parser, "model", arguments)
-    model_keys = tuple(vars(given)) if given else ()
+    model_keys = tuple(parser.given("model"))
     run_options = RunOptions(options.tokens, options.output, options.resume, options.tokenizer_dir, model_keys=model_keys)
     if options.verify_resume is not None:
         verdict = verify_resume(recipe, run_options, options.verify_resume, options.processes)

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ProjectError, StorageError
 from pipeline.common.measured_json import describe_not_finite
-from pipeline.config.cli import CommandParser, given_value
+from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from training.cli.evaluate import main
@@ -80,11 +80,11 @@ def _publish(options: Any, card: dict[str, Any], kept: KeptScores) -> StorageErr
     return failure
 
 
-def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     """The command's body; see `training.predict.run`."""
     require_possible(options)
     folder = locate_model(options.model_dir)
-    given = given_value(parser, "clips", arguments) or {}
+    given = parser.given("clips")
     place = find_place(os.environ)
     first = place.rank == 0
     if first and not options.held_out:

@@ -221,14 +221,13 @@ def _json(metrics: dict[str, Any]) -> bytes:
     return measured_json(metrics, indent=1).encode() + b"\n"
 
 
-def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     """The command's body.
 
     Args:
         parser: Of its command line.
         recipe: As parsed.
         options: As parsed.
-        arguments: The command line, for what was given there.
 
     Raises:
         ProjectError: Of all kinds; the message says what to do.
@@ -238,7 +237,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence
     if options.start < 0:
         raise ConfigError(f"--start must be at least 0, not {options.start}")
     sampling = sampling_of(options)
-    opened = open_start(parser, arguments, options, recipe.clips, options.episodes, options.episode)
+    opened = open_start(parser.given("clips"), options, recipe.clips, options.episodes, options.episode)
     weights = weights_hashes(opened.folder) if len(opened.starts) > 1 else None
     outcome = predict_episodes(opened.model, opened.starts, options.output, sampling, options.start, options.steps, weights)
     averages = outcome if "episodes" in outcome else _averages([outcome])

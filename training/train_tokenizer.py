@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.common.manifests import describe_difference
 from pipeline.common.path_errors import try_output, writing
-from pipeline.config.cli import CommandParser, given_value
+from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.model import TokenizerConfig
 from pipeline.config.recipe import Recipe
+from pipeline.config.renamed_keys import rename_section_keys
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.cli.train_tokenizer import main
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 _MAY_CHANGE = ("steps", "log_every", "checkpoint_every", "precision", "clips_per_batch", "vgg_weights")
 
 
-def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     """The command's body; see `training.predict.run`."""
     if options.workers < 0:
         raise ConfigError(f"--workers must be at least 0, not {options.workers}")
@@ -46,8 +46,8 @@ def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence
     trained = None
     if options.init_from is not None:
         trained = CompressiveVQModel.from_pretrained(options.init_from)
-        given = [field.name for field in dataclasses.fields(TokenizerConfig) if _is_given(parser, field.name, arguments)]
-        recipe = dataclasses.replace(recipe, tokenizer=take_shape(recipe.tokenizer, trained.config, given))
+        shaped = take_shape(recipe.tokenizer, trained.config, parser.given("tokenizer"))
+        recipe = dataclasses.replace(recipe, tokenizer=shaped)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     output = storage.local_path(options.output)
     recipe = _settle_precision(recipe, output, place.rank == 0)
@@ -70,10 +70,6 @@ def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence
     return 0
 
 
-def _is_given(parser: CommandParser, key: str, arguments: Sequence[str] | None) -> bool:
-    return given_value(parser, f"tokenizer.{key}", arguments) is not None
-
-
 def _plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe with lists for tuples, as YAML and JSON hold them."""
     plain: dict[str, Any] = json.loads(json.dumps(recipe.as_dict()))
@@ -82,7 +78,8 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
     """What makes a run the run that it is; keys that its release did not know yet have their defaults."""
-    known = json.loads(json.dumps(dataclasses.asdict(TokenizerConfig()))) | recipe["tokenizer"]
+    known = json.loads(json.dumps(dataclasses.asdict(TokenizerConfig())))
+    known |= rename_section_keys("tokenizer", recipe["tokenizer"])
     tokenizer = {key: value for key, value in known.items() if key not in _MAY_CHANGE}
     return {"data": recipe["data"], "clips": recipe["clips"], "tokenizer": tokenizer}
 

@@ -23,6 +23,7 @@ from pipeline.common.path_errors import described
 from pipeline.common.versions import installed_version
 from pipeline.config.cli_errors import Option, Options, explain
 from pipeline.config.recipe import Recipe
+from pipeline.config.renamed_keys import rename_options, rename_recipe_keys, rename_section_keys
 from pipeline.processes.child_processes import end_with_launcher
 from pipeline.processes.interruption import Interrupted, Interruption
 
@@ -58,6 +59,8 @@ class CommandParser(jsonargparse.ArgumentParser):
         self.unhelped: list[Any] = []
         self.folders: set[str] = set()
         self._given: list[str] = []
+        self._words: list[str] = []
+        self._user_values: Any = None
         super().__init__(*args, **{"formatter_class": _PlainHelp, "allow_abbrev": False, **named})
         self.add_argument(
             "--version", action="version", version=f"{self.prog} {installed_version()}", help="Print the version."
@@ -73,8 +76,16 @@ class CommandParser(jsonargparse.ArgumentParser):
         self, args: Sequence[str] | None = None, *rest: Any, **named: Any
     ) -> Any:
         """Parse a command line; see `jsonargparse.ArgumentParser`."""
-        self._given = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(_recipes_found(_spelled_out(self, self._given)), *rest, **named)
+        self._given = rename_options(sys.argv[1:] if args is None else args)
+        self._words, self._user_values = _recipes_found(_spelled_out(self, self._given)), None
+        return super().parse_args(self._words, *rest, **named)
+
+    def given(self, section: str) -> dict[str, Any]:
+        """Returns the keys of a recipe section that the parsed command line, or its `--config` file, sets: key -> value."""
+        if self._user_values is None:
+            self._user_values = super().parse_args(self._words, defaults=False)
+        values = self._user_values.get(section)
+        return dict(vars(values)) if values is not None else {}
 
     def format_help(self, *args: Any, **named: Any) -> str:
         """The text of `--help`."""
@@ -108,6 +119,11 @@ class CommandParser(jsonargparse.ArgumentParser):
             if word.startswith("--config=") or (word == "--config" and place + 1 < len(self._given))
         ]
         return Options(known, recipes, self._given)
+
+    def _apply_actions(self, cfg: Any, parent_key: str = "", *rest: Any, **named: Any) -> Any:
+        if isinstance(cfg, dict):
+            cfg = rename_section_keys(parent_key, cfg) if parent_key else rename_recipe_keys(cfg)
+        return super()._apply_actions(cfg, parent_key, *rest, **named)
 
     def _check_value_key(self, action: Any, value: Any, key: str, *rest: Any, **named: Any) -> Any:
         # jsonargparse takes a lone value for an option of several from the command line, and from YAML it should too.
@@ -210,11 +226,6 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
         parser.error(str(error))
     sections = {section.name: namespace.pop(section.name) for section in dataclasses.fields(Recipe)}
     return Recipe(**sections), namespace
-
-
-def given_value(parser: CommandParser, key: str, arguments: Sequence[str] | None = None) -> Any:
-    """What the command line or its `--config` file gives for a dotted key of the recipe; None where neither does."""
-    return parser.parse_args(arguments, defaults=False).get(key)
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:

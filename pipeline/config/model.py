@@ -66,12 +66,11 @@ class TokenizerConfig(TokenizerShape):
         balanced_loss: Whether the reconstruction and perceptual losses of context and future frames count by their share of
             a clip's frames, so that every frame weighs the same, in place of once each.
         commitment_weight: Of both commitment losses.
-        still_weight: Of the pull that gives one code to all patches that look as in the last context frame; 0 as published. A
-            transformer then has little to predict where nothing moves. See `training.tokenizer_training.stillness`.
+        static_patch_weight: Weight of the loss that gives all unchanged patches the same code; 0 = off, as published.
         local_attention: Whether cross-attention starts at the place that it looks from; as published, it starts everywhere. See
             `training.tokenizer_training.attention`.
         ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
-        revive_every: Steps between replacements of rarely used codes by current features; 0 turns it off.
+        dead_code_reset_every: Steps between resets of rarely used codes to current features; 0 = off.
         quantize_warmup: Steps over which quantization sets in, from none to all; 0, as published, quantizes from the first
             step on. Small things that no code serves yet would else never reach the decoder, and so never get a code.
         training_precision: In which it is trained; codebooks and losses stay in fp32.
@@ -98,10 +97,10 @@ class TokenizerConfig(TokenizerShape):
     disc_learning_rate: float = 1e-4
     balanced_loss: bool = False
     commitment_weight: float = 1.0
-    still_weight: float = 0.0
+    static_patch_weight: float = 0.0
     local_attention: bool = False
     ema_decay: float = 0.0
-    revive_every: int = 200
+    dead_code_reset_every: int = 200
     quantize_warmup: int = 0
     training_precision: Literal["fp32", "bf16"] = "fp32"
     weights_precision: Literal["fp32", "fp16"] = "fp32"

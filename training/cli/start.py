@@ -11,13 +11,13 @@ def start(build_parser: Callable[[], CommandParser], body: str, arguments: Seque
 
     Args:
         build_parser: Of its command line.
-        body: Module whose `run` takes the parser, the recipe, the options and the command line.
+        body: Module whose `run` takes the parser, the recipe and the options.
         arguments: The command line; None takes that of the process.
     """
 
     def run(given: Sequence[str] | None) -> int:
         parser = build_parser()
         recipe, options = parse_recipe(parser, given)
-        return int(importlib.import_module(body).run(parser, recipe, options, given))
+        return int(importlib.import_module(body).run(parser, recipe, options))
 
     return run_command(run, arguments)

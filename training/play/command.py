@@ -2,7 +2,6 @@
 
 import logging
 import signal
-from collections.abc import Sequence
 from typing import Any
 
 from pipeline.common.errors import ConfigError
@@ -17,7 +16,7 @@ from training.prediction.start_options import open_start, sampling_of
 log = logging.getLogger(__name__)
 
 
-def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence[str] | None) -> int:
+def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     """The command's body; see `training.predict.run`."""
     if options.episodes is not None and options.episodes < 1:
         raise ConfigError(f"--episodes must be at least 1, not {options.episodes}")
@@ -25,7 +24,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any, arguments: Sequence
         raise ConfigError(f"--samples must be 1 to {MAX_FUTURES}, the futures that the page shows, not {options.samples}")
     sampling = sampling_of(options)
     offered, asked = options.episodes or OFFERED, options.episodes is not None
-    opened = open_start(parser, arguments, options, recipe.clips, offered, asked=asked)
+    opened = open_start(parser.given("clips"), options, recipe.clips, offered, asked=asked)
     with PlayServer(Game(opened.model, opened.starts, sampling), options.host, options.port) as server:
         log.info("open %s in a browser; Ctrl-C ends it", server.url)
         show({"url": server.url}, options)

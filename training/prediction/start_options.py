@@ -6,13 +6,12 @@ The same for predicting and playing. A model is opened last: whatever is wrong w
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.cli import CommandParser, given_value
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.naming import split_of_key
@@ -55,8 +54,7 @@ class Opened:
 
 
 def open_start(
-    parser: CommandParser,
-    arguments: Sequence[str] | None,
+    given: Mapping[str, Any],
     options: Any,
     clips: ClipsConfig,
     count: int,
@@ -66,8 +64,7 @@ def open_start(
     """The model, the episodes, and how clips of them are cut.
 
     Args:
-        parser: Of the command.
-        arguments: Its command line, for what was given there.
+        given: Keys of the recipe's section that the user set.
         options: As parsed.
         clips: The recipe's section.
         count: Episodes, from the first on.
@@ -81,7 +78,6 @@ def open_start(
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise ConfigError(f"--rate must be a number of frames per second above 0, not {options.rate}")
     folder = locate_model(options.model_dir)
-    given = given_value(parser, "clips", arguments) or {}
     fitted, trained = clips_as_trained(folder, clips, given), read_trained_on(folder)
     if options.held_out:
         _require_held_out(fitted, trained)

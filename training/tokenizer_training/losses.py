@@ -37,8 +37,8 @@ def tokenizer_losses(
         if lpips is not None:
             distance = lpips(reconstruction.flatten(0, 1), truth.flatten(0, 1))
             terms[f"{part}_lpips"] = weight * config.lpips_weight * distance.mean()
-    if config.still_weight:
-        terms["still"] = config.still_weight * stillness_loss(frames, output)
+    if config.static_patch_weight:
+        terms["still"] = config.static_patch_weight * stillness_loss(frames, output)
     return terms | {
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,

@@ -63,7 +63,8 @@ def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) 
 
     With fewer context frames than the trained one had, the last of its positions are kept, as published. With more, every
     added earlier frame begins with the positions of the earliest frame that was learned. Codes added to a codebook begin at
-    random, until `tokenizer.revive_every` gives them features; a smaller codebook begins with the centres of its trained codes.
+    random, until `tokenizer.dead_code_reset_every` gives them features; a smaller codebook begins with the centres of its
+    trained codes.
 
     Args:
         config: Its shape and context length.

@@ -143,7 +143,7 @@ class TokenizerTrainer:
                 progress.update()
                 if self.step % config.log_every == 0:
                     progress.set_postfix_str(self._log(terms), refresh=False)
-                if config.revive_every and self.step % config.revive_every == 0:
+                if config.dead_code_reset_every and self.step % config.dead_code_reset_every == 0:
                     self._codebooks.revive(clips, self.optimizer, self._average)
                 due = self.step % config.checkpoint_every == 0 or self.step == config.steps
                 stopping = self._any(stop.made)
@@ -274,7 +274,7 @@ class TokenizerTrainer:
     def _still_patches(self, clips: Tensor) -> Tensor | None:
         """The patches that the decoder has to show from the context alone, where the recipe pulls them to one code."""
         config, id_layout = self.config, self.bare.id_layout
-        if not config.still_weight:
+        if not config.static_patch_weight:
             return None
         return stillness(clips, config.context_length, id_layout.future_grid) > 0.5
 

@@ -34,7 +34,7 @@ RECIPE = """
 clips: {stride: "1", held_out: 0.3}
 tokenizer: {resolution: 32, context_length: 1, block_out_channels: [32, 32], layers_per_block: 1, latent_channels: 8,
   num_vq_embeddings: 64, num_dyn_embeddings: 48, segment_length: 3, horizon: 5, batch_size: 4, steps: 6, log_every: 1,
-  checkpoint_every: 3, revive_every: 2, warmup_steps: 1, lpips_weight: 1.0, disc_weight: 0.8, disc_start: 1,
+  checkpoint_every: 3, dead_code_reset_every: 2, warmup_steps: 1, lpips_weight: 1.0, disc_weight: 0.8, disc_start: 1,
   balanced_loss: true, ema_decay: 0.9}
 """
 
@@ -206,7 +206,7 @@ def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: P
     CompressiveVQModel(shape).save_pretrained(str(tmp_path / "trained"))
     options = ["--tokenizer.context_length", "2", "--tokenizer.steps", "1", "--tokenizer.learning_rate", "1e-9"]
     # One gentle step leaves the weights almost where they were.
-    options += ["--tokenizer.revive_every", "0", "--tokenizer.ema_decay", "0"]
+    options += ["--tokenizer.dead_code_reset_every", "0", "--tokenizer.ema_decay", "0"]
     done = _train(episodes, tmp_path / "run", "--init_from", str(tmp_path / "trained"), *options)
     assert done.returncode == 0, done.stderr
     assert CompressiveVQModel.from_pretrained(str(tmp_path / "run" / "tokenizer")).config.context_length == 2

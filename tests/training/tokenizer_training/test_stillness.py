@@ -65,7 +65,7 @@ def test_the_pull_is_in_the_loss_where_the_recipe_asks_for_it():
     frames = torch.rand(1, 3, 3, 32, 32)
     output = CompressiveVQModel(SHAPE)(frames)
     assert "still" not in tokenizer_losses(frames, output, TokenizerConfig())
-    terms = tokenizer_losses(frames, output, TokenizerConfig(still_weight=2.0))
+    terms = tokenizer_losses(frames, output, TokenizerConfig(static_patch_weight=2.0))
     assert terms["still"].item() == pytest.approx(2 * stillness_loss(frames, output).item())
 
 
