@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.common import storage
 from pipeline.episodes.index import read_index
-from pipeline.inspection.charts import bars, histogram, shares
 from pipeline.inspection.overview import Inspected, Overview
 from pipeline.inspection.thumbnails import Thumbnail, animation, strip, thumbnails
-from pipeline.inspection.web import asset
+from pipeline.web.charts import bars, histogram, shares
+from pipeline.web.page import asset, html_page
 
 # Bytes of pictures on a page, and of one data set at most.
 _PAGE_BUDGET = 24 << 20
@@ -25,7 +25,6 @@ _ANIMATION_PART = 0.6
 _BASE64 = 4 / 3
 _LISTED_REASONS, _LISTED_PLACES, _LISTED_FAULTS = 30, 3, 50
 _LONGEST = 300
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _QUALITY = {
     "static_share": ("share of neighbouring frames without motion", (0.0, 1.0)),
     "uniform_share": ("share of black or one-coloured frames", (0.0, 1.0)),
@@ -60,14 +59,7 @@ def write_page(path: str, title: str, inspected: Sequence[Inspected], verified: 
     unfinished = [one for one in inspected if one.kind == "episodes" and one.overview is None]
     body.append(_shards("Token shards", "Clips are rows of token shards; held-out episodes have a split of their own.", tokens))
     body.append(_shards("Episode shards without an index", "Their ingest has not ended.", unfinished))
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(name)}: data sets</title>\n<style>{asset('page.css')}</style>\n</head>\n<body>\n"
-        f"{''.join(body)}\n</body>\n</html>\n"
-    )
-    storage.write_bytes(path, page.encode("utf-8", "replace"))
+    storage.write_bytes(path, html_page(f"{name}: data sets", "".join(body), asset("pipeline.web", "data_page.css")))
 
 
 def _head(name: str, title: str, inspected: Sequence[Inspected], verified: bool) -> str:
@@ -141,7 +133,7 @@ def _card(number: int, name: str, folder: str, facts: Overview, budget: int) -> 
     playing = list(thumbnails(folder, read_index(folder), _PLAYING))
     splits = " · ".join(f"{escape(split)} {count:,}" for split, count in facts.splits.items())
     return (
-        f'<article id="set{number}"><h2>{escape(name)}</h2><p class="soft">{splits}</p>'
+        f'<article class=card id="set{number}"><h2>{escape(name)}</h2><p class="soft">{splits}</p>'
         f'<div class="top">{_playing(playing, budget)}<div>{_facts(facts)}{_language(facts)}</div></div>'
         f"{_strips(playing, budget)}{_charts(facts)}{_left_out(facts)}</article>"
     )
@@ -263,7 +255,7 @@ def _shards(title: str, note: str, folders: Sequence[Inspected]) -> str:
     columns = ("shards", "clips or episodes", "size")
     head = "<th>folder</th><th>split</th>" + "".join(f"<th class=number>{name}</th>" for name in columns)
     return (
-        f"<article><h2>{title}</h2><p class=soft>{note}</p>"
+        f"<article class=card><h2>{title}</h2><p class=soft>{note}</p>"
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></article>'
     )
 

@@ -18,8 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pipeline.common.errors import ConfigError, ProjectError
+from pipeline.web.page import asset, content_policy, html_page
 from training.play.game import Game, GameStart
-from training.web import asset, content_policy
 
 _MAX_BODY = 1 << 14
 _PATIENCE = 30.0  # seconds for a request to arrive
@@ -180,6 +180,7 @@ def _page(game: Game) -> tuple[bytes, str]:
     """The page with all that it needs, and its policy."""
     # `<` can't be in a script's data, whatever an episode is called.
     facts = json.dumps(game.describe(), allow_nan=False).replace("<", "\\u003c")
-    script = f'"use strict";\nconst game = {facts};\n{asset("play.js")}'
-    page = asset("play.html").replace("/*style*/", asset("theme.css") + asset("play.css")).replace("/*script*/", script)
-    return page.encode(), content_policy(script, "connect-src 'self'; form-action 'none'")
+    script = f'"use strict";\nconst game = {facts};\n{asset("training.web", "play.js")}'
+    body, style = asset("training.web", "play.html"), asset("training.web", "play.css")
+    page = html_page("Play with a world model", body, style, script, ("connect-src 'self'",))
+    return page, content_policy(script, "connect-src 'self'")

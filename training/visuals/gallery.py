@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from pipeline.common import storage
+from pipeline.web.charts import Curve, lines
+from pipeline.web.page import asset, html_page
 from training.prediction.clip_prediction import Clip, Prediction
 from training.visuals import pictures
-from training.visuals.curves import Curve, psnr_chart
-from training.web import asset, content_policy
 
 INDEX = "index.html"
 # Samples on a page; all are in the numbers.
@@ -203,8 +203,8 @@ def _chart(metrics: dict[str, Any]) -> str:
     curves = [Curve("sample", f"sample {number}", entry["psnr"]) for number, entry in enumerate(samples, start=1)]
     mean = [sum(values) / len(values) for values in zip(*(entry["psnr"] for entry in samples), strict=True)]
     repeat, ceiling = metrics["repeat_last_frame"]["psnr"], metrics["reconstruction"]["psnr"]
-    lines = [Curve("ceiling", "reconstruction", ceiling), Curve("repeat", "repeating", repeat), Curve("mean", "mean", mean)]
-    return psnr_chart([*(curves if len(curves) > 1 else []), *lines])
+    means = [Curve("ceiling", "reconstruction", ceiling), Curve("repeat", "repeating", repeat), Curve("mean", "mean", mean)]
+    return lines([*(curves if len(curves) > 1 else []), *means], "PSNR of each predicted frame, dB", "predicted frame")
 
 
 def _legend(several: bool) -> str:
@@ -246,14 +246,6 @@ def _gain(decibels: float) -> str:
 def _document(title: str, body: str, sprites: Sequence[str], timing: Timing) -> bytes:
     pause = max(20, round(1000 / (timing.rate or pictures.DEFAULT_RATE)))
     rules = "".join(f".s{number} {{ background-image: url({uri}); }}\n" for number, uri in enumerate(sprites))
-    style = f"{asset('theme.css')}{asset('gallery.css')}:root {{ --count: {timing.length}; }}\n{rules}"
-    script = asset("gallery.js")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{content_policy(script)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n"
-        f'<body data-count="{timing.length}" data-context="{timing.context_length}" data-pause="{pause}">\n'
-        f"{body}\n<script>{script}</script>\n</body>\n</html>\n"
-    )
-    return page.encode()
+    style = f"{asset('training.web', 'gallery.css')}:root {{ --count: {timing.length}; }}\n{rules}"
+    facts = f'data-count="{timing.length}" data-context="{timing.context_length}" data-pause="{pause}"'
+    return html_page(title, body, style, asset("training.web", "gallery.js"), attributes=facts)

@@ -8,8 +8,6 @@ import re
 import numpy as np
 import pytest
 from browser import chromium
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from rlds_data import picture, plain_episode
 
@@ -19,7 +17,6 @@ from pipeline.episodes.frames import encode_png
 from pipeline.episodes.quality import measure
 from pipeline.episodes.shards import EpisodeShardWriter
 from pipeline.episodes.skipped import write_skipped
-from pipeline.inspection.charts import bars, histogram, shares
 from pipeline.inspection.inspect import run as inspect
 from pipeline.inspection.thumbnails import MOMENTS, Thumbnail, animation, strip, thumbnails
 
@@ -188,27 +185,6 @@ def test_films_are_spread_over_the_index_and_pictures_keep_to_their_budget(tmp_p
         assert len(moving) * 3 / 4 <= budget
     noise = np.random.default_rng(0).integers(0, 256, (MOMENTS, 96, 128, 3), dtype=np.uint8)
     assert len(strip(Thumbnail("noise", "", noise), 20_000)) * 3 / 4 <= 20_000
-
-
-@settings(max_examples=60)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
-def test_a_histogram_counts_every_value_once_and_stays_inside(values):
-    chart = histogram(np.array(values), "title <&>", "frames")
-    counted = [int(count.replace(",", "")) for count in re.findall(r": ([\d,]+)</title>", chart)]
-    assert sum(counted) == len(values)
-    for x, y, width, height in re.findall(
-        r'<rect class="bar" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', chart
-    ):
-        assert float(x) >= 0 and float(x) + float(width) <= 320 and float(y) >= 0 and float(y) + float(height) <= 105
-    assert "title &lt;&amp;&gt;" in chart
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=40), st.integers(1, 10**9), min_size=1, max_size=20))
-def test_bars_and_shares_name_values_as_text(counts):
-    for chart in (bars(counts, "title"), shares(counts, "title", dict.fromkeys(counts, "#set0"))):
-        assert "<script" not in chart.lower().replace("&lt;", "")
-    widths = [float(width) for width in re.findall(r'width="([\d.]+)"', bars(counts, "title"))]
-    assert all(3 <= width <= 320 for width in widths) and len(widths) == min(len(counts), 6)
 
 
 def test_a_picture_of_another_shape_fills_its_tile(tmp_path):

@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import torch
 from browser import chromium
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from training.prediction.clip_prediction import Clip, Prediction, measure
 from training.visuals import gallery
-from training.visuals.curves import Curve, psnr_chart
 
 LENGTH, CONTEXT, SIDE = 6, 2, 32
 
@@ -164,14 +161,3 @@ def test_numbers_of_the_page_are_those_of_the_metrics(tmp_path):
         assert f"{row['mean_psnr']:.2f}</td>" in text
     assert text.count('<polyline class="sample"') == 3
     assert json.dumps(LENGTH) in re.findall(r'data-count="(\d+)"', text)
-
-
-@given(st.lists(st.floats(-20, 100, allow_nan=False), min_size=1, max_size=40))
-def test_chart_keeps_every_value_inside_and_in_order(values):
-    chart = psnr_chart([Curve("mean", "mean", values)])
-    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', chart)[1].split()]
-    assert len(points) == len(values)
-    assert all(0 <= x <= 640 and 0 <= y <= 260 for x, y in points)
-    assert [x for x, _ in points] == sorted(x for x, _ in points)
-    for (_, y), (_, other), value, second in zip(points, points[1:], values, values[1:], strict=False):
-        assert (y - other) * (second - value) >= -0.2

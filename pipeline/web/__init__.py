@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: the page builder, SVG charts and the style sheet that all pages of the project share."""
