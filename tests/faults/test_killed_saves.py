@@ -10,7 +10,7 @@ from worlds import run_world
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.trainer.checkpoints import loading as checkpoint_loading
+from training.trainer.checkpoints import saving
 from training.trainer.checkpoints.states import State, judge, tag
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
 
 def killed_in_save(recipe, options, part, after, save):
     """Pre-train, and be killed before or after a part of save number `save`."""
-    original, calls = getattr(checkpoint_loading, part), []
+    original, calls = getattr(saving, part), []
 
     def last(*arguments):
         calls.append(part)
@@ -48,7 +48,7 @@ def killed_in_save(recipe, options, part, after, save):
         if len(calls) == save and after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(checkpoint_loading, part, last)
+    setattr(saving, part, last)
     return pretrain(recipe, options)
 
 

@@ -11,9 +11,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -39,90 +40,116 @@ def poisoned(loss: torch.Tensor) -> torch.Tensor:
     return loss * torch.where(torch.isfinite(loss.detach()), one, nan)
 
 
-class SkippedSteps:
-    """Keeps count of the steps that were skipped. All ranks hold one, rank 0's writes `skipped.jsonl`.
-
-    Args:
-        run: What is trained.
-        processes: That train it.
+@dataclass(frozen=True)
+class SkippedStep:
+    """One skipped step.
 
     Attributes:
-        in_row: Steps skipped one after the other, up to now.
-        total: Steps skipped since the run began; of rank 0 alone, which has the list.
+        entry: What `skipped.jsonl` lists of it, apart from its number.
+        what: What was not finite, for the log.
+        part: `loss` or `gradient`, whichever was not finite first.
+        where: More on it for the error that ends the run.
+        advice: What to do about it.
     """
 
-    def __init__(self, run: "Run", processes: Processes) -> None:
-        self._run = run
-        self._processes = processes
-        self.in_row = run.checkpoint.progress.skipped if run.checkpoint else 0
-        self.total = _lines(run.folder / SKIPPED_NAME) if processes.is_first else 0
+    entry: dict[str, Any]
+    what: str
+    part: Literal["loss", "gradient"]
+    where: str
+    advice: str
 
-    def count(self, step: int, applied: bool, losses: Sequence[torch.Tensor]) -> None:
-        """Take note of a step. Call it on all ranks.
+
+class SkippedSteps:
+    """Counts skipped steps. All ranks hold one; rank 0's writes `skipped.jsonl`.
+
+    Args:
+        folder: Run folder.
+        is_first: Whether this is rank 0.
+        limit: Skipped steps in a row that end the run.
+        in_row: Steps in a row that were skipped before this process started.
+        total: Steps of the run that were skipped before this process started.
+
+    Attributes:
+        in_row: Skipped steps in a row, up to now.
+        total: Skipped steps of the run.
+    """
+
+    def __init__(self, folder: Path, is_first: bool, limit: int, in_row: int, total: int) -> None:
+        self._path = folder / SKIPPED_NAME
+        self._is_first = is_first
+        self._limit = limit
+        self.in_row = in_row
+        self.total = total
+
+    def count(self, step: int, applied: bool, describe: Callable[[], SkippedStep]) -> None:
+        """Count a step if it was skipped. Call it on all ranks.
 
         Args:
             step: Its number, counted from 0.
             applied: Whether it changed the parameters; the same on all ranks.
-            losses: Loss of each micro step of this rank.
+            describe: Describes it where it was skipped; called on all ranks.
 
         Raises:
-            NonFiniteError: As many steps in a row were skipped as the recipe allows.
+            NonFiniteError: The limit is reached.
         """
         if applied:
             self.in_row = 0
             return
         self.in_row += 1
-        ranks = self._processes.gather_tensor(torch.stack(list(losses)).double().cpu())
-        entry = self._describe(step, torch.cat(ranks).tolist())
-        if self._processes.is_first:
-            append_line(self._run.folder / SKIPPED_NAME, entry)
-            self.total += 1
-            log.warning("%s", self._told(entry))
-        if self.in_row >= self._run.recipe.training.nonfinite_limit:
-            raise NonFiniteError(self._reason(entry))
-
-    def _describe(self, step: int, losses: Sequence[float]) -> dict[str, Any]:
-        """What is written down of a skipped step: every clip with the loss of the forward pass that it was in."""
-        plan = self._run.plan
-        first = step * plan.global_batch
-        clips = self._run.clips(first, plan.global_batch)
-        for number, clip in enumerate(clips):
-            clip["loss"] = json_number(losses[number // plan.micro_batch])
-        return {"step": step + 1, "in_row": self.in_row, "clips": clips}
-
-    def _told(self, entry: dict[str, Any]) -> str:
-        """One skipped step in words."""
-        suspects = _suspects(entry)
-        clips = collections.Counter(clip["dataset"] for clip in suspects or entry["clips"])
-        counted = ", ".join(f"{count} of {name}" for name, count in sorted(clips.items()))
-        losses = " or ".join(sorted({clip["loss"] for clip in suspects}))
-        what = (
-            f"a loss is {losses} among its clips, {counted}"
-            if suspects
-            else f"its gradient is not finite; its clips: {counted}"
-        )
-        return f"step {entry['step']} is skipped: {what}. {SKIPPED_NAME} lists them; {self.total} steps of the run were skipped"
-
-    def _reason(self, entry: dict[str, Any]) -> str:
-        suspects = _suspects(entry)
-        named = (suspects or entry["clips"])[:_CLIPS_NAMED]
-        rest = len(suspects or entry["clips"]) - len(named)
-        what = "loss" if suspects else "gradient"
-        return (
-            f"the {what} was not finite in {self.in_row} steps in a row, the last of them step {entry['step']}, with the clips "
-            f"{'; '.join(map(clip_name, named))}{f' and {rest} more' if rest else ''}. {self._run.folder / SKIPPED_NAME} lists "
-            f"those of every skipped step, `--replay {entry['step']}` shows the loss of each. Leave the clips out, lower "
-            "training.learning_rate, or raise training.nonfinite_limit."
-        )
+        self.total += 1
+        skipped = describe()
+        if self._is_first:
+            append_line(self._path, {"step": step + 1, "in_row": self.in_row, **skipped.entry})
+            log.warning(
+                "step %d is skipped: %s. %s lists them; %d steps of the run were skipped",
+                step + 1,
+                skipped.what,
+                SKIPPED_NAME,
+                self.total,
+            )
+        if self.in_row >= self._limit:
+            raise NonFiniteError(
+                f"the {skipped.part} was not finite in {self.in_row} steps in a row, the last of them step {step + 1}, "
+                f"{skipped.where}. {self._path} lists every skipped step. {skipped.advice}"
+            )
 
 
-def _suspects(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The clips of the forward passes whose loss was not finite."""
-    return [clip for clip in entry["clips"] if isinstance(clip["loss"], str)]
+def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[torch.Tensor]) -> SkippedStep:
+    """Describes a skipped step of pre-training by its clips. Call it on all ranks.
+
+    Args:
+        run: What is trained.
+        processes: That train it.
+        step: Its number, counted from 0.
+        losses: Loss of each micro step of this rank.
+    """
+    ranks = processes.gather_tensor(torch.stack(list(losses)).double().cpu())
+    by_micro_step = torch.cat(ranks).tolist()
+    clips = run.clips(step * run.plan.global_batch, run.plan.global_batch)
+    for number, clip in enumerate(clips):
+        clip["loss"] = json_number(by_micro_step[number // run.plan.micro_batch])
+    suspects = [clip for clip in clips if isinstance(clip["loss"], str)]
+    listed = suspects or clips
+    counts = collections.Counter(clip["dataset"] for clip in listed)
+    counted = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+    found = " or ".join(sorted({clip["loss"] for clip in suspects}))
+    named = "; ".join(map(clip_name, listed[:_CLIPS_NAMED]))
+    more = len(listed) - _CLIPS_NAMED
+    return SkippedStep(
+        entry={"clips": clips},
+        what=f"a loss is {found} among its clips, {counted}"
+        if suspects
+        else f"its gradient is not finite; its clips: {counted}",
+        part="loss" if suspects else "gradient",
+        where=f"with the clips {named}" + (f" and {more} more" if more > 0 else ""),
+        advice=f"`--replay {step + 1}` shows the loss of each clip. Leave the clips out, lower training.learning_rate, or "
+        "raise training.nonfinite_limit.",
+    )
 
 
-def _lines(path: Path) -> int:
-    """Lines of a file, none where it isn't there."""
+def skipped_before(folder: Path) -> int:
+    """Number of skipped steps that a run folder lists."""
+    path = folder / SKIPPED_NAME
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 

@@ -17,6 +17,7 @@ from pipeline.common.progress import progress_line
 from pipeline.config.recipe import Recipe
 from training.distributed import Processes, find_place
 from training.trainer.checkpoints.intact import sound_run
+from training.trainer.checkpoints.loading import pickle_fault
 from training.trainer.deepspeed_engine import close_engine
 from training.trainer.nonfinite import json_number
 from training.trainer.run_dir import sole_writer
@@ -48,7 +49,7 @@ def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | N
     run = set_up(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     with lock, Processes(place) as processes:
-        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged))
+        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged), pickle_fault)
         stepper = TrainStep(run, processes, step)
         result = _replay(run, processes, stepper, step - 1)
         close_engine(stepper.engine)

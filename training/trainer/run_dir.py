@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
@@ -117,6 +117,16 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise ConflictError(f"{path} is damaged ({error}): bring it back, or choose another --output") from error
     return identity
+
+
+def require_resumable(folder: Path, resume: Literal["auto", "never"]) -> None:
+    """Refuses `--resume never` for a folder that holds a run.
+
+    Raises:
+        ConflictError: It is asked for.
+    """
+    if resume == "never":
+        raise ConflictError(f"{folder} already holds a run: leave out --resume never to resume it, or choose another --output")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:

@@ -19,12 +19,11 @@ from pipeline.config.catalog import weights_of
 from pipeline.config.model import TrainingConfig
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.naming import held_out_split
-from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer.loading import TokenizerFiles, read_config
 from training.data.batch_plan import BatchPlan, plan_batches
 from training.data.sampler import SampleOrder
 from training.data.token_dataset import TokenStore
-from training.distributed import Place, own_device
+from training.distributed import Place
 from training.model.files.clip_config import clips_as_cut
 from training.model.files.described_recipe import described
 from training.model.files.export import MODEL_NAME, find_tokenizer
@@ -35,12 +34,14 @@ from training.trainer.checkpoints.loading import loading_config
 from training.trainer.checkpoints.states import Checkpoint, Verdict
 from training.trainer.deepspeed_engine import deepspeed_config
 from training.trainer.logs.loggers import require_wandb
+from training.trainer.precision import suitable_precision
 from training.trainer.run_dir import (
     CHECKPOINTS_NAME,
     SHARDS,
     find_checkpoint,
     identify,
     read_identity,
+    require_resumable,
     require_same_run,
     write_identity,
 )
@@ -181,10 +182,8 @@ def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[s
     recipe = settle_precision(recipe, known.get("training", {}).get("precision") if known else None, place.rank == 0)
     training = recipe.training
     engine_config = deepspeed_config(training, plan)
-    if known is not None and options.resume == "never":
-        raise ConflictError(
-            f"{folder} holds a run already: leave --resume never out to go on with it, or choose another --output"
-        )
+    if known is not None:
+        require_resumable(folder, options.resume)
     if known is None and options.replay is not None:
         raise ConfigError(f"--replay {options.replay}: {folder} holds no run")
     at_most = None if options.replay is None else options.replay - 1
@@ -241,19 +240,10 @@ def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[s
     )
 
 
-def settle_precision(recipe: Recipe, known: str | None, told: bool) -> Recipe:
-    """A recipe with the precision that suits this machine, or that its run has; see `choose_precision`.
-
-    Args:
-        recipe: What the user asks for.
-        known: The precision of the run that goes on; None begins one.
-        told: Whether a choice that differs from the recipe is logged.
-    """
-    training = recipe.training
-    choice = choose_precision("training.precision", training.precision, slow_precisions(own_device()), known)
-    if choice.reason and told:
-        log.warning("%s", choice.reason)
-    return dataclasses.replace(recipe, training=dataclasses.replace(training, precision=choice.precision))
+def settle_precision(recipe: Recipe, known: str | None, tell: bool) -> Recipe:
+    """Returns the recipe with the precision that suits this machine, or that its run has; see `suitable_precision`."""
+    precision = suitable_precision("training.precision", recipe.training.precision, known, tell)
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=precision))
 
 
 def _require_clips(recipe: Recipe, store: TokenStore) -> None:

@@ -5,6 +5,7 @@ happen between steps; all ranks agree on each of them from the step number, and 
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -23,13 +24,15 @@ from training.distributed import Processes, find_place
 from training.model.files.export import export_model
 from training.trainer.checkpoints.files import note_damaged
 from training.trainer.checkpoints.intact import sound_run
-from training.trainer.checkpoints.loading import save_checkpoint
+from training.trainer.checkpoints.loading import pickle_fault, write_engine
+from training.trainer.checkpoints.saving import save_checkpoint
 from training.trainer.checkpoints.states import State
 from training.trainer.deepspeed_engine import close_engine, full_weights
 from training.trainer.ended_run import ended_summary, known_results, leave_ended
 from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import cut_lines, cut_metrics, device_name, label_entropy
-from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps
+from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, skipped_before, skipped_clips
+from training.trainer.precision import agree_on_precision
 from training.trainer.run_dir import SUMMARY_NAME, sole_writer
 from training.trainer.setup import Run, RunOptions, set_up
 from training.trainer.signals import StopRequest
@@ -61,9 +64,10 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         with lock:
             return {**leave_ended(run, summary), "steps_made": 0} if place.rank == 0 else None
     with lock, StopRequest() as stop, Processes(place) as processes:
-        run = _agree_on_precision(run, processes)
+        if agree_on_precision("training.precision", run.recipe.training.precision, processes) != run.recipe.training.precision:
+            run = run.in_fp32()
         _require_agreement(run, processes)
-        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged))
+        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged), pickle_fault)
         if run.damaged:
             # They looked again, for another checkpoint.
             _require_agreement(run, processes)
@@ -72,20 +76,6 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
             result = trainer.train()
         trainer.close()
         return None if result is None else {**result, "steps_made": result["steps"] - run.first_step}
-
-
-def _agree_on_precision(run: Run, processes: Processes) -> Run:
-    """The run in one precision on machines of several kinds: in fp32 as soon as one of them is slow at what was asked for.
-
-    A run that goes on has its own precision on all ranks before.
-    """
-    in_fp32 = processes.gather(float(run.recipe.training.precision == "fp32"))
-    if len(set(in_fp32)) == 1:
-        return run
-    if processes.is_first:
-        ranks = ", ".join(str(rank) for rank, is_so in enumerate(in_fp32) if is_so)
-        log.warning("training.precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
-    return run if run.recipe.training.precision == "fp32" else run.in_fp32()
 
 
 def _require_agreement(run: Run, processes: Processes) -> None:
@@ -127,7 +117,13 @@ class Trainer:
         if run.checkpoint is not None:
             log.info("going on from step %d", run.first_step)
         self._held_out, self._predictions = self._evaluations()
-        self._skipped = SkippedSteps(run, processes)
+        self._skipped = SkippedSteps(
+            run.folder,
+            processes.is_first,
+            self._training.nonfinite_limit,
+            in_row=run.checkpoint.progress.skipped if run.checkpoint else 0,
+            total=skipped_before(run.folder) if processes.is_first else 0,
+        )
 
     def train(self) -> dict[str, Any] | None:
         """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
@@ -150,7 +146,7 @@ class Trainer:
                     with reporter.paused(), writing(self._run.checkpoints):
                         save_checkpoint(
                             self._run.checkpoints,
-                            self.stepper.engine,
+                            functools.partial(write_engine, self.stepper.engine),
                             self._processes,
                             reporter.progress(done, self._skipped.in_row),
                             training.keep_checkpoints,
@@ -169,7 +165,8 @@ class Trainer:
         """One optimizer step and the count of it."""
         made = self.stepper.make(step, batches)
         reporter.add_step(made.label_losses, made.applied, made.waited)
-        self._skipped.count(step, made.applied, made.losses)
+        describe = functools.partial(skipped_clips, self._run, self._processes, step, made.losses)
+        self._skipped.count(step, made.applied, describe)
 
     def _evaluations(self) -> tuple[ValidationLoss | None, ValidationVideos | None]:
         """What is done with held-out clips, where there are any."""

@@ -116,7 +116,7 @@ def test_an_output_on_an_object_store(tmp_path):
 def test_a_folder_that_holds_a_run_already(tmp_path):
     write_shard(tmp_path / "tokens")
     _prepare(tmp_path).write_identity()
-    with pytest.raises(ConflictError, match="holds a run already: leave --resume never out"):
+    with pytest.raises(ConflictError, match="already holds a run: leave out --resume never"):
         _prepare(tmp_path, resume="never")
     assert _prepare(tmp_path).checkpoint is None
 

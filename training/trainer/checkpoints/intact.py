@@ -1,66 +1,93 @@
-"""The newest checkpoint whose content is sound, found before an engine loads it.
+"""Finds the newest checkpoint whose content is sound, before anything loads it.
 
-An engine that fails in the midst of loading can't be used again, and its ranks may wait for each other for ever. So all ranks
+An engine that fails in the midst of loading can't be used again, and its ranks may wait for each other forever. So all ranks
 first read the checkpoint's files, each its share, and a damaged checkpoint is passed over while nothing has happened yet. The
 price: a resume reads the checkpoint once more, at the speed of SHA-256 on as many cores as there are ranks.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 
-from training.trainer.checkpoints.loading import in_a_line
-from training.trainer.checkpoints.states import Checkpoint, State, Verdict, content_fault
-from training.trainer.deepspeed_engine import import_deepspeed, quiet
-from training.trainer.setup import Run
+from pipeline.common.errors import ShardError
 from training.distributed import Processes
+from training.trainer.checkpoints.states import Checkpoint, Verdict, content_fault
 
 log = logging.getLogger(__name__)
 
 
-def sound_run(run: Run, processes: Processes, prepare_again: Callable[[Mapping[str, Verdict]], Run]) -> Run:
-    """The run, going on from the newest checkpoint that can be loaded. Call it on all ranks, which all go on from the same.
+class _Resumes(Protocol):
+    """A run with the checkpoint from which it resumes; None where it starts."""
+
+    @property
+    def checkpoint(self) -> Checkpoint | None: ...
+
+
+R = TypeVar("R", bound=_Resumes)
+# Returns why a file of a checkpoint can't be loaded on a device; None where it can.
+LooksInto = Callable[[Checkpoint, str, torch.device], Verdict | None]
+
+
+def sound_run(
+    run: R, processes: Processes, prepare_again: Callable[[Mapping[str, Verdict]], R], look: LooksInto | None = None
+) -> R:
+    """Returns the run that resumes from the newest checkpoint with sound content. Call it on all ranks; all get the same one.
 
     Args:
         run: As prepared.
         processes: Of the run.
-        prepare_again: Prepares it with some checkpoints passed over, given by name.
+        prepare_again: Prepares it without some checkpoints, given by name.
+        look: Tries out a file whose bytes are as written.
 
     Raises:
         ConflictError: No checkpoint of the run can be loaded.
     """
     found: dict[str, Verdict] = {}
-    while run.checkpoint is not None and (verdict := damage(run.checkpoint, processes)) is not None:
+    while run.checkpoint is not None and (verdict := damage(run.checkpoint, processes, look)) is not None:
         found[verdict.folder.name] = verdict
         run = prepare_again(found)
     return run
 
 
-def damage(checkpoint: Checkpoint, processes: Processes) -> Verdict | None:
-    """Why a checkpoint whose files are all there can't be loaded; None where it can. Call it on all ranks, which all get the
-    same answer.
+def damage(checkpoint: Checkpoint, processes: Processes, look: LooksInto | None = None) -> Verdict | None:
+    """Returns why a checkpoint whose files are all there can't be loaded; None where it can. Reads every file once.
 
-    Reads every file once, and tries whether torch still understands it.
+    Call it on all ranks; all get the same answer.
     """
-    import_deepspeed(processes.device)
     found = []
     for name in sorted(checkpoint.files)[processes.place.rank :: processes.place.world_size]:
-        fault = content_fault(checkpoint, name) or _pickle_fault(checkpoint, name)
+        fault = content_fault(checkpoint, name) or (look(checkpoint, name, processes.device) if look else None)
         if fault is not None:
             found.append(fault)
     return next((fault for part in processes.gather_objects(found) for fault in part), None)
 
 
-def _pickle_fault(checkpoint: Checkpoint, name: str) -> Verdict | None:
-    if not name.endswith(".pt"):
-        return None
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Explains what goes wrong while a library loads a checkpoint.
+
+    Raises:
+        ShardError: It can't be loaded.
+    """
     try:
-        with quiet():
-            # Tensors are mapped, not read.
-            torch.load(checkpoint.folder / name, map_location="cpu", mmap=True, weights_only=False)
-    except MemoryError:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, dist.DistError):
         raise
     except Exception as error:
-        return Verdict(checkpoint.folder, State.DAMAGED, f"torch can't load {name}: {in_a_line(error)}")
-    return None
+        # Readers raise errors of many types.
+        log.debug("%s can't be loaded", folder, exc_info=error)
+        raise ShardError(
+            f"{folder} can't be loaded ({in_a_line(error)}): move it out of {folder.parent} and run the same command again, which "
+            "resumes from the checkpoint before it"
+        ) from error
+
+
+def in_a_line(error: Exception) -> str:
+    """Returns kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -15,58 +15,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from pipeline.common import storage
 from pipeline.common.errors import ShardError
 from pipeline.processes.child_processes import Child
-from training.trainer.checkpoints.states import Checkpoint, RunProgress, sealed, tag
-from training.trainer.checkpoints.files import LATEST_NAME, UNIVERSAL, files_of, mark_complete, partial, prune, put_in_place, remove_leftovers
-from training.trainer.deepspeed_engine import quiet
 from training.distributed import Processes
+from training.trainer.checkpoints.files import UNIVERSAL
+from training.trainer.checkpoints.intact import in_a_line, loading
+from training.trainer.checkpoints.states import Checkpoint, State, Verdict
+from training.trainer.deepspeed_engine import import_deepspeed, quiet
 
 log = logging.getLogger(__name__)
 
 
-def save_checkpoint(folder: Path, engine: Any, processes: Processes, progress: RunProgress, keep: int, keep_every: int) -> None:
-    """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
-
-    Args:
-        folder: Of all checkpoints; every rank must see the same one.
-        engine: DeepSpeed's.
-        processes: Of the run.
-        progress: Of the run.
-        keep: How many of the newest stay.
-        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
-    """
-    made = partial(folder / tag(progress.step))
-    if processes.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        # First of all, since a disk may be full of them.
-        remove_leftovers(folder)
-    processes.barrier()
+def write_engine(engine: Any, folder: Path) -> None:
+    """Write the state of DeepSpeed's engine into a folder. Call it on all ranks."""
     with quiet():
-        engine.save_checkpoint(str(folder), tag=made.name, save_latest=False)
-    processes.barrier()
-    digests = _sealed(made, processes)
-    if processes.is_first:
-        mark_complete(made, progress, digests)
-        put_in_place(made, folder / tag(progress.step))
-        storage.write_bytes(str(folder / LATEST_NAME), tag(progress.step).encode())
-        prune(folder, keep, keep_every, progress.step)
+        engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
 
-def _sealed(folder: Path, processes: Processes) -> dict[str, str]:
-    """SHA-256s of a checkpoint's files, which all ranks bring to disk together. Call it on all ranks."""
-    names = processes.gather_objects(files_of(folder) if processes.is_first else None)[0] or []
-    digests = {}
-    for name in names[processes.place.rank :: processes.place.world_size]:
-        try:
-            digests[name] = sealed(folder / name)
-        except OSError as error:
-            # A network disk may show this node the file later; rank 0 sees it, or fails with the true reason.
-            log.debug("%s can't be read here (%s)", folder / name, error)
-    return {name: digest for part in processes.gather_objects(digests) for name, digest in part.items()}
+def pickle_fault(checkpoint: Checkpoint, name: str, device: torch.device) -> Verdict | None:
+    """Returns why torch can't load a file of a checkpoint; None where it can, or where the file isn't torch's."""
+    if not name.endswith(".pt"):
+        return None
+    # The pickles name DeepSpeed's classes.
+    import_deepspeed(device)
+    try:
+        with quiet():
+            # Tensors are mapped, not read.
+            torch.load(checkpoint.folder / name, map_location="cpu", mmap=True, weights_only=False)
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Verdict(checkpoint.folder, State.DAMAGED, f"torch can't load {name}: {in_a_line(error)}")
+    return None
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -> None:
@@ -96,30 +77,11 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -
 
 def _load(original: Path, folder: Path, engine: Any) -> None:
     """Let the engine load a folder, that of a checkpoint or its conversion."""
-    try:
-        with quiet():
-            loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    except (MemoryError, torch.OutOfMemoryError, dist.DistError):
-        raise
-    except Exception as error:
-        log.debug("%s can't be loaded", folder, exc_info=error)
-        raise ShardError(_unloadable(original, in_a_line(error))) from error
-    if loaded is None:
-        # DeepSpeed's way to say that it found no file to load; the engine has fresh weights still.
-        raise ShardError(_unloadable(original, "DeepSpeed finds none of its files there"))
-
-
-def _unloadable(folder: Path, reason: str) -> str:
-    return (
-        f"{folder} can't be loaded ({reason}): take it out of {folder.parent} and run the same command again, which goes on "
-        "from the one before it"
-    )
-
-
-def in_a_line(error: Exception) -> str:
-    """Kind and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    with loading(original), quiet():
+        loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            # The engine still has fresh weights.
+            raise ValueError("DeepSpeed finds none of its files there")
 
 
 def needs_conversion(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:

@@ -74,7 +74,7 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
     for number in (first, other):
         plan_batches(recipe.training, number, 0)
     # All its runs are on this machine, so in the precision that suits it.
-    recipe = settle_precision(recipe, None, told=True)
+    recipe = settle_precision(recipe, None, tell=True)
     verification = _Verification(_shortened(recipe, steps), options, steps)
     verdict = verification.run(first, other)
     storage.write_bytes(str(verification.folder / VERDICT_NAME), json.dumps(verdict, indent=1).encode())

@@ -169,7 +169,7 @@ def test_rot_that_was_found_is_remembered_so_that_it_never_counts_among_the_kept
 def test_nothing_changes_where_a_checkpoint_turns_out_to_be_unloadable_in_the_engine(data, run):
     _replace(_checkpoint(run, 6), {"module": {}})
     before = _content(run)
-    with pytest.raises(ShardError, match=rf"{tag(6)} can't be loaded \(.*\): take it out of .*checkpoints and run the same"):
+    with pytest.raises(ShardError, match=rf"{tag(6)} can't be loaded \(.*\): move it out of .*checkpoints and run the same"):
         pretrain(_recipe(8), _options(data, run))
     assert _content(run) == before
     shutil.rmtree(_checkpoint(run, 6))

@@ -1,0 +1,62 @@
+"""Saves a checkpoint: all ranks write their parts and share the work of hashing them; then it appears under its name."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.common import storage
+from training.distributed import Processes
+from training.trainer.checkpoints.files import (
+    LATEST_NAME,
+    files_of,
+    mark_complete,
+    partial,
+    prune,
+    put_in_place,
+    remove_leftovers,
+)
+from training.trainer.checkpoints.states import RunProgress, sealed, tag
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path, write: Callable[[Path], None], processes: Processes, progress: RunProgress, keep: int, keep_every: int
+) -> None:
+    """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
+
+    Args:
+        folder: Of all checkpoints; every rank must see the same one.
+        write: Writes this rank's part of the state into a folder; called on all ranks.
+        processes: Of the run.
+        progress: Of the run.
+        keep: How many of the newest stay.
+        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
+    """
+    made = partial(folder / tag(progress.step))
+    if processes.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        # First of all, since a disk may be full of them.
+        remove_leftovers(folder)
+    processes.barrier()
+    write(made)
+    processes.barrier()
+    digests = _sealed(made, processes)
+    if processes.is_first:
+        mark_complete(made, progress, digests)
+        put_in_place(made, folder / tag(progress.step))
+        storage.write_bytes(str(folder / LATEST_NAME), tag(progress.step).encode())
+        prune(folder, keep, keep_every, progress.step)
+
+
+def _sealed(folder: Path, processes: Processes) -> dict[str, str]:
+    """SHA-256s of a checkpoint's files, which all ranks bring to disk together. Call it on all ranks."""
+    names = processes.gather_objects(files_of(folder) if processes.is_first else None)[0] or []
+    digests = {}
+    for name in names[processes.place.rank :: processes.place.world_size]:
+        try:
+            digests[name] = sealed(folder / name)
+        except OSError as error:
+            # A network disk may show this node the file later; rank 0 sees it, or fails with the true reason.
+            log.debug("%s can't be read here (%s)", folder / name, error)
+    return {name: digest for part in processes.gather_objects(digests) for name, digest in part.items()}
