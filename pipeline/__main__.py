@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError
-from pipeline.common.manifests import ends_of
-from pipeline.common.path_errors import try_output
+from pipeline.common.manifests import recorded_head_tail_hashes
+from pipeline.common.path_errors import require_writable
 from pipeline.config import catalog
 from pipeline.config.cli import CommandParser, parse_recipe, recipe_parser, run_command
 from pipeline.config.cli_output import show
@@ -143,7 +143,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.max_bad_fraction <= 1:
         raise ConfigError(f"--max_bad_fraction must be 0 to 1, not {options.max_bad_fraction}")
     engine = _engine(options, beam_options)
-    try_output(options.output)
+    require_writable(options.output)
     ends: dict[str, dict[str, str]] = {}
     planned = [_job(name, recipe, options, ends) for name in dict.fromkeys(options.dataset)]
     jobs = [job for job, _ in planned]
@@ -198,7 +198,12 @@ def _job(name: str, recipe: Recipe, options: Any, ends: dict[str, dict[str, str]
         units = make_plan(source, options.splits, options.max_episodes, recipe.data.shard_mib << 20, known, made)
         if source.many_files:
             units = with_hashes(units, source, known, lock.files() | assigned_files(made))
-        known.update((file, hashed) for unit in units for file, hashed in ends_of(unit.inputs).items() if hashed is not None)
+        known.update(
+            (file, hashed)
+            for unit in units
+            for file, hashed in recorded_head_tail_hashes(unit.inputs).items()
+            if hashed is not None
+        )
         log_ignored(entry.name, source.ignored)
         if not options.overwrite:
             lock.check(units)

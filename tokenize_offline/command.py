@@ -13,7 +13,7 @@ import torch
 
 from pipeline.common.errors import ConfigError, ConflictError, ShardError, require
 from pipeline.common.manifests import describe_difference
-from pipeline.common.path_errors import try_output
+from pipeline.common.path_errors import require_writable
 from pipeline.common.progress import progress_line
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
@@ -72,7 +72,7 @@ def tokenize(recipe: Recipe, options: Any, resolution: int | None) -> int:
             require_same_job(job, heard["job"], fleet.rank)
             return _run(fleet, recipe, options, model, job, list(map(ShardTask.from_json, heard["tasks"])), {})
         try:
-            try_output(options.output)
+            require_writable(options.output)
             model, job = open_job(recipe, options, resolution)
             choice = find_tasks(recipe, job, options.shards, options.splits)
             choice.tell(job.clips.held_out)

@@ -14,7 +14,7 @@ import yaml
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.common.manifests import describe_difference
-from pipeline.common.path_errors import try_output, writing
+from pipeline.common.path_errors import explained_write_errors, require_writable
 from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.model import TokenizerConfig
@@ -42,7 +42,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     if not storage.is_local(options.output):
         raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: a run writes there all the time")
     if place.rank == 0:
-        try_output(options.output)
+        require_writable(options.output)
     trained = None
     if options.init_from is not None:
         trained = CompressiveVQModel.from_pretrained(options.init_from)
@@ -55,7 +55,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     if place.world_size > 1:
         os.environ.update(place.variables)  # accelerate knows nothing of srun's own
     lock = sole_writer(output) if place.rank == 0 else contextlib.nullcontext()
-    with lock, StopRequest() as stop, writing(output):
+    with lock, StopRequest() as stop, explained_write_errors(output):
         # accelerate imports DeepSpeed where it is installed, whose log goes to what is stdout then.
         with contextlib.redirect_stdout(sys.stderr):
             trainer = TokenizerTrainer(recipe, options.shards, output, options.workers, trained)

@@ -19,7 +19,7 @@ _TIME = "time"
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """What a listing says of a file.
 
     Attributes:
@@ -32,12 +32,12 @@ class Listed(NamedTuple):
     tag: str | None = None
 
 
-def tells_time(tag: str) -> bool:
+def is_time_tag(tag: str) -> bool:
     """Whether a tag is a time and no digest of the content: a copy of the file has another."""
     return tag.startswith(f"{_TIME}:")
 
 
-def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> dict[str, Listed]:
+def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> dict[str, ListedFile]:
     """Relative name -> what is known of the files in a local folder, links followed unless they lead back to a folder above.
 
     Neither a link to nothing nor a device is a file. A file's tag holds the time of the last change of its content and that of
@@ -50,7 +50,7 @@ def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> d
     below = []
     for entry, status in _entries(folder):
         if stat.S_ISREG(status.st_mode):
-            found[entry.name] = Listed(status.st_size, f"{_TIME}:{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
+            found[entry.name] = ListedFile(status.st_size, f"{_TIME}:{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
         elif stat.S_ISDIR(status.st_mode):
             below.append(entry.name)
     for name in below if nested else ():
@@ -81,7 +81,7 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
             yield entry, status
 
 
-def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, Listed]:
+def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, ListedFile]:
     """Relative name -> what is known of the objects of a store in a folder.
 
     Args:
@@ -98,7 +98,7 @@ def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, Listed]:
     return {name.rsplit("/", 1)[-1]: _listed(entry) for name, entry in entries if not name.endswith("/")}
 
 
-def _listed(entry: dict[str, Any]) -> Listed:
+def _listed(entry: dict[str, Any]) -> ListedFile:
     digest = next((f"{kind}:{str(entry[kind]).strip(chr(34))}" for kind in _DIGESTS if entry.get(kind)), None)
     time = next((f"{_TIME}:{entry[kind]}" for kind in _TIMES if entry.get(kind)), None)
-    return Listed(int(entry["size"]), digest or time)
+    return ListedFile(int(entry["size"]), digest or time)

@@ -17,7 +17,7 @@ from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError, ConflictError, DamagedEpisodeError, MissingEpisodeError, ShardError
 from pipeline.common.json_files import read_json
 
-ENDS = "ends_sha256"  # what `inputs` call the hash of both ends of a source file
+HEAD_TAIL_HASH = "ends_sha256"  # what `inputs` call the hash of both ends of a source file
 _REPAIRABLE = (DamagedEpisodeError.kind, MissingEpisodeError.kind)
 
 
@@ -126,9 +126,9 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
     if not storage.exists(path):
         return None
     record = read_manifest(path)
-    inputs = with_ends(inputs, ends_of(record.inputs))
+    inputs = with_head_tail_hashes(inputs, recorded_head_tail_hashes(record.inputs))
     wanted = fingerprint(inputs)
-    hurt = damaged_files(record)
+    hurt = repairable_files(record)
     if record.fingerprint == wanted and not (hurt and overwrite):
         return record
     if overwrite or (hurt and _without(record.inputs, hurt) == _without(inputs, hurt)):
@@ -152,29 +152,32 @@ def _refuse_older(path: str, made: dict[str, Any], wanted: dict[str, Any]) -> No
         )
 
 
-def ends_of(inputs: Mapping[str, Any]) -> dict[str, str | None]:
+def recorded_head_tail_hashes(inputs: Mapping[str, Any]) -> dict[str, str | None]:
     """Source file -> hash of its ends, of those of which some inputs say it."""
-    return {one["file"]: one[ENDS] for one in inputs.get("sources", []) if ENDS in one}
+    return {one["file"]: one[HEAD_TAIL_HASH] for one in inputs.get("sources", []) if HEAD_TAIL_HASH in one}
 
 
-def with_ends(inputs: dict[str, Any], ends: Mapping[str, str | None]) -> dict[str, Any]:
+def with_head_tail_hashes(inputs: dict[str, Any], ends: Mapping[str, str | None]) -> dict[str, Any]:
     """`inputs` with the hashes of files' ends that they don't say and `ends` does.
 
     The plan of a source of many files opens none: what it doesn't say of a file's ends it doesn't hold against a record.
     """
     sources = inputs.get("sources", [])
-    if all(ENDS in one or one["file"] not in ends for one in sources):
+    if all(HEAD_TAIL_HASH in one or one["file"] not in ends for one in sources):
         return inputs
-    known = [one if ENDS in one or one["file"] not in ends else {**one, ENDS: ends[one["file"]]} for one in sources]
+    known = [
+        one if HEAD_TAIL_HASH in one or one["file"] not in ends else {**one, HEAD_TAIL_HASH: ends[one["file"]]}
+        for one in sources
+    ]
     return {**inputs, "sources": known}
 
 
-def damaged_files(record: ShardManifest) -> set[str]:
+def repairable_files(record: ShardManifest) -> set[str]:
     """The source files to which a shard lost episodes that a repaired or newly fetched copy may have."""
     return {item.source_file for item in record.left_out if item.kind in _REPAIRABLE}
 
 
-def came_back(record: ShardManifest, inputs: dict[str, Any]) -> bool:
+def missing_file_is_back(record: ShardManifest, inputs: dict[str, Any]) -> bool:
     """Whether a file that could not be opened when a shard was made is there by what `inputs` say, as it was then.
 
     A mount that was away for a while, or a permission, shows nowhere in a file's size or content.

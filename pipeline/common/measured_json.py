@@ -12,7 +12,7 @@ from typing import Any
 NOT_FINITE = "not_finite"
 
 
-def told(values: Mapping[str, Any]) -> dict[str, Any]:
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as JSON holds them: None for every number that isn't finite, and, where there is one, `not_finite`.
 
     Args:
@@ -23,12 +23,12 @@ def told(values: Mapping[str, Any]) -> dict[str, Any]:
         `-inf`. `/` and `~` within a name are written `~1` and `~0` (RFC 6901).
     """
     found: dict[str, str] = {}
-    plain = {name: _told(value, _escaped(name), found) for name, value in values.items()}
+    plain = {name: _json_value(value, _escaped(name), found) for name, value in values.items()}
     return {**plain, NOT_FINITE: found} if found else plain
 
 
 def restored(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that `told` was given, of those that JSON gave back; a tuple comes back as a list."""
+    """The values that `json_values` was given, of those that JSON gave back; a tuple comes back as a list."""
     plain: dict[str, Any] = json.loads(json.dumps({name: value for name, value in values.items() if name != NOT_FINITE}))
     for place, number in values.get(NOT_FINITE, {}).items():
         *path, last = (name.replace("~1", "/").replace("~0", "~") for name in place.split("/"))
@@ -40,20 +40,20 @@ def restored(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measured_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """`told` as text."""
-    return json.dumps(told(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    """`json_values` as text."""
+    return json.dumps(json_values(values), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def describe_not_finite(values: Mapping[str, Any]) -> str:
     """The numbers that aren't finite in words, `held_out_loss nan, ...`; empty where all are."""
-    return ", ".join(f"{place} {number}" for place, number in told(values).get(NOT_FINITE, {}).items())
+    return ", ".join(f"{place} {number}" for place, number in json_values(values).get(NOT_FINITE, {}).items())
 
 
-def _told(value: Any, place: str, found: dict[str, str]) -> Any:
+def _json_value(value: Any, place: str, found: dict[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {name: _told(part, f"{place}/{_escaped(name)}", found) for name, part in value.items()}
+        return {name: _json_value(part, f"{place}/{_escaped(name)}", found) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_told(part, f"{place}/{number}", found) for number, part in enumerate(value)]
+        return [_json_value(part, f"{place}/{number}", found) for number, part in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         found[place] = str(float(value))
         return None

@@ -61,7 +61,7 @@ _LITTLE = 1 << 20
 _PACKAGES = ("pipeline", "tokenize_offline", "training")
 
 
-def described(error: OSError, folder: str | Path | None = None) -> str | None:
+def explain_path_error(error: OSError, folder: str | Path | None = None) -> str | None:
     """One line on an error of a user's path; None where it is something else.
 
     Args:
@@ -86,7 +86,7 @@ def _is_own(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def writing(folder: str | Path) -> Iterator[None]:
+def explained_write_errors(folder: str | Path) -> Iterator[None]:
     """Name the folder that a library writes to in an error of the file system that it doesn't explain.
 
     Raises:
@@ -95,7 +95,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = None if isinstance(error, StorageError) else described(error, folder)
+        told = None if isinstance(error, StorageError) else explain_path_error(error, folder)
         if told is None:
             raise
         raise StorageError(told) from error
@@ -114,7 +114,7 @@ def _why(error: Exception, folder: Path) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def try_output(path: str) -> None:
+def require_writable(path: str) -> None:
     """Find out before the work whether an output folder can be made and written. URLs are taken at their word.
 
     Nothing is made: what is refused for another reason leaves nothing behind.
@@ -130,7 +130,7 @@ def try_output(path: str) -> None:
             file.write(b"0")
             file.flush()
     except OSError as error:
-        told = described(OSError(error.errno, error.strerror, str(folder)))
+        told = explain_path_error(OSError(error.errno, error.strerror, str(folder)))
         if told is None:
             raise
         raise StorageError(f"--output {told}") from error

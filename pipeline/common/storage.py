@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.common.errors import StorageError
-from pipeline.common.listings import Listed, folders_on_disk, listed_in_store, listed_on_disk, tells_time
+from pipeline.common.listings import ListedFile, folders_on_disk, is_time_tag, listed_in_store, listed_on_disk
 from pipeline.common.staging import PARTIAL, staged_for_upload, staged_on_disk
 from pipeline.common.temp_dirs import locked_folder
 
@@ -125,10 +125,10 @@ def content_tags(folder: str) -> dict[str, str]:
     The reverse does not hold: S3's entity tag depends on how a file was uploaded too. A local disk says nothing.
     """
     known = listing(folder, nested=True)
-    return {name: one.tag for name, one in known.items() if one.tag is not None and not tells_time(one.tag)}
+    return {name: one.tag for name, one in known.items() if one.tag is not None and not is_time_tag(one.tag)}
 
 
-def listing(folder: str, nested: bool = False) -> dict[str, Listed]:
+def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
     """Name -> what is known of the files directly in `folder`, in the order of names; empty where the folder isn't there.
 
     Args:

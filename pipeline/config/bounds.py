@@ -36,7 +36,7 @@ class Bounds:
     open_low: bool = False
     open_high: bool = False
 
-    def hold(self, number: float) -> bool:
+    def contains(self, number: float) -> bool:
         """Whether a number lies within."""
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high or self.high == math.inf else number <= self.high
@@ -176,5 +176,5 @@ def check_bounds(section: str, values: Any, bounds: Mapping[str, Bounds]) -> Non
         value, allowed = getattr(values, field.name), bounds[field.name]
         numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for number in numbers:
-            if number is not None and not allowed.hold(number):
+            if number is not None and not allowed.contains(number):
                 raise ConfigError(f"{section}.{field.name} must be {allowed.wanted(number)}, not {value}")

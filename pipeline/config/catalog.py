@@ -102,7 +102,7 @@ def test_episodes(file: str) -> dict[str, int]:
     return {str(name): int(index) for name, index in _read_yaml(file).items()}
 
 
-def first_view(entry: DatasetEntry) -> DatasetEntry:
+def first_camera_entry(entry: DatasetEntry) -> DatasetEntry:
     """The first entry of the catalog that reads the same data set; `entry` itself where it isn't as the catalog has it."""
     if datasets().get(entry.name) != entry:
         return entry
@@ -127,7 +127,8 @@ def dataset(name: str, camera: str | None = None, rate: float | None = None) -> 
     if entry is None:
         if rate is None:
             raise ConfigError(
-                f"{not_listed(name)}; correct the name, or describe it with --rate, and --camera if it isn't {DEFAULT_CAMERA}"
+                f"{describe_unknown_dataset(name)}; correct the name, or describe it with --rate, and --camera if it isn't "
+                f"{DEFAULT_CAMERA}"
             )
         return DatasetEntry(name, directory=name, image_key=camera or DEFAULT_CAMERA, control_hz=rate, base_step=rate)
     if camera is not None:
@@ -137,7 +138,7 @@ def dataset(name: str, camera: str | None = None, rate: float | None = None) -> 
     return entry
 
 
-def not_listed(name: str) -> str:
+def describe_unknown_dataset(name: str) -> str:
     """In words, that the catalog has no such data set, and which names are like it."""
     near = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
     return f"data set {name!r} is not in the catalog" + (f" (nearest: {', '.join(near)})" if near else "")
@@ -156,7 +157,9 @@ def mixture(name: str) -> dict[str, float]:
     return dict(mixtures[name])
 
 
-def weights_of(mixture_name: str | None, weights: Mapping[str, float], there: Collection[str], skip: bool) -> dict[str, float]:
+def dataset_weights(
+    mixture_name: str | None, weights: Mapping[str, float], there: Collection[str], skip: bool
+) -> dict[str, float]:
     """Data set -> weight as a recipe's `data` section has it; empty where it names none.
 
     Args:

@@ -19,7 +19,7 @@ from jsonargparse import DefaultHelpFormatter
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ProjectError
-from pipeline.common.path_errors import described
+from pipeline.common.path_errors import explain_path_error
 from pipeline.common.versions import installed_version
 from pipeline.config.cli_errors import Option, Options, explain
 from pipeline.config.recipe import Recipe
@@ -260,7 +260,7 @@ def _outcome(main: Callable[[Sequence[str] | None], int], arguments: Sequence[st
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
-        told = described(error)
+        told = explain_path_error(error)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.common.measured_json import told
+from pipeline.common.measured_json import json_values
 
 _LISTED = 6
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -33,7 +33,7 @@ def show(results: Result | Sequence[Result], options: Any, look_at: str | None =
     """
     several = [results] if isinstance(results, Mapping) else list(results)
     if as_json(options):
-        text = "\n".join(json.dumps(told(result), allow_nan=False) for result in several)
+        text = "\n".join(json.dumps(json_values(result), allow_nan=False) for result in several)
     else:
         text = block(several[0]) if len(several) == 1 else table(several, shutil.get_terminal_size().columns)
         text += f"\n\nLook at {look_at}" if look_at else ""

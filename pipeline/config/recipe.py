@@ -90,7 +90,7 @@ class ClipsConfig:
         valid = self.stride == "reference" or re.fullmatch(r"[0-9]+|[0-9]*\.?[0-9]+s", self.stride)
         require(bool(valid), f"clips.stride must be `reference`, seconds such as `0.33s`, or frames, not {self.stride!r}")
         require(
-            self.stride == "reference" or STRIDE.hold(float(self.stride.removesuffix("s"))),
+            self.stride == "reference" or STRIDE.contains(float(self.stride.removesuffix("s"))),
             f"clips.stride must be a time or a number of frames above 0 and at most {STRIDE.high:g}, not {self.stride}",
         )
         require(self.crop_scale[0] <= self.crop_scale[1], f"clips.crop_scale is no range: {self.crop_scale}")

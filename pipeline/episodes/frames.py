@@ -20,7 +20,7 @@ from PIL import Image
 from pipeline.common.errors import BadEpisodeError, ConfigError, DamagedEpisodeError
 from pipeline.config.recipe import DataConfig, FrameEncoding
 from pipeline.episodes.image_formats import PILLOW_FORMATS, ImageKind, sniff
-from pipeline.episodes.image_integrity import lacks_data, looks_whole
+from pipeline.episodes.image_integrity import is_truncated, passes_integrity_check
 from pipeline.episodes.thumbnails import thumbnail
 
 MAX_PIXELS = 50_000_000
@@ -150,7 +150,7 @@ def _decode_turbo(data: bytes, least: tuple[int, int], checksummed: bool) -> _De
     except ValueError as error:
         # Behind the first warning others may hide, which tell of a picture that is cut short.
         found = _HARMLESS.search(str(error))
-        if found is None or not checksummed or lacks_data(data, int(found[1] or 0)):
+        if found is None or not checksummed or is_truncated(data, int(found[1] or 0)):
             raise
     return _Decoded(simplejpeg.decode_jpeg(data, min_height=height, min_width=width, strict=False), tolerated=True)
 
@@ -298,7 +298,7 @@ class FrameForm:
         size = header.size if self.short_side is None else shrunk_size(*header.size, self.short_side)
         as_is = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
         if as_is and not swap:
-            seen = not looks_whole(data) or not (checksummed or header.kind == "png")
+            seen = not passes_integrity_check(data) or not (checksummed or header.kind == "png")
             if seen and _decode(data, header, None, checksummed).tolerated:
                 data = Frame(data)
                 data.tolerated = True

@@ -28,7 +28,7 @@ _READ_AHEAD = 16  # bytes that libjpeg takes in before it uses them
 _SEGMENTS = 1000  # before the picture
 
 
-def looks_whole(data: bytes) -> bool:
+def passes_integrity_check(data: bytes) -> bool:
     """Whether a JPEG or PNG shows no sign of damage. One that does may still decode: where this says no, decoding decides.
 
     Args:
@@ -62,7 +62,7 @@ def _jpeg_looks_whole(data: bytes) -> bool:
     return data.find(_HOLE, start, found.start()) < 0
 
 
-def lacks_data(data: bytes, stray: int) -> bool:
+def is_truncated(data: bytes, stray: int) -> bool:
     """Whether a JPEG has no end marker, fewer restart markers than its header promises, or a hole.
 
     Args:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError, ShardError
-from pipeline.common.listings import Listed
+from pipeline.common.listings import ListedFile
 from pipeline.common.manifests import ShardManifest, read_manifest
 from pipeline.common.parquet import read_table, write_table
 from pipeline.episodes.episode import Episode
@@ -104,7 +104,7 @@ def read_manifests(folder: str) -> Iterator[ShardManifest]:
         yield record
 
 
-def listed_manifests(folder: str) -> dict[str, Listed]:
+def listed_manifests(folder: str) -> dict[str, ListedFile]:
     """Name -> what its listing says of the record of each episode shard in a data set's folder."""
     listed = storage.listing(folder).items()
     return {

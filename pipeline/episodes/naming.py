@@ -56,7 +56,7 @@ def held_out_split(split: str) -> str:
     return split + HELD_OUT_SUFFIX
 
 
-def written(name: str) -> str:
+def printable_name(name: str) -> str:
     """A name as records, tables and messages have it: bytes that are no UTF-8, which a local disk may have, spelled out."""
     # Of a million names most are kept as they are, and no copy is made of them.
     return name if name.isascii() else name.encode(errors="backslashreplace").decode()

@@ -69,7 +69,7 @@ class Quality:
 
 
 class Measurement(NamedTuple):
-    """What `measured` sees: the quality, and whether a frame that was looked at has stray bytes (see `Episode.stray_bytes`)."""
+    """What `measure_frames` returns: the quality, and whether a decoded frame has stray bytes (see `Episode.stray_bytes`)."""
 
     quality: Quality
     stray_bytes: bool
@@ -79,11 +79,11 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Quality))
 
 
 def measure(frames: Sequence[bytes]) -> Quality:
-    """The quality of an episode alone; see `measured`."""
-    return measured(frames).quality
+    """The quality of an episode alone; see `measure_frames`."""
+    return measure_frames(frames).quality
 
 
-def measured(frames: Sequence[bytes]) -> Measurement:
+def measure_frames(frames: Sequence[bytes]) -> Measurement:
     """Measure an episode.
 
     Args:
@@ -99,7 +99,7 @@ def measured(frames: Sequence[bytes]) -> Measurement:
         looked, pairs = np.arange(count), np.arange(count - 1)
         seen = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
     else:
-        looked, pairs = frames_to_look_at(count)
+        looked, pairs = sample_frames(count)
         seen = {index: _pixels(frames[index]) for index in looked.tolist()}
         made = [thumbnail(seen[index][0]) for index in looked.tolist()]
     thumbnails = np.concatenate(made).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
@@ -122,7 +122,7 @@ def anchors(count: int) -> np.ndarray:
     return np.arange(_ANCHORS) * max(0, count - 2) // (_ANCHORS - 1)
 
 
-def frames_to_look_at(count: int) -> tuple[np.ndarray, np.ndarray]:
+def sample_frames(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Which frames of an untouched episode are decoded, in order, and the first ones of the neighbours among them.
 
     The anchors, and the successors of as many of them as the episode's length pays for, those in its middle first.

@@ -16,10 +16,17 @@ from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ProjectError, ShardError
-from pipeline.common.manifests import ShardManifest, came_back, describe_difference, find_done, manifest_path, read_manifest
+from pipeline.common.manifests import (
+    ShardManifest,
+    describe_difference,
+    find_done,
+    manifest_path,
+    missing_file_is_back,
+    read_manifest,
+)
 from pipeline.common.progress import progress_line
 from pipeline.episodes import index
-from pipeline.episodes.naming import parse_shard_name, written
+from pipeline.episodes.naming import parse_shard_name, printable_name
 from pipeline.episodes.skipped import write_skipped
 from pipeline.ingest.outcome import Outcome, log_ignored
 from pipeline.ingest.plan import WorkUnit
@@ -155,7 +162,7 @@ def _is_done(unit: WorkUnit, folder: str, sizes: dict[str, int], overwrite: bool
     record = find_done(folder, unit.shard, unit.inputs, overwrite)
     if record is None:
         return False
-    if came_back(record, unit.inputs):
+    if missing_file_is_back(record, unit.inputs):
         _log.warning("%s lacks files that could not be opened; it is made again", storage.join(folder, unit.shard))
         return False
     if sizes.get(unit.shard) != record.bytes:
@@ -202,7 +209,7 @@ def remove_emptied_shards(units: Sequence[WorkUnit], source: Source, folder: str
     """Remove shards that are not in a plan because none of their files is there any more."""
     planned, splits = {unit.shard for unit in units}, {unit.split for unit in units}
     strays = [record for record in index.read_manifests(folder) if record.shard not in planned]
-    there = {written(name) for name in source.listing()} if strays else set()
+    there = {printable_name(name) for name in source.listing()} if strays else set()
     for record in strays:
         of_split = (parse_shard_name(record.shard) or ("",))[0] in splits
         if of_split and there.isdisjoint(one["file"] for one in record.inputs["sources"]):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.common.errors import MissingEpisodeError, SourceError
-from pipeline.common.manifests import ShardManifest, SkippedEpisode, damaged_files
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, repairable_files
 from pipeline.episodes.skipped import SKIPPED_FILE
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _by_reason(left_out: Sequence[SkippedEpisode]) -> list[str]:
 def _what_to_do(records: Sequence[ShardManifest]) -> str:
     """Where left out episodes are listed, and what to do about those that another copy of their file may have."""
     listed = f"{SKIPPED_FILE} beside the shards lists all of them with their reasons"
-    files = set().union(*map(damaged_files, records))
+    files = set().union(*map(repairable_files, records))
     if not files:
         return f"{listed}."
     missing = any(item.kind == MissingEpisodeError.kind for record in records for item in record.left_out)

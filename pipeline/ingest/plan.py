@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.common.manifests import ENDS, with_ends
-from pipeline.config.catalog import first_view
+from pipeline.common.manifests import HEAD_TAIL_HASH, with_head_tail_hashes
+from pipeline.config.catalog import first_camera_entry
 from pipeline.episodes.episode import Episode
-from pipeline.episodes.naming import is_split_name, shard_name, written
+from pipeline.episodes.naming import is_split_name, printable_name, shard_name
 from pipeline.ingest.head_tail import head_tail_hashes
 from pipeline.ingest.shard_assignment import ShardAssignment, numbered_shards
 from pipeline.sources.base import Source, SourceShard
@@ -125,7 +125,7 @@ def with_hashes(
     files = [file for unit in units for file in unit.sources]
     read = _read_unknown(source, files, source.file_sizes(), known_hashes, compared)
     ends = ChainMap(read, cast(MutableMapping[str, str | None], known_hashes))
-    return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, ends)) for unit in units]
+    return [dataclasses.replace(unit, inputs=with_head_tail_hashes(unit.inputs, ends)) for unit in units]
 
 
 def _read_unknown(
@@ -136,9 +136,9 @@ def _read_unknown(
     compared: Collection[str] | None,
 ) -> dict[str, str | None]:
     """Name as records write it -> hash of its ends, of those files whose ends aren't known, or of those `compared` alone."""
-    names = ((file.file, written(file.file)) for file in files)
+    names = ((file.file, printable_name(file.file)) for file in files)
     unread = {file for file, name in names if name not in known and (compared is None or name in compared)}
-    return {written(file): ends for file, ends in head_tail_hashes(source.folder, sizes, unread).items()}
+    return {printable_name(file): ends for file, ends in head_tail_hashes(source.folder, sizes, unread).items()}
 
 
 def _check_names(source: Source, files: Sequence[SourceShard]) -> None:
@@ -180,7 +180,7 @@ def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[Sour
 def _measured(source: Source) -> Source:
     """The source itself or, of a data set that the catalog has once a camera, its first: so that all of them group alike."""
     first = copy.copy(source)
-    first.entry = first_view(source.entry)
+    first.entry = first_camera_entry(source.entry)
     return first
 
 
@@ -230,7 +230,7 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
 
 def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: Mapping[str, str | None]) -> dict[str, Any]:
     """What a file is known by: name, size and, as far as a plan reads them, a hash of both its ends (`head_tail`)."""
-    known: dict[str, Any] = {"file": written(file.file), "size": sizes.get(file.file), "take": file.take}
+    known: dict[str, Any] = {"file": printable_name(file.file), "size": sizes.get(file.file), "take": file.take}
     if source.entry.test_episodes or source.divides_files:
         known["first"] = file.first
     if file.text:
@@ -238,5 +238,5 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: Ma
     if file.only is not None:
         known["only"] = list(file.only)
     if file.file in sizes and known["file"] in ends:
-        known[ENDS] = ends[known["file"]]
+        known[HEAD_TAIL_HASH] = ends[known["file"]]
     return known

@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError
 from pipeline.common.json_files import read_json
-from pipeline.common.listings import tells_time
-from pipeline.common.manifests import ENDS, ShardManifest, damaged_files, fingerprint
-from pipeline.episodes.naming import written
+from pipeline.common.listings import is_time_tag
+from pipeline.common.manifests import HEAD_TAIL_HASH, ShardManifest, fingerprint, repairable_files
+from pipeline.episodes.naming import printable_name
 from pipeline.ingest.plan import WorkUnit
 from pipeline.sources.base import Source
 
@@ -53,7 +53,7 @@ class FileFingerprint:
 
 def _kind(tag: str | None) -> str:
     """A time differs between copies, an S3 tag with a dash between sizes of the parts it was uploaded in: neither tells."""
-    if tag is None or tells_time(tag) or (tag.startswith("ETag:") and "-" in tag):
+    if tag is None or is_time_tag(tag) or (tag.startswith("ETag:") and "-" in tag):
         return ""
     return tag.split(":")[0]
 
@@ -149,9 +149,9 @@ class SourceLock:
         if self._tags is None:
             listed = self._source.listing().items()
             self._tags = {
-                written(name): known.tag
+                printable_name(name): known.tag
                 for name, known in listed
-                if known.tag is not None and (self._source.many_files or not tells_time(known.tag))
+                if known.tag is not None and (self._source.many_files or not is_time_tag(known.tag))
             }
         return self._tags
 
@@ -164,7 +164,7 @@ class SourceLock:
         if self._locked is not None:
             spec = units[0].inputs.get("spec_sha256") if units else None
             now = self._print(spec, [unit.inputs for unit in units])
-            compare(self.path, self.name, self._locked, now, map(written, self._source.listing()))
+            compare(self.path, self.name, self._locked, now, map(printable_name, self._source.listing()))
 
     def add(self, units: Sequence[WorkUnit], records: Iterable[ShardManifest], overwrite: bool) -> None:
         """Lock the files that became shards without damage; with `overwrite`, forget what was locked before."""
@@ -172,7 +172,7 @@ class SourceLock:
         done = [record for record in records if record.shard in planned]
         spec = next((planned[record.shard].get("spec_sha256") for record in done), None)
         now = self._print(spec, [record.inputs for record in done])
-        sound = now.files.keys() - set().union(*map(damaged_files, done))
+        sound = now.files.keys() - set().union(*map(repairable_files, done))
         write_lock(
             self.path, self.name, SourceFingerprint(now.spec_sha256, {name: now.files[name] for name in sound}), overwrite
         )
@@ -181,7 +181,7 @@ class SourceLock:
         """What plans or records say of their files."""
         tags = self._listed_tags()
         sources = {one["file"]: one for of_shard in inputs for one in of_shard["sources"]}
-        files = {name: FileFingerprint(one["size"], one.get(ENDS), tags.get(name)) for name, one in sources.items()}
+        files = {name: FileFingerprint(one["size"], one.get(HEAD_TAIL_HASH), tags.get(name)) for name, one in sources.items()}
         return SourceFingerprint(spec_sha256, files)
 
 

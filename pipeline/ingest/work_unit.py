@@ -17,8 +17,8 @@ from pipeline.common.errors import ProjectError
 from pipeline.common.manifests import ShardManifest, SkippedEpisode, find_done
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import ENTRY_COLUMNS
-from pipeline.episodes.naming import written
-from pipeline.episodes.quality import Quality, measured
+from pipeline.episodes.naming import printable_name
+from pipeline.episodes.quality import Quality, measure_frames
 from pipeline.episodes.shards import EpisodeShardWriter
 from pipeline.ingest.head_tail import head_tail_hash
 from pipeline.ingest.plan import WorkUnit
@@ -75,7 +75,7 @@ def run_unit(unit: WorkUnit, source: Source, folder: str) -> None:
 def write_failure(folder: str, shard: str, reason: str) -> None:
     """Leave word in the output folder why a shard could not be made; see `collect_failures`."""
     try:
-        storage.write_bytes(_failure_path(folder, shard), json.dumps(written(reason)).encode())
+        storage.write_bytes(_failure_path(folder, shard), json.dumps(printable_name(reason)).encode())
     except OSError:
         # Where nothing can be written the driver will meet the same trouble, and can say so.
         _log.error("%s: %s", shard, reason)
@@ -107,15 +107,15 @@ class _ShardMaker:
             self._filtered += 1
             self._ignored[item.reason] += 1
         else:
-            reason = written(item.reason)[:_LONGEST_REASON]
+            reason = printable_name(item.reason)[:_LONGEST_REASON]
             key = file.key(position)
-            self._left_out.append(SkippedEpisode(written(file.file), position, reason, item.kind, key, item.episodes))
+            self._left_out.append(SkippedEpisode(printable_name(file.file), position, reason, item.kind, key, item.episodes))
 
     def _taken(self, file: SourceShard, position: int, episode: Episode) -> BadEpisode | None:
         """None once the episode is in the shard, else why it can't be."""
         before = self._writer.size
         try:
-            quality, stray_bytes = measured(episode.frames)
+            quality, stray_bytes = measure_frames(episode.frames)
             self._writer.add(dataclasses.replace(episode, stray_bytes=True) if stray_bytes else episode)
         except Exception as error:
             # What is half in the shard can't be taken back.
@@ -151,7 +151,7 @@ class _ShardMaker:
 def _make_shards(parts: Sequence[UnitJob]) -> list[ShardManifest]:
     """Publish the shards of units with the same source files; their records."""
     sources = [part.source for part in parts]
-    parts = _with_ends(parts)
+    parts = _with_head_tail_hashes(parts)
     makers = []
     with contextlib.ExitStack() as stack:
         for unit, _, folder in parts:
@@ -166,16 +166,16 @@ def _make_shards(parts: Sequence[UnitJob]) -> list[ShardManifest]:
     return [maker.record() for maker in makers]
 
 
-def _with_ends(parts: Sequence[UnitJob]) -> list[UnitJob]:
+def _with_head_tail_hashes(parts: Sequence[UnitJob]) -> list[UnitJob]:
     """Parts whose units say the ends of all files that are there; a plan of many files opens none of them.
 
     They are read before the files are, so that a file that changes meanwhile is taken for another one by the next run.
     """
     first = parts[0]
-    names = {written(file.file): file.file for file in first.unit.sources}
+    names = {printable_name(file.file): file.file for file in first.unit.sources}
     sizes = {one["file"]: one["size"] for one in first.unit.inputs["sources"] if one["size"] is not None}
     ends: dict[str, str | None] = {}
-    for name in sizes.keys() - manifests.ends_of(first.unit.inputs).keys():
+    for name in sizes.keys() - manifests.recorded_head_tail_hashes(first.unit.inputs).keys():
         try:
             ends[name] = head_tail_hash(storage.join(first.source.folder, names[name]), sizes[name])
         except OSError as error:
@@ -184,7 +184,8 @@ def _with_ends(parts: Sequence[UnitJob]) -> list[UnitJob]:
                 raise
             ends[name] = None
     return [
-        part._replace(unit=dataclasses.replace(part.unit, inputs=manifests.with_ends(part.unit.inputs, ends))) for part in parts
+        part._replace(unit=dataclasses.replace(part.unit, inputs=manifests.with_head_tail_hashes(part.unit.inputs, ends)))
+        for part in parts
     ]
 
 

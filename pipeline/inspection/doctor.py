@@ -92,7 +92,7 @@ def diagnose(entry: DatasetEntry, path: str) -> Diagnosis:
     found = Diagnosis(entry.name)
     if entry.name not in catalog.datasets():
         found.differences.append(
-            f"{catalog.not_listed(entry.name)}: pass --rate to ingest it, and --camera where it has several"
+            f"{catalog.describe_unknown_dataset(entry.name)}: pass --rate to ingest it, and --camera where it has several"
         )
     try:
         source = open_source(entry, path, FrameForm("source"))

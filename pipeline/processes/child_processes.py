@@ -2,7 +2,7 @@
 
 The kernel sees to it: a process that is killed can't, and one that is in the midst of a decoder's C code looks at nothing. A
 `Child` needs to know nothing of this. Processes that `multiprocessing`, Beam or a launcher starts call `follow_parent` or
-`end_with_parent` themselves. What has lost its parent even so, `end_all` finds in a process that called `adopt_orphans`.
+`end_with_parent` themselves. A process that called `adopt_orphans` finds the rest by `kill_descendants`.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def end_all(but: Collection[int] = ()) -> None:
+def kill_descendants(but: Collection[int] = ()) -> None:
     """Kill all descendants of this process, and wait until they are gone.
 
     Args:

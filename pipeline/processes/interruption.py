@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
 
-from pipeline.processes.child_processes import end_all
+from pipeline.processes.child_processes import kill_descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 10.0
@@ -126,7 +126,7 @@ def uninterrupted() -> contextlib.AbstractContextManager[None]:
 
 def _end_now(number: int, why: str) -> None:
     os.write(2, f"{why}: ending at once\n".encode())
-    end_all()
+    kill_descendants()
     os._exit(128 + number)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError
-from pipeline.common.listings import Listed
+from pipeline.common.listings import ListedFile
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import MAX_NUMBER, Episode
 from pipeline.episodes.frames import FrameForm, MadeFrame
-from pipeline.episodes.naming import episode_key, hashed_key, written
+from pipeline.episodes.naming import episode_key, hashed_key, printable_name
 from pipeline.sources.side_files import count_by_ending, is_side_file
 
 # An encoded image, and its height and width.
@@ -117,7 +117,7 @@ class Source(abc.ABC):
         self.form = form
         self.ignored: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
-        self._seen: list[tuple[dict[str, Listed], collections.Counter[str]]] | None = None
+        self._seen: list[tuple[dict[str, ListedFile], collections.Counter[str]]] | None = None
 
     def inputs(self) -> dict[str, Any]:
         """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
@@ -142,7 +142,7 @@ class Source(abc.ABC):
         """Whether a file that no plan names is read nevertheless, such as a spec or captions."""
         return False
 
-    def listing(self) -> dict[str, Listed]:
+    def listing(self) -> dict[str, ListedFile]:
         """Return each data file of the folder with what its listing says; inside `cached_listing` the folder is listed once."""
         return self._look()[0]
 
@@ -166,7 +166,7 @@ class Source(abc.ABC):
         self.ignored = others.copy()
         return {name: known.size for name, known in taken.items()}
 
-    def _look(self) -> tuple[dict[str, Listed], collections.Counter[str]]:
+    def _look(self) -> tuple[dict[str, ListedFile], collections.Counter[str]]:
         """What is known of the files that a plan may name, and why how many others are passed over."""
         if self._seen:
             return self._seen[0]
@@ -290,7 +290,7 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
         "base_step": entry.base_step,
         "camera": entry.image_key,
         "language": "",
-        "source_file": written(shard.file),
+        "source_file": printable_name(shard.file),
         "source_record": position,
         "ignored": dict(ignored),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import ProjectError
-from pipeline.processes.child_processes import Child, adopt_orphans, descendants, end_all
+from pipeline.processes.child_processes import Child, adopt_orphans, descendants, kill_descendants
 from pipeline.processes.interruption import Interrupted
 
 # For a stage that is told to end, training's checkpoint included; less than this process has itself.
@@ -52,7 +52,7 @@ def run_stage(name: str, command: Sequence[str], log: Path, environment: Mapping
             process = Child(command, stdin=subprocess.DEVNULL, stdout=output, env=dict(environment), process_group=0)
             status = _ending(process)
     finally:
-        end_all(but=others)
+        kill_descendants(but=others)
     seconds = time.perf_counter() - started
     if status:
         raise ProjectError(f"the stage `{name}` ended with status {status}; its messages are above, its output is in {log}")

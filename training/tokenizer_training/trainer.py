@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.measured_json import describe_not_finite, measured_json, restored, told
+from pipeline.common.measured_json import describe_not_finite, json_values, measured_json, restored
 from pipeline.common.progress import progress_line
 from pipeline.config.catalog import mixture
 from pipeline.config.recipe import Recipe
@@ -164,7 +164,7 @@ class TokenizerTrainer:
         name, folder = tag(self.step), self.output / "checkpoints"
         self._codebooks.gather()
         state = {"step": self.step, **self._skipped.state(), **self._left_out.gathered(self._gather)}
-        state["results"] = told(self._results)
+        state["results"] = json_values(self._results)
         self.accelerator.save_state(str(folder / name), safe_serialization=True)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.common.manifests import describe_difference
-from pipeline.config.catalog import weights_of
+from pipeline.config.catalog import dataset_weights
 from pipeline.config.model import TrainingConfig
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.naming import held_out_split
@@ -263,7 +263,7 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
 def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunHistory:
     """The record of the run as it will go on from a checkpoint, or begin; as it was where steps are only repeated."""
     data = recipe.data
-    weights = weights_of(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
+    weights = dataset_weights(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
     exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
     by_clips = {name: str(store.positions(name)) for name in store.datasets}
     wanted = Phase(checkpoint.progress.step if checkpoint else 0, exact or by_clips, recipe.training.steps)

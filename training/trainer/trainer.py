@@ -15,8 +15,8 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 from pipeline.common.manifests import fingerprint
-from pipeline.common.measured_json import describe_not_finite, measured_json, told
-from pipeline.common.path_errors import try_output, writing
+from pipeline.common.measured_json import describe_not_finite, json_values, measured_json
+from pipeline.common.path_errors import explained_write_errors, require_writable
 from pipeline.common.versions import PROJECT, installed_versions
 from pipeline.config.recipe import Recipe
 from training.data.loader import Batch
@@ -57,7 +57,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
     """
     place = find_place(os.environ)
     if place.rank == 0:
-        try_output(options.output)
+        require_writable(options.output)
     run = set_up(recipe, options, place)
     lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
     if (summary := ended_summary(run)) is not None:
@@ -71,7 +71,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         if run.damaged:
             # They looked again, for another checkpoint.
             _require_agreement(run, processes)
-        with writing(run.folder):
+        with explained_write_errors(run.folder):
             trainer = Trainer(run, processes, stop)
             result = trainer.train()
         trainer.close()
@@ -143,7 +143,7 @@ class Trainer:
                         self._evaluate(done, reporter)
                 stopping = self._processes.any(self._stop.made)
                 if last or stopping or done % training.checkpoint_every == 0:
-                    with reporter.paused(), writing(self._run.checkpoints):
+                    with reporter.paused(), explained_write_errors(self._run.checkpoints):
                         save_checkpoint(
                             self._run.checkpoints,
                             functools.partial(write_engine, self.stepper.engine),
@@ -217,10 +217,10 @@ class Trainer:
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "software": installed_versions(_SOFTWARE),
         }
-        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, told(provenance))
+        export_model(run.model, run.network, weights, run.tokenizer, run.recipe, json_values(provenance))
         if bad := describe_not_finite(summary):
             log.warning("%s is written, but not all of its results are finite: %s", run.model, bad)
         summary |= {"output": str(run.folder), "model": str(run.model), "finished": done >= self._training.steps}
         storage.write_bytes(str(run.folder / SUMMARY_NAME), measured_json(summary, indent=1).encode())
         self._processes.barrier()
-        return told(summary)
+        return json_values(summary)

@@ -16,7 +16,7 @@ from pipeline.common import storage
 from pipeline.common.errors import BadEpisodeError
 from pipeline.config.catalog import robonet_test_files
 from pipeline.episodes.episode import Episode
-from pipeline.episodes.naming import written
+from pipeline.episodes.naming import printable_name
 from pipeline.sources.base import BadEpisode, KeptFrame, SourceShard, check_count, make_episode, pad_actions
 from pipeline.sources.hdf5 import files as hdf5
 from pipeline.sources.hdf5.process import Hdf5Source
@@ -65,7 +65,7 @@ class RobonetSource(Hdf5Source):
             shard,
             0,
             kept,
-            episode_id=written(shard.file.rpartition(".")[0]),
+            episode_id=printable_name(shard.file.rpartition(".")[0]),
             action_meaning=f"action: {ACTION_DIM}",
             action=pad_actions(action, len(kept)),
             state=state.astype(np.float32),

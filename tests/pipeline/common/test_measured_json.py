@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.common.json_files import parse_json
-from pipeline.common.measured_json import NOT_FINITE, describe_not_finite, measured_json, restored, told
+from pipeline.common.measured_json import NOT_FINITE, describe_not_finite, json_values, measured_json, restored
 
 NAMES = st.text(max_size=4).filter(lambda name: name != NOT_FINITE)
 VALUES = st.recursive(
@@ -36,7 +36,7 @@ def test_any_numbers_become_strict_json_and_come_back_from_it(values):
 
 def test_what_is_not_finite_is_null_and_said_by_its_place():
     values = {"loss": 1.5, "held_out": {"alpha": math.nan, "b/c": -math.inf}, "frames": (1.0, math.inf)}
-    assert told(values) == {
+    assert json_values(values) == {
         "loss": 1.5,
         "held_out": {"alpha": None, "b/c": None},
         "frames": [1.0, None],

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from pipeline.common import path_errors
 from pipeline.common.errors import StorageError
-from pipeline.common.path_errors import described, try_output, writing
+from pipeline.common.path_errors import explain_path_error, explained_write_errors, require_writable
 from pipeline.config.cli import run_command
 
 
 @given(number=st.sampled_from(sorted(errno.errorcode)), named=st.booleans(), folder=st.sampled_from([None, "/data/out"]))
 def test_an_error_is_told_with_its_path_and_remedy_or_not_at_all(number, named, folder):
     error = OSError(number, os.strerror(number), "/data/in/file") if named else OSError(number, os.strerror(number))
-    told = described(error, folder)
+    told = explain_path_error(error, folder)
     if told is not None:
         assert told.startswith("/data/in/file: " if named else "/data/out: ")
         assert os.strerror(number) in told and "\n" not in told and len(told.split(". ")) == 2
@@ -28,8 +28,8 @@ def test_an_error_is_told_with_its_path_and_remedy_or_not_at_all(number, named, 
 
 def test_a_file_of_the_project_or_of_python_that_is_missing_is_a_bug():
     for path in (Path(path_errors.__file__).with_name("absent.json"), Path(os.__file__).with_name("absent.py")):
-        assert described(FileNotFoundError(errno.ENOENT, "", str(path))) is None
-    assert "Check the path" in str(described(FileNotFoundError(errno.ENOENT, "", "/data/absent.json")))
+        assert explain_path_error(FileNotFoundError(errno.ENOENT, "", str(path))) is None
+    assert "Check the path" in str(explain_path_error(FileNotFoundError(errno.ENOENT, "", "/data/absent.json")))
 
 
 def test_a_command_tells_an_error_of_a_path_in_one_line_and_keeps_the_traceback_of_a_bug(tmp_path, capsys):
@@ -58,24 +58,24 @@ def test_a_command_tells_an_error_of_a_path_in_one_line_and_keeps_the_traceback_
     ],
 )
 def test_a_writer_that_does_not_say_where_is_told_with_its_folder(tmp_path, error, told):
-    with pytest.raises(StorageError) as caught, writing(tmp_path):
+    with pytest.raises(StorageError) as caught, explained_write_errors(tmp_path):
         raise error
     assert told in str(caught.value) and (str(tmp_path) in str(caught.value) or "/elsewhere" in told)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EINVAL, "x"), io.UnsupportedOperation("x")])
 def test_an_error_that_is_no_writers_passes_as_it_is(tmp_path, error):
-    with pytest.raises(type(error)) as caught, writing(tmp_path):
+    with pytest.raises(type(error)) as caught, explained_write_errors(tmp_path):
         raise error
     assert caught.value is error
 
 
 def test_trying_an_output_folder_leaves_nothing_behind(tmp_path):
-    try_output(str(tmp_path / "a" / "b"))
-    try_output("memory://anywhere")
+    require_writable(str(tmp_path / "a" / "b"))
+    require_writable("memory://anywhere")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "a").mkdir()
-    try_output(str(tmp_path / "a"))
+    require_writable(str(tmp_path / "a"))
     assert list((tmp_path / "a").iterdir()) == []
 
 
@@ -86,6 +86,6 @@ def test_an_output_folder_on_a_disk_that_can_not_be_written_is_refused(tmp_path)
     try:
         for path in (tmp_path, tmp_path / "new"):
             with pytest.raises(StorageError, match=f"--output {path}: Read-only file system"):
-                try_output(str(path))
+                require_writable(str(path))
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

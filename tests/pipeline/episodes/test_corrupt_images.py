@@ -16,7 +16,7 @@ from pipeline.common.errors import BadEpisodeError
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes import index
 from pipeline.episodes.frames import FrameForm, decode, encode_jpeg, encode_png
-from pipeline.episodes.image_integrity import looks_whole
+from pipeline.episodes.image_integrity import passes_integrity_check
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.work_unit import run_unit
 from pipeline.sources.base import BadEpisode
@@ -121,13 +121,13 @@ def test_a_frame_of_any_kind_has_the_pixels_that_it_has_elsewhere(name):
 def test_frames_as_they_come_are_looked_through_without_decoding(monkeypatch):
     monkeypatch.setattr("pipeline.episodes.frames._decode", None)
     for data in (WHOLE, WHOLE_PNG, SOUND["comment and profile"], SOUND["restarts"]):
-        assert looks_whole(data) and FrameForm("source").keep(data)[0] == data
+        assert passes_integrity_check(data) and FrameForm("source").keep(data)[0] == data
 
 
 def test_real_frames_look_whole(shared):
     source = RldsSource(str(shared / "data/rlds/bridge/0.1.0"), DatasetEntry("bridge", "bridge", "image"), FORMS[0])
     frames = [frame for shard in source.plan() for _, item in source.read(shard) for frame in item.frames]
-    assert len(frames) > 50 and all(map(looks_whole, frames))
+    assert len(frames) > 50 and all(map(passes_integrity_check, frames))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
@@ -160,7 +160,7 @@ def test_jpegs_that_no_checksum_guards_are_decoded_even_where_they_stay_as_they_
         del file["env/cam0_video/frame3"]
         file["env/cam0_video/frame3"] = np.frombuffer(flipped, np.uint8)
         file["env/cam0_video/frame3"].attrs.update(attributes)
-    assert looks_whole(flipped)
+    assert passes_integrity_check(flipped)
     ((_, bad),) = source.read(source.plan()[0])
     assert isinstance(bad, BadEpisode) and bad.kind == "damaged" and "image is damaged" in bad.reason
 
@@ -173,7 +173,7 @@ def decodes_with_a_warning(data: bytes) -> bytes:
             try:
                 decode(flipped)
             except BadEpisodeError:
-                if looks_whole(flipped):
+                if passes_integrity_check(flipped):
                     return flipped
     raise AssertionError("no such bit")
 

@@ -20,10 +20,10 @@ from pipeline.episodes.quality import (
     UNIFORM,
     anchors,
     cells,
-    frames_to_look_at,
     hamming,
     measure,
     perceptual_hash,
+    sample_frames,
     static_pairs,
     swap_score,
     uniform_frames,
@@ -81,7 +81,7 @@ def test_a_thumbnail_shows_points_of_its_picture(pixels):
 
 @given(st.integers(1, 5000))
 def test_what_is_looked_at_of_an_untouched_episode_is_bounded_and_spread_over_it(count):
-    looked, pairs = frames_to_look_at(count)
+    looked, pairs = sample_frames(count)
     assert list(looked) == sorted(set(looked)) and looked[0] >= 0 and looked[-1] < count
     assert set(pairs) <= set(looked) and set(pairs + 1) <= set(looked)
     assert len(looked) <= min(count, max(5, 4 + count // 20), 8)

@@ -12,7 +12,7 @@ from process_trees import gone, runs
 
 BEGIN = """
     import os, signal, subprocess, sys, threading, time
-    from pipeline.processes.child_processes import Child, adopt_orphans, descendants, end_all, process_pool
+    from pipeline.processes.child_processes import Child, adopt_orphans, descendants, kill_descendants, process_pool
     BUSY = [sys.executable, "-S", "-c", "print(flush=True)\\nwhile True: pass"]
 
     def started(command, **options):
@@ -125,9 +125,9 @@ def test_whoever_adopts_orphans_ends_them_too_and_spares_what_was_there_before()
         Child({orphaning!r}).wait()
         (orphan,) = descendants(os.getpid()) - others
         say(orphan)
-        end_all(but=others)
+        kill_descendants(but=others)
         say(before.pid, int(before.poll() is None), len(descendants(os.getpid())))
-        end_all()
+        kill_descendants()
         say(len(descendants(os.getpid())))
     """) as parent:
         orphan = int(parent.stdout.readline())

@@ -21,7 +21,7 @@ from pipeline.common.manifests import ShardManifest, SkippedEpisode, read_manife
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import FrameForm, encode_jpeg, encode_png
-from pipeline.episodes.image_integrity import looks_whole
+from pipeline.episodes.image_integrity import passes_integrity_check
 from pipeline.ingest.plan import make_plan
 from pipeline.sources.bair import BairSource
 from pipeline.sources.base import BadEpisode, Source
@@ -237,7 +237,7 @@ def container_sizes(folder, data):
 
 @fuzzed(encode_jpeg(PICTURE), encode_png(PICTURE))
 def images(folder, data):
-    looks_whole(data)
+    passes_integrity_check(data)
     for form in (FrameForm("source"), FORM, FrameForm("png")):
         for checksummed in (True, False):
             with contextlib.suppress(BadEpisodeError):

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from pipeline.common.measured_json import restored, told
+from pipeline.common.measured_json import json_values, restored
 from pipeline.common.progress import progress_line
 from training.distributed import Processes
 from training.trainer.checkpoints.states import RunProgress
@@ -158,7 +158,7 @@ class Reporter:
             self._writer.flush()
         totals = self._processes.gather(self._loss.total)
         fingerprint = run_fingerprint(self._run.identity)
-        place, results = self._processes.place, told(self.results)
+        place, results = self._processes.place, json_values(self.results)
         return RunProgress(done, place.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     @contextlib.contextmanager
