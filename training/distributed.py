@@ -25,7 +25,7 @@ _TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Where this process stands among all.
 
     Attributes:
@@ -43,7 +43,7 @@ class Place:
     variables: Mapping[str, str]
 
 
-def find_place(environment: Mapping[str, str]) -> Place:
+def find_rank_info(environment: Mapping[str, str]) -> RankInfo:
     """Read this process's place from what torchrun, deepspeed, accelerate launch or srun set; without any it is alone.
 
     Raises:
@@ -52,7 +52,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     source = {**environment, **slurm_variables(environment)}
     if "RANK" not in source:
-        return Place(0, 1, 0, 1, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
+        return RankInfo(0, 1, 0, 1, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"})
     missing = [name for name in names if name not in source]
     if missing:
         raise ConfigError(
@@ -65,10 +65,10 @@ def find_place(environment: Mapping[str, str]) -> Place:
     local_world_size = environment_number(source, "LOCAL_WORLD_SIZE", local_size, least=1)
     if not 0 <= local_rank <= rank < world_size:
         raise ConfigError(f"LOCAL_RANK {local_rank}, RANK {rank} and WORLD_SIZE {world_size} contradict each other")
-    return Place(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})
+    return RankInfo(rank, world_size, local_rank, local_world_size, {name: source[name] for name in names})
 
 
-def own_device(local_rank: int = 0) -> torch.device:
+def local_device(local_rank: int = 0) -> torch.device:
     """On which a process computes: the GPU of its rank on this node, or the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
@@ -77,33 +77,33 @@ class Processes:
     """The process group of a run. Form it once, as a context.
 
     Attributes:
-        place: Of this process.
-        device: On which this process computes.
+        rank_info: Ranks of this process.
+        device: Device of this process.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.device = own_device(place.local_rank)
+    def __init__(self, rank_info: RankInfo) -> None:
+        self.rank_info = rank_info
+        self.device = local_device(rank_info.local_rank)
 
     def __enter__(self) -> "Processes":
-        self._environment = {name: os.environ.get(name) for name in self.place.variables}
+        self._environment = {name: os.environ.get(name) for name in self.rank_info.variables}
         self._linear = torch.nn.functional.linear
-        os.environ.update(self.place.variables)
+        os.environ.update(self.rank_info.variables)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        elif self.place.world_size > 1:
+        elif self.world_size > 1:
             # torchrun allows one thread each, the other launchers all cores to each; alone, OMP_NUM_THREADS decides.
-            torch.set_num_threads(max(1, usable_cpus() // self.place.local_world_size))
+            torch.set_num_threads(max(1, usable_cpus() // self.rank_info.local_world_size))
         else:
             # torch counts the machine's cores, a container may have fewer.
             torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
         # A process that is alone needs no port, so runs side by side on a machine can't meet on one.
-        store = dist.HashStore() if self.place.world_size == 1 else None
+        store = dist.HashStore() if self.world_size == 1 else None
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             store=store,
-            rank=self.place.rank if store else -1,
-            world_size=self.place.world_size if store else -1,
+            rank=self.rank if store else -1,
+            world_size=self.world_size if store else -1,
             timeout=_TIMEOUT,
             device_id=self.device if self.device.type == "cuda" else None,
         )
@@ -126,9 +126,19 @@ class Processes:
                 os.environ[name] = value
 
     @property
+    def rank(self) -> int:
+        """Rank of this process, from 0."""
+        return self.rank_info.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.rank_info.world_size
+
+    @property
     def is_first(self) -> bool:
-        """Whether this is rank 0, which writes what is written once."""
-        return self.place.rank == 0
+        """Whether this process is rank 0."""
+        return self.rank == 0
 
     def barrier(self) -> None:
         """Wait until all processes are here."""
@@ -142,7 +152,7 @@ class Processes:
         """The sum of a host value over all processes, equal everywhere."""
         return sum(self.gather(value))
 
-    def unlike_first(self, digest: str) -> list[int]:
+    def ranks_that_differ(self, digest: str) -> list[int]:
         """The ranks that hold another digest than rank 0; all get the same answer.
 
         Args:
@@ -154,24 +164,24 @@ class Processes:
 
     def gather(self, value: float) -> list[float]:
         """A host value of every process, by rank."""
-        if self.place.world_size == 1:
+        if self.world_size == 1:
             return [value]
-        parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.place.world_size)]
+        parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.world_size)]
         dist.all_gather(parts, torch.tensor([value], dtype=torch.float64), group=self._host_group)
         return [float(part) for part in parts]
 
     def gather_objects(self, value: T) -> list[T]:
         """A small value of every process, by rank; anything that can be pickled."""
-        if self.place.world_size == 1:
+        if self.world_size == 1:
             return [value]
-        parts: list[Any] = [None] * self.place.world_size
+        parts: list[Any] = [None] * self.world_size
         dist.all_gather_object(parts, value, group=self._host_group)
         return parts
 
     def gather_tensor(self, value: torch.Tensor) -> list[torch.Tensor]:
         """A host tensor of every process, by rank; all of the same shape and type."""
-        if self.place.world_size == 1:
+        if self.world_size == 1:
             return [value]
-        parts = [torch.empty_like(value) for _ in range(self.place.world_size)]
+        parts = [torch.empty_like(value) for _ in range(self.world_size)]
         dist.all_gather(parts, value.contiguous(), group=self._host_group)
         return parts

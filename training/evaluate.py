@@ -18,7 +18,7 @@ from pipeline.config.cli import CommandParser
 from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from training.cli.evaluate import main
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.evaluation.card import CARD_MARKDOWN, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
@@ -85,12 +85,12 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     require_possible(options)
     folder = locate_model(options.model_dir)
     given = parser.given("clips")
-    place = find_place(os.environ)
-    first = place.rank == 0
+    rank_info = find_rank_info(os.environ)
+    first = rank_info.rank == 0
     if first and not options.held_out:
         log.warning("--held_out false: episodes that the model was trained on are scored too")
     clips, trained = clips_as_trained(folder, recipe.clips, given, tells=first), read_trained_on(folder)
-    with Processes(place) as processes:
+    with Processes(rank_info) as processes:
         model = WorldModel.from_pretrained(folder, str(processes.device))
         evaluation = plan(model, clips, options, given)
         wanted = evaluation.wanted

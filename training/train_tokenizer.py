@@ -23,10 +23,10 @@ from pipeline.config.renamed_keys import rename_section_keys
 from tokenize_offline.precision import choose_precision, slow_precisions
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.cli.train_tokenizer import main
-from training.distributed import find_place, own_device
+from training.distributed import find_rank_info, local_device
 from training.tokenizer_training.start import take_shape
 from training.tokenizer_training.trainer import TokenizerTrainer
-from training.trainer.run_dir import RUN_NAME, sole_writer
+from training.trainer.run_dir import RUN_NAME, lock_run_dir
 from training.trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -38,10 +38,10 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
     """The command's body; see `training.predict.run`."""
     if options.workers < 0:
         raise ConfigError(f"--workers must be at least 0, not {options.workers}")
-    place = find_place(os.environ)
+    rank_info = find_rank_info(os.environ)
     if not storage.is_local(options.output):
         raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: a run writes there all the time")
-    if place.rank == 0:
+    if rank_info.rank == 0:
         require_writable(options.output)
     trained = None
     if options.init_from is not None:
@@ -50,11 +50,11 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
         recipe = dataclasses.replace(recipe, tokenizer=shaped)
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     output = storage.local_path(options.output)
-    recipe = _settle_precision(recipe, output, place.rank == 0)
+    recipe = _settle_precision(recipe, output, rank_info.rank == 0)
     _check_output(output, recipe, options.resume)
-    if place.world_size > 1:
-        os.environ.update(place.variables)  # accelerate knows nothing of srun's own
-    lock = sole_writer(output) if place.rank == 0 else contextlib.nullcontext()
+    if rank_info.world_size > 1:
+        os.environ.update(rank_info.variables)  # accelerate knows nothing of srun's own
+    lock = lock_run_dir(output) if rank_info.rank == 0 else contextlib.nullcontext()
     with lock, StopRequest() as stop, explained_write_errors(output):
         # accelerate imports DeepSpeed where it is installed, whose log goes to what is stdout then.
         with contextlib.redirect_stdout(sys.stderr):
@@ -101,7 +101,7 @@ def _settle_precision(recipe: Recipe, output: Path, told: bool) -> Recipe:
     stored = output / "recipe.yaml"
     known = _known_identity(stored)["tokenizer"]["training_precision"] if stored.exists() else None
     key, asked = "tokenizer.training_precision", recipe.tokenizer.training_precision
-    choice = choose_precision(key, asked, slow_precisions(own_device()), known)
+    choice = choose_precision(key, asked, slow_precisions(local_device()), known)
     if choice.reason and told:
         log.warning("%s", choice.reason)
     return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision=choice.precision))

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from training.model.loss import CHUNK, next_id_losses
+from training.model.loss import CHUNK, next_token_losses
 
 Loss = Callable[[nn.Linear, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -27,7 +27,7 @@ def plain(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 
 def chunked(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The same as training has it."""
-    return next_id_losses(head, hidden, targets).mean()
+    return next_token_losses(head, hidden, targets).mean()
 
 
 def resident(field: str) -> int:

@@ -26,12 +26,12 @@ from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training import SampleOrder, TokenStore
 from training.data.batch_plan import plan_batches
 from training.data.loader import BatchLoader, BatchReader
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.model.world_model import build_network, parameter_groups
 from training.trainer.deepspeed_engine import close_engine, start_engine
 from training.trainer.logs.peak_flops import peak_flops
-from training.trainer.logs.throughput import flops_per_id, peak_memory, reset_peak_memory
-from training.trainer.setup import RunOptions, set_up
+from training.trainer.logs.throughput import flops_per_token, peak_memory, reset_peak_memory
+from training.trainer.setup import RunOptions, set_up_run
 from training.trainer.trainer import pretrain
 
 PUBLISHED = TokenLayout(
@@ -112,8 +112,8 @@ def measure_loader(tokens: Path, repeats: int) -> dict[str, float]:
 
 def measure_resident(recipe: Recipe, options: RunOptions) -> float:
     """The same engine on one batch that stays on the device."""
-    run = set_up(recipe, options, find_place(os.environ))
-    with Processes(find_place(os.environ)) as processes:
+    run = set_up_run(recipe, options, find_rank_info(os.environ))
+    with Processes(find_rank_info(os.environ)) as processes:
         engine = start_engine(run.network, recipe.training, run.engine_config, processes)
         batch = BatchReader(run.store, run.order, False, False, pinned=False).read(0, run.plan.micro_batch).to(processes.device)
 
@@ -122,7 +122,7 @@ def measure_resident(recipe: Recipe, options: RunOptions) -> float:
                 output = engine(*batch)
                 engine.backward(output.loss)
                 engine.step()
-            float(output.label_loss)
+            float(output.token_loss)
 
         steps(recipe.training.log_every)
         rate = clips_per_second(lambda: steps(recipe.training.log_every), recipe.training.log_every * run.plan.global_batch, 3)
@@ -219,7 +219,7 @@ def main() -> None:
         "train_clips_per_second": {"measured": trained["clips"], "ceiling": resident, "ratio": trained["clips"] / resident},
         "ids_per_second": ids_per_second,
         "data_wait": trained["data_wait"],
-        "mfu": ids_per_second * flops_per_id(recipe.model, PUBLISHED) / peak if peak else 0.0,
+        "mfu": ids_per_second * flops_per_token(recipe.model, PUBLISHED) / peak if peak else 0.0,
         "peak_memory_gib": memory / 2**30,
     }
     if options.published:

@@ -11,7 +11,7 @@ from worlds import run_world
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from training.trainer.checkpoints import saving
-from training.trainer.checkpoints.states import State, judge, tag
+from training.trainer.checkpoints.states import State, check_checkpoint, tag
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
@@ -57,8 +57,8 @@ def killed_in_save(recipe, options, part, after, save):
     [
         ("mark_complete", False, False, 1),
         ("mark_complete", True, False, 2),
-        ("put_in_place", True, True, 1),
-        ("put_in_place", True, True, 2),
+        ("publish_checkpoint", True, True, 1),
+        ("publish_checkpoint", True, True, 2),
         ("prune", True, True, 2),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_run_killed_within_a_save_has_it_whole_or_not_at_all(whole, tmp_path, 
     with pytest.raises(AssertionError, match="the process died"):
         run_world(1, killed_in_save, RECIPE, options, part, after, save)
     folder = tmp_path / "run" / "checkpoints"
-    states = {path.name: judge(path).state for path in folder.glob("step-*")}
+    states = {path.name: check_checkpoint(path).state for path in folder.glob("step-*")}
     steps = [step for step in (2, 4) if step < 2 * save or (step == 2 * save and whole_by_then)]
     if part == "prune":
         steps = steps[-1:]

@@ -24,7 +24,7 @@ from tokenize_offline.estimate import estimate
 from tokenize_offline.filtering import exclude, excluded_episodes
 from tokenize_offline.shards.token_shards import open_token_shard
 from tokenize_offline.tasks import find_shards, token_layout
-from training.data.episode_index import open_tables
+from training.data.episode_index import open_episode_indexes
 
 
 def with_quality(output, episodes, dataset="made_up", split="train", number=0):
@@ -213,7 +213,11 @@ def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
     left = {(e.dataset, e.key) for e in listed(excluded_episodes(folders(episodes), limits, 0.0))}
     whole, limited = (
-        {(name, row.shape.key) for name, rows in open_tables([str(episodes)], "train", 0.0, quality)[0].items() for row in rows}
+        {
+            (name, row.shape.key)
+            for name, rows in open_episode_indexes([str(episodes)], "train", 0.0, quality)[0].items()
+            for row in rows
+        }
         for quality in (None, limits)
     )
     assert limited == whole - left and len(left & whole) == 3

@@ -6,7 +6,7 @@ from synthetic_tokens import LAYOUT
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig, TrainingConfig
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.model.world_model import build_network
 from training.trainer.deepspeed_engine import close_engine, start_engine
 
@@ -31,7 +31,7 @@ SRUN = {
 
 
 def _numbers(environment):
-    place = find_place(environment)
+    place = find_rank_info(environment)
     return place.rank, place.world_size, place.local_rank, place.local_world_size
 
 
@@ -50,10 +50,12 @@ def test_the_deepspeed_launcher_names_the_local_size_differently():
 
 def test_srun():
     assert _numbers(SRUN) == (5, 8, 1, 4)
-    variables = find_place(SRUN).variables
+    variables = find_rank_info(SRUN).variables
     assert variables["MASTER_ADDR"] == "gpu07"
     assert 1024 < int(variables["MASTER_PORT"]) < 65536
-    assert find_place({**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).variables["MASTER_PORT"] == variables["MASTER_PORT"]
+    assert (
+        find_rank_info({**SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).variables["MASTER_PORT"] == variables["MASTER_PORT"]
+    )
 
 
 def test_a_command_in_a_batch_script_without_srun_is_alone():
@@ -68,15 +70,15 @@ def test_a_shell_of_salloc_is_alone_whatever_its_job_may_start():
 
 def test_half_of_a_launcher_is_refused_with_what_is_missing():
     with pytest.raises(ConfigError, match="WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
-        find_place({"RANK": "0"})
+        find_rank_info({"RANK": "0"})
     with pytest.raises(ConfigError, match="contradict"):
-        find_place({**TORCHRUN, "RANK": "8"})
+        find_rank_info({**TORCHRUN, "RANK": "8"})
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT"])
 def test_a_variable_that_is_no_number_is_named_with_its_value(name):
     with pytest.raises(ConfigError, match=f"{name} is 'a'"):
-        find_place({**TORCHRUN, name: "a"})
+        find_rank_info({**TORCHRUN, name: "a"})
 
 
 def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
@@ -84,7 +86,7 @@ def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
 
     def start(fail: bool) -> None:
         network = build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), LAYOUT, 0, seed=0)
-        with Processes(find_place({})) as processes:
+        with Processes(find_rank_info({})) as processes:
             engine = start_engine(network, TrainingConfig(), config, processes)
             if fail:
                 raise RuntimeError("after the engine's start")
@@ -100,7 +102,7 @@ def test_zero_3_leaves_the_linear_layers_of_what_runs_later_alone():
     config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "zero_allow_untested_optimizer": True}
     before = torch.nn.functional.linear
     network = build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), LAYOUT, 0, seed=0)
-    with Processes(find_place({})) as processes:
+    with Processes(find_rank_info({})) as processes:
         engine = start_engine(network, TrainingConfig(), config, processes)
         # If this is so no more, the repair can go.
         assert torch.nn.functional.linear is not before

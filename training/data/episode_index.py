@@ -72,7 +72,7 @@ class EpisodeRows:
         return (self[number] for number in range(len(self)))
 
 
-def open_tables(
+def open_episode_indexes(
     shards: Sequence[str], split: str, held_out: float, quality: QualityConfig | None = None
 ) -> tuple[dict[str, EpisodeRows], dict[str, EpisodeRows]]:
     """Open the indexes of data sets.

@@ -68,7 +68,7 @@ class _Segment:
     start: int
     active: np.ndarray
     weights: Mapping[str, Fraction]
-    cumulated: Sequence[int]
+    cumulative: Sequence[int]
     visits: np.ndarray
 
 
@@ -120,7 +120,7 @@ class SampleOrder:
         for start, mixture in resolved.items():
             visits = self._drawn(start) if self._segments else np.zeros(len(self.datasets), np.int64)
             active = np.array([i for i, name in enumerate(self.datasets) if name in mixture])
-            self._segments.append(_Segment(start, active, mixture, _cumulated(list(mixture.values())), visits))
+            self._segments.append(_Segment(start, active, mixture, _cumulative_weights(list(mixture.values())), visits))
             self._starts.append(start)
         self.weights = self._segments[-1].weights
 
@@ -176,7 +176,7 @@ class SampleOrder:
     def _visits(self, segment: _Segment, block: int) -> np.ndarray:
         """Samples drawn from every data set before a block of a segment, counted from the run's beginning."""
         visits = segment.visits.copy()
-        visits[segment.active] += _quotas(segment.cumulated, block * BLOCK)
+        visits[segment.active] += _quotas(segment.cumulative, block * BLOCK)
         return visits
 
     def _shuffled_block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,12 +211,12 @@ def _exact_weights(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float
     return {name: Fraction(str(weights[name])) for name in sizes if name in weights}
 
 
-def _cumulated(weights: Sequence[Fraction]) -> list[int]:
+def _cumulative_weights(weights: Sequence[Fraction]) -> list[int]:
     denominator = math.lcm(*(weight.denominator for weight in weights))
     return [0, *itertools.accumulate(int(weight * denominator) for weight in weights)]
 
 
-def _quotas(cumulated: Sequence[int], number: int) -> list[int]:
+def _quotas(cumulative: Sequence[int], number: int) -> list[int]:
     """Samples of every data set among the first `number` of a segment, where `number` is a block's start.
 
     Halves of the list of data sets share what falls on it, the first by its exact share rounded to nearest, down to
@@ -224,7 +224,7 @@ def _quotas(cumulated: Sequence[int], number: int) -> list[int]:
     quota is never further from its exact share than half the depth, ceil(log2(data sets)) / 2, however long the run.
 
     Args:
-        cumulated: Cumulated weights of the data sets as whole numbers, beginning with 0.
+        cumulative: Cumulative weights of the data sets as whole numbers, beginning with 0.
         number: Samples in all.
     """
 
@@ -232,11 +232,11 @@ def _quotas(cumulated: Sequence[int], number: int) -> list[int]:
         if last - first == 1:
             return [number]
         middle = (first + last) // 2
-        part, whole = cumulated[middle] - cumulated[first], cumulated[last] - cumulated[first]
+        part, whole = cumulative[middle] - cumulative[first], cumulative[last] - cumulative[first]
         taken = (2 * number * part + whole) // (2 * whole)
         return share(taken, first, middle) + share(number - taken, middle, last)
 
-    return share(number, 0, len(cumulated) - 1)
+    return share(number, 0, len(cumulative) - 1)
 
 
 def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> None:

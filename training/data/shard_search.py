@@ -13,7 +13,7 @@ from pipeline.episodes.naming import parse_shard_name
 log = logging.getLogger(__name__)
 
 
-def folders_of(dirs: str | Path | Sequence[str | Path]) -> list[str]:
+def folder_list(dirs: str | Path | Sequence[str | Path]) -> list[str]:
     """One or several folders or URLs as a list of their names."""
     return [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
 
@@ -37,7 +37,7 @@ def find_shards(folder: str, splits: set[str]) -> Iterator[str]:
         yield from (storage.join(folder, dataset, shard) for shard in shards if shard not in unfinished)
 
 
-def nothing_found(folders: Sequence[str], splits: Sequence[str]) -> str:
+def no_shards_message(folders: Sequence[str], splits: Sequence[str]) -> str:
     """Why there are no shards of `splits`, in words."""
     below = [storage.join(folder, dataset) for folder in folders for dataset in storage.list_folders(folder)]
     names = (parse_shard_name(name) for folder in below for name in storage.list_files(folder))
@@ -51,7 +51,7 @@ def _name(path: str) -> str:
     return "/".join(path.rsplit("/", 2)[1:])
 
 
-def regrouped(paths: Sequence[str]) -> list[str]:
+def reordered(paths: Sequence[str]) -> list[str]:
     """The data sets whose shards, in this order, are not in the order of their names."""
     names: dict[str, list[str]] = {}
     for path in paths:
@@ -59,7 +59,7 @@ def regrouped(paths: Sequence[str]) -> list[str]:
     return [dataset for dataset, members in names.items() if members != sorted(members)]
 
 
-def in_order(paths: Sequence[str]) -> list[str]:
+def sort_shards(paths: Sequence[str]) -> list[str]:
     """Shards by data set and name, so that neither a folder nor the order of folders decides the order of samples.
 
     Raises:

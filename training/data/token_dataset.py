@@ -33,7 +33,7 @@ from tokenize_offline.shards.token_shards import (
 )
 from tokenize_offline.token_layout import TokenLayout
 from training.data.sampler import DatasetSize
-from training.data.shard_search import find_shards, folders_of, in_order, nothing_found, regrouped
+from training.data.shard_search import find_shards, folder_list, no_shards_message, reordered, sort_shards
 
 _READERS = 8
 log = logging.getLogger(__name__)
@@ -141,12 +141,12 @@ class TokenStore:
         regrouped: Data sets that lie in several folders, and whose rows are in another order than these were given in.
     """
 
-    def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset], regrouped: Sequence[str] = ()) -> None:
+    def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset], reordered: Sequence[str] = ()) -> None:
         self.layout = layout
         self.datasets = tuple(sorted(datasets))
         self.sizes = {name: datasets[name].size for name in self.datasets}
         self.digests = {name: datasets[name].digest for name in self.datasets}
-        self.regrouped = tuple(name for name in self.datasets if name in regrouped)
+        self.reordered = tuple(name for name in self.datasets if name in reordered)
         self._by_name = datasets
 
     @classmethod
@@ -166,7 +166,7 @@ class TokenStore:
         """
         store = cls.open_if_any(dirs, splits, cache_dir)
         if store is None:
-            raise ShardError(nothing_found(folders_of(dirs), splits))
+            raise ShardError(no_shards_message(folder_list(dirs), splits))
         return store
 
     @classmethod
@@ -174,8 +174,8 @@ class TokenStore:
         cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str], cache_dir: Path | None = None
     ) -> "TokenStore | None":
         """As `open`, but None where there are no clips."""
-        as_given = [shard for folder in folders_of(dirs) for shard in find_shards(folder, set(splits))]
-        found = in_order(as_given)
+        as_given = [shard for folder in folder_list(dirs) for shard in find_shards(folder, set(splits))]
+        found = sort_shards(as_given)
         cache = cache_dir or cache_folder("tokens")
         remote = not all(storage.is_local(path) for path in found)
         shards = []
@@ -195,7 +195,7 @@ class TokenStore:
         if empty := sorted(name for name, dataset in datasets.items() if not dataset.size.positions):
             log.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
         datasets = {name: dataset for name, dataset in datasets.items() if name not in empty}
-        return cls(shards[0].info.layout, datasets, regrouped(as_given)) if datasets else None
+        return cls(shards[0].info.layout, datasets, reordered(as_given)) if datasets else None
 
     @property
     def action_dim(self) -> int:
@@ -237,7 +237,7 @@ class TokenStore:
 
     def restrict(self, names: Sequence[str]) -> "TokenStore":
         """The same store with only some of its data sets."""
-        return TokenStore(self.layout, {name: self._by_name[name] for name in names}, self.regrouped)
+        return TokenStore(self.layout, {name: self._by_name[name] for name in names}, self.reordered)
 
     def rows(self, dataset: str, rows: np.ndarray, actions: bool = False, rewards: bool = False) -> Clips:
         """Copies of (N,) rows of one data set. See `read`."""

@@ -54,9 +54,8 @@ def score_all(
     todo = missing.nonzero().flatten().tolist()
     if processes.is_first and len(todo) < len(clips):
         log.info("%d of %d clips were scored before", len(clips) - len(todo), len(clips))
-    place = processes.place
-    own = empty_scores(-(-len(todo) // place.world_size), evaluation, metrics)
-    mine = todo[place.rank :: place.world_size]
+    own = empty_scores(-(-len(todo) // processes.world_size), evaluation, metrics)
+    mine = todo[processes.rank :: processes.world_size]
     with progress_line(len(mine), "clip", "evaluate", shown=processes.is_first) as progress, kept:
         for number, index in enumerate(mine):
             clip = cut_clip(clips[index].read(), model, clips[index].clips, evaluation.wanted.start)

@@ -18,7 +18,7 @@ from training.model.files.llama_config import arithmetic, depends_on_positions
 from training.model.files.locate import locate_transformer
 from training.model.files.transformer import TransformerFolder, open_folder
 from training.model.updates import Updates
-from training.model.world_model import WorldModelNetwork, load_pretrained_llama, published_llama
+from training.model.world_model import WorldModelNetwork, load_pretrained_llama, published_llama_config
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -37,7 +37,7 @@ _BASE = ".base_layer"
 _UPDATE = ".lora_"
 
 
-def find_start(training: TrainingConfig) -> TransformerFolder | None:
+def open_initial_model(training: TrainingConfig) -> TransformerFolder | None:
     """The transformer folder that a recipe names to start from; None where it names none.
 
     Raises:
@@ -46,7 +46,7 @@ def find_start(training: TrainingConfig) -> TransformerFolder | None:
     return None if training.init_from is None else open_folder(locate_transformer(training.init_from))
 
 
-def take_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
+def adopt_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
     """The recipe's `model` section with the shape of the model that training starts from.
 
     Args:
@@ -73,13 +73,13 @@ def take_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | 
     return dataclasses.replace(model, **shape)
 
 
-def departures(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
+def nonstandard_settings(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
     """What a network computes in another way than the recipe's model of that shape does, by the keys of its configuration."""
-    own, published = (arithmetic(one) for one in (network.config, published_llama(model, network.config.vocab_size)))
+    own, published = (arithmetic(one) for one in (network.config, published_llama_config(model, network.config.vocab_size)))
     return {name: value for name, value in own.items() if value != published[name]}
 
 
-def start_from(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
+def load_initial_weights(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
     """Load the Llama of another model into a fresh network, and put updates into it where the recipe wants them.
 
     Args:
@@ -123,7 +123,7 @@ def _inject(network: WorldModelNetwork, config: "LoraConfig") -> None:
     inject_adapter_in_model(config, network.llm)
 
 
-def tell_engine(network: WorldModelNetwork) -> None:
+def register_embedding_updates(network: WorldModelNetwork) -> None:
     """Name the parameters that updates of embeddings hold in a dictionary, so that ZeRO-3 gathers them. After `initialize`.
 
     DeepSpeed notices such parameters when they are first read, but not in compiled code.
@@ -137,11 +137,11 @@ def tell_engine(network: WorldModelNetwork) -> None:
                 zero.register_external_parameter(layer, parameter)
 
 
-def merged(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def merge_updates(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All weights of a network under the names that it has without updates.
 
     Args:
-        network: As `start_from` left it; its own values are not used.
+        network: As `load_initial_weights` left it; its own values are not used.
         trained: Its parameters that are not frozen, in full, fp32 on the CPU.
     """
     if network.updates is None:
@@ -149,7 +149,7 @@ def merged(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict
     from peft.tuners.lora import Embedding, Linear
 
     with torch.device("meta"):
-        scratch = network.blank()
+        scratch = network.empty_copy()
         _inject(scratch, network.updates.config)
     # Copied, since merging writes into the weights.
     frozen = {name: value.clone() for name, value in network.updates.frozen.items()}

@@ -18,7 +18,7 @@ CHUNK = 2048
 Head = Callable[[torch.Tensor], torch.Tensor]
 
 
-def next_id_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
+def next_token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
     """Cross-entropy in nats of the next id at each labelled position. Differentiable in `hidden` and the head's parameters.
 
     Args:

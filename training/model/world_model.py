@@ -20,12 +20,12 @@ from pipeline.config.model import ModelConfig
 from tokenize_offline.token_layout import IdLayout, TokenLayout
 from training.model.files import transformer
 from training.model.files.transformer import LLAMA
-from training.model.loss import next_id_losses, squared_error
+from training.model.loss import next_token_losses, squared_error
 
 if TYPE_CHECKING:
     from training.model.updates import Updates
 
-INITIAL_DEVIATION = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
+INITIAL_STD = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
 
 
 class NetworkOutput(NamedTuple):
@@ -35,16 +35,16 @@ class NetworkOutput(NamedTuple):
         loss: Scalar fp32 to call backward on: the weighted sum of the losses below.
         label_loss: Mean cross-entropy over the labelled positions, in nats.
         reward_loss: Mean squared error of the rewards; None without a reward head.
-        label_count: Labelled positions in the batch.
-        id_losses: (B, N) fp32 cross-entropy of each labelled position.
+        target_count: Labelled positions in the batch.
+        token_losses: (B, N) fp32 cross-entropy of each labelled position.
         action_loss: Mean squared error of the reconstructed actions; None without a head for it.
     """
 
     loss: torch.Tensor
-    label_loss: torch.Tensor
+    token_loss: torch.Tensor
     reward_loss: torch.Tensor | None
-    label_count: int
-    id_losses: torch.Tensor
+    target_count: int
+    token_losses: torch.Tensor
     action_loss: torch.Tensor | None
 
 
@@ -61,13 +61,13 @@ class WorldModelNetwork(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, layout: IdLayout, action_dim: int, has_reward: bool, reconstructs: bool = False
+        self, config: LlamaConfig, layout: IdLayout, action_dim: int, has_reward: bool, reconstructs_actions: bool = False
     ) -> None:
         super().__init__()
         self.layout = layout
         self.action_dim = action_dim
         self.has_reward = has_reward
-        self.reconstructs = reconstructs
+        self.reconstructs_actions = reconstructs_actions
         self.weights = (1.0, 1.0)
         self.updates: Updates | None = None
         self.llm = LlamaForCausalLM(config)
@@ -77,12 +77,12 @@ class WorldModelNetwork(nn.Module):
             nn.init.zeros_(self.action_linear.bias)
         if has_reward:
             self.reward_linear = _fresh_head(config.hidden_size, 1)
-        if reconstructs:
+        if reconstructs_actions:
             self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
 
-    def blank(self) -> "WorldModelNetwork":
+    def empty_copy(self) -> "WorldModelNetwork":
         """Another network of the same shape, without updates."""
-        return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs)
+        return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs_actions)
 
     @property
     def config(self) -> LlamaConfig:
@@ -105,15 +105,15 @@ class WorldModelNetwork(nn.Module):
         hidden = self.hidden_states(ids, action)
         first = self.layout.prefix_length
         targets = ids[:, first:]
-        id_losses = next_id_losses(self.llm.lm_head, hidden[:, first - 1 : -1], targets)
-        loss = label_loss = id_losses.mean()
+        token_losses = next_token_losses(self.llm.lm_head, hidden[:, first - 1 : -1], targets)
+        loss = token_loss = token_losses.mean()
         reward_loss = self._reward_loss(hidden, reward) if self.has_reward else None
-        action_loss = self._action_loss(hidden, action) if self.reconstructs and action is not None else None
+        action_loss = self._action_loss(hidden, action) if self.reconstructs_actions and action is not None else None
         for weight, part in zip(self.weights, (reward_loss, action_loss), strict=True):
             if part is not None:
                 loss = loss + weight * part
         reward_loss, action_loss = (None if part is None else part.detach() for part in (reward_loss, action_loss))
-        return NetworkOutput(loss, label_loss.detach(), reward_loss, targets.numel(), id_losses.detach(), action_loss)
+        return NetworkOutput(loss, token_loss.detach(), reward_loss, targets.numel(), token_losses.detach(), action_loss)
 
     def _reward_loss(self, hidden: torch.Tensor, reward: torch.Tensor | None) -> torch.Tensor:
         predicted = self.rewards(hidden)
@@ -179,7 +179,7 @@ class WorldModelNetwork(nn.Module):
             ValueError: `state_dict` lacks parameters of the network, or has others.
         """
         with torch.device("meta"):
-            names = self.blank().state_dict().keys()
+            names = self.empty_copy().state_dict().keys()
         state = self.state_dict() if state_dict is None else state_dict
         if unequal := state.keys() ^ names:
             raise ValueError(f"the weights to save don't match the network: {sorted(unequal)[:4]}")
@@ -218,7 +218,7 @@ def build_network(
             f"the model of training.init_from has a vocabulary of {llama.vocab_size}, the token shards one of "
             f"{layout.vocabulary}: they don't belong together; take shards that its tokenizer made"
         )
-    config = published_llama(model, layout.vocabulary) if llama is None else copy.deepcopy(llama)
+    config = published_llama_config(model, layout.vocabulary) if llama is None else copy.deepcopy(llama)
     config.max_position_embeddings, config.attention_dropout = model.positions, model.attention_dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -229,7 +229,7 @@ def build_network(
     return network
 
 
-def published_llama(model: ModelConfig, vocabulary: int) -> LlamaConfig:
+def published_llama_config(model: ModelConfig, vocabulary: int) -> LlamaConfig:
     """The Llama of a recipe: what its `model` section leaves open is as in the published checkpoints."""
     return LlamaConfig(
         vocab_size=vocabulary,
@@ -241,7 +241,7 @@ def published_llama(model: ModelConfig, vocabulary: int) -> LlamaConfig:
         max_position_embeddings=model.positions,
         rms_norm_eps=1e-6,
         hidden_act="silu",
-        initializer_range=INITIAL_DEVIATION,
+        initializer_range=INITIAL_STD,
         attention_dropout=model.attention_dropout,
         tie_word_embeddings=False,
         bos_token_id=None,
@@ -320,7 +320,7 @@ def load_pretrained_llama(network: WorldModelNetwork, found: transformer.Transfo
 
 def _fresh_head(width: int, columns: int) -> nn.Linear:
     head = nn.Linear(width, columns)
-    nn.init.normal_(head.weight, std=INITIAL_DEVIATION)
+    nn.init.normal_(head.weight, std=INITIAL_STD)
     nn.init.zeros_(head.bias)
     return head
 

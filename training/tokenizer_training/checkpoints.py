@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 from training.trainer.checkpoints.durable import flush_tree
-from training.trainer.checkpoints.files import names_of
+from training.trainer.checkpoints.files import checkpoint_names
 
 LATEST_NAME = "latest.json"
 _ANEW = ", or choose another --output to begin anew"
@@ -35,7 +35,7 @@ def publish(folder: Path, name: str, state: Mapping[str, Any]) -> None:
     pointer = {"name": name, "files": dict(sorted(files.items())), **state}
     storage.write_bytes(str(folder / LATEST_NAME), json.dumps(pointer).encode())
     flush_tree(folder, below=False)
-    for other in names_of(folder):
+    for other in checkpoint_names(folder):
         if other != name and (folder / other).is_dir():
             shutil.rmtree(folder / other)
 
@@ -47,7 +47,7 @@ def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         ConflictError: There was one, and it isn't whole any more.
     """
     latest = folder / LATEST_NAME
-    names = names_of(folder)
+    names = checkpoint_names(folder)
     if not latest.exists():
         # Killed while it wrote its first one.
         if len(names) <= 1:

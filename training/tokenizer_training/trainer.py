@@ -24,7 +24,7 @@ from pipeline.config.catalog import mixture
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
-from training.data.episode_index import open_tables
+from training.data.episode_index import open_episode_indexes
 from training.metrics.lpips import LPIPS
 from training.tokenizer_training import checkpoints
 from training.tokenizer_training.codebooks import CodebookKeeper
@@ -37,9 +37,9 @@ from training.tokenizer_training.nonfinite import SkippedSteps
 from training.tokenizer_training.skipped_episodes import SkippedEpisodes, summarized
 from training.tokenizer_training.start import in_one_precision, starting_model
 from training.trainer.checkpoints.states import tag
-from training.trainer.logs.throughput import METRICS_NAME, cut_metrics
-from training.trainer.nonfinite import poisoned
-from training.trainer.signals import StopRequest, signals_held_back
+from training.trainer.logs.throughput import METRICS_NAME, truncate_metrics
+from training.trainer.nonfinite import propagate_nonfinite
+from training.trainer.signals import StopRequest, block_stop_signals
 
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8
@@ -94,7 +94,7 @@ class TokenizerTrainer:
                 f"take a multiple of {processes}"
             )
         weights = recipe.data.weights or (mixture(recipe.data.mixture) if recipe.data.mixture else None)
-        table, held_out = open_tables(shards, "train", recipe.clips.held_out, recipe.quality)
+        table, held_out = open_episode_indexes(shards, "train", recipe.clips.held_out, recipe.quality)
         if not table:
             raise ConfigError(f"clips.held_out {recipe.clips.held_out} leaves no episode of {', '.join(shards)} to train on")
         for dataset, rows in table.items():
@@ -146,7 +146,7 @@ class TokenizerTrainer:
                 if config.dead_code_reset_every and self.step % config.dead_code_reset_every == 0:
                     self._codebooks.revive(clips, self.optimizer, self._average)
                 due = self.step % config.checkpoint_every == 0 or self.step == config.steps
-                stopping = self._any(stop.made)
+                stopping = self._any(stop.requested)
                 if due:
                     with self._judged():
                         self._evaluate()
@@ -195,7 +195,7 @@ class TokenizerTrainer:
             self.load_checkpoint()
         if self.accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
-            cut_metrics(self.output, self.step)
+            truncate_metrics(self.output, self.step)
         self.accelerator.wait_for_everyone()
 
     def _any(self, flag: bool) -> bool:
@@ -229,7 +229,7 @@ class TokenizerTrainer:
             multiprocessing_context="spawn" if self._workers else None,
             worker_init_fn=begin_reading,
         )
-        with signals_held_back():
+        with block_stop_signals():
             batches = iter(loader)
         try:
             for batch in batches:
@@ -256,7 +256,7 @@ class TokenizerTrainer:
             last_layer = self.bare.cond_decoder.conv_out.weight
             terms["adversarial"] = adversary.tokenizer_term(made, measure_of(terms), last_layer)
         self.optimizer.zero_grad()
-        self.accelerator.backward(poisoned(torch.stack(list(terms.values())).sum()))
+        self.accelerator.backward(propagate_nonfinite(torch.stack(list(terms.values())).sum()))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         # Gradients are the same on all processes by now, so all agree.
         applied = bool(torch.isfinite(norm))

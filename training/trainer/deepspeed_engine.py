@@ -24,7 +24,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
 from training.data.batch_plan import BatchPlan
 from training.distributed import Processes
-from training.model.lora import merged, tell_engine
+from training.model.lora import merge_updates, register_embedding_updates
 from training.model.world_model import WorldModelNetwork, parameter_groups
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
     with quiet():
         engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=config)
         if network.updates is not None:
-            tell_engine(network)
+            register_embedding_updates(network)
         if training.compile:
             engine.compile()
     return engine
@@ -215,4 +215,4 @@ def full_weights(engine: Any, network: WorldModelNetwork) -> dict[str, torch.Ten
         if engine.global_rank == 0:
             # Without ZeRO there is no master copy beside the fp32 parameter itself.
             weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
-    return merged(network, weights) if engine.global_rank == 0 else None
+    return merge_updates(network, weights) if engine.global_rank == 0 else None

@@ -20,7 +20,7 @@ from training.trainer.setup import Run
 log = logging.getLogger(__name__)
 
 
-def ended_summary(run: Run) -> dict[str, Any] | None:
+def finished_summary(run: Run) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do; None where there is something.
 
     Raises:
@@ -43,7 +43,7 @@ def ended_summary(run: Run) -> dict[str, Any] | None:
     return None
 
 
-def leave_ended(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+def report_finished(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     """Say that a run has ended, also in its summary, whoever reads that; returns the summary."""
     log.info("%s: %s, nothing is left to do", run.folder, _ended(run, summary["steps"]))
     known = read_summary(run.folder)
@@ -52,7 +52,7 @@ def leave_ended(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def known_results(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+def restored_results(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Results of a run that is only exported again: those of its checkpoint, and for want of them those of its summary."""
     known = read_summary(run.folder)
     same = restored(known) if known is not None and known["steps"] == run.first_step else {}

@@ -34,7 +34,7 @@ class NonFiniteError(ProjectError):
     """Steps in a row had a loss or gradient that is not finite."""
 
 
-def poisoned(loss: torch.Tensor) -> torch.Tensor:
+def propagate_nonfinite(loss: torch.Tensor) -> torch.Tensor:
     """The loss, with a gradient of NaN where it is not finite; bit for bit the same where it is. Doesn't synchronise."""
     one, nan = loss.new_ones(()), loss.new_full((), math.nan)
     return loss * torch.where(torch.isfinite(loss.detach()), one, nan)
@@ -99,7 +99,7 @@ class SkippedSteps:
         self.total += 1
         skipped = describe()
         if self._is_first:
-            append_line(self._path, {"step": step + 1, "in_row": self.in_row, **skipped.entry})
+            append_json_line(self._path, {"step": step + 1, "in_row": self.in_row, **skipped.entry})
             log.warning(
                 "step %d is skipped: %s. %s lists them; %d steps of the run were skipped",
                 step + 1,
@@ -133,7 +133,7 @@ def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[
     counts = collections.Counter(clip["dataset"] for clip in listed)
     counted = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
     found = " or ".join(sorted({clip["loss"] for clip in suspects}))
-    named = "; ".join(map(clip_name, listed[:_CLIPS_NAMED]))
+    named = "; ".join(map(describe_clip, listed[:_CLIPS_NAMED]))
     more = len(listed) - _CLIPS_NAMED
     return SkippedStep(
         entry={"clips": clips},
@@ -153,7 +153,7 @@ def skipped_before(folder: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
-def clip_name(clip: dict[str, Any]) -> str:
+def describe_clip(clip: dict[str, Any]) -> str:
     """One clip in words."""
     return f"{clip['dataset']} {clip['episode']} from frame {clip['start']}, view {clip['view']}"
 
@@ -163,7 +163,7 @@ def json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def append_line(path: Path, values: dict[str, Any]) -> None:
+def append_json_line(path: Path, values: dict[str, Any]) -> None:
     """Append a line of JSON to a file and bring it to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, allow_nan=False) + "\n")

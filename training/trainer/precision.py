@@ -4,7 +4,7 @@ import logging
 from typing import TypeVar
 
 from tokenize_offline.precision import choose_precision, slow_precisions
-from training.distributed import Processes, own_device
+from training.distributed import Processes, local_device
 
 log = logging.getLogger(__name__)
 Name = TypeVar("Name", bound=str)
@@ -19,7 +19,7 @@ def suitable_precision(key: str, asked: Name, known: str | None, tell: bool) -> 
         known: Precision of the run that resumes; None for a new run.
         tell: Whether to log a choice that differs from the recipe.
     """
-    choice = choose_precision(key, asked, slow_precisions(own_device()), known)
+    choice = choose_precision(key, asked, slow_precisions(local_device()), known)
     if choice.reason and tell:
         log.warning("%s", choice.reason)
     return choice.precision

@@ -15,13 +15,13 @@ import torch
 from pipeline.common.errors import ConfigError
 from pipeline.common.progress import progress_line
 from pipeline.config.recipe import Recipe
-from training.distributed import Processes, find_place
-from training.trainer.checkpoints.intact import sound_run
-from training.trainer.checkpoints.loading import pickle_fault
+from training.distributed import Processes, find_rank_info
+from training.trainer.checkpoints.intact import resume_from_intact_checkpoint
+from training.trainer.checkpoints.loading import check_pickle
 from training.trainer.deepspeed_engine import close_engine
 from training.trainer.nonfinite import json_number
-from training.trainer.run_dir import sole_writer
-from training.trainer.setup import Run, RunOptions, set_up
+from training.trainer.run_dir import lock_run_dir
+from training.trainer.setup import Run, RunOptions, set_up_run
 from training.trainer.train_step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -42,36 +42,38 @@ def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | N
     Raises:
         ProjectError: Something is wrong with the input; raised before any process group is formed.
     """
-    place = find_place(os.environ)
+    rank_info = find_rank_info(os.environ)
     if not 1 <= step <= recipe.training.steps:
         raise ConfigError(f"--replay {step}: the run's steps are 1 to {recipe.training.steps}")
     options = dataclasses.replace(options, resume="auto", replay=step)
-    run = set_up(recipe, options, place)
-    lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
-    with lock, Processes(place) as processes:
-        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged), pickle_fault)
-        stepper = TrainStep(run, processes, step)
-        result = _replay(run, processes, stepper, step - 1)
-        close_engine(stepper.engine)
+    run = set_up_run(recipe, options, rank_info)
+    lock = lock_run_dir(run.folder) if rank_info.rank == 0 else contextlib.nullcontext()
+    with lock, Processes(rank_info) as processes:
+        run = resume_from_intact_checkpoint(
+            run, processes, lambda damaged: set_up_run(recipe, options, rank_info, damaged), check_pickle
+        )
+        train_step = TrainStep(run, processes, step)
+        result = _replay(run, processes, train_step, step - 1)
+        close_engine(train_step.engine)
         return result if processes.is_first else None
 
 
-def _replay(run: Run, processes: Processes, stepper: TrainStep, step: int) -> dict[str, Any]:
+def _replay(run: Run, processes: Processes, train_step: TrainStep, step: int) -> dict[str, Any]:
     log.info("replaying step %d from step %d on", step + 1, run.first_step)
     with (
-        contextlib.closing(iter(stepper.loader)) as batches,
+        contextlib.closing(iter(train_step.loader)) as batches,
         progress_line(step, "step", "steps before", run.first_step, shown=processes.is_first) as line,
     ):
         for before in range(run.first_step, step):
-            stepper.make(before, batches)
+            train_step.make(before, batches)
             line.update(1)
-        losses = _clip_losses(run, processes, stepper, step)
-        made = stepper.make(step, batches)
-    norm = stepper.engine.get_global_grad_norm()
+        losses = _clip_losses(run, processes, train_step, step)
+        made = train_step.make(step, batches)
+    norm = train_step.engine.get_global_grad_norm()
     clips = run.clips(step * run.plan.global_batch, run.plan.global_batch)
     for clip, loss in zip(clips, losses, strict=True):
         clip["loss"] = json_number(loss)
-    mean = processes.sum(float(torch.stack(made.losses).double().mean())) / processes.place.world_size
+    mean = processes.sum(float(torch.stack(made.losses).double().mean())) / processes.world_size
     return {
         "step": step + 1,
         "from_step": run.first_step,
@@ -82,14 +84,14 @@ def _replay(run: Run, processes: Processes, stepper: TrainStep, step: int) -> di
     }
 
 
-def _clip_losses(run: Run, processes: Processes, stepper: TrainStep, step: int) -> list[float]:
+def _clip_losses(run: Run, processes: Processes, train_step: TrainStep, step: int) -> list[float]:
     """The loss of every clip of a step, in order, with the weights as they are and without dropout."""
-    engine, plan = stepper.engine, run.plan
+    engine, plan = train_step.engine, run.plan
     losses = []
     engine.eval()
     with torch.no_grad():
         first = plan.first_sample(step, 0)
         for sample in range(first, first + plan.accumulation * plan.micro_batch):
-            losses.append(engine(*stepper.reader.read(sample, 1).to(processes.device)).loss.double().cpu())
+            losses.append(engine(*train_step.reader.read(sample, 1).to(processes.device)).loss.double().cpu())
     engine.train()
     return [float(loss) for loss in torch.cat(processes.gather_tensor(torch.stack(losses)))]

@@ -14,8 +14,8 @@ from pipeline.common.errors import ConflictError
 from pipeline.common.manifests import describe_difference, fingerprint
 from pipeline.config.recipe import Recipe
 from training.data.token_dataset import TokenStore
-from training.trainer.checkpoints.files import LATEST_NAME, judged, names_of
-from training.trainer.checkpoints.states import Checkpoint, State, Verdict
+from training.trainer.checkpoints.files import LATEST_NAME, check_checkpoints, checkpoint_names
+from training.trainer.checkpoints.states import Checkpoint, CheckResult, State
 
 RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -25,7 +25,7 @@ _LOCK_NAME = ".lock"
 _OF_OTHERS = ("model", SUMMARY_NAME, "metrics.jsonl", "tokenizer", f"{CHECKPOINTS_NAME}/latest.json")
 # Keys of the identity: digests of token shards, by data set.
 SHARDS = "shards"
-HELD_OUT_SHARDS = "held_out_shards"
+VALIDATION_SHARDS = "held_out_shards"
 # Settings that may change when a run is resumed: they decide neither the samples nor the shape of a checkpoint, or, as
 # `steps`, are recorded by step.
 _FREE = (
@@ -49,12 +49,12 @@ _FREE = (
 log = logging.getLogger(__name__)
 
 
-def identify(
+def run_identity(
     recipe: Recipe,
     store: TokenStore,
     initial: str | None = None,
-    held_out: TokenStore | None = None,
-    departures: Mapping[str, Any] | None = None,
+    validation: TokenStore | None = None,
+    nonstandard_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What must be the same when a run over the data sets of a store is resumed; data sets may join.
 
@@ -62,8 +62,8 @@ def identify(
         recipe: Of the run.
         store: Its training clips.
         initial: SHA-256 of the weights that it started from; None where these were random.
-        held_out: Its held-out clips, where there are any.
-        departures: What the model computes in another way than the recipe's does.
+        validation: Its held-out clips, where there are any.
+        nonstandard_settings: What the model computes in another way than the recipe's does.
     """
     identity: dict[str, Any] = {
         "model": dataclasses.asdict(recipe.model),
@@ -71,19 +71,19 @@ def identify(
         "layout": dataclasses.asdict(store.layout),
         "datasets": {name: dataclasses.asdict(store.sizes[name]) for name in store.datasets},
         SHARDS: dict(store.digests),
-        HELD_OUT_SHARDS: dict(held_out.digests) if held_out else {},
+        VALIDATION_SHARDS: dict(validation.digests) if validation else {},
     }
     if initial is not None:
         identity["initial_sha256"] = initial
-    if departures:
-        identity["llama"] = dict(departures)
+    if nonstandard_settings:
+        identity["llama"] = dict(nonstandard_settings)
     # As JSON gives it back, so that it compares equal to what a run folder holds.
     return dict(json.loads(json.dumps(identity)))
 
 
 def run_fingerprint(identity: Mapping[str, Any]) -> str:
     """What ties a checkpoint to its run: a hash of all of its identity but the data sets, which may join later."""
-    data = ("datasets", SHARDS, HELD_OUT_SHARDS)
+    data = ("datasets", SHARDS, VALIDATION_SHARDS)
     return fingerprint({key: value for key, value in identity.items() if key not in data})
 
 
@@ -100,7 +100,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / RUN_NAME
     if not path.exists():
-        if names := names_of(folder / CHECKPOINTS_NAME):
+        if names := checkpoint_names(folder / CHECKPOINTS_NAME):
             raise ConflictError(
                 f"{folder} has checkpoints but no {RUN_NAME} that says of what ({', '.join(names[-3:])}): bring that file "
                 "back, or choose another --output"
@@ -139,7 +139,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def find_checkpoint(
-    folder: Path, steps: int, at_most: int | None = None, known: Mapping[str, Verdict] | None = None, tell: bool = True
+    folder: Path, steps: int, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None, tell: bool = True
 ) -> Checkpoint | None:
     """The newest whole checkpoint of a run folder; None where the run begins anew, or has ended and has none any more.
 
@@ -153,21 +153,21 @@ def find_checkpoint(
     Raises:
         ConflictError: The run has had checkpoints, and none of them is whole: to begin anew would destroy the run.
     """
-    passed: list[Verdict] = []
-    for verdict in judged(folder / CHECKPOINTS_NAME, at_most, known):
+    passed: list[CheckResult] = []
+    for verdict in check_checkpoints(folder / CHECKPOINTS_NAME, at_most, known):
         if verdict.checkpoint is not None:
             if tell:
-                _tell_passed(folder, passed, f"going on from {verdict.folder.name}")
+                _log_skipped(folder, passed, f"going on from {verdict.folder.name}")
             return verdict.checkpoint
         passed.append(verdict)
     if at_most is None:
         _require_none_lost(folder, steps, passed)
     if tell:
-        _tell_passed(folder, passed, "there is none before it")
+        _log_skipped(folder, passed, "there is none before it")
     return None
 
 
-def _tell_passed(folder: Path, passed: Sequence[Verdict], instead: str) -> None:
+def _log_skipped(folder: Path, passed: Sequence[CheckResult], instead: str) -> None:
     advice = {
         State.UNFINISHED: "It goes at the next save",
         State.DAMAGED: "Nothing removes it but you",
@@ -177,7 +177,7 @@ def _tell_passed(folder: Path, passed: Sequence[Verdict], instead: str) -> None:
         log.warning("%s: %s: passed over, %s. %s", folder / CHECKPOINTS_NAME, verdict, instead, advice[verdict.state])
 
 
-def _require_none_lost(folder: Path, steps: int, found: Sequence[Verdict]) -> None:
+def _require_none_lost(folder: Path, steps: int, found: Sequence[CheckResult]) -> None:
     """Refuse to begin a run anew that has had a whole checkpoint."""
     summary = read_summary(folder)
     if not found and summary is not None and summary["steps"] >= steps:
@@ -218,7 +218,7 @@ def require_same_run(
         )
     if tell and SHARDS not in known:
         log.warning("%s doesn't say what its token shards hold: those of --tokens are taken for the same", folder / RUN_NAME)
-    for key, kind in ((SHARDS, "token shards"), (HELD_OUT_SHARDS, "held-out token shards")):
+    for key, kind in ((SHARDS, "token shards"), (VALIDATION_SHARDS, "held-out token shards")):
         _require_same_shards(folder, kind, known.get(key, {}), identity[key])
     if checkpoint is not None and checkpoint.progress.run != run_fingerprint(identity):
         raise ConflictError(
@@ -227,7 +227,7 @@ def require_same_run(
 
 
 def _without_digests(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key not in (SHARDS, HELD_OUT_SHARDS)}
+    return {key: value for key, value in identity.items() if key not in (SHARDS, VALIDATION_SHARDS)}
 
 
 def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -242,7 +242,7 @@ def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], foun
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def lock_run_dir(folder: Path) -> Iterator[None]:
     """Hold a run folder while this context lasts. For rank 0, before the process group is formed.
 
     Workers can outlive a launcher that was killed; without this they and the next run would write the same files.

@@ -81,9 +81,9 @@ class RunHistory:
         return [asdict(phase) for phase in self.phases]
 
 
-def write_history(folder: Path, record: RunHistory) -> None:
+def write_history(folder: Path, history: RunHistory) -> None:
     """Write the record into a run folder, in place of the one there."""
-    storage.write_bytes(str(folder / HISTORY_NAME), json.dumps(record.as_json(), indent=1).encode())
+    storage.write_bytes(str(folder / HISTORY_NAME), json.dumps(history.as_json(), indent=1).encode())
 
 
 def read_history(folder: Path) -> RunHistory | None:

@@ -23,15 +23,15 @@ from tokenize_offline.tokenizer.loading import TokenizerFiles, read_config
 from training.data.batch_plan import BatchPlan, plan_batches
 from training.data.sampler import SampleOrder
 from training.data.token_dataset import TokenStore
-from training.distributed import Place
-from training.model.files.clip_config import clips_as_cut
-from training.model.files.described_recipe import described
+from training.distributed import RankInfo
+from training.model.files.clip_config import resolve_clips
+from training.model.files.described_recipe import with_shard_settings
 from training.model.files.export import MODEL_NAME, find_tokenizer
 from training.model.files.locate import RECIPE
-from training.model.lora import departures, find_start, start_from, take_shape
+from training.model.lora import adopt_shape, load_initial_weights, nonstandard_settings, open_initial_model
 from training.model.world_model import WorldModelNetwork, build_network
 from training.trainer.checkpoints.loading import loading_config
-from training.trainer.checkpoints.states import Checkpoint, Verdict
+from training.trainer.checkpoints.states import Checkpoint, CheckResult
 from training.trainer.deepspeed_engine import deepspeed_config
 from training.trainer.logs.loggers import require_wandb
 from training.trainer.precision import suitable_precision
@@ -39,10 +39,10 @@ from training.trainer.run_dir import (
     CHECKPOINTS_NAME,
     SHARDS,
     find_checkpoint,
-    identify,
     read_identity,
     require_resumable,
     require_same_run,
+    run_identity,
     write_identity,
 )
 from training.trainer.run_history import HISTORY_NAME, Phase, RunHistory, read_history, write_history
@@ -62,7 +62,7 @@ class RunOptions:
         tokenizer: What made the shards, for the exported model; None exports the transformer alone.
         replay: Step, counted from 1, that shall be made again: go on from the newest checkpoint before it, with the
             mixture and the number of steps that the run had then, whatever the recipe says. None goes on with the run.
-        model_keys: Keys of the recipe's `model` section that the user gave: see `take_shape`.
+        model_keys: Keys of the recipe's `model` section that the user gave: see `adopt_shape`.
     """
 
     tokens: Sequence[str]
@@ -96,16 +96,16 @@ class Run:
     recipe: Recipe
     folder: Path
     store: TokenStore
-    held_out: TokenStore | None
+    validation: TokenStore | None
     order: SampleOrder
     plan: BatchPlan
     network: WorldModelNetwork
     engine_config: dict[str, Any]
     identity: dict[str, Any]
-    record: RunHistory
+    history: RunHistory
     checkpoint: Checkpoint | None
     tokenizer: TokenizerFiles | None
-    damaged: tuple[Verdict, ...] = ()
+    damaged: tuple[CheckResult, ...] = ()
 
     @property
     def first_step(self) -> int:
@@ -113,7 +113,7 @@ class Run:
         return self.checkpoint.progress.step if self.checkpoint else 0
 
     @property
-    def has_ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether its checkpoint has all the steps that are wanted, or more: there is nothing to train."""
         return self.first_step >= self.recipe.training.steps
 
@@ -135,7 +135,7 @@ class Run:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step number `step`, counted from 0, by the number of steps that was planned then."""
-        planned = dataclasses.replace(self.recipe.training, steps=self.record.steps_at(step))
+        planned = dataclasses.replace(self.recipe.training, steps=self.history.steps_at(step))
         return learning_rate(planned, step)
 
     def in_fp32(self) -> "Run":
@@ -153,17 +153,19 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         # First of all: without it nobody knows whose the rest is.
         write_identity(self.folder, self.identity)
-        write_history(self.folder, self.record)
+        write_history(self.folder, self.history)
         storage.write_bytes(str(self.folder / RECIPE), self.recipe.as_yaml().encode())
 
 
-def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[str, Verdict] | None = None) -> Run:
+def set_up_run(
+    recipe: Recipe, options: RunOptions, rank_info: RankInfo, damaged: Mapping[str, CheckResult] | None = None
+) -> Run:
     """Check all input of a run. Changes nothing.
 
     Args:
         recipe: Of the run.
         options: Of the run.
-        place: Of this process.
+        rank_info: Ranks of this process.
         damaged: Verdicts on checkpoints whose content turned out to be damaged, by their names; they are passed over.
 
     Raises:
@@ -175,11 +177,11 @@ def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[s
     if not storage.is_local(options.output):
         raise ConfigError(f"--output {options.output} must be a folder on a mounted disk: checkpoints are written by all ranks")
     require_wandb(recipe.training.wandb_project)
-    plan = plan_batches(recipe.training, place.world_size, place.rank)
+    plan = plan_batches(recipe.training, rank_info.world_size, rank_info.rank)
     store = TokenStore.open(options.tokens, recipe.training.splits)
     folder = storage.local_path(options.output)
     known = read_identity(folder)
-    recipe = settle_precision(recipe, known.get("training", {}).get("precision") if known else None, place.rank == 0)
+    recipe = resolve_precision(recipe, known.get("training", {}).get("precision") if known else None, rank_info.rank == 0)
     training = recipe.training
     engine_config = deepspeed_config(training, plan)
     if known is not None:
@@ -187,60 +189,60 @@ def set_up(recipe: Recipe, options: RunOptions, place: Place, damaged: Mapping[s
     if known is None and options.replay is not None:
         raise ConfigError(f"--replay {options.replay}: {folder} holds no run")
     at_most = None if options.replay is None else options.replay - 1
-    first = place.rank == 0
+    first = rank_info.rank == 0
     checkpoint = find_checkpoint(folder, training.steps, at_most, damaged, tell=first) if known is not None else None
     ended = checkpoint is not None and checkpoint.progress.step >= training.steps
-    record = _settle_record(recipe, store, folder, checkpoint, repeat=options.replay is not None or ended)
-    order = SampleOrder(store, None, training.seed, record.mixtures(training.global_batch))
+    history = _resolve_history(recipe, store, folder, checkpoint, repeat=options.replay is not None or ended)
+    order = SampleOrder(store, None, training.seed, history.mixtures(training.global_batch))
     if first and (unused := sorted(set(store.datasets) - set(order.datasets))):
         log.info("data sets that the mixture leaves out: %s", ", ".join(unused))
     store = store.restrict(order.datasets)
     _require_clips(recipe, store)
-    clips = clips_as_cut(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}", first)
+    clips = resolve_clips(recipe.clips, store.clips, (), f"the records of {', '.join(options.tokens)}", first)
     tokenizer = find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None
     tokenizer_config = None if tokenizer is None else read_config(tokenizer)
-    recipe = described(dataclasses.replace(recipe, clips=clips), store.layout, tokenizer_config)
+    recipe = with_shard_settings(dataclasses.replace(recipe, clips=clips), store.layout, tokenizer_config)
     if recipe.model.rewards and not store.has_reward:
         raise ConfigError(
             "model.rewards is on but not all token shards hold rewards: turn it off, or tokenize data with rewards"
         )
-    start = find_start(training)
+    start = open_initial_model(training)
     if start is not None:
-        recipe = dataclasses.replace(recipe, model=take_shape(recipe.model, start.config, options.model_keys))
+        recipe = dataclasses.replace(recipe, model=adopt_shape(recipe.model, start.config, options.model_keys))
     action_dim = store.action_dim if recipe.model.actions else 0
     network = build_network(recipe.model, store.layout, action_dim, training.seed, start.config if start else None)
-    initial = start_from(network, start, training, exports=first) if start else None
-    held_out = _open_held_out(options.tokens, training.splits, store)
-    identity = identify(recipe, store, initial, held_out, departures(network, recipe.model))
+    initial = load_initial_weights(network, start, training, exports=first) if start else None
+    validation = _open_validation(options.tokens, training.splits, store)
+    identity = run_identity(recipe, store, initial, validation, nonstandard_settings(network, recipe.model))
     if known is not None:
         require_same_run(folder, known, identity, checkpoint, tell=first)
-        if first and SHARDS not in known and store.regrouped:
+        if first and SHARDS not in known and store.reordered:
             log.warning(
                 "shards of %s lie in several folders and are in the order of their names now: from here on samples come in "
                 "another order than before",
-                ", ".join(store.regrouped),
+                ", ".join(store.reordered),
             )
     if first:
-        _tell_changes(record, read_history(folder), training)
-    engine_config |= loading_config(checkpoint, place.world_size, training.zero_stage)
+        _log_changes(history, read_history(folder), training)
+    engine_config |= loading_config(checkpoint, rank_info.world_size, training.zero_stage)
     return Run(
         recipe=recipe,
         folder=folder,
         store=store,
-        held_out=held_out,
+        validation=validation,
         order=order,
         plan=plan,
         network=network,
         engine_config=engine_config,
         identity=identity,
-        record=record,
+        history=history,
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         damaged=tuple(damaged.values()) if damaged else (),
     )
 
 
-def settle_precision(recipe: Recipe, known: str | None, tell: bool) -> Recipe:
+def resolve_precision(recipe: Recipe, known: str | None, tell: bool) -> Recipe:
     """Returns the recipe with the precision that suits this machine, or that its run has; see `suitable_precision`."""
     precision = suitable_precision("training.precision", recipe.training.precision, known, tell)
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=precision))
@@ -260,7 +262,9 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
             )
 
 
-def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool) -> RunHistory:
+def _resolve_history(
+    recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool
+) -> RunHistory:
     """The record of the run as it will go on from a checkpoint, or begin; as it was where steps are only repeated."""
     data = recipe.data
     weights = dataset_weights(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
@@ -275,18 +279,18 @@ def _settle_record(recipe: Recipe, store: TokenStore, folder: Path, checkpoint: 
                 "made: bring that file back, or choose another --output"
             )
         return RunHistory((wanted,))
-    record = known if repeat else known.continued(wanted)
-    drawn = {name for phase in record.phases for name in phase.weights}
+    history = known if repeat else known.continued(wanted)
+    drawn = {name for phase in history.phases for name in phase.weights}
     if gone := sorted(drawn - set(store.datasets) - (set() if repeat else wanted.weights.keys())):
         raise ConflictError(f"{folder} drew clips of {', '.join(gone)}, which --tokens no longer has: give their folders too")
-    return record
+    return history
 
 
-def _tell_changes(record: RunHistory, known: RunHistory | None, training: TrainingConfig) -> None:
+def _log_changes(history: RunHistory, known: RunHistory | None, training: TrainingConfig) -> None:
     """Log what of a run changes with this start."""
-    if known is None or record == known:
+    if known is None or history == known:
         return
-    old, new = known.phases[-1], record.phases[-1]
+    old, new = known.phases[-1], history.phases[-1]
     if old.shares() != new.shares():
         shares = ", ".join(f"{name} {float(share):.4g}" for name, share in new.shares().items())
         log.warning("from step %d on the mixture is: %s", new.first_step + 1, shares)
@@ -302,17 +306,17 @@ def _tell_changes(record: RunHistory, known: RunHistory | None, training: Traini
         )
 
 
-def _open_held_out(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:
-    held_out = TokenStore.open_if_any(tokens, [held_out_split(split) for split in splits])
-    if held_out is None or not set(store.datasets) & set(held_out.datasets):
+def _open_validation(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:
+    validation = TokenStore.open_if_any(tokens, [held_out_split(split) for split in splits])
+    if validation is None or not set(store.datasets) & set(validation.datasets):
         log.warning(
             "no episode of any data set is held out, so held_out_loss will be null: tokenize with a larger clips.held_out"
         )
         return None
-    if held_out.layout != store.layout:
-        difference = describe_difference(dataclasses.asdict(store.layout), dataclasses.asdict(held_out.layout))
+    if validation.layout != store.layout:
+        difference = describe_difference(dataclasses.asdict(store.layout), dataclasses.asdict(validation.layout))
         raise ConflictError(f"training and held-out token shards can't be used together: {difference}. Tokenize one again.")
-    shared = [name for name in store.datasets if name in held_out.datasets]
+    shared = [name for name in store.datasets if name in validation.datasets]
     if shared and (without := [name for name in store.datasets if name not in shared]):
         log.warning("no episode is held out of data set %s: held_out_loss says nothing of it", ", ".join(without))
-    return held_out.restrict(shared) if shared else None
+    return validation.restrict(shared) if shared else None

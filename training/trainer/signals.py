@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def signals_held_back() -> Iterator[None]:
+def block_stop_signals() -> Iterator[None]:
     """Processes that are started in this context never get the signals, nor does this one while it lasts.
 
     A scheduler signals every process of a job, and one that reads data for this one must live until the step is done. What
@@ -42,11 +42,11 @@ class StopRequest:
     """Notes the signals while its context lasts, and leaves it to the training loop to act between two steps.
 
     Attributes:
-        made: Whether one has come.
+        requested: Whether one has come.
     """
 
     def __init__(self) -> None:
-        self.made = False
+        self.requested = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -58,5 +58,5 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.made = True
+        self.requested = True
         log.info("%s: finishing the step, saving, then stopping", signal.Signals(number).name)

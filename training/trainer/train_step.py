@@ -13,7 +13,7 @@ from training.data.loader import Batch, BatchLoader, BatchReader
 from training.distributed import Processes
 from training.trainer.checkpoints.loading import load_checkpoint
 from training.trainer.deepspeed_engine import set_learning_rate, start_engine, take_step
-from training.trainer.nonfinite import poisoned
+from training.trainer.nonfinite import propagate_nonfinite
 from training.trainer.schedule import dropout_seed
 from training.trainer.setup import Run
 
@@ -24,13 +24,13 @@ class TrainStepResult:
 
     Attributes:
         losses: Loss of each of this rank's micro steps, on the device.
-        label_losses: The part of it that is the mean loss per label id.
+        token_losses: The part of it that is the mean loss per label id.
         applied: Whether parameters changed; the same on all ranks.
         waited: Seconds that went by waiting for batches.
     """
 
     losses: list[torch.Tensor]
-    label_losses: list[torch.Tensor]
+    token_losses: list[torch.Tensor]
     applied: bool
     waited: float
 
@@ -65,14 +65,14 @@ class TrainStep:
         engine, plan, training = self.engine, self._run.plan, self._run.recipe.training
         waited = self.loader.waited
         set_learning_rate(engine, self._run.learning_rate(step))
-        losses, label_losses = [], []
+        losses, token_losses = [], []
         applied = True
         for micro_step in range(plan.accumulation):
             batch = next(batches).to(self._processes.device)
             torch.manual_seed(dropout_seed(training.seed, step, micro_step, plan.rank))
             output = engine(*batch)
-            engine.backward(poisoned(output.loss))
+            engine.backward(propagate_nonfinite(output.loss))
             applied = take_step(engine, training.gradient_norm)
             losses.append(output.loss.detach())
-            label_losses.append(output.label_loss)
-        return TrainStepResult(losses, label_losses, applied, self.loader.waited - waited)
+            token_losses.append(output.token_loss)
+        return TrainStepResult(losses, token_losses, applied, self.loader.waited - waited)

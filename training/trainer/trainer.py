@@ -20,21 +20,21 @@ from pipeline.common.path_errors import explained_write_errors, require_writable
 from pipeline.common.versions import PROJECT, installed_versions
 from pipeline.config.recipe import Recipe
 from training.data.loader import Batch
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.model.files.export import export_model
-from training.trainer.checkpoints.files import note_damaged
-from training.trainer.checkpoints.intact import sound_run
-from training.trainer.checkpoints.loading import pickle_fault, write_engine
+from training.trainer.checkpoints.files import mark_damaged
+from training.trainer.checkpoints.intact import resume_from_intact_checkpoint
+from training.trainer.checkpoints.loading import check_pickle, write_engine
 from training.trainer.checkpoints.saving import save_checkpoint
 from training.trainer.checkpoints.states import State
 from training.trainer.deepspeed_engine import close_engine, full_weights
-from training.trainer.ended_run import ended_summary, known_results, leave_ended
+from training.trainer.ended_run import finished_summary, report_finished, restored_results
 from training.trainer.logs.reporter import Reporter
-from training.trainer.logs.throughput import cut_lines, cut_metrics, device_name, label_entropy
+from training.trainer.logs.throughput import device_name, target_entropy, truncate_lines, truncate_metrics
 from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, skipped_before, skipped_clips
 from training.trainer.precision import agree_on_precision
-from training.trainer.run_dir import SUMMARY_NAME, sole_writer
-from training.trainer.setup import Run, RunOptions, set_up
+from training.trainer.run_dir import SUMMARY_NAME, lock_run_dir
+from training.trainer.setup import Run, RunOptions, set_up_run
 from training.trainer.signals import StopRequest
 from training.trainer.train_step import TrainStep
 from training.trainer.validation_loss import ValidationLoss
@@ -55,19 +55,21 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
         ProjectError: Something is wrong with the input; raised before any process group is formed, unless only the processes
             together can tell. Or training can't go on.
     """
-    place = find_place(os.environ)
-    if place.rank == 0:
+    rank_info = find_rank_info(os.environ)
+    if rank_info.rank == 0:
         require_writable(options.output)
-    run = set_up(recipe, options, place)
-    lock = sole_writer(run.folder) if place.rank == 0 else contextlib.nullcontext()
-    if (summary := ended_summary(run)) is not None:
+    run = set_up_run(recipe, options, rank_info)
+    lock = lock_run_dir(run.folder) if rank_info.rank == 0 else contextlib.nullcontext()
+    if (summary := finished_summary(run)) is not None:
         with lock:
-            return {**leave_ended(run, summary), "steps_made": 0} if place.rank == 0 else None
-    with lock, StopRequest() as stop, Processes(place) as processes:
+            return {**report_finished(run, summary), "steps_made": 0} if rank_info.rank == 0 else None
+    with lock, StopRequest() as stop, Processes(rank_info) as processes:
         if agree_on_precision("training.precision", run.recipe.training.precision, processes) != run.recipe.training.precision:
             run = run.in_fp32()
         _require_agreement(run, processes)
-        run = sound_run(run, processes, lambda damaged: set_up(recipe, options, place, damaged), pickle_fault)
+        run = resume_from_intact_checkpoint(
+            run, processes, lambda damaged: set_up_run(recipe, options, rank_info, damaged), check_pickle
+        )
         if run.damaged:
             # They looked again, for another checkpoint.
             _require_agreement(run, processes)
@@ -80,8 +82,8 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
 
 def _require_agreement(run: Run, processes: Processes) -> None:
     """Refuse processes that see other shards or another run folder than rank 0, which only they together can tell."""
-    seen = fingerprint({"identity": run.identity, "record": run.record.as_json(), "first_step": run.first_step})
-    if ranks := processes.unlike_first(seen):
+    seen = fingerprint({"identity": run.identity, "record": run.history.as_json(), "first_step": run.first_step})
+    if ranks := processes.ranks_that_differ(seen):
         raise ConflictError(
             f"ranks {', '.join(map(str, ranks))} see other token shards, another recipe or another run folder than rank 0: "
             "--config, --tokens and --output must be the same on all nodes"
@@ -105,15 +107,15 @@ class Trainer:
         self._training = run.recipe.training
         self._processes = processes
         self._stop = stop
-        self.stepper = TrainStep(run, processes, self._training.steps)
+        self.train_step = TrainStep(run, processes, self._training.steps)
         # Only now, with the checkpoint loaded, may anything of the run folder change.
-        if processes.is_first and not run.has_ended:
+        if processes.is_first and not run.is_finished:
             for verdict in run.damaged:
                 if verdict.state is State.DAMAGED:
-                    note_damaged(verdict)
+                    mark_damaged(verdict)
             run.write_identity()
-            cut_metrics(run.folder, run.first_step)
-            cut_lines(run.folder / SKIPPED_NAME, run.first_step)
+            truncate_metrics(run.folder, run.first_step)
+            truncate_lines(run.folder / SKIPPED_NAME, run.first_step)
         if run.checkpoint is not None:
             log.info("going on from step %d", run.first_step)
         self._held_out, self._predictions = self._evaluations()
@@ -128,25 +130,25 @@ class Trainer:
     def train(self) -> dict[str, Any] | None:
         """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
         training, done = self._training, self._run.first_step
-        if self._run.has_ended:
-            return self._finish(done, known_results(self._run, Reporter(self._run, self._processes).results))
-        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self.stepper.loader)) as batches:
+        if self._run.is_finished:
+            return self._finish(done, restored_results(self._run, Reporter(self._run, self._processes).results))
+        with Reporter(self._run, self._processes) as reporter, contextlib.closing(iter(self.train_step.loader)) as batches:
             while done < training.steps:
                 self._step(done, batches, reporter)
                 done += 1
                 last = done == training.steps
                 if last or done % training.log_every == 0:
-                    norm = self.stepper.engine.get_global_grad_norm()
+                    norm = self.train_step.engine.get_global_grad_norm()
                     reporter.write_line(done, self._run.learning_rate(done - 1), norm, self._skipped.total)
                 if last or done % training.evaluate_every == 0:
                     with reporter.paused():
                         self._evaluate(done, reporter)
-                stopping = self._processes.any(self._stop.made)
+                stopping = self._processes.any(self._stop.requested)
                 if last or stopping or done % training.checkpoint_every == 0:
                     with reporter.paused(), explained_write_errors(self._run.checkpoints):
                         save_checkpoint(
                             self._run.checkpoints,
-                            functools.partial(write_engine, self.stepper.engine),
+                            functools.partial(write_engine, self.train_step.engine),
                             self._processes,
                             reporter.progress(done, self._skipped.in_row),
                             training.keep_checkpoints,
@@ -159,21 +161,21 @@ class Trainer:
 
     def close(self) -> None:
         """Leave the process group."""
-        close_engine(self.stepper.engine)
+        close_engine(self.train_step.engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
         """One optimizer step and the count of it."""
-        made = self.stepper.make(step, batches)
-        reporter.add_step(made.label_losses, made.applied, made.waited)
+        made = self.train_step.make(step, batches)
+        reporter.add_step(made.token_losses, made.applied, made.waited)
         describe = functools.partial(skipped_clips, self._run, self._processes, step, made.losses)
         self._skipped.count(step, made.applied, describe)
 
     def _evaluations(self) -> tuple[ValidationLoss | None, ValidationVideos | None]:
         """What is done with held-out clips, where there are any."""
         run, training = self._run, self._training
-        if run.held_out is None:
+        if run.validation is None:
             return None, None
-        loss = ValidationLoss(run.held_out, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
+        loss = ValidationLoss(run.validation, run.network, run.order.weights, training.evaluate_clips, run.plan.micro_batch)
         if run.tokenizer is None or not training.evaluate_predictions:
             return loss, None
         return loss, ValidationVideos(run, self._processes, training.evaluate_predictions)
@@ -181,14 +183,14 @@ class Trainer:
     def _evaluate(self, done: int, reporter: Reporter) -> None:
         """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""
         if self._held_out is not None:
-            reporter.write_held_out(done, self._held_out.measure(self.stepper.engine, self._processes))
+            reporter.write_validation(done, self._held_out.measure(self.train_step.engine, self._processes))
         if self._predictions is not None:
-            reporter.show(done, self._predictions.write(self.stepper.engine, done))
+            reporter.log_videos(done, self._predictions.write(self.train_step.engine, done))
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""
         run = self._run
-        weights = full_weights(self.stepper.engine, run.network)
+        weights = full_weights(self.train_step.engine, run.network)
         if weights is None:
             self._processes.barrier()
             return None
@@ -197,7 +199,7 @@ class Trainer:
             "steps": done,
             **results,
             "skipped_steps": self._skipped.total,
-            "label_entropy": label_entropy(self.stepper.reader.read(0, clips).ids.numpy(), run.store.layout),
+            "label_entropy": target_entropy(self.train_step.reader.read(0, clips).ids.numpy(), run.store.layout),
             "samples": run.order.drawn(done * run.plan.global_batch),
             "processes": run.plan.world_size,
             "device": str(self._processes.device.type),
@@ -212,7 +214,7 @@ class Trainer:
             **summary,
             "layout": asdict(run.store.layout),
             "datasets": datasets,
-            "record": run.record.as_json(),
+            "record": run.history.as_json(),
             "ids": done * run.plan.global_batch * run.store.layout.sequence_length,
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "software": installed_versions(_SOFTWARE),

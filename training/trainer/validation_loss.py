@@ -73,23 +73,23 @@ class ValidationLoss:
 
     def measure(self, engine: torch.nn.Module, processes: Processes) -> ValidationScores:
         """The losses, the same on every rank. Call it on all ranks."""
-        layout, place = self._store.layout, processes.place
+        layout = self._store.layout
         # The first future frame's own special id carries no label.
         ids_per_frame = np.full(layout.clip_length - layout.context_length, layout.tokens_per_future_frame)
         ids_per_frame[0] -= 1
         totals = torch.zeros(len(self._store.datasets), len(ids_per_frame), dtype=torch.float64, device=processes.device)
-        rounds = -(-len(self._rows) // (self._micro_batch * place.world_size))
+        rounds = -(-len(self._rows) // (self._micro_batch * processes.world_size))
         engine.eval()
         with torch.no_grad():
             for number in range(rounds):
-                first = (number * place.world_size + place.rank) * self._micro_batch
+                first = (number * processes.world_size + processes.rank) * self._micro_batch
                 chosen = np.arange(first, first + self._micro_batch)
                 counts = torch.from_numpy(chosen < len(self._rows)).to(processes.device)
                 chosen %= len(self._rows)
                 dataset = self._dataset[chosen]
                 clips = self._store.read(self._store.datasets, dataset, self._rows[chosen], *self._columns)
                 output = engine(*as_batch(clips).to(processes.device))
-                losses = torch.nn.functional.pad(output.id_losses.double(), (1, 0)).unflatten(
+                losses = torch.nn.functional.pad(output.token_losses.double(), (1, 0)).unflatten(
                     1, (-1, layout.tokens_per_future_frame)
                 )
                 # No product with 0: one loss that isn't finite would spread to frames and clips that it isn't of.

@@ -38,13 +38,13 @@ class ValidationVideos:
     """
 
     def __init__(self, run: Run, processes: Processes, clips: int) -> None:
-        assert run.held_out is not None and run.tokenizer is not None
+        assert run.validation is not None and run.tokenizer is not None
         self._run = run
         self._processes = processes
-        shares = mixture_shares(run.held_out, run.order.weights)
+        shares = mixture_shares(run.validation, run.order.weights)
         names = sorted(shares, key=lambda name: (-shares[name], name))
         turns = -(-clips // len(names))
-        rows = {name: spread_rows(run.held_out, name, turns) for name in names}
+        rows = {name: spread_rows(run.validation, name, turns) for name in names}
         # A data set of few clips is out of turns before the others are.
         chosen = [(name, int(rows[name][turn])) for turn in range(turns) for name in names if turn < len(rows[name])]
         batch = self._read(chosen[:clips])
@@ -89,7 +89,7 @@ class ValidationVideos:
         return animations
 
     def _read(self, clips: list[tuple[str, int]]) -> Batch:
-        store = self._run.held_out
+        store = self._run.validation
         assert store is not None
         dataset = np.array([store.datasets.index(name) for name, _ in clips])
         rows = np.array([row for _, row in clips])

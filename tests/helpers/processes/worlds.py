@@ -80,17 +80,17 @@ def _free_port() -> int:
 
 def pretrain_showing_groups(recipe: Any, options: Any) -> list[dict[str, Any]]:
     """Pre-train; returns the hyper-parameters of each parameter group as they were before the first step."""
-    from training.distributed import Processes, find_place
-    from training.trainer.setup import set_up
+    from training.distributed import Processes, find_rank_info
+    from training.trainer.setup import set_up_run
     from training.trainer.signals import StopRequest
     from training.trainer.trainer import Trainer
 
-    place = find_place(os.environ)
-    run = set_up(recipe, options, place)
-    with StopRequest() as stop, Processes(place) as processes:
+    rank_info = find_rank_info(os.environ)
+    run = set_up_run(recipe, options, rank_info)
+    with StopRequest() as stop, Processes(rank_info) as processes:
         trainer = Trainer(run, processes, stop)
         known = ("lr", "betas", "eps", "weight_decay")
-        groups = [{name: group[name] for name in known} for group in trainer.stepper.engine.optimizer.param_groups]
+        groups = [{name: group[name] for name in known} for group in trainer.train_step.engine.optimizer.param_groups]
         trainer.train()
         trainer.close()
     return groups
@@ -119,5 +119,5 @@ def pretrain_in_chunks(recipe: Any, options: Any, chunk: int) -> Any:
     from training.model import world_model
     from training.trainer.trainer import pretrain
 
-    world_model.next_id_losses = functools.partial(world_model.next_id_losses, chunk=chunk)
+    world_model.next_token_losses = functools.partial(world_model.next_token_losses, chunk=chunk)
     return pretrain(recipe, options)

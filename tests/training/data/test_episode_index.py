@@ -11,7 +11,7 @@ import pytest
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.index import INDEX_FILE, SUMMARY_FILE
-from training.data.episode_index import open_tables
+from training.data.episode_index import open_episode_indexes
 from training.evaluation.data import Wanted, open_test_data
 from training.model.files.trained_on import TrainedOn
 
@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> str:
 
 
 def test_every_episode_of_the_split_is_held_out_or_not_and_in_the_order_of_the_index(folder):
-    kept, held = (list(table["made_up"]) for table in open_tables([folder], "train", 0.1))
+    kept, held = (list(table["made_up"]) for table in open_episode_indexes([folder], "train", 0.1))
     assert 0.05 * ROWS < len(held) < 0.15 * ROWS
     for rows in (kept, held):
         assert [row.size for row in rows] == sorted(row.size for row in rows)
@@ -57,32 +57,32 @@ def test_every_episode_of_the_split_is_held_out_or_not_and_in_the_order_of_the_i
 
 
 def test_a_reading_process_gets_its_copy_of_a_million_episodes_in_a_tenth_of_a_gigabyte(folder):
-    kept, _ = open_tables([folder], "train", 0.0)
+    kept, _ = open_episode_indexes([folder], "train", 0.0)
     data = pickle.dumps(kept)
     assert len(data) < 100 * ROWS
     assert list(pickle.loads(data)["made_up"]) == list(kept["made_up"])
 
 
 def test_an_empty_split_is_named_and_none_held_out_is_no_error(folder):
-    kept, held = open_tables([folder], "test", 0.0)
+    kept, held = open_episode_indexes([folder], "test", 0.0)
     assert len(kept["made_up"]) == 1 and held == {}
     with pytest.raises(ShardError, match="no episode of split 'val'"):
-        open_tables([folder], "val", 0.0)
+        open_episode_indexes([folder], "val", 0.0)
 
 
 def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_part_of_the_training(folder, tmp_path):
     (tmp_path / "twice").mkdir()
     (tmp_path / "twice" / "made_up").symlink_to(f"{folder}/made_up")
     with pytest.raises(ConfigError, match="made_up is in both"):
-        open_tables([folder, str(tmp_path / "twice")], "train", 0.0)
+        open_episode_indexes([folder, str(tmp_path / "twice")], "train", 0.0)
     (tmp_path / "unfinished" / "begun").mkdir(parents=True)
     (tmp_path / "unfinished" / "begun" / "train-000000.tar").touch()
     with pytest.raises(ShardError, match=r"begun.*run ivideogpt-ingest again"):
-        open_tables([folder, str(tmp_path / "unfinished")], "train", 0.0)
+        open_episode_indexes([folder, str(tmp_path / "unfinished")], "train", 0.0)
 
 
 def test_frames_that_ingest_made_smaller_than_the_models_are_not_evaluated(folder):
-    assert open_tables([folder], "train", 0.0)[0]["made_up"].shrunk == 80
+    assert open_episode_indexes([folder], "train", 0.0)[0]["made_up"].shrunk == 80
     wanted = Wanted("train", False, None, ClipsConfig(length=4), start=0, context=1, side=64)
     assert len(open_test_data([folder], wanted, TrainedOn()).clips) > ROWS // 2
     with pytest.raises(ConfigError, match="made_up: frames were shrunk to 80 pixels"):

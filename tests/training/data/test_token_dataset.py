@@ -158,7 +158,7 @@ def test_neither_the_folder_nor_the_order_of_folders_decides_the_order_of_rows(t
     assert np.array_equal(parts.rows("alpha", rows).ids, together.rows("alpha", rows).ids)
     assert parts.digests == together.digests
     given_order = [number for i in order for number in range(4) if places[number] == i]
-    assert parts.regrouped == (("alpha",) if given_order != sorted(given_order) else ())
+    assert parts.reordered == (("alpha",) if given_order != sorted(given_order) else ())
 
 
 def test_a_digest_is_that_of_one_data_sets_names_and_contents(tmp_path):

@@ -18,10 +18,10 @@ from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.data.loader import BatchReader
 from training.data.sampler import SampleOrder
-from training.distributed import find_place
+from training.distributed import find_rank_info
 from training.model.world_model import build_network, load_transformer
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import RunOptions, set_up
+from training.trainer.setup import RunOptions, set_up_run
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors, loss_differences
 
@@ -85,7 +85,7 @@ def test_a_run_starts_from_the_llama_and_heads_that_change_nothing_yet(tokens, p
     store = TokenStore.open(tokens)
     batch = BatchReader(store, SampleOrder(store, {"robot": 1.0}), True, True, pinned=False).read(0, 8)
     with torch.no_grad():
-        loss = load_transformer(pretrained, LAYOUT)(batch.ids).label_loss
+        loss = load_transformer(pretrained, LAYOUT)(batch.ids).token_loss
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert line["loss"] == pytest.approx(loss.item(), abs=1e-5)
 
@@ -93,7 +93,7 @@ def test_a_run_starts_from_the_llama_and_heads_that_change_nothing_yet(tokens, p
 def test_all_weights_of_the_heads_learn_and_the_model_opens_again(tokens, pretrained, tmp_path):
     pretrain(_recipe(pretrained, HEADS), RunOptions([str(tokens)], str(tmp_path)))
     network = load_transformer(tmp_path / "model" / "transformer", LAYOUT)
-    assert (network.action_dim, network.has_reward, network.reconstructs) == (2, True, True)
+    assert (network.action_dim, network.has_reward, network.reconstructs_actions) == (2, True, True)
     assert network.action_linear.weight.any() and network.reward_linear.bias.any() and network.action_recon_linear.bias.any()
 
 
@@ -126,7 +126,7 @@ def test_merged_weights_compute_what_the_updates_did(tokens, pretrained, tmp_pat
     store = TokenStore.open(tokens)
     batch = BatchReader(store, SampleOrder(store, {"robot": 1.0}), True, True, pinned=False).read(32, 8)
     with torch.no_grad():
-        assert exported(*batch).label_loss.item() == pytest.approx(line["loss"], abs=1e-5)
+        assert exported(*batch).token_loss.item() == pytest.approx(line["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("zero_stage", [1, pytest.param(2, marks=pytest.mark.soak), 3])
@@ -186,12 +186,14 @@ def test_a_recipe_that_says_nothing_of_the_shape_gets_that_of_the_model(tokens, 
 
 
 def test_more_positions_than_the_model_was_trained_with_can_be_asked_for(tokens, pretrained, tmp_path):
-    run = set_up(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_place({}))
+    run = set_up_run(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_rank_info({}))
     assert run.network.config.max_position_embeddings == run.recipe.model.positions == 128
     change_config(pretrained, tmp_path / "dynamic", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ConfigError, match=r"model\.positions is 128, but the model of training\.init_from has 64"):
-        set_up(
-            _recipe(tmp_path / "dynamic", {"positions": 128}), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({})
+        set_up_run(
+            _recipe(tmp_path / "dynamic", {"positions": 128}),
+            RunOptions([str(tokens)], str(tmp_path / "run")),
+            find_rank_info({}),
         )
 
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from training.model.loss import next_id_losses, squared_error
+from training.model.loss import next_token_losses, squared_error
 
 
 def _case(rows, positions, vocabulary, seed, width=5):
@@ -16,7 +16,7 @@ def _case(rows, positions, vocabulary, seed, width=5):
 
 
 def test_uniform_scores_cost_the_logarithm_of_the_vocabulary():
-    losses = next_id_losses(lambda hidden: hidden, torch.zeros(2, 5, 7), torch.ones(2, 5, dtype=torch.int64))
+    losses = next_token_losses(lambda hidden: hidden, torch.zeros(2, 5, 7), torch.ones(2, 5, dtype=torch.int64))
     assert torch.allclose(losses, torch.full((2, 5), 7.0).log())
 
 
@@ -26,7 +26,7 @@ def test_losses_and_gradients_are_those_of_a_softmax_over_full_logits_in_double_
     rows, positions, vocabulary, chunk, seed
 ):
     hidden, weight, targets = _case(rows, positions, vocabulary, seed)
-    losses = next_id_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk)
+    losses = next_token_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk)
     ours = torch.autograd.grad(losses.mean(), (hidden, weight))
     logits = hidden.double() @ weight.double().T
     chosen = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
@@ -39,9 +39,9 @@ def test_losses_and_gradients_are_those_of_a_softmax_over_full_logits_in_double_
 def test_half_precision_logits_are_summed_in_full_precision():
     logits = torch.randn(1, 4, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets = torch.arange(4)[None]
-    losses = next_id_losses(nn.Identity(), logits, targets)
+    losses = next_token_losses(nn.Identity(), logits, targets)
     assert losses.dtype == torch.float32
-    assert torch.allclose(losses, next_id_losses(nn.Identity(), logits.float(), targets))
+    assert torch.allclose(losses, next_token_losses(nn.Identity(), logits.float(), targets))
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -55,7 +55,7 @@ def test_logits_never_exist_for_more_than_a_chunk_and_are_made_again_for_the_bac
 
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.numel()) or saved, lambda saved: saved):
-        loss = next_id_losses(head, hidden, targets, chunk=30).mean()
+        loss = next_token_losses(head, hidden, targets, chunk=30).mean()
     assert shapes == [(30, 5), (30, 5), (30, 5), (10, 5)]
     assert max(kept, default=0) < 30 * 11, "logits or their softmax are kept for the backward pass"
     if backward:
@@ -67,7 +67,7 @@ def test_chunks_compile_into_one_graph_with_the_same_gradients():
     hidden, weight, targets = _case(4, 25, 11, seed=2)
 
     def loss():
-        return next_id_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk=30).mean()
+        return next_token_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk=30).mean()
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     for ours, eager in zip(

@@ -35,7 +35,7 @@ def test_published_loss_and_logits_are_met(shared, context, actions):
         output = network(ids, action)
         last = network.logits(network.hidden_states(ids, action)[:, -1])
     assert abs(output.loss.item() - expected["loss" + suffix]) < 1e-4
-    assert output.label_count == (expected["labels"] != -100).sum()
+    assert output.target_count == (expected["labels"] != -100).sum()
     np.testing.assert_allclose(last.numpy(), expected["logits_last" + suffix], atol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_loss_is_that_of_a_full_forward_with_masked_labels():
     labels = tiny_models.tokenizer().labels(ids)
     output = network(ids)
     assert torch.isclose(output.loss, network.llm(input_ids=ids, labels=labels).loss, atol=1e-6)
-    assert output.label_count == (labels != -100).sum()
+    assert output.target_count == (labels != -100).sum()
     assert output.reward_loss is None
 
 
@@ -67,7 +67,7 @@ def test_reward_is_read_at_the_last_id_of_each_future_frame_and_compared_with_th
     last = SHAPE.prefix_length - 2 + SHAPE.tokens_per_future_frame * torch.arange(1, 4)
     predicted = network.reward_linear(network.hidden_states(ids, action)[:, last])[..., 0]
     assert torch.isclose(output.reward_loss, (predicted - reward[:, 1:4]).square().mean())
-    assert torch.isclose(output.loss, output.label_loss + output.reward_loss)
+    assert torch.isclose(output.loss, output.token_loss + output.reward_loss)
 
 
 def test_every_id_of_a_future_frame_tells_the_action_that_led_there_and_losses_are_weighed():
@@ -83,7 +83,7 @@ def test_every_id_of_a_future_frame_tells_the_action_that_led_there_and_losses_a
         for place in range(SHAPE.tokens_per_future_frame)
     ]
     assert torch.isclose(output.action_loss, torch.stack(errors).mean())
-    assert torch.isclose(output.loss, output.label_loss + 3.0 * output.reward_loss + 0.5 * output.action_loss)
+    assert torch.isclose(output.loss, output.token_loss + 3.0 * output.reward_loss + 0.5 * output.action_loss)
 
 
 def test_only_actions_that_lead_to_future_frames_matter():

@@ -15,7 +15,7 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from training import SampleOrder, TokenStore
 from training.trainer.checkpoints.files import tag
-from training.trainer.nonfinite import SKIPPED_NAME, NonFiniteError, poisoned
+from training.trainer.nonfinite import SKIPPED_NAME, NonFiniteError, propagate_nonfinite
 from training.trainer.replay import replay
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
@@ -56,9 +56,9 @@ def test_a_loss_keeps_its_bits_and_gradient_where_it_is_finite_and_has_no_finite
     parameter = torch.tensor(1.0, requires_grad=True)
     # A gradient of `weight`, whatever the value.
     loss = weight * parameter + torch.tensor(value) - weight
-    poisoned(loss).backward()
+    propagate_nonfinite(loss).backward()
     if math.isfinite(loss.item()):
-        assert poisoned(loss).item() == loss.item() and parameter.grad.item() == np.float32(weight)
+        assert propagate_nonfinite(loss).item() == loss.item() and parameter.grad.item() == np.float32(weight)
     else:
         assert not math.isfinite(parameter.grad.item())
 

@@ -14,12 +14,12 @@ from pipeline.common.errors import ConfigError, ConflictError, ProjectError, Sha
 from pipeline.config.catalog import mixture
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
-from training.distributed import find_place
+from training.distributed import find_rank_info
 from training.trainer.checkpoints.files import mark_complete
 from training.trainer.checkpoints.states import RunProgress, tag
-from training.trainer.run_dir import RUN_NAME, run_fingerprint, sole_writer
+from training.trainer.run_dir import RUN_NAME, lock_run_dir, run_fingerprint
 from training.trainer.schedule import learning_rate
-from training.trainer.setup import RunOptions, set_up
+from training.trainer.setup import RunOptions, set_up_run
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
@@ -28,7 +28,7 @@ TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
 def _prepare(tmp_path, recipe=None, **options):
     recipe = recipe or Recipe(model=MODEL, training=TRAINING)
     options = {"tokens": [str(tmp_path / "tokens")], "output": str(tmp_path / "run"), **options}
-    return set_up(recipe, RunOptions(**options), find_place({}))
+    return set_up_run(recipe, RunOptions(**options), find_rank_info({}))
 
 
 def _refused(error: type[ProjectError], message: str, tmp_path, recipe=None, **options):
@@ -156,7 +156,7 @@ def test_held_out_shards_may_join_but_not_go(tmp_path):
     path = write_shard(tmp_path / "tokens", split="train_heldout")
     run = _prepare(tmp_path)
     run.write_identity()
-    assert run.held_out is not None
+    assert run.validation is not None
     for name in (path, path.with_suffix(".json")):
         name.unlink()
     with pytest.raises(ConflictError, match="the held-out token shards of alpha are gone"):
@@ -234,7 +234,7 @@ def test_weights_that_change_at_a_resume_hold_from_the_checkpoints_step_on(tmp_p
     run.write_identity()
     again = _prepare(tmp_path, _weighed({"alpha": 1, "gamma": 3}))
     assert [again.order[n] for n in range(900)] == [run.order[n] for n in range(900)]
-    assert (tmp_path / "run" / "record.json").read_bytes() == json.dumps(again.record.as_json(), indent=1).encode()
+    assert (tmp_path / "run" / "record.json").read_bytes() == json.dumps(again.history.as_json(), indent=1).encode()
 
 
 def test_a_run_keeps_the_data_sets_that_it_drew_from(tmp_path):
@@ -298,9 +298,9 @@ def test_settings_that_can_not_be(setting, message):
 def test_a_folder_in_which_another_run_is_at_work(tmp_path):
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
-    with sole_writer(run.folder), pytest.raises(ConflictError, match="another run is at work"), sole_writer(run.folder):
+    with lock_run_dir(run.folder), pytest.raises(ConflictError, match="another run is at work"), lock_run_dir(run.folder):
         pass
-    with sole_writer(run.folder):
+    with lock_run_dir(run.folder):
         pass
 
 
@@ -327,8 +327,8 @@ def test_held_out_clips_are_opened_for_the_data_sets_of_the_mixture_alone(tmp_pa
         write_shard(tmp_path / "tokens", name, positions=2, split="train_heldout")
     recipe = Recipe(data=DataConfig(weights={"beta": 1.0}), model=MODEL, training=TRAINING)
     run = _prepare(tmp_path, recipe)
-    assert run.store.datasets == ("beta",) and run.held_out.datasets == ("beta",)
-    assert run.held_out.positions("beta") == 2
+    assert run.store.datasets == ("beta",) and run.validation.datasets == ("beta",)
+    assert run.validation.positions("beta") == 2
 
 
 def test_a_sample_is_traced_back_to_its_episode_through_several_shards(tmp_path):

@@ -8,7 +8,7 @@ import textwrap
 def test_a_process_ends_though_what_it_started_with_signals_held_back_never_gets_them():
     code = """
         import multiprocessing, os, signal, time
-        from training.trainer.signals import signals_held_back
+        from training.trainer.signals import block_stop_signals
 
         def work(ready):
             ready.set()
@@ -16,7 +16,7 @@ def test_a_process_ends_though_what_it_started_with_signals_held_back_never_gets
 
         if __name__ == "__main__":
             ready = multiprocessing.Event()
-            with signals_held_back():
+            with block_stop_signals():
                 child = multiprocessing.Process(target=work, args=(ready,), daemon=True)
                 child.start()
             ready.wait()

@@ -12,9 +12,9 @@ from worlds import pretrain_on_an_old_cpu, run_world
 from pipeline.common.errors import ConflictError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.distributed import find_place
+from training.distributed import find_rank_info
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import Run, RunOptions, set_up
+from training.trainer.setup import Run, RunOptions, set_up_run
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 from training.trainer.verify_resume.verify import TOLERANCES, verify_resume
@@ -56,7 +56,7 @@ def _options(tokens: Path, resume: str = "never") -> RunOptions:
 
 
 def _prepare(tokens: Path, recipe: Recipe, resume: str = "never") -> Run:
-    return set_up(recipe, _options(tokens, resume), find_place({}))
+    return set_up_run(recipe, _options(tokens, resume), find_rank_info({}))
 
 
 def _written(path: Path) -> str:

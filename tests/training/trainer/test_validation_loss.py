@@ -11,7 +11,7 @@ from worlds import run_world
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.model.world_model import build_network
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
@@ -42,7 +42,7 @@ def store(tokens):
 
 
 def _measure(store, network, limit, micro_batch, weights=WEIGHTS):
-    with Processes(find_place({})) as processes:
+    with Processes(find_rank_info({})) as processes:
         return ValidationLoss(store, network, weights, limit, micro_batch).measure(network, processes)
 
 

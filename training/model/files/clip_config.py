@@ -35,7 +35,7 @@ def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any],
         folder: Of the model.
         clips: The command's section.
         given: Keys of it that the user gave.
-        tells: See `clips_as_cut`.
+        tells: See `resolve_clips`.
 
     Raises:
         SourceError: The model's recipe can't be read.
@@ -44,10 +44,10 @@ def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any],
     path = folder / RECIPE
     if not path.is_file():
         return clips
-    return clips_as_cut(clips, _section(path), given, f"{path} (the model's own recipe)", tells)
+    return resolve_clips(clips, _section(path), given, f"{path} (the model's own recipe)", tells)
 
 
-def clips_as_cut(
+def resolve_clips(
     clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str, tells: bool = True
 ) -> ClipsConfig:
     """A recipe's clips, with what decides which frames a clip has as it was when clips were cut.

@@ -13,7 +13,7 @@ from tokenize_offline.token_layout import TokenLayout
 from tokenize_offline.tokenizer import CompressiveVQConfig
 
 
-def described(recipe: Recipe, layout: TokenLayout, tokenizer: CompressiveVQConfig | None) -> Recipe:
+def with_shard_settings(recipe: Recipe, layout: TokenLayout, tokenizer: CompressiveVQConfig | None) -> Recipe:
     """A recipe with the clips and the tokenizer that token shards were made with.
 
     Args:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-00001000` of DeepSpeed's files. It is written under another name; the last file written into
 it is `complete.json`, which lists all files with their sizes and SHA-256s; then the folder takes its name. So what has the
-name was whole once. `judge` says what it is now, `content_fault` whether a file still holds the bytes that were written.
+name was whole once. `judge` says what it is now, `check_content` whether a file still holds the bytes that were written.
 
 A checkpoint that is not whole is never loaded, never counted among those kept, and never removed, except for remains of a
 save that was cut short: what else it still holds is the user's to decide about.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
-from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, RunProgress, State, Verdict, judge, sealed, tag
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, Checkpoint, RunProgress, State, CheckResult, check_checkpoint, sync_and_hash, tag
 from training.trainer.checkpoints.durable import flush_tree
 
 LATEST_NAME = "latest"
@@ -29,7 +29,7 @@ _TAG = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
 
 
-def names_of(folder: Path) -> list[str]:
+def checkpoint_names(folder: Path) -> list[str]:
     """Names of all that looks like a checkpoint in `folder`, by step, whole or not.
 
     Raises:
@@ -45,7 +45,7 @@ def names_of(folder: Path) -> list[str]:
         raise ConflictError(f"{folder} can't be read ({error.strerror}), so the run's checkpoints are not known") from error
 
 
-def judged(folder: Path, at_most: int | None = None, known: Mapping[str, Verdict] | None = None) -> Iterator[Verdict]:
+def check_checkpoints(folder: Path, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None) -> Iterator[CheckResult]:
     """The verdicts on the checkpoints in `folder`, newest first.
 
     Args:
@@ -56,14 +56,14 @@ def judged(folder: Path, at_most: int | None = None, known: Mapping[str, Verdict
     Raises:
         ConflictError: The folder can't be read.
     """
-    for name in reversed(names_of(folder)):
+    for name in reversed(checkpoint_names(folder)):
         if at_most is None or _step(name) <= at_most:
-            yield (known or {}).get(name) or judge(folder / name)
+            yield (known or {}).get(name) or check_checkpoint(folder / name)
 
 
 def newest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
     """The newest whole checkpoint in `folder`, of at most so many steps where that is given; None where there is none."""
-    return next((verdict.checkpoint for verdict in judged(folder, at_most) if verdict.checkpoint), None)
+    return next((verdict.checkpoint for verdict in check_checkpoints(folder, at_most) if verdict.checkpoint), None)
 
 
 def _step(name: str) -> int:
@@ -71,12 +71,12 @@ def _step(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
-def partial(folder: Path) -> Path:
+def staging_folder(folder: Path) -> Path:
     """Where a checkpoint is written before it has its name."""
     return folder.with_name(f".{folder.name}.partial")
 
 
-def files_of(folder: Path) -> list[str]:
+def checkpoint_files(folder: Path) -> list[str]:
     """Names of all files in a checkpoint's folder but its marker, sorted."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != COMPLETE_NAME)
@@ -91,11 +91,11 @@ def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str
         digests: What `sealed` returned, by file; those that are missing are sealed here.
     """
     known = digests or {}
-    names = files_of(folder)
+    names = checkpoint_files(folder)
     marker = {
         "progress": asdict(progress),
         "files": {name: (folder / name).stat().st_size for name in names},
-        "sha256": {name: known.get(name) or sealed(folder / name) for name in names},
+        "sha256": {name: known.get(name) or sync_and_hash(folder / name) for name in names},
     }
     for below in sorted(path for path in folder.rglob("*") if path.is_dir()):
         flush_tree(below, below=False)
@@ -103,21 +103,21 @@ def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str
     flush_tree(folder, below=False)
 
 
-def put_in_place(made: Path, folder: Path) -> None:
+def publish_checkpoint(made: Path, folder: Path) -> None:
     """Give a checkpoint its name. A damaged one that has this name already is set aside, any other is replaced."""
     if os.path.lexists(folder):
-        verdict = judge(folder)
+        verdict = check_checkpoint(folder)
         if verdict.state in (State.WHOLE, State.UNFINISHED):
             _remove(folder)
         else:
-            aside = _free_name(folder.with_name(_ASIDE + folder.name))
+            aside = _unused_name(folder.with_name(_ASIDE + folder.name))
             folder.rename(aside)
             log.warning("%s; a new one takes its place, and the old one is now %s: remove it", verdict, aside)
     made.rename(folder)
     flush_tree(folder.parent, below=False)
 
 
-def note_damaged(verdict: Verdict) -> None:
+def mark_damaged(verdict: CheckResult) -> None:
     """Write down in a checkpoint that its content is damaged, so that it is never taken for a whole one again."""
     try:
         storage.write_bytes(str(verdict.folder / DAMAGED_NAME), json.dumps({"reason": verdict.reason}).encode())
@@ -135,7 +135,7 @@ def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = No
         written: Steps of the one that was just written; None takes the newest whole one. Newer ones are neither counted nor
             removed: the run goes on from an older one because they could not be loaded.
     """
-    verdicts = list(judged(folder))
+    verdicts = list(check_checkpoints(folder))
     whole = [verdict.checkpoint for verdict in reversed(verdicts) if verdict.checkpoint]
     if written is not None:
         whole = [checkpoint for checkpoint in whole if checkpoint.progress.step <= written]
@@ -153,9 +153,9 @@ def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = No
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what cut-short saves, removals and conversions left in the folder of all checkpoints."""
-    for pattern in (partial(folder / "step-*").name, _doomed(folder / "step-*").name, f"{UNIVERSAL}*"):
+    for pattern in (staging_folder(folder / "step-*").name, _removal_path(folder / "step-*").name, f"{UNIVERSAL}*"):
         for leftover in folder.glob(pattern):
-            _clear(leftover)
+            _remove_tree(leftover)
 
 
 def _remove(folder: Path) -> None:
@@ -164,19 +164,19 @@ def _remove(folder: Path) -> None:
         if folder.is_symlink():
             folder.unlink()
             return
-        _clear(_doomed(folder))
-        folder.rename(_doomed(folder))
+        _remove_tree(_removal_path(folder))
+        folder.rename(_removal_path(folder))
     except OSError as error:
         log.warning("%s can't be removed (%s)", folder, error.strerror)
-    _clear(_doomed(folder))
+    _remove_tree(_removal_path(folder))
 
 
-def _doomed(folder: Path) -> Path:
+def _removal_path(folder: Path) -> Path:
     """Where a checkpoint lies that is about to go."""
     return folder.with_name(f".{folder.name}.removed")
 
 
-def _clear(folder: Path) -> None:
+def _remove_tree(folder: Path) -> None:
     """Remove a folder that nobody needs, where it is there and if possible."""
     try:
         if folder.exists():
@@ -185,7 +185,7 @@ def _clear(folder: Path) -> None:
         log.warning("%s can't be removed (%s)", folder, error.strerror)
 
 
-def _free_name(wanted: Path) -> Path:
+def _unused_name(wanted: Path) -> Path:
     """`wanted`, with a number behind it where that is taken."""
     name, number = wanted, 1
     while os.path.lexists(name):

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pipeline.common.errors import ShardError
 from training.distributed import Processes
-from training.trainer.checkpoints.states import Checkpoint, Verdict, content_fault
+from training.trainer.checkpoints.states import Checkpoint, CheckResult, check_content
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,11 @@ class _Resumes(Protocol):
 
 R = TypeVar("R", bound=_Resumes)
 # Returns why a file of a checkpoint can't be loaded on a device; None where it can.
-LooksInto = Callable[[Checkpoint, str, torch.device], Verdict | None]
+LooksInto = Callable[[Checkpoint, str, torch.device], CheckResult | None]
 
 
-def sound_run(
-    run: R, processes: Processes, prepare_again: Callable[[Mapping[str, Verdict]], R], look: LooksInto | None = None
+def resume_from_intact_checkpoint(
+    run: R, processes: Processes, prepare_again: Callable[[Mapping[str, CheckResult]], R], look: LooksInto | None = None
 ) -> R:
     """Returns the run that resumes from the newest checkpoint with sound content. Call it on all ranks; all get the same one.
 
@@ -47,21 +47,21 @@ def sound_run(
     Raises:
         ConflictError: No checkpoint of the run can be loaded.
     """
-    found: dict[str, Verdict] = {}
-    while run.checkpoint is not None and (verdict := damage(run.checkpoint, processes, look)) is not None:
+    found: dict[str, CheckResult] = {}
+    while run.checkpoint is not None and (verdict := find_damage(run.checkpoint, processes, look)) is not None:
         found[verdict.folder.name] = verdict
         run = prepare_again(found)
     return run
 
 
-def damage(checkpoint: Checkpoint, processes: Processes, look: LooksInto | None = None) -> Verdict | None:
+def find_damage(checkpoint: Checkpoint, processes: Processes, look: LooksInto | None = None) -> CheckResult | None:
     """Returns why a checkpoint whose files are all there can't be loaded; None where it can. Reads every file once.
 
     Call it on all ranks; all get the same answer.
     """
     found = []
-    for name in sorted(checkpoint.files)[processes.place.rank :: processes.place.world_size]:
-        fault = content_fault(checkpoint, name) or (look(checkpoint, name, processes.device) if look else None)
+    for name in sorted(checkpoint.files)[processes.rank :: processes.world_size]:
+        fault = check_content(checkpoint, name) or (look(checkpoint, name, processes.device) if look else None)
         if fault is not None:
             found.append(fault)
     return next((fault for part in processes.gather_objects(found) for fault in part), None)
@@ -82,12 +82,12 @@ def loading(folder: Path) -> Iterator[None]:
         # Readers raise errors of many types.
         log.debug("%s can't be loaded", folder, exc_info=error)
         raise ShardError(
-            f"{folder} can't be loaded ({in_a_line(error)}): move it out of {folder.parent} and run the same command again, which "
+            f"{folder} can't be loaded ({one_line(error)}): move it out of {folder.parent} and run the same command again, which "
             "resumes from the checkpoint before it"
         ) from error
 
 
-def in_a_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Returns kind and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

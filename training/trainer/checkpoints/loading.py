@@ -20,8 +20,8 @@ from pipeline.common.errors import ShardError
 from pipeline.processes.child_processes import Child
 from training.distributed import Processes
 from training.trainer.checkpoints.files import UNIVERSAL
-from training.trainer.checkpoints.intact import in_a_line, loading
-from training.trainer.checkpoints.states import Checkpoint, State, Verdict
+from training.trainer.checkpoints.intact import one_line, loading
+from training.trainer.checkpoints.states import Checkpoint, State, CheckResult
 from training.trainer.deepspeed_engine import import_deepspeed, quiet
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def write_engine(engine: Any, folder: Path) -> None:
         engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
 
-def pickle_fault(checkpoint: Checkpoint, name: str, device: torch.device) -> Verdict | None:
+def check_pickle(checkpoint: Checkpoint, name: str, device: torch.device) -> CheckResult | None:
     """Returns why torch can't load a file of a checkpoint; None where it can, or where the file isn't torch's."""
     if not name.endswith(".pt"):
         return None
@@ -46,7 +46,7 @@ def pickle_fault(checkpoint: Checkpoint, name: str, device: torch.device) -> Ver
     except MemoryError:
         raise
     except Exception as error:
-        return Verdict(checkpoint.folder, State.DAMAGED, f"torch can't load {name}: {in_a_line(error)}")
+        return CheckResult(checkpoint.folder, State.DAMAGED, f"torch can't load {name}: {one_line(error)}")
     return None
 
 
@@ -57,8 +57,8 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -
         ShardError: The checkpoint can't be loaded, or one of another number of processes could not be converted.
     """
     folder = checkpoint.folder
-    settings = [_settings(group) for group in engine.optimizer.param_groups]
-    if needs_conversion(checkpoint, processes.place.world_size, engine.zero_optimization_stage()):
+    settings = [_hyperparameters(group) for group in engine.optimizer.param_groups]
+    if needs_conversion(checkpoint, processes.world_size, engine.zero_optimization_stage()):
         folder = checkpoint.folder.with_name(UNIVERSAL + checkpoint.folder.name)
         if processes.is_first:
             _convert(checkpoint.folder, folder)
@@ -96,7 +96,7 @@ def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: i
     return {"checkpoint": {"load_universal": True}}
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key not in ("params", "step")}
 
 

@@ -8,14 +8,14 @@ from pipeline.common import storage
 from training.distributed import Processes
 from training.trainer.checkpoints.files import (
     LATEST_NAME,
-    files_of,
+    checkpoint_files,
     mark_complete,
-    partial,
+    staging_folder,
     prune,
-    put_in_place,
+    publish_checkpoint,
     remove_leftovers,
 )
-from training.trainer.checkpoints.states import RunProgress, sealed, tag
+from training.trainer.checkpoints.states import RunProgress, sync_and_hash, tag
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def save_checkpoint(
         keep: How many of the newest stay.
         keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
     """
-    made = partial(folder / tag(progress.step))
+    made = staging_folder(folder / tag(progress.step))
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
         # First of all, since a disk may be full of them.
@@ -41,21 +41,21 @@ def save_checkpoint(
     processes.barrier()
     write(made)
     processes.barrier()
-    digests = _sealed(made, processes)
+    digests = _hash_files(made, processes)
     if processes.is_first:
         mark_complete(made, progress, digests)
-        put_in_place(made, folder / tag(progress.step))
+        publish_checkpoint(made, folder / tag(progress.step))
         storage.write_bytes(str(folder / LATEST_NAME), tag(progress.step).encode())
         prune(folder, keep, keep_every, progress.step)
 
 
-def _sealed(folder: Path, processes: Processes) -> dict[str, str]:
+def _hash_files(folder: Path, processes: Processes) -> dict[str, str]:
     """SHA-256s of a checkpoint's files, which all ranks bring to disk together. Call it on all ranks."""
-    names = processes.gather_objects(files_of(folder) if processes.is_first else None)[0] or []
+    names = processes.gather_objects(checkpoint_files(folder) if processes.is_first else None)[0] or []
     digests = {}
-    for name in names[processes.place.rank :: processes.place.world_size]:
+    for name in names[processes.rank :: processes.world_size]:
         try:
-            digests[name] = sealed(folder / name)
+            digests[name] = sync_and_hash(folder / name)
         except OSError as error:
             # A network disk may show this node the file later; rank 0 sees it, or fails with the true reason.
             log.debug("%s can't be read here (%s)", folder / name, error)

@@ -1,6 +1,6 @@
 """One rule that says what a checkpoint on disk is: whole, a save that was cut short, damaged, or not readable just now.
 
-`judge` looks at the marker and at names and sizes of files, which is cheap; `content_fault` reads a file and says whether it
+`judge` looks at the marker and at names and sizes of files, which is cheap; `check_content` reads a file and says whether it
 still holds the bytes that were written.
 """
 
@@ -78,7 +78,7 @@ class State(enum.StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What was found out about a checkpoint's folder.
 
     Attributes:
@@ -102,7 +102,7 @@ def tag(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def judge(folder: Path) -> Verdict:
+def check_checkpoint(folder: Path) -> CheckResult:
     """Judge a checkpoint by its marker, and by the names and sizes of its files: cheap, their content is not read."""
     name = COMPLETE_NAME
     try:
@@ -110,23 +110,23 @@ def judge(folder: Path) -> Verdict:
             marker = (folder / COMPLETE_NAME).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return _without_marker(folder)
-        if (noted := _noted(folder)) is not None:
-            return Verdict(folder, State.DAMAGED, f"{DAMAGED_NAME} says so: {noted}")
-        checkpoint, sizes = _parsed(folder, marker)
+        if (noted := _recorded_damage(folder)) is not None:
+            return CheckResult(folder, State.DAMAGED, f"{DAMAGED_NAME} says so: {noted}")
+        checkpoint, sizes = _parse_marker(folder, marker)
         for name, size in sizes.items():
             found = (folder / name).stat().st_size
             if found != size:
-                return Verdict(folder, State.DAMAGED, f"{name} has {found} bytes of {size}")
+                return CheckResult(folder, State.DAMAGED, f"{name} has {found} bytes of {size}")
     except (FileNotFoundError, NotADirectoryError):
-        return Verdict(folder, State.DAMAGED, f"{name} is missing")
+        return CheckResult(folder, State.DAMAGED, f"{name} is missing")
     except OSError as error:
-        return Verdict(folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
+        return CheckResult(folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Verdict(folder, State.DAMAGED, f"{COMPLETE_NAME} can't be understood: {error}")
-    return Verdict(folder, State.WHOLE, checkpoint=checkpoint)
+        return CheckResult(folder, State.DAMAGED, f"{COMPLETE_NAME} can't be understood: {error}")
+    return CheckResult(folder, State.WHOLE, checkpoint=checkpoint)
 
 
-def content_fault(checkpoint: Checkpoint, name: str) -> Verdict | None:
+def check_content(checkpoint: Checkpoint, name: str) -> CheckResult | None:
     """What is wrong with the content of a file of a checkpoint; None where nothing is. Reads the whole file."""
     path, digest = checkpoint.folder / name, checkpoint.files[name]
     reason = None
@@ -143,22 +143,22 @@ def content_fault(checkpoint: Checkpoint, name: str) -> Verdict | None:
     except FileNotFoundError:
         reason = f"{name} is missing"
     except OSError as error:
-        return Verdict(checkpoint.folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
+        return CheckResult(checkpoint.folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
         reason = f"{name} is no archive any more: {error}"
-    return Verdict(checkpoint.folder, State.DAMAGED, reason) if reason else None
+    return CheckResult(checkpoint.folder, State.DAMAGED, reason) if reason else None
 
 
-def _without_marker(folder: Path) -> Verdict:
+def _without_marker(folder: Path) -> CheckResult:
     if not folder.is_dir():
-        return Verdict(folder, State.DAMAGED, "it is a link to nothing" if folder.is_symlink() else "it is no folder")
+        return CheckResult(folder, State.DAMAGED, "it is a link to nothing" if folder.is_symlink() else "it is no folder")
     names = [PurePosixPath(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if not path.is_dir()]
     if all(name.suffix == _ENDING or _OFFLOADED in name.parts for name in names):
-        return Verdict(folder, State.UNFINISHED, f"it has no {COMPLETE_NAME}")
-    return Verdict(folder, State.DAMAGED, f"it has no {COMPLETE_NAME}, and files that no save leaves behind")
+        return CheckResult(folder, State.UNFINISHED, f"it has no {COMPLETE_NAME}")
+    return CheckResult(folder, State.DAMAGED, f"it has no {COMPLETE_NAME}, and files that no save leaves behind")
 
 
-def _noted(folder: Path) -> str | None:
+def _recorded_damage(folder: Path) -> str | None:
     """What an earlier start found wrong with a checkpoint's content, if any did."""
     try:
         return str(json.loads((folder / DAMAGED_NAME).read_bytes())["reason"])
@@ -166,7 +166,7 @@ def _noted(folder: Path) -> str | None:
         return None
 
 
-def _parsed(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
+def _parse_marker(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
     """A checkpoint as its marker has it, and the sizes of its files.
 
     Raises:
@@ -181,7 +181,7 @@ def _parsed(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
     return Checkpoint(folder, progress, {name: digests.get(name) for name in sizes}), sizes
 
 
-def sealed(path: Path) -> str:
+def sync_and_hash(path: Path) -> str:
     """Bring a file to disk; returns its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

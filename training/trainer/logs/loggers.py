@@ -67,14 +67,14 @@ class MetricsWriter:
         """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups of charts."""
         self._lines.write(measured_json({"step": step, **values}) + "\n")
         self._lines.flush()
-        numbers = _flat(values)
+        numbers = _flatten(values)
         with uninterrupted():
             for tag, number in numbers.items():
                 self._board.add_scalar(tag, number, step)
         if self._wandb is not None:
             self._wandb.log(step, numbers)
 
-    def show(self, step: int, animations: Mapping[str, Path]) -> None:
+    def log_videos(self, step: int, animations: Mapping[str, Path]) -> None:
         """Show GIF files, by name, as the state after `step` steps."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -87,7 +87,7 @@ class MetricsWriter:
                     Summary(value=[Summary.Value(tag=f"predictions/{name}", image=image)]), step
                 )
         if self._wandb is not None:
-            self._wandb.show(step, animations)
+            self._wandb.log_videos(step, animations)
 
     def flush(self) -> None:
         """Bring everything to disk, as is due before a checkpoint."""
@@ -143,10 +143,10 @@ class WandbRun:
         """Add numbers by name, as of after `step` steps."""
         self._run.log({"step": step, **numbers})
 
-    def show(self, step: int, animations: Mapping[str, Path]) -> None:
+    def log_videos(self, step: int, animations: Mapping[str, Path]) -> None:
         """Add GIF files by name, as of after `step` steps."""
-        films = {f"predictions/{name}": self._package.Video(str(path), format="gif") for name, path in animations.items()}
-        self._run.log({"step": step, **films})
+        videos = {f"predictions/{name}": self._package.Video(str(path), format="gif") for name, path in animations.items()}
+        self._run.log({"step": step, **videos})
 
     def close(self, failed: bool) -> None:
         """Send or write what is left."""
@@ -163,7 +163,7 @@ def _run_id(folder: Path, project: str) -> str:
     return str(known["id"])
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, float]:
+def _flatten(values: Mapping[str, Any]) -> dict[str, float]:
     """Numbers by name, those of nested mappings as `group/name`; what is None is left out."""
     flat: dict[str, float] = {}
     for name, value in values.items():

@@ -20,7 +20,7 @@ from training.distributed import Processes
 from training.trainer.checkpoints.states import RunProgress
 from training.trainer.logs.loggers import MetricsWriter, WandbRun
 from training.trainer.logs.peak_flops import peak_flops
-from training.trainer.logs.throughput import RunningLoss, flops_per_id, peak_memory, reset_peak_memory
+from training.trainer.logs.throughput import RunningLoss, flops_per_token, peak_memory, reset_peak_memory
 from training.trainer.run_dir import run_fingerprint
 from training.trainer.setup import Run
 from training.trainer.validation_loss import ValidationScores
@@ -53,7 +53,7 @@ class Reporter:
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
             self.results |= restored(progress.results)
-            self._loss.reset(progress.loss_total(processes.place.rank, processes.place.world_size), progress.loss_steps)
+            self._loss.reset(progress.loss_total(processes.rank, processes.world_size), progress.loss_steps)
 
     def __enter__(self) -> Self:
         run, first = self._run, self._processes.is_first
@@ -93,7 +93,7 @@ class Reporter:
             gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
             skipped: Steps of the run that were skipped so far, on rank 0.
         """
-        run, device, world_size = self._run, self._processes.device, self._processes.place.world_size
+        run, device, world_size = self._run, self._processes.device, self._processes.world_size
         own = torch.tensor([self._loss.total, self._waited, peak_memory(device)], dtype=torch.float64)
         # The loss above has waited for the device, so the clock is read when the work is done.
         seconds = self._seconds + time.perf_counter() - self._began
@@ -111,7 +111,7 @@ class Reporter:
             "skipped_steps": skipped,
             "ids_per_second": ids_per_second,
             "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
-            "mfu": ids_per_second * flops_per_id(run.recipe.model, layout) / peak if peak else 0.0,
+            "mfu": ids_per_second * flops_per_token(run.recipe.model, layout) / peak if peak else 0.0,
             # Of the process that waited longest, or took most: all others wait for it, or run out of memory after it.
             "data_wait": float(waits.max()) / seconds,
             "memory_bytes": int(memory.max()),
@@ -128,7 +128,7 @@ class Reporter:
         reset_peak_memory(device)
         self._began = time.perf_counter()
 
-    def write_held_out(self, done: int, scores: ValidationScores) -> None:
+    def write_validation(self, done: int, scores: ValidationScores) -> None:
         """Write the losses on held-out clips after `done` steps."""
         values = dict(zip(_HELD_OUT, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
         self.results |= values
@@ -142,10 +142,10 @@ class Reporter:
                     ", ".join(bad),
                 )
 
-    def show(self, done: int, animations: Mapping[str, Path]) -> None:
+    def log_videos(self, done: int, animations: Mapping[str, Path]) -> None:
         """Show predictions of held-out clips after `done` steps, GIF files by name."""
         if self._writer is not None:
-            self._writer.show(done, animations)
+            self._writer.log_videos(done, animations)
 
     def progress(self, done: int, skipped: int) -> RunProgress:
         """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.
@@ -158,8 +158,8 @@ class Reporter:
             self._writer.flush()
         totals = self._processes.gather(self._loss.total)
         fingerprint = run_fingerprint(self._run.identity)
-        place, results = self._processes.place, json_values(self.results)
-        return RunProgress(done, place.world_size, totals, self._loss.steps, fingerprint, skipped, results)
+        results = json_values(self.results)
+        return RunProgress(done, self._processes.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -38,7 +38,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def flops_per_id(model: ModelConfig, layout: TokenLayout) -> float:
+def flops_per_token(model: ModelConfig, layout: TokenLayout) -> float:
     """FLOPs of a training step per id: 0.79 G for the published small model, 2.67 G for the medium one.
 
     Six per weight of a matrix (forward and backward), and 12 x layers x width x ids for attention. The head is computed for
@@ -50,7 +50,7 @@ def flops_per_id(model: ModelConfig, layout: TokenLayout) -> float:
     return 6 * weights + 12 * model.layers * model.width * layout.sequence_length
 
 
-def label_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
+def target_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
     """Entropy in nats of the empirical distribution of label ids: the loss of a model that knows how often each id occurs.
 
     Args:
@@ -88,12 +88,12 @@ class RunningLoss:
         self.steps = steps
 
 
-def cut_metrics(folder: Path, last_step: int) -> None:
-    """Drop lines of metrics past `last_step`; see `cut_lines`."""
-    cut_lines(folder / METRICS_NAME, last_step)
+def truncate_metrics(folder: Path, last_step: int) -> None:
+    """Drop lines of metrics past `last_step`; see `truncate_lines`."""
+    truncate_lines(folder / METRICS_NAME, last_step)
 
 
-def cut_lines(path: Path, last_step: int) -> None:
+def truncate_lines(path: Path, last_step: int) -> None:
     """Drop a file's lines past `last_step`, and one torn by a crash, so that a resumed run goes on from its checkpoint."""
     if not path.exists():
         return

@@ -28,11 +28,11 @@ from pipeline.common.errors import ConfigError, ConflictError, ProjectError
 from pipeline.config.recipe import Recipe
 from pipeline.processes.child_processes import Child
 from training.data.batch_plan import plan_batches
-from training.distributed import find_place
-from training.trainer.checkpoints.states import State, judge, tag
+from training.distributed import find_rank_info
+from training.trainer.checkpoints.states import State, check_checkpoint, tag
 from training.trainer.logs.throughput import METRICS_NAME
 from training.trainer.run_dir import CHECKPOINTS_NAME
-from training.trainer.setup import RunOptions, set_up, settle_precision
+from training.trainer.setup import RunOptions, resolve_precision, set_up_run
 from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
 
 # By how much losses of different numbers of processes may differ: sums in another order, in the precision of training.
@@ -64,7 +64,7 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
     Raises:
         ProjectError: Something is wrong with the input, or a run failed.
     """
-    if find_place(os.environ).world_size > 1:
+    if find_rank_info(os.environ).world_size > 1:
         raise ConfigError("--verify_resume starts processes of its own on this machine: start it without a launcher")
     if steps < 1:
         raise ConfigError(f"--verify_resume needs at least 1 step, not {steps}")
@@ -74,7 +74,7 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
     for number in (first, other):
         plan_batches(recipe.training, number, 0)
     # All its runs are on this machine, so in the precision that suits it.
-    recipe = settle_precision(recipe, None, tell=True)
+    recipe = resolve_precision(recipe, None, tell=True)
     verification = _Verification(_shortened(recipe, steps), options, steps)
     verdict = verification.run(first, other)
     storage.write_bytes(str(verification.folder / VERDICT_NAME), json.dumps(verdict, indent=1).encode())
@@ -144,7 +144,7 @@ class _Verification:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ConflictError(f"{self.folder} is not empty: choose a new --output for the verification")
         # All that can be wrong with the input, before anything starts.
-        run = set_up(recipe, dataclasses.replace(options, resume="never"), find_place({}))
+        run = set_up_run(recipe, dataclasses.replace(options, resume="never"), find_rank_info({}))
         # The runs get every key of it, also those that the user left to the model that they start from.
         self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
 
@@ -244,7 +244,7 @@ class _Verification:
 
 def _is_whole(folder: Path, step: int) -> bool:
     """Whether a run has its checkpoint of a step."""
-    return judge(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
+    return check_checkpoint(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
 
 
 def _free_port() -> int:

@@ -17,7 +17,7 @@ from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.model.files.clip_config import clips_as_trained
-from training.model.files.described_recipe import described
+from training.model.files.described_recipe import with_shard_settings
 from training.model.files.export import export_model
 from training.model.files.model_card import model_card
 from training.model.files.trained_on import read_trained_on
@@ -200,10 +200,10 @@ def test_the_recipe_beside_a_model_describes_its_own_tokenizer_and_clips(run):
 def test_a_recipe_describes_a_tokenizer_with_fewer_context_frames_or_more_than_its_training_clips_have():
     tokenizer = dataclasses.replace(tiny_models.TOKENIZER, context_length=12)
     layout = dataclasses.replace(tiny_models.layout(clip_length=16, tokenizer=tokenizer), context_length=10)
-    section = described(Recipe(), layout, tokenizer).tokenizer
+    section = with_shard_settings(Recipe(), layout, tokenizer).tokenizer
     assert (section.context_length, section.segment_length, section.horizon) == (10, 11, 16)
     assert section.block_out_channels == tokenizer.block_out_channels
-    kept = described(Recipe(), layout, None)
+    kept = with_shard_settings(Recipe(), layout, None)
     assert kept.tokenizer == Recipe().tokenizer and kept.clips.context_length == 10
 
 

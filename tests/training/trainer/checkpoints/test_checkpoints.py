@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.common.errors import ConflictError
-from training.trainer.checkpoints.files import mark_complete, newest_checkpoint, note_damaged, partial, prune, put_in_place
-from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, RunProgress, State, content_fault, judge, tag
+from training.trainer.checkpoints.files import mark_complete, newest_checkpoint, mark_damaged, staging_folder, prune, publish_checkpoint
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, RunProgress, State, check_content, check_checkpoint, tag
 
 
 def _write(folder, step, marked=True):
@@ -90,16 +90,16 @@ def _damage(folder, damage):
         path.unlink()
         path.symlink_to(path.name)
     else:
-        note_damaged(dataclasses.replace(judge(folder), state=State.DAMAGED, reason="rotten"))
+        mark_damaged(dataclasses.replace(check_checkpoint(folder), state=State.DAMAGED, reason="rotten"))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_checkpoint_that_is_not_whole_is_passed_over_for_its_true_reason(tmp_path, damage):
     _write(tmp_path, 10)
     newer = _write(tmp_path, 20)
-    assert judge(newer).state is State.WHOLE
+    assert check_checkpoint(newer).state is State.WHOLE
     _damage(newer, damage)
-    verdict = judge(newer)
+    verdict = check_checkpoint(newer)
     state, reason = DAMAGES[damage]
     assert verdict.state is state and reason in verdict.reason and verdict.checkpoint is None
     assert newest_checkpoint(tmp_path).progress.step == 10
@@ -141,9 +141,9 @@ def test_a_new_checkpoint_takes_the_place_of_a_damaged_one_which_is_set_aside(tm
         _damage(tmp_path / tag(10), "empty marker")
         made = _write(tmp_path, 20)
         mark_complete(made, RunProgress(10, 1, [0.0], 0, "f" * 16))
-        made = made.rename(partial(tmp_path / tag(10)))
-        put_in_place(made, tmp_path / tag(10))
-        assert judge(tmp_path / tag(10)).state is State.WHOLE
+        made = made.rename(staging_folder(tmp_path / tag(10)))
+        publish_checkpoint(made, tmp_path / tag(10))
+        assert check_checkpoint(tmp_path / tag(10)).state is State.WHOLE
         shutil.rmtree(tmp_path / tag(10))
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"damaged-{tag(10)}", f"damaged-{tag(10)}-2"]
     assert f"the old one is now {tmp_path}/damaged-{tag(10)}: remove it" in caplog.text
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_is_a_link_loses_only_the_link(tmp_path):
     assert newest_checkpoint(folder, 10).progress.step == 10
     prune(folder, 1, written=20)
     assert [path.name for path in folder.iterdir()] == [tag(20)]
-    assert judge(elsewhere / tag(10)).state is State.WHOLE
+    assert check_checkpoint(elsewhere / tag(10)).state is State.WHOLE
 
 
 def test_a_folder_of_checkpoints_that_is_a_link_to_nothing_is_not_an_empty_one(tmp_path):
@@ -185,13 +185,13 @@ def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archi
         del marker["sha256"]
         (path / COMPLETE_NAME).write_text(json.dumps(marker))
     name = "deep/optimizer.pt"
-    assert content_fault(newest_checkpoint(tmp_path), name) is None
+    assert check_content(newest_checkpoint(tmp_path), name) is None
     _rot(path / name, b"momentsmoments", b"momentsmomentz")
-    fault = content_fault(newest_checkpoint(tmp_path), name)
+    fault = check_content(newest_checkpoint(tmp_path), name)
     assert fault.state is State.DAMAGED and fault.folder == path and name in fault.reason
     (path / name).unlink()
-    checkpoint = dataclasses.replace(judge(_write(tmp_path, 20)).checkpoint, folder=path)
-    assert content_fault(checkpoint, name).reason == f"{name} is missing"
+    checkpoint = dataclasses.replace(check_checkpoint(_write(tmp_path, 20)).checkpoint, folder=path)
+    assert check_content(checkpoint, name).reason == f"{name} is missing"
 
 
 def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
@@ -201,13 +201,13 @@ def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
     (path / "model.pt").unlink()
     # Its size is 0, and reading it is an input/output error.
     (path / "model.pt").symlink_to("/proc/self/mem")
-    fault = content_fault(newest_checkpoint(tmp_path), "model.pt")
+    fault = check_content(newest_checkpoint(tmp_path), "model.pt")
     assert (fault.state, fault.reason) == (State.UNREADABLE, "model.pt: Input/output error")
 
 
 def test_one_that_was_noted_as_damaged_stays_so(tmp_path):
     _write(tmp_path, 10)
-    note_damaged(dataclasses.replace(judge(_write(tmp_path, 20)), state=State.DAMAGED, reason="model.pt is rotten"))
+    mark_damaged(dataclasses.replace(check_checkpoint(_write(tmp_path, 20)), state=State.DAMAGED, reason="model.pt is rotten"))
     assert (tmp_path / tag(20) / DAMAGED_NAME).exists()
     assert newest_checkpoint(tmp_path).progress.step == 10
     prune(tmp_path, 1, written=10)

@@ -16,7 +16,7 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.trainer.checkpoints.files import mark_complete
-from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, State, judge, tag
+from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, State, check_checkpoint, tag
 from training.trainer.replay import replay
 from training.trainer.setup import RunOptions
 from training.trainer.trainer import pretrain
@@ -112,7 +112,7 @@ def _rot_before_digests(folder):
 
 def _replace(folder, content):
     """Another file in place of the weights, with a marker that agrees."""
-    progress = judge(folder).checkpoint.progress
+    progress = check_checkpoint(folder).checkpoint.progress
     (folder / COMPLETE_NAME).unlink()
     (folder / WEIGHTS).write_bytes(content) if isinstance(content, bytes) else torch.save(content, folder / WEIGHTS)
     mark_complete(folder, progress)
@@ -149,7 +149,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_an_undis
     summary = pretrain(_recipe(7, keep_checkpoints=2), _options(data, run))
     assert (summary["steps"], summary["finished"]) == (7, True)
     assert f"{tag(6)} is " in caplog.text and "passed over, going on from step-00000004." in caplog.text
-    states = {path.name: judge(path).state for path in (run / "checkpoints").glob("step-*")}
+    states = {path.name: check_checkpoint(path).state for path in (run / "checkpoints").glob("step-*")}
     assert states == {tag(6): State.WHOLE, tag(7): State.WHOLE}
     assert differing_tensors(_checkpoint(run, 6), _checkpoint(data / "run", 6)) == []
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line] == [
@@ -159,10 +159,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_an_undis
 
 def test_rot_that_was_found_is_remembered_so_that_it_never_counts_among_the_kept(data, run):
     _rot(_checkpoint(run, 6))
-    assert judge(_checkpoint(run, 6)).state is State.WHOLE
+    assert check_checkpoint(_checkpoint(run, 6)).state is State.WHOLE
     for steps in (7, 8):
         pretrain(_recipe(steps, keep_checkpoints=2, checkpoint_every=5), _options(data, run))
-        assert judge(_checkpoint(run, 6)).state is State.DAMAGED and (_checkpoint(run, 6) / DAMAGED_NAME).exists()
+        assert check_checkpoint(_checkpoint(run, 6)).state is State.DAMAGED and (_checkpoint(run, 6) / DAMAGED_NAME).exists()
     assert sorted(path.name for path in (run / "checkpoints").glob("*step-*")) == [tag(6), tag(7), tag(8)]
 
 

@@ -10,11 +10,11 @@ from wandb_logs import logged
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from training.distributed import Processes, find_place
+from training.distributed import Processes, find_rank_info
 from training.trainer.logs import reporter as reporting
 from training.trainer.logs.reporter import Reporter
-from training.trainer.logs.throughput import flops_per_id, peak_memory
-from training.trainer.setup import RunOptions, set_up
+from training.trainer.logs.throughput import flops_per_token, peak_memory
+from training.trainer.setup import RunOptions, set_up_run
 from training.trainer.trainer import pretrain
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
@@ -57,9 +57,9 @@ def _lines(folder):
 
 def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, monkeypatch, capsys):
     monkeypatch.setattr(reporting, "peak_flops", lambda device: PEAK)
-    run = set_up(_recipe(), RunOptions([str(tokens)], str(tmp_path / "run")), find_place({}))
+    run = set_up_run(_recipe(), RunOptions([str(tokens)], str(tmp_path / "run")), find_rank_info({}))
     run.write_identity()
-    with Processes(find_place({})) as processes, Reporter(run, processes) as reporter:
+    with Processes(find_rank_info({})) as processes, Reporter(run, processes) as reporter:
         for losses, applied in (((1.0, 3.0), True), ((math.nan, 1.0), False), ((4.0, 4.0), True)):
             clock.now += 2.0
             reporter.add_step([torch.tensor(loss) for loss in losses], applied, waited=0.5)
@@ -74,7 +74,7 @@ def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, mon
     assert (first["step"], first["loss"], first["learning_rate"], first["gradient_norm"]) == (3, 3.0, 0.25, 7.0)
     assert first["ids_per_second"] == pytest.approx(ids)
     assert first["label_ids_per_second"] == pytest.approx(3 * 8 * (LAYOUT.sequence_length - LAYOUT.prefix_length) / 6.0)
-    assert first["mfu"] == pytest.approx(ids * flops_per_id(MODEL, LAYOUT) / PEAK)
+    assert first["mfu"] == pytest.approx(ids * flops_per_token(MODEL, LAYOUT) / PEAK)
     assert first["data_wait"] == pytest.approx(1.5 / 6.0)
     assert sum(first["samples"].values()) == 24
     assert first["epochs"] == {name: count / run.store.positions(name) for name, count in first["samples"].items()}

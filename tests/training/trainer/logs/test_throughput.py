@@ -8,7 +8,7 @@ import torch
 from synthetic_tokens import LAYOUT, PUBLISHED
 
 from pipeline.config.model import ModelConfig
-from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, cut_metrics, flops_per_id, label_entropy
+from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, flops_per_token, target_entropy, truncate_metrics
 
 
 @pytest.mark.parametrize(
@@ -16,18 +16,18 @@ from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, cut_metr
 )
 def test_flops_agree_with_the_published_models(model, gflops):
     assert PUBLISHED.sequence_length == 751
-    assert flops_per_id(model, PUBLISHED) / 1e9 == pytest.approx(gflops, abs=0.005)
+    assert flops_per_token(model, PUBLISHED) / 1e9 == pytest.approx(gflops, abs=0.005)
 
 
 def test_entropy_counts_labelled_ids_alone():
     ids = np.zeros((2, LAYOUT.sequence_length), np.int64)
     labels = LAYOUT.sequence_length - LAYOUT.prefix_length
     ids[:, : LAYOUT.prefix_length] = 7
-    assert label_entropy(ids, LAYOUT) == 0
+    assert target_entropy(ids, LAYOUT) == 0
     ids[1, LAYOUT.prefix_length :] = 3
-    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(2))
+    assert target_entropy(ids, LAYOUT) == pytest.approx(np.log(2))
     ids[:, LAYOUT.prefix_length :] = np.arange(labels)
-    assert label_entropy(ids, LAYOUT) == pytest.approx(np.log(labels))
+    assert target_entropy(ids, LAYOUT) == pytest.approx(np.log(labels))
 
 
 def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
@@ -45,7 +45,7 @@ def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
 def test_lines_past_the_checkpoint_and_torn_ones_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss": step / 7}) for step in range(1, 6)]
     (tmp_path / METRICS_NAME).write_text("\n".join(lines) + '\n{"step": 3, "los')
-    cut_metrics(tmp_path, 3)
+    truncate_metrics(tmp_path, 3)
     assert (tmp_path / METRICS_NAME).read_text().splitlines() == lines[:3]
-    cut_metrics(tmp_path, 0)
+    truncate_metrics(tmp_path, 0)
     assert (tmp_path / METRICS_NAME).read_text() == ""
