@@ -7,28 +7,20 @@ may be many. Where a file system knows no locks, nothing is ever cleared.
 
 import contextlib
 import errno
-import fcntl
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.common.errors import StorageError
+from pipeline.common.locks import locked
 from pipeline.common.temp_dirs import locked_folder, remove_unheld
 
 # Names that end so are not for readers.
 PARTIAL = ".partial"
 # What a local disk says that takes no more, or not from this user.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-_UMASK = _umask()
 
 
 @contextlib.contextmanager
@@ -42,22 +34,14 @@ def staged_on_disk(final: Path) -> Iterator[Path]:
         StorageError: The disk is full, or this user may not write there.
     """
     own = final.with_name(f".{final.name}{PARTIAL}")
-    with _refusal_explained(str(final), final.parent, own):
-        file, descriptor = _create_locked(own)
-        try:
-            yield file
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
-            file.chmod(0o666 & ~_UMASK)
-            file.replace(final)
-            _remove_abandoned(own)
-        finally:
-            os.close(descriptor)
-            # What can't be removed either, the next one that publishes `final` removes.
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
-                own.rmdir()
+    with _refusal_explained(str(final), final.parent, own), _locked_file(own) as (file, mode):
+        yield file
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
+        file.chmod(mode)
+        file.replace(final)
+        _remove_abandoned(own)
 
 
 @contextlib.contextmanager
@@ -95,8 +79,9 @@ def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]
         ) from error
 
 
-def _create_locked(own: Path) -> tuple[Path, int]:
-    """Create an empty file in `own` and the folders above it; its path, and a descriptor that holds a lock on it.
+@contextlib.contextmanager
+def _locked_file(own: Path) -> Iterator[tuple[Path, int]]:
+    """Yields a new, locked file in `own` and its mode; makes `own` and the folders above it.
 
     Another writer of the same file may clear the folder, or the file before it is locked. Then another one is made, always by a
     new name: whoever is about to clear the old one goes by its name.
@@ -106,16 +91,24 @@ def _create_locked(own: Path) -> tuple[Path, int]:
         with contextlib.suppress(FileExistsError):
             own.mkdir()
         file = own / f"{uuid.uuid4().hex}{PARTIAL}"
-        try:
-            # Network file systems lock only what is open for writing.
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            continue
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return file, descriptor
-        os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            # After the lock is gone, since network disks keep a file that is open.
+            stack.callback(_discard, file)
+            try:
+                file.touch()
+                status = os.fstat(stack.enter_context(locked(file, required=False)))
+            except FileNotFoundError:
+                continue
+            if status.st_nlink:
+                yield file, stat.S_IMODE(status.st_mode)
+                return
+
+
+def _discard(file: Path) -> None:
+    """Remove a staged file and its folder. What can't be removed, the next writer of the same file removes."""
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
 
 
 def _remove_abandoned(own: Path) -> None:

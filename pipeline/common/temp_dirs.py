@@ -5,13 +5,13 @@ the host is part of a folder's, since hosts that share a `TMPDIR` don't always s
 """
 
 import contextlib
-import fcntl
-import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.common.locks import locked
 
 
 @contextlib.contextmanager
@@ -22,26 +22,22 @@ def locked_folder(prefix: str) -> Iterator[Path]:
     """
     parent, prefix = Path(tempfile.gettempdir()), f"{prefix}{socket.gethostname()}-"
     _clear_abandoned(parent, prefix)
-    folder, descriptor = _made_and_locked(parent, prefix)
-    try:
-        yield folder
-    finally:
-        # Another process may be writing there still; what it leaves a later one clears.
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _made_and_locked(parent: Path, prefix: str) -> tuple[Path, int]:
-    """A new folder and a descriptor that holds a lock on it; made again where another process cleared it in between."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            with contextlib.suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, descriptor
-            os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(folder, required=False))
+            except FileNotFoundError:
+                continue
+            # Another process may have cleared it before it was locked.
+            if not folder.exists():
+                continue
+            try:
+                yield folder
+            finally:
+                # Another process may be writing there still; what it leaves a later one clears.
+                shutil.rmtree(folder, ignore_errors=True)
+            return
 
 
 def _clear_abandoned(parent: Path, prefix: str) -> None:
@@ -51,14 +47,8 @@ def _clear_abandoned(parent: Path, prefix: str) -> None:
 
 def remove_unheld(path: Path) -> None:
     """Remove a file or folder unless somebody holds a lock on it, or it can't be removed."""
-    with contextlib.suppress(OSError):
-        # Network file systems lock files only where they are open for writing; folders never are.
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        finally:
-            os.close(descriptor)
+    with contextlib.suppress(OSError), locked(path, wait=False):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

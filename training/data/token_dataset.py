@@ -6,7 +6,6 @@ Reading copies single rows out of the maps: nothing is kept in memory but what t
 """
 
 import concurrent.futures
-import fcntl
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
+from pipeline.common.locks import locked
 from pipeline.common.manifests import ShardManifest, fingerprint, manifest_path, read_manifest
 from pipeline.common.progress import progress_line
 from pipeline.episodes.naming import parse_shard_name
@@ -328,8 +328,8 @@ def _cached(path: str, record: ShardManifest, cache: Path) -> Path:
         return storage.local_path(path)
     folder = cache / hashlib.sha256(f"{path} {record.sha256}".encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    (folder / "lock").touch()
+    with locked(folder / "lock"):
         return storage.local_copy(path, folder)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
+from pipeline.common.locks import locked
 from pipeline.common.manifests import describe_difference, fingerprint
 from pipeline.config.recipe import Recipe
 from training.data.token_dataset import TokenStore
@@ -251,9 +251,10 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
         ConflictError: Another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK_NAME).open("a") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (folder / _LOCK_NAME).touch()
+            stack.enter_context(locked(folder / _LOCK_NAME, wait=False))
         except BlockingIOError as error:
             raise ConflictError(
                 f"another run is at work in {folder}: wait for it, or end its processes (workers can outlive a launcher)"

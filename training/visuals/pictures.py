@@ -16,7 +16,7 @@ from pipeline.common import storage
 _BACKGROUND, _TEXT = (24, 24, 27), (235, 235, 235)
 _CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)
 _GIF_SIDE, _SHEET_SIDE, _MARGIN, _BORDER = 256, 96, 8, 3
-_GIF_FONT, _SHEET_FONT = ImageFont.load_default(16), ImageFont.load_default(16)
+_FONT_SIZE = 16
 _LAST_FRAME_SECONDS = 1.0
 DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
 
@@ -61,16 +61,17 @@ def write_contact_sheet(path: str, strips: Sequence[Strip], context_length: int)
         strips: All of the same T and S.
         context_length: How many of the T frames are context.
     """
+    font = ImageFont.load_default(_FONT_SIZE)
     length, cell = len(strips[0].frames), _enlarged_side(strips[0].frames.shape[-1], _SHEET_SIDE)
-    left = _MARGIN + max(int(_SHEET_FONT.getlength(strip.label)) for strip in strips) + _MARGIN
+    left = _MARGIN + max(int(font.getlength(strip.label)) for strip in strips) + _MARGIN
     pitch, top = cell + 2 * _BORDER + 2, 24
     sheet = Image.new("RGB", (left + length * pitch + _MARGIN, top + len(strips) * pitch + _MARGIN), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for number in range(length):
-        draw.text((left + number * pitch + pitch // 2, top // 2), _caption(number, context_length), _TEXT, _SHEET_FONT, "mm")
+        draw.text((left + number * pitch + pitch // 2, top // 2), _caption(number, context_length), _TEXT, font, "mm")
     for row, strip in enumerate(strips):
         y = top + row * pitch
-        draw.text((_MARGIN, y + pitch // 2), strip.label, _TEXT, _SHEET_FONT, "lm")
+        draw.text((_MARGIN, y + pitch // 2), strip.label, _TEXT, font, "lm")
         for number, frame in enumerate(strip.frames):
             sheet.paste(_bordered(frame, _colour(strip, number, context_length), cell), (left + number * pitch, y))
     with storage.staged(path) as staging:
@@ -84,17 +85,18 @@ def difference(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def side_by_side(strips: Sequence[Strip], number: int, context_length: int) -> Image.Image:
     """Frame `number` of all strips in one picture, each under its label, with the frame's place in time below."""
+    font = ImageFont.load_default(_FONT_SIZE)
     cell = _enlarged_side(strips[0].frames.shape[-1], _GIF_SIDE)
     pitch, top, bottom = cell + 2 * _BORDER + _MARGIN, 28, 26
     picture = Image.new("RGB", (_MARGIN + len(strips) * pitch, top + cell + 2 * _BORDER + bottom), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, strip in enumerate(strips):
         x = _MARGIN + column * pitch
-        draw.text((x + pitch // 2, top // 2), strip.label, _TEXT, _GIF_FONT, "mm")
+        draw.text((x + pitch // 2, top // 2), strip.label, _TEXT, font, "mm")
         picture.paste(_bordered(strip.frames[number], _colour(strip, number, context_length), cell), (x, top))
     role = "context" if number < context_length else "predicted"
     caption = f"{role} {_caption(number, context_length)}"
-    draw.text((picture.width // 2, picture.height - bottom // 2), caption, _TEXT, _GIF_FONT, "mm")
+    draw.text((picture.width // 2, picture.height - bottom // 2), caption, _TEXT, font, "mm")
     return picture
 
 

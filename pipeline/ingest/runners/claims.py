@@ -5,10 +5,12 @@ core, is waited for at the end. Here every process takes the next number from a 
 a file that all of them reach, so this is for one machine.
 """
 
-import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from pipeline.common.locks import locked
 
 Item = TypeVar("Item")
 
@@ -25,9 +27,7 @@ def claimed(items: Sequence[Item], counter: str) -> Iterator[Item]:
 
 
 def _next_number(counter: Path) -> int:
-    with counter.open("r+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # Closing the file lets it go.
-        number = int(file.read() or b"0")
-        file.seek(0)
-        file.write(b"%d" % (number + 1))
+    with locked(counter) as descriptor:
+        number = int(os.pread(descriptor, 20, 0) or b"0")
+        os.pwrite(descriptor, b"%d" % (number + 1), 0)
         return number
