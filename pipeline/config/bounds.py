@@ -1,22 +1,25 @@
-"""Bounds of a recipe's numbers, a table a section, so that no key is without one; what is out of them is refused by its name.
+"""Bounds of the recipe's numbers, one table per section. A value out of bounds is an error that names the key.
 
-NaN and infinity lie in no bounds.
+NaN and infinity are within no bounds.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.common.errors import ConfigError
 
-# Seeds may be anything that torch takes as a signed number; whoever needs fewer bits takes a hash.
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# torch takes seeds of 64 bits, signed; code that needs fewer bits hashes the seed.
 _LARGEST_SEED = 2**63 - 1
-# More than any size can be, and small enough that no product of two leaves 64 bits.
+# Larger than any real size, and so small that a product of two fits 64 bits.
 _LARGEST_SIZE = 1 << 20
-# Steps and samples are counted in 64 bits.
+# Counts of steps and samples fit 64 bits.
 _LARGEST_COUNT = 1 << 40
-# Ids are kept in 16 bits, of which two stand for starts of frames.
+# Tokens have 16 bits, and two of them mark starts of frames.
 MAX_CODES = (1 << 16) - 2
 
 
@@ -25,10 +28,10 @@ class Bounds:
     """An interval.
 
     Attributes:
-        low: Its beginning.
-        high: Its end; infinity leaves it open, and itself out.
-        open_low: Whether `low` itself is out.
-        open_high: Whether `high` itself is out.
+        low: Lower bound.
+        high: Upper bound; infinity means none, and is itself excluded.
+        open_low: Excludes `low` itself.
+        open_high: Excludes `high` itself.
     """
 
     low: float
@@ -37,13 +40,13 @@ class Bounds:
     open_high: bool = False
 
     def contains(self, number: float) -> bool:
-        """Whether a number lies within."""
+        """Whether a number is within the bounds."""
         above = number > self.low if self.open_low else number >= self.low
         below = number < self.high if self.open_high or self.high == math.inf else number <= self.high
         return above and below
 
-    def wanted(self, number: float) -> str:
-        """What a number that isn't within must be."""
+    def requirement(self, number: float) -> str:
+        """Says what a number that is out of bounds must be."""
         least = f"above {self.low}" if self.open_low else f"at least {self.low}"
         most = f"below {self.high}" if self.open_high else f"at most {self.high}"
         if not math.isfinite(number):
@@ -155,20 +158,20 @@ TRAINING_BOUNDS = {
     "keep_every": _COUNT_OR_ZERO,
     "nonfinite_limit": _COUNT,
 }
-# Strides in frames or in seconds; none that is longer makes sense, nor one of nothing.
+# In frames or in seconds.
 STRIDE = Bounds(0, 1e6, open_low=True)
 
 
-def check_bounds(section: str, values: Any, bounds: Mapping[str, Bounds]) -> None:
-    """Hold the numbers of a section of the recipe against their bounds.
+def check_bounds(section: str, values: "DataclassInstance", bounds: Mapping[str, Bounds]) -> None:
+    """Checks the numbers of a recipe section against their bounds.
 
     Args:
-        section: Its name, for messages.
-        values: The section, a dataclass. Each number of a list or of a mapping's values counts; None is in any bounds.
-        bounds: Key -> what holds for it.
+        section: Name of the section, for messages.
+        values: The section, a dataclass. Checks each number of a list and of a mapping's values; None passes.
+        bounds: Key -> its bounds. Keys without bounds pass.
 
     Raises:
-        ConfigError: A number is out of bounds; the message names key, bounds and number.
+        ConfigError: A number is out of bounds; the message names the key, the bound and the value.
     """
     for field in fields(values):
         if field.name not in bounds:
@@ -177,4 +180,4 @@ def check_bounds(section: str, values: Any, bounds: Mapping[str, Bounds]) -> Non
         numbers = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         for number in numbers:
             if number is not None and not allowed.contains(number):
-                raise ConfigError(f"{section}.{field.name} must be {allowed.wanted(number)}, not {value}")
+                raise ConfigError(f"{section}.{field.name} must be {allowed.requirement(number)}, not {value}")

@@ -1,7 +1,7 @@
-"""The catalog: what is known of every data set, and the published mixtures of them.
+"""The catalog: known facts about each data set, and the published mixtures.
 
-The facts themselves are YAML in `configs/`, so that a data set can be added without touching code; this file gives them types,
-defaults and errors. The catalog is a help and no gate: a data set that isn't in it can be described on the command line.
+The facts are YAML in `configs/`, so a new data set needs no code; this module gives them types, defaults and errors. The
+command line can describe data sets that are not in the catalog.
 """
 
 import dataclasses
@@ -20,27 +20,27 @@ from pipeline.common.errors import ConfigError
 
 DEFAULT_CAMERA = "image"
 _log = logging.getLogger(__name__)
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What is known of a data set.
+    """Known facts about a data set.
 
     Attributes:
-        name: In mixtures, and of its folder of episode shards.
-        directory: Its folder under an Open X-Embodiment root.
-        image_key: The camera that the published pre-training uses: name of the image feature.
-        version: Name of the version folder; empty where the layout has none.
-        other_cameras: Further image features worth having.
-        control_hz: Steps per second; None where nobody says.
-        base_step: Frame step from which the published stride follows: max(round(base_step / 3), 1).
-        robot: Who acts.
-        bgr: Cameras known to have red and blue swapped.
-        future_steps: Steps that an action of the source spans; the first one is taken.
-        success_filter: Whether episodes that the source marks as failed are passed over.
-        actions: Whether its actions are read.
-        test_episodes: File in `configs/` that names the episodes of the split `train` that are a public test set.
+        name: Name in mixtures and of the folder of episode shards.
+        directory: Folder under an Open X-Embodiment root.
+        image_key: Image feature (camera) that the published pre-training uses.
+        version: Name of the version folder; empty if there is none.
+        other_cameras: Other useful image features.
+        control_hz: Steps per second; None if unknown.
+        base_step: Sets the published stride in frames: max(round(base_step / 3), 1).
+        robot: Name of the robot.
+        bgr: Cameras with swapped red and blue channels.
+        future_steps: Steps per action of the source; ingest takes the first one.
+        success_filter: Ingest skips episodes that the source marks as failed.
+        actions: Ingest reads actions.
+        test_episodes: File in `configs/` that lists the public test episodes within the split `train`.
     """
 
     name: str
@@ -59,22 +59,22 @@ class DatasetEntry:
 
 
 def _read_yaml(name: str) -> Any:
-    with (_CONFIGS / name).open(encoding="utf-8") as file:
+    with (CONFIGS / name).open(encoding="utf-8") as file:
         return yaml.safe_load(file)
 
 
 @functools.cache
 def something_classes() -> tuple[str, ...]:
-    """The classes of Something-Something-v2 that pre-training uses, in order: templates without brackets."""
+    """Returns the Something-Something-v2 classes that pre-training uses, sorted: templates without brackets."""
     return tuple(sorted(_read_yaml("something_something_v2_classes.yaml")))
 
 
 @functools.cache
 def datasets() -> dict[str, DatasetEntry]:
-    """All data sets of the catalog by name.
+    """Returns all data sets of the catalog by name.
 
     Raises:
-        ConfigError: An entry of `configs/datasets.yaml` has a key that isn't one.
+        ConfigError: An entry of `configs/datasets.yaml` has an unknown key.
     """
     return {name: _entry(name, facts) for name, facts in _read_yaml("datasets.yaml").items()}
 
@@ -83,7 +83,9 @@ def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
     known = {field.name for field in dataclasses.fields(DatasetEntry)}
     for key in facts:
         if key not in known:
-            raise ConfigError(f"configs/datasets.yaml: {name} has the key {key!r}, which is none of {sorted(known)}")
+            raise ConfigError(
+                f"configs/datasets.yaml: {name} has the unknown key {key!r}; valid keys are {', '.join(sorted(known))}"
+            )
     typed: dict[str, Any] = {"name": name, "directory": name, **facts}
     typed |= {key: tuple(facts[key]) for key in ("other_cameras", "bgr") if key in facts}
     typed |= {key: float(facts[key]) for key in ("control_hz", "base_step") if key in facts}
@@ -92,34 +94,37 @@ def _entry(name: str, facts: dict[str, Any]) -> DatasetEntry:
 
 @functools.cache
 def robonet_test_files() -> frozenset[str]:
-    """Names of the HDF5 files that are RoboNet's public test set."""
+    """Returns the names of the HDF5 files in RoboNet's public test set."""
     return frozenset(_read_yaml("robonet_test_files.yaml"))
 
 
 @functools.cache
 def test_episodes(file: str) -> dict[str, int]:
-    """Name -> index in the published split `train` of the episodes that a file in `configs/` keeps for testing."""
+    """Returns the public test episodes in a file of `configs/`: name -> index in the published split `train`."""
     return {str(name): int(index) for name, index in _read_yaml(file).items()}
 
 
 def first_camera_entry(entry: DatasetEntry) -> DatasetEntry:
-    """The first entry of the catalog that reads the same data set; `entry` itself where it isn't as the catalog has it."""
+    """Returns the first catalog entry that reads the same data set with any camera.
+
+    An entry that differs from the catalog's is returned unchanged.
+    """
     if datasets().get(entry.name) != entry:
         return entry
-    place = (entry.directory, entry.version)
-    return next(other for other in datasets().values() if (other.directory, other.version) == place)
+    location = (entry.directory, entry.version)
+    return next(other for other in datasets().values() if (other.directory, other.version) == location)
 
 
 def dataset(name: str, camera: str | None = None, rate: float | None = None) -> DatasetEntry:
-    """What is known of one data set.
+    """Returns the facts about one data set.
 
     Args:
-        name: Of the data set.
-        camera: Image feature to use in place of the catalog's, or of `DEFAULT_CAMERA` where the catalog has none.
-        rate: Steps per second, in place of the catalog's; the step from which strides follow changes with it.
+        name: Name of the data set.
+        camera: Image feature to use instead of the catalog's, or of `DEFAULT_CAMERA` for an unknown data set.
+        rate: Steps per second to use instead of the catalog's; also becomes the base step of strides.
 
     Raises:
-        ConfigError: The data set isn't in the catalog, and `rate` isn't given; or the rate is none.
+        ConfigError: The data set is not in the catalog and `rate` is None; or the rate is invalid.
     """
     if rate is not None and not 0 < rate < math.inf:
         raise ConfigError(f"--rate must be a number of steps per second above 0, not {rate}")
@@ -139,52 +144,53 @@ def dataset(name: str, camera: str | None = None, rate: float | None = None) -> 
 
 
 def describe_unknown_dataset(name: str) -> str:
-    """In words, that the catalog has no such data set, and which names are like it."""
-    near = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
-    return f"data set {name!r} is not in the catalog" + (f" (nearest: {', '.join(near)})" if near else "")
+    """Says that a data set is not in the catalog, and which names are similar."""
+    similar = difflib.get_close_matches(name, datasets(), n=3, cutoff=0.4)
+    return f"data set {name!r} is not in the catalog" + (f" (nearest: {', '.join(similar)})" if similar else "")
 
 
 def mixture(name: str) -> dict[str, float]:
-    """The weights of a published mixture by data set; they need not sum to 1.
+    """Returns the weights of a published mixture by data set; they need not sum to 1.
 
     Raises:
-        ConfigError: There is no such mixture.
+        ConfigError: The mixture does not exist.
     """
     mixtures = _mixtures()
     if name not in mixtures:
         near = difflib.get_close_matches(name, mixtures, n=1, cutoff=0.0)
-        raise ConfigError(f"no mixture is called {name!r} (did you mean {near[0]!r}?); there are {', '.join(sorted(mixtures))}")
+        raise ConfigError(
+            f"no mixture is called {name!r} (did you mean {near[0]!r}?); mixtures are {', '.join(sorted(mixtures))}"
+        )
     return dict(mixtures[name])
 
 
 def dataset_weights(
-    mixture_name: str | None, weights: Mapping[str, float], there: Collection[str], skip: bool
+    mixture_name: str | None, weights: Mapping[str, float], available: Collection[str], skip: bool
 ) -> dict[str, float]:
-    """Data set -> weight as a recipe's `data` section has it; empty where it names none.
+    """Returns data set -> weight for a recipe's `data` section; empty if the section names no data sets.
 
     Args:
         mixture_name: `data.mixture`.
         weights: `data.weights`.
-        there: The data sets that there are.
-        skip: Whether data sets that are not there are passed over (`data.missing: skip`), with a word.
+        available: Data sets that have token shards.
+        skip: Skip data sets that are not available, with a warning (`data.missing: skip`).
 
     Raises:
-        ConfigError: There is no such mixture, or one of its data sets is not there and must not be passed over.
+        ConfigError: The mixture does not exist, or a data set is not available and `skip` is False.
     """
-    named = mixture(mixture_name) if mixture_name else dict(weights)
-    absent = sorted(named.keys() - set(there))
-    if not absent:
-        return named
-    left = {name: weight for name, weight in named.items() if name in there}
-    share = 1 - sum(left.values()) / sum(named.values())
-    what = f"data.mixture {mixture_name}" if mixture_name else "data.weights"
-    said = (
-        f"{what}: {len(absent)} of {len(named)} data sets have no token shards, {share:.1%} of the weight: {', '.join(absent)}"
-    )
+    wanted = mixture(mixture_name) if mixture_name else dict(weights)
+    missing = sorted(wanted.keys() - set(available))
+    if not missing:
+        return wanted
+    left = {name: weight for name, weight in wanted.items() if name in available}
+    share = 1 - sum(left.values()) / sum(wanted.values())
+    key = f"data.mixture {mixture_name}" if mixture_name else "data.weights"
+    counts = f"{len(missing)} of {len(wanted)} data sets have no token shards ({share:.1%} of the weight)"
+    problem = f"{key}: {counts}: {', '.join(missing)}"
     if not skip or not left:
-        way_out = ", or set data.missing to skip, which shares the samples out over the others" if left else ""
-        raise ConfigError(f"{said}. There are: {', '.join(there) or 'none'}. Tokenize the missing ones{way_out}")
-    _log.warning("%s. Skipped; the others share the samples out by their weights", said)
+        way_out = ", or set data.missing to skip, which samples the others by their weights" if left else ""
+        raise ConfigError(f"{problem}. Available: {', '.join(available) or 'none'}. Tokenize the missing ones{way_out}")
+    _log.warning("%s. Skipped; the others are sampled by their weights", problem)
     return left
 
 

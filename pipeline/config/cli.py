@@ -1,7 +1,6 @@
-"""What all commands share: a parser over the recipe, overrides by dotted name, and errors as one line.
+"""What all commands share: a parser with one option per recipe key, and errors as one line.
 
-Built on jsonargparse, which fills the recipe's dataclasses from `--config RECIPE` and `--section.key VALUE`; added here
-is the nearest valid key for one that is not known.
+jsonargparse fills the recipe's dataclasses from `--config RECIPE` and `--section.key VALUE`.
 """
 
 import argparse
@@ -21,41 +20,40 @@ from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ProjectError
 from pipeline.common.path_errors import explain_path_error
 from pipeline.common.versions import installed_version
+from pipeline.config.catalog import CONFIGS
 from pipeline.config.cli_errors import Option, Options, explain
 from pipeline.config.recipe import Recipe
 from pipeline.config.renamed_keys import rename_options, rename_recipe_keys, rename_section_keys
 from pipeline.processes.child_processes import end_with_launcher
 from pipeline.processes.interruption import Interrupted, Interruption
 
-# A recipe may lie on an object store.
+# Recipes may be on an object store.
 jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)
-
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 class _PlainHelp(DefaultHelpFormatter):
-    """Help whose options name no Python types, and whose defaults are left out where there are none."""
+    """Formats help without Python types and without empty defaults."""
 
     def _get_help_string(self, action: Any) -> str:
         text = action.help or ""
         default = action.default
-        if default is None or default is False or default == argparse.SUPPRESS or not action.option_strings:
+        if default is None or default is False or default in ({}, argparse.SUPPRESS) or not action.option_strings:
             return text
         return f"{text} (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
 
 
 class CommandParser(jsonargparse.ArgumentParser):
-    """A jsonargparse parser that speaks of options as they are typed, and of types in plain words.
+    """A jsonargparse parser whose messages name options as they are typed and types in plain words.
 
-    Every command has `--version` and `--json` through it.
+    Adds `--version` and `--json` to every command.
 
     Attributes:
-        unhelped: Groups of options that `--help` doesn't list.
-        folders: Options that are typed `--NAME` and that the parser calls `--NAME_dir`.
+        unhelped: Option groups that `--help` does not list.
+        folders: Options that users type as `--NAME` and the parser calls `--NAME_dir`.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
-        """See `jsonargparse.ArgumentParser`."""
+        """Creates the parser; see `jsonargparse.ArgumentParser`."""
         self.unhelped: list[Any] = []
         self.folders: set[str] = set()
         self._given: list[str] = []
@@ -69,26 +67,26 @@ class CommandParser(jsonargparse.ArgumentParser):
             "--json",
             action="store_true",
             default=argparse.SUPPRESS,
-            help="Print results as JSON on a terminal too; where output is piped they always are.",
+            help="Print results as JSON; the default if stdout is not a terminal.",
         )
 
     def parse_args(  # type: ignore[override]  # as jsonargparse has it, not argparse
         self, args: Sequence[str] | None = None, *rest: Any, **named: Any
     ) -> Any:
-        """Parse a command line; see `jsonargparse.ArgumentParser`."""
+        """Parses a command line; see `jsonargparse.ArgumentParser`."""
         self._given = rename_options(sys.argv[1:] if args is None else args)
-        self._words, self._user_values = _recipes_found(_spelled_out(self, self._given)), None
+        self._words, self._user_values = _with_recipe_files(_with_parser_names(self, self._given)), None
         return super().parse_args(self._words, *rest, **named)
 
     def given(self, section: str) -> dict[str, Any]:
-        """Returns the keys of a recipe section that the parsed command line, or its `--config` file, sets: key -> value."""
+        """Returns the keys of a recipe section that the command line or its `--config` files set: key -> value."""
         if self._user_values is None:
             self._user_values = super().parse_args(self._words, defaults=False)
         values = self._user_values.get(section)
         return dict(vars(values)) if values is not None else {}
 
     def format_help(self, *args: Any, **named: Any) -> str:
-        """The text of `--help`."""
+        """Returns the text of `--help`."""
         every, renamed = self._action_groups, [action for action in self._actions if action.dest[:-4] in self.folders]
         self._action_groups = [group for group in every if group not in self.unhelped]
         try:
@@ -101,7 +99,7 @@ class CommandParser(jsonargparse.ArgumentParser):
                 action.option_strings = [f"--{action.dest}"]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong in plain words and exit with status 2."""
+        """Prints the error in plain words and exits with status 2."""
         print(f"{self.prog}: error: {explain(message, self._options())}", file=sys.stderr)
         print(f"{self.prog}: see `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
@@ -126,43 +124,42 @@ class CommandParser(jsonargparse.ArgumentParser):
         return super()._apply_actions(cfg, parent_key, *rest, **named)
 
     def _check_value_key(self, action: Any, value: Any, key: str, *rest: Any, **named: Any) -> Any:
-        # jsonargparse takes a lone value for an option of several from the command line, and from YAML it should too.
+        # jsonargparse accepts a single value for a list option on the command line only; accept it in YAML too.
         if action.nargs == "+" and not isinstance(value, (list, type(None))):
             value = [value]
         return super()._check_value_key(action, value, key, *rest, **named)
 
 
 def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the project, for `--config NAME`."""
-    return sorted(path.stem for path in _CONFIGS.glob("*.yaml") if _is_recipe(path))
+    """Returns the names of the packaged recipes, for `--config NAME`."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml") if _is_recipe(path))
 
 
 def _is_recipe(path: Path) -> bool:
-    """Whether a file of `configs/` is a recipe; the catalog's tables lie there too."""
+    """Whether a file of `configs/` is a recipe, not a table of the catalog."""
     sections = {section.name for section in dataclasses.fields(Recipe)}
     text = path.read_text(encoding="utf-8")
     return any(line.partition(":")[0] in sections for line in text.splitlines())
 
 
 def find_recipe(name: str) -> str:
-    """The file that `--config NAME` means: a file or URL of that name, else a recipe that comes with the project.
+    """Returns the file that `--config NAME` means: a file or URL, or else a packaged recipe.
 
     Raises:
-        ConfigError: There is neither.
+        ConfigError: Neither exists.
     """
     if storage.exists(name):
         return name
-    packaged = _CONFIGS / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
+    packaged = CONFIGS / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
     if "/" not in name and packaged.is_file() and _is_recipe(packaged):
         return str(packaged)
     raise ConfigError(
-        f"--config {name}: there is no such file, nor a recipe of that name that comes with the project. Those are: "
-        + ", ".join(packaged_recipes())
+        f"--config {name}: there is no such file or packaged recipe; packaged recipes are {', '.join(packaged_recipes())}"
     )
 
 
-def _recipes_found(arguments: Sequence[str]) -> list[str]:
-    """A command line whose `--config` options name files."""
+def _with_recipe_files(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with files in place of the names of `--config` options."""
     found = list(arguments)
     for place, word in enumerate(found):
         if word == "--config" and place + 1 < len(found):
@@ -173,40 +170,43 @@ def _recipes_found(arguments: Sequence[str]) -> list[str]:
 
 
 def recipe_parser(prog: str, description: str, helped: Collection[str] | None = None) -> CommandParser:
-    """A parser with `--config`, `--print_config` and one option for every key of the recipe.
+    """Returns a parser with `--config`, `--print_config` and one option per recipe key.
 
     Args:
         prog: Name of the command.
-        description: What it does.
-        helped: The sections of the recipe whose keys `--help` lists, those that matter to the command; None lists all.
+        description: What the command does.
+        helped: Recipe sections that `--help` lists; None lists all.
     """
     parser = CommandParser(prog=prog, description=description)
     parser.add_argument(
         "--config",
         action="config",
         metavar="RECIPE",
-        help="A recipe: a YAML file, or the name of one that comes with the project, such as oxe-64-act-free-small. Later "
-        "options override it.",
+        help="Recipe: a YAML file or the name of a packaged recipe; later options override it.",
     )
     for section in dataclasses.fields(Recipe):
         parser.add_class_arguments(section.default_factory, section.name)
         if helped is not None and section.name not in helped:
             parser.unhelped.append((parser.groups or {})[section.name])
+    help_of = {field.name: "The whole section: a YAML file, or YAML text." for field in dataclasses.fields(Recipe)}
+    help_of["--print_config"] = "Print the complete recipe and exit; =skip_default prints only what differs from the defaults."
+    for action in parser._actions:
+        action.help = help_of.get(action.option_strings[0]) or help_of.get(action.dest) or action.help
     return parser
 
 
 def add_section_folder(parser: CommandParser, section: str, help: str, required: bool = True) -> None:
-    """Let `--{section} DIR` name a folder (or URL, or hub id) beside the section's own keys.
+    """Adds an option `--{section} DIR` for a folder, URL or hub id, next to the section's keys.
 
-    jsonargparse keeps `--{section}` for the section as a whole, so within the parser the option is `--{section}_dir`, and its
-    value is `{section}_dir` of the namespace.
+    jsonargparse uses `--{section}` for the whole section, so the parser calls the option `--{section}_dir`, and the namespace
+    has its value as `{section}_dir`.
     """
     parser.add_argument(f"--{section}_dir", metavar="DIR", type=str, required=required, help=help)
     parser.folders.add(section)
 
 
-def _spelled_out(parser: CommandParser, arguments: Sequence[str]) -> list[str]:
-    """A command line with the parser's own names of `--{section} DIR` options."""
+def _with_parser_names(parser: CommandParser, arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with `--{section} DIR` renamed to the parser's `--{section}_dir DIR`."""
     spelled = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -215,7 +215,7 @@ def _spelled_out(parser: CommandParser, arguments: Sequence[str]) -> list[str]:
 
 
 def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) -> tuple[Recipe, Any]:
-    """Parse a command line into its recipe and the namespace of the command's own options.
+    """Parses a command line into its recipe and the namespace of the command's own options.
 
     Raises:
         ConfigError: A section's own check failed.
@@ -229,30 +229,30 @@ def parse_recipe(parser: CommandParser, arguments: Sequence[str] | None = None) 
 
 
 def run_command(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None = None) -> int:
-    """Run a command's body; returns the exit status.
+    """Runs a command's body; returns the exit status.
 
-    A `ProjectError` becomes one line on stderr and status 1, or 2 where the command line or the recipe is wrong
-    (`ConfigError`). So does what a file system says about a path. All else is a bug and keeps its traceback. A signal that ends
-    the command (see `pipeline.processes.interruption`) gives 128 and its number, such as 130.
+    A `ProjectError` prints one line on stderr and gives status 1, or 2 for a wrong command line or recipe (`ConfigError`). A
+    file system error on a user's path gives 1 too. Anything else is a bug and keeps its traceback. A signal that ends the
+    command (see `pipeline.processes.interruption`) gives 128 plus its number, such as 130.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for library in ("aiobotocore", "botocore"):  # They tell of every login.
+    for library in ("aiobotocore", "botocore"):  # they log every login
         logging.getLogger(library).setLevel(logging.WARNING)
     end_with_launcher(os.environ)
     with Interruption() as interruption:
         try:
-            return _outcome(main, arguments, interruption)
+            return _run(main, arguments, interruption)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
+            print("interrupted; run the same command again to resume", file=sys.stderr)
             return 128 + (interruption.number or signal.SIGINT)
 
 
-def _outcome(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None, interruption: Interruption) -> int:
+def _run(main: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None, interruption: Interruption) -> int:
     try:
         try:
             return main(arguments)
         except Exception as error:
-            # What breaks on the way out is no news.
+            # Errors while a signal unwinds the command are a consequence of it.
             if interruption.number is not None:
                 raise Interrupted(interruption.number) from error
             raise
@@ -260,8 +260,8 @@ def _outcome(main: Callable[[Sequence[str] | None], int], arguments: Sequence[st
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
-        told = explain_path_error(error)
-        if told is None:
+        message = explain_path_error(error)
+        if message is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1

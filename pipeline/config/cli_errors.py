@@ -1,7 +1,7 @@
-"""What is wrong with a command line or a recipe, in plain words.
+"""Errors of command lines and recipes in plain words.
 
-argparse and jsonargparse say it in terms of Python's types and of their own keys. This translates their messages: the option as
-it is typed, the value that was given, and what would be valid.
+argparse and jsonargparse report errors as Python types and internal keys. This module translates their messages: the option as
+it is typed, the given value, and what is valid.
 """
 
 import difflib
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
-# A nearest name must be this much alike (difflib's ratio); below, a suggestion is noise.
-_ALIKE = 0.7
+# Smallest similarity (difflib's ratio) of a suggested name.
+_SIMILARITY = 0.7
 _WORDS: Mapping[Any, tuple[str, str]] = {
     int: ("a whole number", "whole numbers"),
     float: ("a number", "numbers"),
@@ -25,13 +25,13 @@ _KEY = re.compile(r'Parser key "(?P<key>[^"]+)"(?: element \d+)?:\s*(?P<reason>.
 
 @dataclass(frozen=True)
 class Option:
-    """An option as a person types it.
+    """An option as users type it.
 
     Attributes:
-        name: With its dashes; without for a positional argument.
-        key: What the parser calls it.
-        hint: Its Python type; None where it takes no value.
-        choices: The values that it takes; empty where its type decides.
+        name: Name with dashes; without them for a positional argument.
+        key: The parser's name for it.
+        hint: Its Python type; None if it takes no value.
+        choices: Valid values; empty if the type decides.
     """
 
     name: str
@@ -45,8 +45,8 @@ class Options:
     """All options of a command.
 
     Attributes:
-        known: Every one of them.
-        recipes: Recipes that were given by `--config`.
+        known: All options.
+        recipes: Recipes given by `--config`.
         given: The words of the command line.
     """
 
@@ -55,33 +55,33 @@ class Options:
     given: Sequence[str] = field(default=())
 
     def by_key(self, key: str) -> Option | None:
-        """The option that the parser calls `key`."""
+        """Returns the option that the parser calls `key`."""
         return next((option for option in self.known if option.key == key), None)
 
     def typed(self, key: str) -> str:
-        """An option as it is typed, or as the recipe calls it where the command line doesn't name it."""
+        """Returns an option as it is typed, or the recipe's file and key if the command line does not name the option."""
         option = self.by_key(key)
         name = option.name if option else f"--{key}"
-        parts = {name, f"--{key}"}
-        on_line = any(word.split("=", 1)[0] in parts for word in self.given)
-        if self.recipes and not on_line:
+        names = {name, f"--{key}"}
+        on_command_line = any(word.split("=", 1)[0] in names for word in self.given)
+        if self.recipes and not on_command_line:
             return f"{', '.join(self.recipes)}: {key}"
         return name
 
     def nearest(self, name: str) -> str:
-        """The known option most like `name`, as a question in brackets; empty where none is near."""
+        """Returns ` (did you mean OPTION?)` for the known option most like `name`; empty if none is similar."""
         wanted = name.lstrip("-")
         known = {option.name.lstrip("-"): option.name for option in self.known}
-        found = difflib.get_close_matches(wanted, known, n=1, cutoff=_ALIKE)
+        found = difflib.get_close_matches(wanted, known, n=1, cutoff=_SIMILARITY)
         return f" (did you mean {known[found[0]]}?)" if found else ""
 
 
 def describe_type(hint: Any, many: bool = False) -> str:
-    """What values a type allows, in plain words.
+    """Describes the valid values of a type in plain words.
 
     Args:
-        hint: A type as an annotation writes it.
-        many: Whether to speak of several such values.
+        hint: A type as in an annotation.
+        many: Describe several such values.
     """
     if hint in _WORDS:
         return _WORDS[hint][many]
@@ -89,7 +89,7 @@ def describe_type(hint: Any, many: bool = False) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin in (Union, types.UnionType):
-        # That a value may be left out needs no saying to someone who gave one.
+        # A user who gave a value need not know that it is optional.
         return " or ".join(describe_type(part, many) for part in inner if part is not type(None))
     if origin is not None and issubclass(origin, Mapping):
         return f"a mapping of names to {describe_type(inner[1], many=True)}, such as {{name: value}}"
@@ -99,10 +99,10 @@ def describe_type(hint: Any, many: bool = False) -> str:
 
 
 def explain(message: str, options: Options) -> str:
-    """A parser's message in plain words, on one line."""
-    for pattern, speak in _PATTERNS:
+    """Returns a parser's message in plain words, on one line."""
+    for pattern, translate in _PATTERNS:
         if match := pattern.search(message):
-            message = speak(match, options)
+            message = translate(match, options)
             break
     return " ".join(message.split())
 
@@ -119,7 +119,7 @@ def _count(match: re.Match[str], options: Options) -> str:
 
 
 def _spelled(name: str, options: Options) -> str:
-    """The option's own name for what argparse calls `--name/--name+` or by its key."""
+    """Returns the option as it is typed for argparse's `--name/--name+` or key."""
     first = name.split("/")[0]
     option = options.by_key(first.lstrip("-"))
     return option.name if option else first
@@ -134,7 +134,7 @@ def _unrecognized(match: re.Match[str], options: Options) -> str:
     word = match["words"].strip().split(" ")[0]
     first = word.split("=", 1)[0]
     if not first.startswith("-"):
-        return f"{word!r} belongs to no option"
+        return f"unexpected {word!r}: it belongs to no option"
     return f"there is no option {first}{options.nearest(first)}"
 
 
@@ -149,7 +149,7 @@ def _unknown_key(match: re.Match[str], options: Options) -> str:
     key = f"{group}.{match['key']}" if group else match["key"].lstrip("-").split("=")[0]
     place = f"{', '.join(options.recipes)}: " if options.recipes else ""
     known = {option.key for option in options.known}
-    found = difflib.get_close_matches(key, known, n=1, cutoff=_ALIKE)
+    found = difflib.get_close_matches(key, known, n=1, cutoff=_SIMILARITY)
     return f"{place}there is no key {key}" + (f" (did you mean {found[0]}?)" if found else "")
 
 

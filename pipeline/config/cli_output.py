@@ -1,6 +1,6 @@
-"""What a command says in the end: for a person a short table and the path to open, for a program JSON, a line a result.
+"""Prints a command's results: a short table and a path to open on a terminal, or else one line of JSON per result.
 
-A person sits where stdout is a terminal. Everything else reads JSON, whose keys are part of the commands' contract.
+The JSON keys are part of the commands' contract.
 """
 
 import json
@@ -19,17 +19,17 @@ Result = Mapping[str, Any]
 
 
 def as_json(options: Any) -> bool:
-    """Whether results are for a program: stdout is no terminal, or `--json` was given."""
+    """Whether to print JSON: stdout is not a terminal, or `--json` was given."""
     return bool(getattr(options, "json", False)) or not sys.stdout.isatty()
 
 
 def show(results: Result | Sequence[Result], options: Any, look_at: str | None = None) -> None:
-    """Print one result, or several of one form.
+    """Prints one result, or several with the same keys.
 
     Args:
-        results: Ready for JSON.
-        options: Of the command line, for its `--json`.
-        look_at: Path or URL that a person would open next; it is no part of the JSON.
+        results: Values ready for JSON.
+        options: Options of the command line, with `json`.
+        look_at: Path or URL to open next; printed on a terminal only.
     """
     several = [results] if isinstance(results, Mapping) else list(results)
     if as_json(options):
@@ -40,12 +40,12 @@ def show(results: Result | Sequence[Result], options: Any, look_at: str | None =
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Whoever read the output has seen enough, as `head` does. Python would fail once more when it closes stdout.
+        # The reader closed the pipe, as `head` does. Without this, Python fails again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def number(value: float, key: str = "") -> str:
-    """A number as a person reads it; the name of what it counts says its unit."""
+    """Formats a number; the last word of its key gives the unit."""
     last = key.rpartition("_")[2]
     if last == "bytes":
         return size(value)
@@ -59,13 +59,13 @@ def number(value: float, key: str = "") -> str:
 
 
 def size(count: float) -> str:
-    """Bytes with a unit."""
+    """Formats a number of bytes with a unit."""
     power = min(int(math.log(max(count, 1), 1024)), len(_UNITS) - 1)
     return f"{count / 1024**power:.3g} {_UNITS[power]}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds, or minutes and hours where there are many."""
+    """Formats seconds, or minutes and hours from 100 seconds on."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
@@ -73,7 +73,7 @@ def duration(seconds: float) -> str:
 
 
 def cell(value: Any, key: str = "") -> str:
-    """A value on one line."""
+    """Formats a value on one line."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -81,9 +81,9 @@ def cell(value: Any, key: str = "") -> str:
     if isinstance(value, int | float):
         return number(value, key)
     if isinstance(value, Mapping):
-        # Reasons in words may hold commas.
+        # Reasons may contain commas.
         after, between = (":", "; ") if any(" " in name for name in value) else ("", ", ")
-        return between.join(f"{name}{after} {cell(part, key)}" for name, part in value.items())
+        return between.join(f"{name}{after} {cell(item, key)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         shown = ", ".join(cell(part, key) for part in value[:_LISTED])
         return shown + (f" and {len(value) - _LISTED} more" if len(value) > _LISTED else "")
@@ -91,14 +91,14 @@ def cell(value: Any, key: str = "") -> str:
 
 
 def block(result: Result, indent: str = "") -> str:
-    """One result, a line a value; what holds values of its own comes indented below its name."""
+    """Formats one result, one line per value; nested values are indented below their name."""
     shown = {name: value for name, value in result.items() if not _is_empty(value)}
-    width = max((len(_label(name)) for name, value in shown.items() if not _is_deep(value)), default=0)
+    width = max((len(_label(name)) for name, value in shown.items() if not _is_nested(value)), default=0)
     lines = []
     for name, value in shown.items():
-        if not _is_deep(value):
+        if not _is_nested(value):
             lines.append(f"{indent}{_label(name):<{width}}  {cell(value, name)}")
-        elif isinstance(value, Mapping) and _same_form(list(value.values())):
+        elif isinstance(value, Mapping) and _have_same_keys(list(value.values())):
             rows = [{"": part, **inner} for part, inner in value.items()]
             lines.append(f"{indent}{_label(name)}\n" + _indented(table(rows, 1 << 30), indent + "  "))
         elif isinstance(value, Mapping):
@@ -110,10 +110,10 @@ def block(result: Result, indent: str = "") -> str:
 
 
 def table(results: Sequence[Result], width: int) -> str:
-    """Results of one form, a line each; blocks below each other where a line is wider than the terminal.
+    """Formats results with the same keys as a table; as blocks if a line is wider than the terminal.
 
     Args:
-        results: What stands in the rows.
+        results: The rows.
         width: Columns of the terminal.
     """
     every = dict.fromkeys(name for result in results for name in result)
@@ -145,12 +145,12 @@ def _is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple | str) and not value)
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether a value takes lines of its own."""
+def _is_nested(value: Any) -> bool:
+    """Whether a value needs its own lines."""
     if isinstance(value, Mapping):
         return any(isinstance(part, Mapping | list) for part in value.values()) or len(value) > _LISTED
     return isinstance(value, list | tuple) and any(isinstance(part, Mapping | list) or len(str(part)) > 60 for part in value)
 
 
-def _same_form(values: Sequence[Any]) -> bool:
+def _have_same_keys(values: Sequence[Any]) -> bool:
     return len(values) > 0 and all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values)

@@ -1,6 +1,6 @@
-"""The recipe's sections about networks: the tokenizer, the transformer, and the training of the transformer.
+"""The recipe's sections about networks: the tokenizer, the transformer, and the transformer's training.
 
-Without torch, like the others: see `pipeline.config.recipe`.
+Imports no torch; see `pipeline.config.recipe`.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from pipeline.common.errors import require
 from pipeline.config.bounds import MAX_CODES, MODEL_BOUNDS, TOKENIZER_BOUNDS, TRAINING_BOUNDS, check_bounds
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-# Groups of every group normalisation in the tokenizer.
+# Groups of each group normalisation in the tokenizer.
 NORM_GROUPS = 32
-# Frames of fewer pixels a side come to nothing in VGG16, which halves them four times, or in the discriminator.
+# Smallest side in pixels: VGG16 halves it four times, the discriminator five times.
 _LPIPS_SIDE, _DISCRIMINATOR_SIDE = 16, 32
 
 
@@ -22,14 +22,14 @@ class TokenizerShape:
 
     Attributes:
         resolution: Side of the square frames in pixels.
-        context_length: Context frames t.
-        block_out_channels: Channels of the blocks, from full resolution down.
-        layers_per_block: Residual layers of an encoder block; a decoder block has one more.
-        latent_channels: Width D of the latent and of a code.
-        num_vq_embeddings: Codes for context frames.
-        num_dyn_embeddings: Codes for future frames.
-        patch_size: Latent positions along one side that share one future-frame code.
-        max_att_resolution: Cross-attention happens at features of at most this side.
+        context_length: Number of context frames.
+        block_out_channels: Channels of each block, from full resolution down.
+        layers_per_block: Residual layers per encoder block; a decoder block has one more.
+        latent_channels: Width of the latent and of a code.
+        num_vq_embeddings: Number of codes for context frames.
+        num_dyn_embeddings: Number of codes for future frames.
+        patch_size: Side of the square of latent positions that one future-frame code covers.
+        max_att_resolution: Largest side of the feature maps that use cross-attention.
     """
 
     resolution: int = 64
@@ -45,41 +45,36 @@ class TokenizerShape:
 
 @dataclass(frozen=True)
 class TokenizerConfig(TokenizerShape):
-    """The tokenizer: its shape when it is trained from scratch, its training, and how it runs over shards.
+    """The tokenizer: its shape, its training, and how it encodes shards.
 
     Attributes:
-        segment_length: Frames of a training clip.
-        horizon: Strides out of which the frames of a training clip are drawn.
-        steps: Optimizer steps of training.
-        batch_size: Training clips a step, over all processes.
-        learning_rate: Of AdamW, constant after warm-up.
-        warmup_steps: Steps of linear warm-up.
-        l1_weight: Of the absolute reconstruction error.
-        l2_weight: Of the squared reconstruction error, 0 as published. Absolute error alone spends itself on faint ripples in
-            large even areas and neglects small objects, where no perceptual loss brings them back.
-        lpips_weight: Of the perceptual loss (LPIPS over VGG16); 1 as published, 0 where no weights of VGG16 are at hand.
-        vgg_weights: File with VGG16's weights, for the perceptual loss and for LPIPS of held-out clips. None takes what
-            `ivideogpt-fetch-weights` brought, where the loss needs it.
-        disc_weight: Of the adversarial loss, times the adaptive ratio of gradient norms; 0.8 as published, 0 trains without.
-        disc_start: Step from which on there is an adversarial loss.
-        disc_learning_rate: Of the discriminator's AdamW.
-        balanced_loss: Whether the reconstruction and perceptual losses of context and future frames count by their share of
-            a clip's frames, so that every frame weighs the same, in place of once each.
-        commitment_weight: Of both commitment losses.
-        static_patch_weight: Weight of the loss that gives all unchanged patches the same code; 0 = off, as published.
-        local_attention: Whether cross-attention starts at the place that it looks from; as published, it starts everywhere. See
-            `training.tokenizer_training.attention`.
-        ema_decay: Decay of the running average of the weights that is evaluated and written; 0 takes the weights themselves.
+        segment_length: Frames per training clip.
+        horizon: Frames of a training clip are drawn from this many strides.
+        steps: Number of optimizer steps.
+        batch_size: Training clips per step, over all processes.
+        learning_rate: Learning rate of AdamW after warm-up; it stays constant.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        l1_weight: Weight of the absolute reconstruction error.
+        l2_weight: Weight of the squared reconstruction error; published: 0.
+        lpips_weight: Weight of the perceptual loss (LPIPS, needs the weights of VGG16); published: 1.
+        vgg_weights: File with the weights of VGG16, for LPIPS; by default the one of `ivideogpt-fetch-weights`.
+        disc_weight: Weight of the adversarial loss, times an adaptive ratio of gradient norms; published: 0.8, 0 = off.
+        disc_start: Step at which the adversarial loss starts.
+        disc_learning_rate: Learning rate of the discriminator's AdamW.
+        balanced_loss: Weight the losses of context and future frames by their number of frames, not equally.
+        commitment_weight: Weight of both commitment losses.
+        static_patch_weight: Weight of the loss that gives all unchanged patches the same code; published: 0 = off.
+        local_attention: Start cross-attention at the position of its query; published: false, spread over all positions.
+        ema_decay: Decay of the moving average of the weights, which is evaluated and saved; 0 = no average.
         dead_code_reset_every: Steps between resets of rarely used codes to current features; 0 = off.
-        quantize_warmup: Steps over which quantization sets in, from none to all; 0, as published, quantizes from the first
-            step on. Small things that no code serves yet would else never reach the decoder, and so never get a code.
-        training_precision: In which it is trained; codebooks and losses stay in fp32.
-        weights_precision: Of the written weights file; fp16 halves it. It is read back into fp32.
-        seed: Of initialisation and of the order of training clips.
+        quantize_warmup: Steps over which quantization fades in; published: 0 = full from the first step.
+        training_precision: Precision of training; codebooks and losses stay in fp32.
+        weights_precision: Precision of the saved weights; fp16 halves the file. Loading gives fp32.
+        seed: Seed of initialisation and of the order of training clips.
         log_every: Steps between lines of metrics.
-        checkpoint_every: Steps between checkpoints, each with an evaluation on held-out episodes.
-        precision: In which the frozen tokenizer runs over shards.
-        clips_per_batch: Clips that go through the frozen tokenizer at once.
+        checkpoint_every: Checkpointing interval in steps; each checkpoint is evaluated on held-out episodes.
+        precision: Precision of the frozen tokenizer when it encodes shards.
+        clips_per_batch: Clips that the frozen tokenizer encodes at once.
     """
 
     segment_length: int = 8
@@ -121,8 +116,8 @@ class TokenizerConfig(TokenizerShape):
         require(
             self.resolution % (self.patch_size << halvings) == 0,
             f"tokenizer.resolution {self.resolution} must be a multiple of {self.patch_size << halvings}: "
-            f"tokenizer.block_out_channels halve it {halvings} times, and tokenizer.patch_size {self.patch_size} must divide "
-            "the latent grid that is left",
+            f"tokenizer.block_out_channels halves it {halvings} times, and tokenizer.patch_size {self.patch_size} must divide "
+            "the rest",
         )
         codes = self.num_vq_embeddings + self.num_dyn_embeddings
         require(
@@ -137,7 +132,7 @@ class TokenizerConfig(TokenizerShape):
         )
         require(
             self.l1_weight + self.l2_weight + self.lpips_weight > 0,
-            "tokenizer.l1_weight, tokenizer.l2_weight and tokenizer.lpips_weight are all 0, so that reconstructions count for "
+            "tokenizer.l1_weight, tokenizer.l2_weight and tokenizer.lpips_weight are all 0, so reconstructions count for "
             "nothing: set one above 0",
         )
         require(
@@ -157,20 +152,19 @@ class TokenizerConfig(TokenizerShape):
 
 @dataclass
 class ModelConfig:
-    """The Llama that predicts the tokenizer's ids. Defaults are the published small model.
+    """The Llama that predicts tokens. Defaults are the published small model.
 
     Attributes:
-        layers: Transformer layers.
-        heads: Attention heads.
+        layers: Number of transformer layers.
+        heads: Number of attention heads.
         width: Width of the residual stream.
         mlp_width: Width inside the MLP.
-        positions: Longest sequence of ids.
-        attention_dropout: Dropout on attention weights while training.
-        actions: Whether the model is conditioned on actions; their dimension comes from the token shards.
-        rewards: Whether the model predicts rewards.
-        reward_weight: Of the squared error of the rewards beside the loss per label id; 1 as published.
-        action_reconstruction: Of the squared error with which every id of a future frame tells the action that led there; 0,
-            as in all published runs, has no such head.
+        positions: Longest sequence in tokens.
+        attention_dropout: Dropout on attention weights during training.
+        actions: Condition the model on actions; the token shards give their dimension.
+        rewards: Predict rewards.
+        reward_weight: Weight of the squared reward error; the loss per target token has weight 1. Published: 1.
+        action_reconstruction: Weight of an auxiliary loss that predicts the action from each future frame; 0 = off.
     """
 
     layers: int = 12
@@ -188,7 +182,7 @@ class ModelConfig:
         check_bounds("model", self, MODEL_BOUNDS)
         require(
             self.actions or not self.action_reconstruction,
-            "model.action_reconstruction needs model.actions: turn that on, or set it to 0",
+            "model.action_reconstruction needs model.actions: turn model.actions on, or set model.action_reconstruction to 0",
         )
         require(self.width % self.heads == 0, f"model.heads {self.heads} must divide model.width {self.width}")
         require(
@@ -199,44 +193,41 @@ class ModelConfig:
 
 @dataclass
 class TrainingConfig:
-    """Pre-training of the transformer. Batch sizes come from here alone, whatever a DeepSpeed file says.
+    """Pre-training of the transformer.
 
     Attributes:
-        global_batch: Clips a step, over all processes.
-        micro_batch: Clips in one forward pass of one process; the rest is gradient accumulation. None takes all at once.
-        steps: Optimizer steps.
+        global_batch: Clips per step, over all processes.
+        micro_batch: Clips per forward pass of a process; the rest is gradient accumulation. By default all at once.
+        steps: Number of optimizer steps.
         learning_rate: Peak learning rate.
-        init_from: Model or transformer folder (local, a URL or a hub id) whose Llama is what training starts from; heads for
-            actions and rewards start anew. None starts from random weights.
-        lora_rank: Rank of the updates of weight matrices that are trained in place of the matrices themselves (LoRA); 8 in
-            the published code, 0 trains all weights. The exported model has them merged.
-        lora_alpha: Updates are scaled by lora_alpha / lora_rank; 32 in the published code.
-        lora_dropout: Dropout in front of the updates; 0 in the published code.
-        schedule: Shape of the learning rate over steps after warm-up; `wsd` stays at the peak, then decays linearly.
-        warmup_steps: Steps of linear warm-up.
-        decay_steps: Steps at the end of `wsd` in which it decays; None takes a tenth of all.
-        final_learning_rate: Share of the peak that cosine and `wsd` end on.
-        weight_decay: On weight matrices; none on embeddings, norms and biases.
-        adam_beta1: First moment decay.
-        adam_beta2: Second moment decay.
-        gradient_norm: Gradients are clipped to this norm.
+        init_from: Model or transformer to start from (folder, URL or hub id); heads for actions and rewards start at random.
+        lora_rank: Rank of LoRA updates, which the exported model has merged; published: 8. 0 = train all weights.
+        lora_alpha: LoRA updates are scaled by lora_alpha / lora_rank; published: 32.
+        lora_dropout: Dropout before the LoRA updates; published: 0.
+        schedule: Learning rate after warm-up; `wsd` stays at the peak, then decays linearly.
+        warmup_steps: Steps of linear learning-rate warm-up.
+        decay_steps: Length of the decay of `wsd` in steps; by default a tenth of all steps.
+        final_learning_rate: Final learning rate of `cosine` and `wsd`, as a fraction of the peak.
+        weight_decay: Weight decay of weight matrices; embeddings, norms and biases have none.
+        adam_beta1: Decay of Adam's first moment.
+        adam_beta2: Decay of Adam's second moment.
+        gradient_norm: Largest norm of the gradient; larger ones are clipped.
         precision: bf16 (with fp32 master weights and accumulation) or fp32.
-        zero_stage: What DeepSpeed shards: 1 the optimizer, 2 gradients too, 3 parameters too.
-        deepspeed: A DeepSpeed JSON file whose settings are added (offload, communication), never batch sizes.
-        seed: Of initialisation, order and dropout.
+        zero_stage: ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too.
+        deepspeed: DeepSpeed JSON file with further settings (offload, communication); it must not set batch sizes.
+        seed: Seed of initialisation, order and dropout.
         workers: Threads that read and collate batches ahead.
         log_every: Steps between lines of metrics.
-        wandb_project: Project of Weights & Biases that metrics and predictions go to as well; None does without. What else
-            it needs (WANDB_MODE=offline, WANDB_ENTITY, WANDB_NAME, the key) it reads from its own environment variables.
-        evaluate_every: Steps between evaluations on held-out clips; there is always one at the end.
-        evaluate_clips: Held-out clips of each data set that an evaluation takes, at most.
-        evaluate_predictions: Held-out clips that are predicted at each evaluation, as animations; they need the tokenizer.
-        checkpoint_every: Steps between checkpoints.
-        keep_checkpoints: Newest checkpoints kept.
-        keep_every: Checkpoints of a multiple of this many steps are kept for good; 0 keeps none so.
-        nonfinite_limit: A step whose loss or gradient is not finite is skipped; so many in a row stop the run.
-        compile: Whether the model is compiled.
-        splits: Splits of the token shards that are trained on.
+        wandb_project: Weights & Biases project for metrics and predictions; WANDB_* variables set the rest.
+        evaluate_every: Steps between evaluations on held-out clips; the last step is always evaluated.
+        evaluate_clips: Largest number of held-out clips per data set in an evaluation.
+        evaluate_predictions: Held-out clips to predict and animate at each evaluation; needs the tokenizer.
+        checkpoint_every: Checkpointing interval in steps.
+        keep_checkpoints: Number of newest checkpoints to keep.
+        keep_every: Keep checkpoints of every multiple of this many steps for good; 0 = none.
+        nonfinite_limit: Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped.
+        compile: Compile the model.
+        splits: Splits of the token shards to train on.
     """
 
     global_batch: int = 64
@@ -276,7 +267,7 @@ class TrainingConfig:
         check_bounds("training", self, TRAINING_BOUNDS)
         require(
             self.lora_rank == 0 or self.init_from is not None,
-            "training.lora_rank trains updates of a trained model: name that by training.init_from, or set it to 0",
+            "training.lora_rank needs a trained model: set training.init_from, or set training.lora_rank to 0",
         )
         require(
             self.keep_every % self.checkpoint_every == 0,

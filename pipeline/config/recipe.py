@@ -1,7 +1,7 @@
 """The recipe: one experiment for all stages, as dataclasses that YAML files and the command line fill.
 
-All sections live here and in `pipeline.config.model`, in the lowest package and without torch, because every command reads
-the same recipe. A section checks itself; its errors say what to do.
+All sections live here and in `pipeline.config.model`, without torch, because every command reads the same recipe. A section
+checks itself; its errors say what to do.
 """
 
 import dataclasses
@@ -21,18 +21,16 @@ FrameEncoding = Literal["jpeg", "source", "png"]
 
 @dataclass
 class DataConfig:
-    """Which data, and how its frames are kept.
+    """Which data sets to use, and how episode shards store their frames.
 
     Attributes:
-        mixture: Name of a published mixture (`configs/mixtures.yaml`); None weighs data sets by `weights`, or, without
-            these, by their number of clips.
-        weights: Data set name -> weight, in place of a named mixture.
-        missing: What training does where the mixture or the weights name data sets without token shards: `error`, or `skip`
-            these and share the samples out over the others by their weights.
-        frames: How frames are kept in episode shards: `source` (bytes untouched), `jpeg` (resized) or `png` (resized).
-        resolution: Side in pixels of the frames that the model will see; shards keep the short side at 1.25 x this.
-        jpeg_quality: Quality of re-encoded frames.
-        shard_mib: About how large an episode shard becomes, in MiB.
+        mixture: Published mixture of data sets (`configs/mixtures.yaml`); without it and `weights`, numbers of clips count.
+        weights: Data set name -> sampling weight, instead of a published mixture.
+        missing: If data sets have no token shards: stop with an `error`, or `skip` them and sample the others by weight.
+        frames: How shards store frames: `source` (bytes unchanged), `jpeg` (resized) or `png` (resized).
+        resolution: Frame side in pixels that the model sees; shards keep the short side at 1.25 times this.
+        jpeg_quality: Quality of re-encoded JPEG frames.
+        shard_mib: Approximate size of an episode shard in MiB.
     """
 
     mixture: str | None = None
@@ -50,24 +48,23 @@ class DataConfig:
 
 @dataclass
 class ClipsConfig:
-    """Which clips are cut from an episode. `configs/oxe-64-act-free-small.yaml` has the published numbers.
+    """Which clips are cut from an episode. `configs/oxe-64-act-free-small.yaml` has the published values.
 
     Attributes:
-        length: Frames of a clip, context included; None takes 16 (17 with `goal`).
-        context_length: Context frames; None takes the tokenizer's own.
-        stride: `reference` (max(round(base_step / 3), 1), shrunk for short episodes), a time in seconds such as `0.33s`,
-            or a whole number of frames.
-        per_episode: Clip positions drawn per episode.
-        views: Views of every position; view 0 is plain, the others are augmented.
-        goal: Put the last frame in front as the first context frame (goal-conditioned models).
-        held_out: Share of the episodes, chosen by hash of their key, that never enter training clips.
-        crop_scale: Least and greatest share of the squared short side that a crop keeps.
-        crop_ratio: Least and greatest aspect ratio of a crop.
-        brightness: Greatest change of brightness; contrast, saturation and hue likewise.
-        contrast: See brightness.
-        saturation: See brightness.
-        hue: Greatest shift of hue, in turns of the colour circle.
-        seed: Of all random choices above.
+        length: Frames per clip, context included; by default 16, or 17 with `goal`.
+        context_length: Number of context frames; by default the tokenizer's.
+        stride: Frame step: a number of frames, a time such as `0.33s`, or `reference` (the published rule).
+        per_episode: Clip positions per episode.
+        views: Views of each position; view 0 is plain, the others are augmented.
+        goal: Put the last frame first, as a context frame (goal-conditioned models).
+        held_out: Fraction of episodes, chosen by a hash of their key, that is never trained on.
+        crop_scale: Smallest and largest area of a crop, as a fraction of the squared short side.
+        crop_ratio: Smallest and largest aspect ratio of a crop.
+        brightness: Largest change of brightness.
+        contrast: Largest change of contrast.
+        saturation: Largest change of saturation.
+        hue: Largest shift of hue, in turns of the colour circle.
+        seed: Seed of clip positions and augmentation.
     """
 
     length: int | None = None
@@ -91,23 +88,23 @@ class ClipsConfig:
         require(bool(valid), f"clips.stride must be `reference`, seconds such as `0.33s`, or frames, not {self.stride!r}")
         require(
             self.stride == "reference" or STRIDE.contains(float(self.stride.removesuffix("s"))),
-            f"clips.stride must be a time or a number of frames above 0 and at most {STRIDE.high:g}, not {self.stride}",
+            f"clips.stride must be above 0 and at most {STRIDE.high:g} (frames or seconds), not {self.stride}",
         )
-        require(self.crop_scale[0] <= self.crop_scale[1], f"clips.crop_scale is no range: {self.crop_scale}")
-        require(self.crop_ratio[0] <= self.crop_ratio[1], f"clips.crop_ratio is no range: {self.crop_ratio}")
+        require(self.crop_scale[0] <= self.crop_scale[1], f"clips.crop_scale must be [least, greatest], not {self.crop_scale}")
+        require(self.crop_ratio[0] <= self.crop_ratio[1], f"clips.crop_ratio must be [least, greatest], not {self.crop_ratio}")
 
 
 @dataclass
 class QualityConfig:
-    """Which episodes give no clips, by what was measured of their pictures (`pipeline.episodes.quality`); by default all do.
+    """Which episodes to exclude by the quality of their images (`pipeline.episodes.quality`); by default none.
 
     Attributes:
-        max_static: Greatest share of neighbouring frames between which nothing moves.
-        max_uniform: Greatest share of frames that are black or of one colour.
-        max_repeated: Greatest share of frames that are another frame once more, byte for byte.
-        max_swap_score: Greatest suspicion that red and blue are swapped, -1 to 1; 0.5 leaves out what is nearly all blue.
-        duplicates: `keep`; leave out episodes that are `exact` copies of another one; or those that are `near` to one too.
-        near_bits: In how many of their 568 bits the perceptual hashes of near duplicates may differ.
+        max_static: Largest fraction of neighbouring frame pairs in which nothing moves.
+        max_uniform: Largest fraction of frames that are black or of one colour.
+        max_repeated: Largest fraction of frames that repeat another frame, byte for byte.
+        max_swap_score: Largest score, -1 to 1, of swapped red and blue; 0.5 excludes episodes that are nearly all blue.
+        duplicates: `keep` all, or exclude copies of another episode: `exact` ones, or `near` ones too.
+        near_bits: Largest number of bits, of 568, in which perceptual hashes of near duplicates differ.
     """
 
     max_static: float | None = None
@@ -122,7 +119,7 @@ class QualityConfig:
 
     @property
     def active(self) -> bool:
-        """Whether anything may be left out."""
+        """Whether any filter is on."""
         return self.duplicates != "keep" or any(
             limit is not None for limit in (self.max_static, self.max_uniform, self.max_repeated, self.max_swap_score)
         )
@@ -130,7 +127,7 @@ class QualityConfig:
 
 @dataclass
 class Recipe:
-    """One experiment for all stages. See the sections' own docstrings."""
+    """One experiment for all stages. The sections document their keys."""
 
     data: DataConfig = field(default_factory=DataConfig)
     clips: ClipsConfig = field(default_factory=ClipsConfig)
@@ -140,9 +137,9 @@ class Recipe:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe as nested mappings that JSON and YAML hold."""
+        """Returns the recipe as nested mappings, ready for JSON and YAML."""
         return dataclasses.asdict(self)
 
     def as_yaml(self) -> str:
-        """The recipe as text that `--config` reads."""
+        """Returns the recipe as YAML text that `--config` reads."""
         return yaml.safe_dump(json.loads(json.dumps(self.as_dict())), sort_keys=False)

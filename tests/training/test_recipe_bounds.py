@@ -187,7 +187,7 @@ def test_a_stride_is_refused_by_its_name_or_cuts_clips(stride):
         (TrainingConfig, {"splits": ()}, "training.splits must name one or more splits"),
         (ClipsConfig, {"hue": 0.7}, "clips.hue must be at most 0.5, not 0.7"),
         (ClipsConfig, {"brightness": math.nan}, "clips.brightness must be finite and at least 0, not nan"),
-        (ClipsConfig, {"stride": "0"}, "clips.stride must be a time or a number of frames above 0"),
+        (ClipsConfig, {"stride": "0"}, "clips.stride must be above 0 and at most 1e+06 (frames or seconds), not 0"),
         (DataConfig, {"weights": {"alpha": math.inf}}, "data.weights must be finite and above 0"),
         (QualityConfig, {"max_static": math.nan}, "quality.max_static must be at least 0 and at most 1, not nan"),
     ],

@@ -13,13 +13,13 @@ from typing import Any
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.measured_json import measured_json
+from pipeline.config.catalog import CONFIGS
 from pipeline.config.cli import CommandParser, find_recipe, run_command
 from pipeline.config.cli_output import show
 from pipeline.processes.cpus import usable_cpus
 from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
 
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _RATE = "10"
 # Seeds from here on were never seen by the demo's tokenizer, which was trained on seeds from 100000 on.
 _TRAIN_SEED, _TEST_SEED = 0, 50_000
@@ -36,7 +36,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--output", type=Path, default=Path("demo_run"), metavar="DIR", help="Where everything goes.")
     parser.add_argument("--config", type=str, default="demo", metavar="RECIPE", help="The demo's recipe.")
     parser.add_argument(
-        "--tokenizer", type=Path, default=_CONFIGS / "demo-tokenizer", metavar="DIR", help="The trained tokenizer."
+        "--tokenizer", type=Path, default=CONFIGS / "demo-tokenizer", metavar="DIR", help="The trained tokenizer."
     )
     parser.add_argument("--episodes", type=int, default=160, metavar="N", help="Simulated training episodes.")
     parser.add_argument("--episode_steps", type=int, default=40, metavar="N", help="Frames of an episode.")

@@ -188,7 +188,7 @@ def test_ctrl_c_ends_the_job_and_the_next_run_goes_on(made, cluster, tmp_path):
     os.killpg(driver.pid, signal.SIGINT)
     out, err = driver.communicate(timeout=120)
     assert (driver.returncode, out) == (130, "")
-    assert "interrupted; run the same command again to go on" in err and "Traceback" not in err
+    assert "interrupted; run the same command again to resume" in err and "Traceback" not in err
     summary = ended(cluster.ingest(source, tmp_path))
     assert 0 < summary["made"] < summary["shards"] == sum(name.endswith(".tar") for name in expected)
     assert contents(tmp_path / NAME) == expected

@@ -42,7 +42,7 @@ def test_the_first_signal_unwinds_the_command_and_is_its_status(number):
                 say("unwound")
     """)
     assert (done.returncode, done.stdout) == (128 + number, "unwound\n")
-    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert done.stderr == "interrupted; run the same command again to resume\n"
 
 
 def test_a_second_signal_ends_a_command_that_is_unwinding():
@@ -145,7 +145,7 @@ def test_what_breaks_on_the_way_out_is_no_news():
                 raise SourceError("the workers are gone")
     """)
     assert done.returncode == 130
-    assert done.stderr == "interrupted; run the same command again to go on\n"
+    assert done.stderr == "interrupted; run the same command again to resume\n"
 
 
 def test_a_command_that_is_done_in_spite_of_a_signal_is_done():

@@ -64,7 +64,7 @@ def test_a_recipe_for_other_clips_than_the_shards_hold(tmp_path, key, value):
 def test_a_mixture_with_absent_data_sets(tmp_path):
     write_shard(tmp_path / "tokens", "fractal20220817_data")
     recipe = Recipe(data=DataConfig(mixture="select"), model=MODEL, training=TRAINING)
-    _refused(ConfigError, "data sets have no token shards, .* asu_table_top.* set data.missing to skip", tmp_path, recipe)
+    _refused(ConfigError, "data sets have no token shards .* asu_table_top.* set data.missing to skip", tmp_path, recipe)
     _refused(
         ConfigError, "data.weights: 1 of 1 data sets", tmp_path, dataclasses.replace(recipe, data=DataConfig(weights={"x": 1}))
     )

@@ -122,4 +122,4 @@ sys.exit(run_command(main))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 130
-    assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to go on"
+    assert done.stderr.splitlines()[-1] == "interrupted; run the same command again to resume"
