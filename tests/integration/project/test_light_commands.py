@@ -45,7 +45,7 @@ def test_help_a_version_and_a_wrong_option_import_nothing_heavy(command):
 
 
 PARSERS = {
-    "ingest": ("pipeline.__main__", "parser"),
+    "ingest": ("pipeline.__main__", "build_parser"),
     "inspect": ("tokenize_offline.inspect", "parser"),
     "tokenize": ("tokenize_offline.cli", "build_parser"),
     "train": ("training.__main__", "build_parser"),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.__main__ import build_parser as ingest_parser
 from pipeline.__main__ import main as ingest
-from pipeline.__main__ import parser as ingest_parser
 from pipeline.common.errors import ConfigError
 from pipeline.config.cli import CommandParser, find_recipe, packaged_recipes, recipe_parser
 from pipeline.config.cli_errors import Option, Options, describe_type, explain

@@ -3,13 +3,13 @@
 import pytest
 from video_data import write_video
 
-from pipeline.__main__ import main, parser
+from pipeline.__main__ import build_parser, main
 from pipeline.config.cli import parse_recipe
 
 
 def options(tmp_path, text: str, *given: str):
     (tmp_path / "recipe.yaml").write_text(f"source: somewhere\noutput: elsewhere\n{text}\n")
-    return parse_recipe(parser(), ["--config", str(tmp_path / "recipe.yaml"), *given])[1]
+    return parse_recipe(build_parser(), ["--config", str(tmp_path / "recipe.yaml"), *given])[1]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("bridge", ["bridge"]), ("[bridge]", ["bridge"]), ("[a, b]", ["a", "b"])])
@@ -28,15 +28,15 @@ def test_a_value_of_another_kind_is_named_with_its_key(tmp_path, capsys, text):
 
 
 def test_help_lists_what_matters_to_ingest_and_the_rest_of_a_recipe_is_taken_all_the_same(tmp_path, capsys):
-    shown = parser().format_help()
+    shown = build_parser().format_help()
     assert shown.startswith("usage: ivideogpt-ingest --dataset NAME")
     assert "--data.frames" in shown and "--training" not in shown and "--tokenizer" not in shown
     recipe, _ = parse_recipe(
-        parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--training.steps", "7", "--data.frames", "png"]
+        build_parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--training.steps", "7", "--data.frames", "png"]
     )
     assert (recipe.training.steps, recipe.data.frames) == (7, "png")
     with pytest.raises(SystemExit):
-        parse_recipe(parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--print_config"])
+        parse_recipe(build_parser(), ["--dataset", "a", "--source", "b", "--output", "c", "--print_config"])
     assert "global_batch: 64" in capsys.readouterr().out
 
 

@@ -111,7 +111,7 @@ def test_the_command_takes_several_cameras_and_refuses_several_data_sets(tmp_pat
     assert run(["--dataset", *NAMES[:3], *options]) == 0
     assert [json.loads(line)["made"] for line in capsys.readouterr().out.splitlines()] == [0, 0, 2]
     write_set(tmp_path, 1, name="bridge")
-    with pytest.raises(ConfigError, match="only where they are the catalog's cameras of one data set"):
+    with pytest.raises(ConfigError, match="must be the catalog's cameras of one data set"):
         run(["--dataset", NAMES[0], "bridge", *options])
     with pytest.raises(ConfigError, match="without --camera"):
         run(["--dataset", *NAMES[:2], "--camera", "image_3", *options])
