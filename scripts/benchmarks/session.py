@@ -106,7 +106,7 @@ def by_session(model: WorldModel, case: Case, passes: Counter[str]) -> Iterator[
     for step in range(case.steps):
         frame = session.step(case.action(step)).frame
         yield session.ids, frame
-    passes["passes"] += session.passes
+    passes["passes"] += session.forward_passes
     frames = session.ids[:, model.id_layout.prefix_length - 1 :].unflatten(1, (case.steps, -1))[..., 1:]
     passes["drafted"] += frames[:, 1:].numel()
     passes["right"] += int((frames[:, 1:] == frames[:, :-1]).sum())
@@ -176,7 +176,7 @@ def by_reencoding(
         read = reader(model)
         embedded = network.embed(ids, taken)
         for number in range(int(forced), id_layout.tokens_per_future_frame):
-            drawn = case.rule.draw(network.logits(read(embedded)), noise[:, number])[:, None]
+            drawn = case.rule.sample(network.logits(read(embedded)), noise[:, number])[:, None]
             ids = torch.cat([ids, drawn], dim=1)
             embedded = network.llm.model.embed_tokens(drawn)
         frame = decode(

@@ -1,1 +1,1 @@
-"""What makes a session fast and reproducible: one KV cache, packed weights, drafts of the next ids, noise per sample."""
+"""Runs a world model frame by frame: sessions, KV cache, sampling, speculative decoding, and fast layers for CPUs."""

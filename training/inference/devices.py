@@ -1,4 +1,4 @@
-"""Where a model runs: a device that its caller names, checked before a model is read for it."""
+"""Chooses and checks the device a model runs on, before the model is loaded."""
 
 import torch
 
@@ -6,21 +6,21 @@ from pipeline.common.errors import ConfigError
 
 
 def usable_device(wanted: str | torch.device | None) -> torch.device:
-    """The device that was asked for, or the GPU where there is one.
+    """Returns the device `wanted`; None means the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigError: This machine, or this torch, has no such device; the message says what there is.
+        ConfigError: This machine or this build of torch has no such device; the message lists the available ones.
     """
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        # Tried, since each kind says in another way that it isn't there. `meta` holds no numbers.
+        # Try it, because each kind of device reports its absence differently. `meta` fails here: it holds no numbers.
         usable = torch.zeros(1, device=device).item() == 0
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError):
         usable = False
     if not usable:
-        raise ConfigError(f"device {str(wanted)!r} can't be used here; there is {', '.join(_devices())}")
+        raise ConfigError(f"device {str(wanted)!r} is not available; use one of: {', '.join(_devices())}")
     return device
 
 

@@ -1,8 +1,8 @@
-"""Decoding predicted frames one at a time: what depends on the context alone is done once, and the rest is quick on a CPU.
+"""Decodes predicted frames one at a time and computes the context's features only once.
 
-Of the context only the features that later frames attend to are decoded, not its pictures. On a CPU the features become keys
-and values at once, layers are packed (see `packed_layers`) and maps keep their channels last. It costs a second copy of the
-decoders' weights, and frames differ from those of the tokenizer's own `decode_future` by rounding.
+Only the context features that future frames attend to are decoded, not the context frames. On a CPU, these features are turned
+into attention keys and values once, and layers come from `onednn_layers`. This costs a second copy of the decoders' weights.
+Frames equal those of the tokenizer's `decode_future` up to rounding.
 """
 
 import copy
@@ -17,16 +17,16 @@ from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 from tokenize_offline.tokenizer.autoencoder import Decoder
 from tokenize_offline.tokenizer.blocks import Upsample
 from tokenize_offline.tokenizer.model import ContextFeatures
-from training.inference.onednn_layers import OneDnnConvolution, OneDnnLinear, OneDnnUpsample, packable
+from training.inference.onednn_layers import OneDnnConvolution, OneDnnLinear, OneDnnUpsample, supports_onednn
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class FrameDecoder:
-    """The decoders of a tokenizer as a session uses them.
+    """The decoders of a tokenizer, set up for a session.
 
     Args:
-        tokenizer: In evaluation mode and on its device. Later changes of its weights are not seen on a CPU.
+        tokenizer: Tokenizer in evaluation mode, on its device. On a CPU, later changes of its weights have no effect here.
     """
 
     def __init__(self, tokenizer: CompressiveVQModel) -> None:
@@ -35,51 +35,51 @@ class FrameDecoder:
             "cond_decoder": tokenizer.cond_decoder,
             "post_quant_linear": tokenizer.post_quant_linear,
         }
-        self._packed = packable(tokenizer.post_quant_linear.weight)
-        if self._packed:
-            decoders = {name: _packed(module) for name, module in decoders.items()}
+        self._uses_onednn = supports_onednn(tokenizer.post_quant_linear.weight)
+        if self._uses_onednn:
+            decoders = {name: _with_onednn(module) for name, module in decoders.items()}
         self._tokenizer = _with_children(tokenizer, decoders)
-        self._attention = [block for block in self._tokenizer.cond_decoder.modules() if isinstance(block, _KeptAttention)]
+        self._attention = [block for block in self._tokenizer.cond_decoder.modules() if isinstance(block, _CachedAttention)]
 
     @torch.no_grad()
     def context(self, ids: Tensor) -> ContextFeatures:
-        """What `frames` needs of a context, a row a clip in each tensor: decoded once, kept for all future frames.
+        """Returns the context features that `frames` needs; each tensor has one row per clip.
 
         Args:
-            ids: (B, 257 t - 1 or more); what follows the context's ids is not looked at.
+            ids: (B, 257 t - 1 or more) for t context frames; ids after the context are ignored.
 
         Raises:
-            ValueError: Fewer ids than the context takes, or a context id that is no code.
+            ValueError: There are fewer ids than the context needs, or a context id is not in the codebook.
         """
         _, features = self._tokenizer.decode_context(ids)
-        if not self._packed:
+        if not self._uses_onednn:
             return features
         return tuple(block.keys_and_values(feature) for block, feature in zip(self._attention, features, strict=True))
 
     def frames(self, ids: Tensor, context: ContextFeatures) -> Tensor:
-        """Future frames (R, n, 3, S, S), about [0, 1], of their ids (R, n, g); see `decode_future` of the tokenizer."""
+        """Returns future frames (R, n, 3, S, S), roughly in [0, 1], decoded from ids (R, n, g) as `decode_future` does."""
         return self._tokenizer.decode_future(ids, context).contiguous()
 
 
 class _FeatureDecoder(nn.Module):
-    """A plain decoder up to the last feature that is attended to; stands where a decoder stood that also made frames."""
+    """A decoder cut off after the last feature that future frames attend to, so it makes no frames."""
 
     def __init__(self, decoder: Decoder, attended: list[int]) -> None:
         super().__init__()
         self.conv_in, self.mid_block = decoder.conv_in, decoder.mid_block
-        # Feature i + 2 is that after up block i.
+        # Up block i makes feature i + 2.
         self.up_blocks = nn.ModuleList(list(decoder.up_blocks)[: max(attended) - 1])
 
     def forward(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The last map in place of frames, and the features so far."""
+        """Returns the last feature map, in the place of frames, and all features."""
         features = [self.conv_in(latents)]
         for block in (self.mid_block, *self.up_blocks):
             features.append(block(features[-1]))
         return features[-1], features
 
 
-class _KeptAttention(nn.Module):
-    """A cross-attention block whose context comes as keys and values (B, 2, heads, positions, width of a head)."""
+class _CachedAttention(nn.Module):
+    """A cross-attention block whose context is given as keys and values (B, 2, heads, positions, head width)."""
 
     def __init__(self, block: CrossAttentionBlock) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class _KeptAttention(nn.Module):
         self.out = OneDnnLinear(attention.out_proj)
 
     def keys_and_values(self, context: Tensor) -> Tensor:
-        """Of context features (B, C, t H, W)."""
+        """Returns the keys and values of context features (B, C, t H, W)."""
         positions = self.kv_norm(context).flatten(2).transpose(1, 2) + self.kv_pos_emb
-        # (B, positions, 2, heads, width), and positions last but one.
+        # From (B, positions, 2, heads, width) to (B, 2, heads, positions, width).
         return self.keys_values(positions).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4).contiguous()
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
-        """Attend from future features (B f, C, H, W); returns (B f, C, H, W)."""
+        """Lets future features (B f, C, H, W) attend to the context; returns (B f, C, H, W)."""
         positions = self.q_norm(features).flatten(2).transpose(1, 2) + self.q_pos_emb
         queries = self.queries(positions).reshape(len(context), -1, self.heads, context.shape[-1]).transpose(1, 2)
         keys, values = context.unbind(1)
@@ -107,8 +107,8 @@ class _KeptAttention(nn.Module):
         return F.silu(features + self.out(attended).transpose(1, 2).reshape(features.shape))
 
 
-def _packed(module: nn.Module) -> nn.Module:
-    """The same network with packed layers; what has none inside is shared."""
+def _with_onednn(module: nn.Module) -> nn.Module:
+    """Returns the same network with oneDNN layers; modules without such layers are shared."""
     match module:
         case Upsample():
             return OneDnnUpsample(module.conv)
@@ -117,19 +117,19 @@ def _packed(module: nn.Module) -> nn.Module:
         case nn.Linear():
             return OneDnnLinear(module)
         case CrossAttentionBlock():
-            return _KeptAttention(module)
-    return _with_children(module, {name: _packed(child) for name, child in module.named_children()})
+            return _CachedAttention(module)
+    return _with_children(module, {name: _with_onednn(child) for name, child in module.named_children()})
 
 
 def _with_children(module: Module, children: dict[str, nn.Module]) -> Module:
-    """A shallow copy of a module that has other children under these names; everything else is shared."""
+    """Returns a shallow copy of a module with these children replaced; everything else is shared."""
     clone = copy.copy(module)
     clone._modules = {**module._modules, **children}
     return clone
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A layer over existing tensors."""
+    """Returns a linear layer that uses existing tensors."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight, layer.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
     return layer

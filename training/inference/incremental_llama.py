@@ -1,13 +1,13 @@
-"""A Llama that reads a few ids at a time into a key-value cache of fixed shape: the session's transformer.
+"""Runs a Llama a few ids at a time with a key-value cache of fixed shape: the transformer of a session.
 
-The same weights and arithmetic as `transformers`' Llama without what that does anew for every call: tables of the rotary
-embedding are made once, queries, keys and values come from one product, gate and up from another, and attention reads the
-cache's buffers where they lie. The joined matrices replace the model's own, which become views of them; the price is that a
-model moved to another device or type afterwards needs a new one of these. On a CPU matrices are packed (see `packed_layers`):
-a step is bound by reading them, and so they are read at nearly the speed of memory, for four ids in the time of one.
+It computes what the Llama of `transformers` computes, with less work per call: rotary tables are made once, one matrix product
+gives queries, keys and values, another gives gate and up, and attention reads the cache in place. The joined matrices replace
+the model's own, which become views of them. So after moving the model to another device or type, make a new object of this
+class. On a CPU a step is bound by reading the weights; `onednn_layers` reads them almost at memory speed, four ids at the cost
+of one.
 
-Compiled, a step is one graph over buffers that never move, which on a GPU is replayed as a CUDA graph: a step of one id
-is bound by launches there. On a CPU it is bound by reading the weights, and compiling saves little.
+A compiled step is one graph over buffers with fixed addresses. A GPU replays it as a CUDA graph, since kernel launches bound a
+step of one id there. On a CPU compiling saves little.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,16 +22,16 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 from training.inference.kv_cache import KeyValueCache
 from training.inference.onednn_layers import OneDnnLinear
 
-_SPAN = 128  # attention reads whole multiples of so many positions, to meet few shapes
+_SPAN = 128  # attention reads multiples of this many positions, to keep the number of shapes small
 
 
 class IncrementalLlama:
-    """Appends ids to a cache and gives the hidden states after them.
+    """Appends ids to a cache and returns their hidden states.
 
     Args:
-        model: In evaluation mode, on its device; its projections become views of joined ones.
-        spare: Positions beyond the model's own that may be written, but not be seen by a position that counts.
-        compiled: Whether steps after the first run through `torch.compile`.
+        model: Model in evaluation mode, on its device; its projections become views of joined ones.
+        spare: Additional positions after the model's own. They may be written, but no valid position attends to them.
+        compiled: Use `torch.compile` for steps after the first.
     """
 
     def __init__(self, model: LlamaForCausalLM, spare: int, compiled: bool = False) -> None:
@@ -43,7 +43,7 @@ class IncrementalLlama:
         self._compiled = torch.compile(self._stack, mode="reduce-overhead") if compiled else None
 
     def prefill(self, embedded: torch.Tensor) -> KeyValueCache:
-        """A new cache that holds the first n positions: input embeddings (R, n, width)."""
+        """Returns a new cache filled with the first n positions, from input embeddings (R, n, width)."""
         rows, count, _ = embedded.shape
         cache = KeyValueCache.zeros(self._layers, (rows, self._stack.heads, self._capacity, self._stack.head_width), embedded)
         positions = torch.arange(count, device=embedded.device).expand(rows, -1)
@@ -51,34 +51,34 @@ class IncrementalLlama:
         return cache
 
     def copied(self, cache: KeyValueCache, copies: int = 1) -> KeyValueCache:
-        """A cache of its own in which every row became so many neighbouring rows."""
+        """Returns a separate cache in which each row is repeated `copies` times."""
         taken = cache.repeated(copies)
         if self._compiled is not None:
             for buffer in (*taken.keys, *taken.values):
-                # Else every replay of a CUDA graph would copy the buffer into memory of the graph.
+                # Otherwise each replay of a CUDA graph would copy the buffer into the memory of the graph.
                 torch._dynamo.mark_static_address(buffer, guard=False)
         return taken
 
     def step(self, embedded: torch.Tensor, positions: torch.Tensor, cache: KeyValueCache, length: int) -> torch.Tensor:
-        """Write n positions of every row and look from them at all before them.
+        """Writes n positions of every row; each attends to all positions before it.
 
         Args:
             embedded: (R, n, width) input embeddings.
-            positions: (R, n) int64, where they stand; ascending in a row.
-            cache: Of R rows, from `copied`.
-            length: Above all `positions`; known without asking the device.
+            positions: (R, n) int64, ascending in each row.
+            cache: Cache with R rows, from `copied`.
+            length: A number above all `positions`; given so that the device is not asked.
 
         Returns:
-            (R, n, width) hidden states after the last normalisation.
+            (R, n, width) hidden states after the final normalisation.
         """
         if self._compiled is None:
             return self._stack(embedded, positions, cache.keys, cache.values, self._span(length))
         torch.compiler.cudagraph_mark_step_begin()
-        # One span for all: shapes that change would be compiled anew. Cloned, since the next replay writes over it.
+        # One span for all steps, because a new shape would be compiled again. Cloned, because the next replay overwrites it.
         return self._compiled(embedded, positions, cache.keys, cache.values, self._capacity).clone()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., V) fp32 scores of the next id after hidden states (..., width)."""
+        """Returns (..., V) fp32 logits of the next id for hidden states (..., width)."""
         return self._head(hidden).float()
 
     def _span(self, length: int) -> int:
@@ -86,7 +86,7 @@ class IncrementalLlama:
 
 
 class _Stack(nn.Module):
-    """The layers, with joined projections."""
+    """All layers, with joined projections."""
 
     cosines: torch.Tensor
     sines: torch.Tensor
@@ -110,11 +110,11 @@ class _Stack(nn.Module):
         values: list[torch.Tensor],
         span: int,
     ) -> torch.Tensor:
-        """(R, n, width) at `positions` (R, n), which may look at what stands in the first `span` positions before them."""
+        """Returns hidden states (R, n, width) at `positions` (R, n); attention reads `span` positions of the cache."""
         rotation = (self.cosines[positions].unsqueeze(2), self.sines[positions].unsqueeze(2))
-        hidden_places = torch.arange(span, device=positions.device) > positions[:, None, :, None]
-        # As numbers to add, made once: attention would turn truth values into them for every layer.
-        mask = torch.zeros(hidden_places.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(hidden_places, -torch.inf)
+        masked = torch.arange(span, device=positions.device) > positions[:, None, :, None]
+        # An additive mask, made once: attention would convert a boolean mask in every layer.
+        mask = torch.zeros(masked.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(masked, -torch.inf)
         rows = torch.arange(len(positions), device=positions.device)[:, None]
         for layer, held_keys, held_values in zip(self.layers, keys, values, strict=True):
             hidden = layer(hidden, rotation, (rows, positions), (held_keys, held_values), mask)
@@ -169,14 +169,14 @@ def _normalised(hidden: torch.Tensor, norm: LlamaRMSNorm) -> torch.Tensor:
 
 
 def _rotated(heads: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """The rotary embedding of (R, n, heads, width), each half of a head's width turned against the other."""
+    """Applies the rotary embedding to (R, n, heads, width)."""
     cosines, sines = rotation
     first, second = heads.chunk(2, dim=-1)
     return heads * cosines + torch.cat([-second, first], dim=-1) * sines
 
 
 def _joined(parts: Sequence[nn.Linear]) -> nn.Linear:
-    """One linear layer that gives the outputs of several side by side; their parameters become views of its own."""
+    """Returns one linear layer that computes several layers side by side; their parameters become views of its own."""
     rows = [part.out_features for part in parts]
     biased = parts[0].bias is not None
     whole = nn.Linear(parts[0].in_features, sum(rows), bias=biased, device="meta")

@@ -1,7 +1,7 @@
-"""Drawing the next id: top-k and temperature, with noise that depends on (seed, sample, frame, id) and nothing else.
+"""Samples the next id with top-k and temperature; the noise depends only on (seed, sample, frame, id).
 
-One uniform number an id, computed from a counter, drives an inverse-CDF draw. So a sample is the same however many samples
-or clips share its batch, on whatever device; a generator's state would tie all of them together.
+Each id uses one uniform number, computed from a counter, for inverse-CDF sampling. So a sample does not depend on how many
+samples or clips share its batch, or on the device. The state of a random generator would depend on both.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from pipeline.common.errors import ConfigError
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """How an id is drawn from its scores.
+    """How to sample an id from its logits.
 
     Attributes:
-        top_k: Only the k best ids can be drawn; None or 0 allows all.
-        temperature: Scores are divided by it; 0 takes the best id.
+        top_k: Sample among the k most likely ids; None or 0 allows all.
+        temperature: Logits are divided by it; 0 = greedy.
     """
 
     top_k: int | None = 100
@@ -27,16 +27,16 @@ class SamplingRule:
 
     def __post_init__(self) -> None:
         if self.top_k is not None and (not isinstance(self.top_k, Integral) or self.top_k < 0):
-            raise ConfigError(f"top_k must be a whole number from 1 on, or 0 or None for all ids, not {self.top_k!r}")
+            raise ConfigError(f"top_k must be a positive whole number, or 0 or None for all ids, not {self.top_k!r}")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature must be 0 or above, not {self.temperature}")
 
-    def draw(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """One id a row.
+    def sample(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        """Samples one id per row.
 
         Args:
             logits: (R, V) fp32.
-            uniforms: (R,) float64 in [0, 1); not looked at with temperature 0.
+            uniforms: (R,) float64 in [0, 1); unused at temperature 0.
 
         Returns:
             (R,) int64.
@@ -44,16 +44,16 @@ class SamplingRule:
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         kept, candidates = logits.topk(min(self.top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
-        # In double precision: the sum of 16 k rounded probabilities must not fall short of a uniform close to 1.
+        # Double precision, so that rounding of 16 k probabilities cannot keep their sum below a uniform close to 1.
         cumulative = torch.softmax(kept.double() / self.temperature, dim=-1).cumsum(dim=-1)
         chosen = (cumulative[:, :-1] <= uniforms[:, None]).sum(dim=-1, keepdim=True)
         return candidates.gather(-1, chosen).squeeze(-1)
 
 
 def uniforms(seed: int, samples: int, frame: int, count: int, first: int = 0) -> np.ndarray:
-    """(samples, count) float64 in [0, 1): the noise for `count` ids of one frame, row r for sample `first` + r.
+    """Returns (samples, count) float64 in [0, 1): noise for `count` ids of one frame; row r is for sample `first` + r.
 
-    Every entry is a Philox output keyed by (seed, sample) at the counter of its frame.
+    Each entry is an output of Philox with the key (seed, sample) and the frame as counter.
     """
     rows = []
     for sample in range(first, first + samples):

@@ -1,21 +1,21 @@
-"""Exact speculative decoding: a draft of the next ids is checked in one pass instead of drawn id by id.
+"""Exact speculative decoding: one pass checks several proposed ids instead of sampling ids one by one.
 
-The draft of a frame is the frame before it: most of a video stands still. Every id is still drawn from the model's own scores
-with its own noise; the draft only decides which scores one pass computes. Ids after a wrong draft are drawn again, so a bad
-draft costs time and never changes an outcome, beyond the rounding of products of another shape.
+The proposal for a frame is the frame before it, because most of a video stands still. Every id is still sampled from the
+model's logits with its own noise; the proposal only decides which logits one pass computes. Ids after a wrong proposal are
+sampled again, so a bad proposal costs time but changes no result, except for rounding in products of another shape.
 """
 
 import torch
 
-# Few lengths, so that a compiled step meets few shapes. The longest covers a published frame with the id before it.
+# Few lengths, so that a compiled step sees few shapes. The longest covers a published frame and the id before it.
 BLOCK_LENGTHS = (1, 2, 4, 8, 18)
-UNKNOWN_AGREEMENT = 0.5  # of the first frame that has a draft
+UNKNOWN_AGREEMENT = 0.5  # assumed for the first frame that has a proposal
 
 
 def pass_cost(positions: int, on_cpu: bool) -> float:
-    """Time of a pass over so many positions (rows x ids), in passes of one; fitted to the published size.
+    """Returns the time of a pass over `positions` (rows x ids), relative to a pass over one position.
 
-    Measured on a CPU core; on a GPU a pass is bound by launches, and its arithmetic a guess on the careful side.
+    Fitted to the published size on one CPU core. On a GPU kernel launches bound a pass; the slope there is a cautious guess.
     """
     if not on_cpu:
         return 1 + 0.01 * positions
@@ -23,27 +23,27 @@ def pass_cost(positions: int, on_cpu: bool) -> float:
 
 
 def block_length(agreement: float, rows: int, remaining: int, on_cpu: bool) -> int:
-    """How many ids a pass should take: what yields most ids in its time.
+    """Returns the number of ids per pass that is expected to yield the most ids per unit of time.
 
     Args:
-        agreement: Share of ids that are as drafted, as far as known.
-        rows: Of the batch.
-        remaining: Ids that the row furthest behind still needs.
-        on_cpu: Where it runs.
+        agreement: Fraction of ids that equalled their proposal in the last frame.
+        rows: Rows of the batch.
+        remaining: Ids that the slowest row still needs.
+        on_cpu: Whether the model runs on a CPU.
     """
 
-    def yielded(length: int) -> float:
+    def ids_per_time(length: int) -> float:
         useful = min(length, remaining)
         return sum(agreement**number for number in range(useful)) / pass_cost(rows * length, on_cpu)
 
-    return max(BLOCK_LENGTHS, key=yielded)
+    return max(BLOCK_LENGTHS, key=ids_per_time)
 
 
-def accepted(drawn: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
-    """(R,) how many of the drawn ids follow from right ids: one, and one more for every draft that was right before it.
+def accepted(sampled: torch.Tensor, fed: torch.Tensor) -> torch.Tensor:
+    """Returns (R,): the number of final ids, which is one plus the number of right proposals at the beginning of a pass.
 
     Args:
-        drawn: (R, n) the id drawn after each fed one.
-        fed: (R, n) ids of a pass, the first known to be right, the others drafted.
+        sampled: (R, n) the id sampled after each fed id.
+        fed: (R, n) ids of a pass: the first is known to be right, the others are proposals.
     """
-    return 1 + (drawn[:, :-1] == fed[:, 1:]).cumprod(dim=1).sum(dim=1)
+    return 1 + (sampled[:, :-1] == fed[:, 1:]).cumprod(dim=1).sum(dim=1)

@@ -9,7 +9,7 @@ from training.inference.frame_decoder import FrameDecoder
 
 
 def tokenizer(**changes):
-    """With position embeddings and biases that are not zero, or leaving them out would not be seen."""
+    """A tokenizer whose position embeddings and biases are not zero, so that a missing one changes the result."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CompressiveVQModel(dataclasses.replace(tiny_models.TOKENIZER, **changes)).eval().requires_grad_(False)
@@ -29,9 +29,9 @@ def clips(model, rows, frames):
     return context, future + id_layout.num_vq_embeddings
 
 
-# Attention at the two lower resolutions, at the lowest alone as published, and at all.
+# Attention at the two lowest resolutions, only at the lowest (as published), and at all resolutions.
 @pytest.mark.parametrize("changes", [{}, {"max_att_resolution": 8}, {"max_att_resolution": 32}, {"context_length": 1}])
-def test_frames_are_those_of_the_tokenizer_up_to_rounding(changes):
+def test_frames_equal_those_of_the_tokenizer_up_to_rounding(changes):
     model = tokenizer(**changes)
     context, future = clips(model, rows=2, frames=3)
     _, features = model.decode_context(context)
@@ -40,7 +40,7 @@ def test_frames_are_those_of_the_tokenizer_up_to_rounding(changes):
     torch.testing.assert_close(frames, model.decode_future(future, features), atol=1e-4, rtol=1e-5)
 
 
-def test_rows_of_a_context_are_its_clips():
+def test_each_row_of_the_context_belongs_to_one_clip():
     model = tokenizer()
     context, future = clips(model, rows=2, frames=1)
     decoder = FrameDecoder(model)
@@ -50,7 +50,7 @@ def test_rows_of_a_context_are_its_clips():
         torch.testing.assert_close(alone[0], decoder.frames(future, both)[row], atol=1e-5, rtol=1e-5)
 
 
-def test_tokenizer_itself_stays_as_it_was():
+def test_the_tokenizer_is_not_changed():
     model = tokenizer()
     context, _ = clips(model, rows=1, frames=1)
     before = model.decode_context(context)[0]
@@ -60,7 +60,7 @@ def test_tokenizer_itself_stays_as_it_was():
     assert [name for name, _ in model.named_parameters()] == names
 
 
-def test_context_that_is_no_context_is_refused():
+def test_invalid_context_ids_are_refused():
     decoder = FrameDecoder(tokenizer())
     with pytest.raises(ValueError, match="context ids must be"):
         decoder.context(torch.full((1, 200), 99))

@@ -20,7 +20,7 @@ def llama(seed=0, **changes):
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
-        # Norms that are not one and biases that are not zero, or leaving them out would not be seen.
+        # Norms other than 1 and biases other than 0, so that a missing one changes the result.
         parameter.normal_(float("norm" in name), 0.3)
     return model
 
@@ -30,7 +30,7 @@ def embeddings(rows, count, seed=0):
 
 
 def in_pieces(decoder, embedded, lengths, copies=1):
-    """Hidden states after a prefill of the first of `lengths` and steps of the others."""
+    """Hidden states of steps of the given lengths after a prefill of the first length."""
     first, hidden = lengths[0], []
     cache = decoder.copied(decoder.prefill(embedded[::copies, :first]), copies)
     for length in lengths[1:]:
@@ -41,7 +41,7 @@ def in_pieces(decoder, embedded, lengths, copies=1):
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"attention_bias": True, "mlp_bias": True}])
-def test_pieces_give_the_hidden_states_of_the_whole(changes):
+def test_hidden_states_of_pieces_equal_those_of_one_pass(changes):
     model = llama(**changes)
     embedded = embeddings(2, 155)
     expected = model.model(inputs_embeds=embedded).last_hidden_state
@@ -49,7 +49,7 @@ def test_pieces_give_the_hidden_states_of_the_whole(changes):
     torch.testing.assert_close(hidden, expected[:, 100:], atol=1e-5, rtol=1e-5)
 
 
-def test_prefilled_rows_are_copied_side_by_side():
+def test_copies_of_a_prefilled_row_are_neighbours():
     model = llama()
     embedded = embeddings(2, 30).repeat_interleave(3, dim=0)
     expected = model.model(inputs_embeds=embedded).last_hidden_state
@@ -57,7 +57,7 @@ def test_prefilled_rows_are_copied_side_by_side():
     torch.testing.assert_close(hidden, expected[:, 28:], atol=1e-5, rtol=1e-5)
 
 
-def test_rows_may_stand_apart_and_what_was_written_beyond_is_not_seen():
+def test_rows_may_be_at_different_positions_and_stale_entries_are_not_attended_to():
     model = llama()
     decoder = IncrementalLlama(model, spare=8)
     embedded = embeddings(2, 20)
@@ -72,7 +72,7 @@ def test_rows_may_stand_apart_and_what_was_written_beyond_is_not_seen():
     torch.testing.assert_close(hidden[1], expected[1, 13:17], atol=1e-5, rtol=1e-5)
 
 
-def test_model_itself_goes_on_with_joined_weights_held_once():
+def test_the_model_still_works_and_shares_the_joined_weights():
     model = llama()
     embedded = embeddings(1, 12)
     expected = model.model(inputs_embeds=embedded).last_hidden_state
@@ -84,7 +84,7 @@ def test_model_itself_goes_on_with_joined_weights_held_once():
 
 
 @pytest.mark.soak
-def test_compiled_steps_are_those_of_plain_ones():
+def test_compiled_steps_equal_plain_ones():
     embedded = embeddings(2, 20)
     plain, compiled = (IncrementalLlama(llama(), spare=8, compiled=compiled) for compiled in (False, True))
     lengths = [10, 2, 1, 1, 4]
@@ -93,7 +93,7 @@ def test_compiled_steps_are_those_of_plain_ones():
     )
 
 
-def test_logits_are_those_of_the_model():
+def test_logits_equal_those_of_the_model():
     model = llama()
     hidden = embeddings(2, 3)
     torch.testing.assert_close(IncrementalLlama(model, 0).logits(hidden), model.lm_head(hidden), atol=1e-5, rtol=1e-5)

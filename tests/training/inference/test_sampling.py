@@ -12,7 +12,7 @@ SEEDS = st.integers(-(2**63), 2**64 - 1)
 
 @settings(deadline=None, max_examples=50)
 @given(SEEDS, st.integers(1, 5), st.integers(1, 5), st.integers(0, 1000), st.integers(1, 20))
-def test_noise_of_a_sample_does_not_depend_on_how_many_there_are(seed, few, more, frame, count):
+def test_noise_of_a_sample_does_not_depend_on_the_number_of_samples(seed, few, more, frame, count):
     np.testing.assert_array_equal(uniforms(seed, few, frame, count), uniforms(seed, few + more, frame, count)[:few])
 
 
@@ -26,42 +26,42 @@ def test_noise_differs_between_samples_frames_and_seeds(seed, frame):
     assert ((here >= 0) & (here < 1)).all()
 
 
-def test_temperature_zero_takes_the_best_id():
+def test_temperature_zero_takes_the_most_likely_id():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
-    assert SamplingRule(temperature=0.0).draw(logits, torch.tensor([0.99, 0.99], dtype=torch.float64)).tolist() == [1, 0]
+    assert SamplingRule(temperature=0.0).sample(logits, torch.tensor([0.99, 0.99], dtype=torch.float64)).tolist() == [1, 0]
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 12), st.floats(0.1, 5.0), st.integers(0, 2**31))
-def test_ids_beyond_the_k_best_are_never_drawn(top_k, temperature, seed):
+def test_ids_outside_the_k_most_likely_are_never_sampled(top_k, temperature, seed):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(1, 12, generator=generator).expand(300, 12)
     noise = torch.rand(300, dtype=torch.float64, generator=generator)
-    drawn = SamplingRule(top_k, temperature).draw(logits, noise)
-    assert set(drawn.tolist()) <= set(logits[0].topk(top_k).indices.tolist())
+    sampled = SamplingRule(top_k, temperature).sample(logits, noise)
+    assert set(sampled.tolist()) <= set(logits[0].topk(top_k).indices.tolist())
 
 
 @pytest.mark.parametrize("top_k", [None, 0, 3, np.int64(3)])
-def test_ids_are_drawn_as_often_as_they_are_likely(top_k):
+def test_ids_are_sampled_with_their_probabilities(top_k):
     logits = torch.tensor([[0.3, 1.5, -1.0, 0.8]])
     count = 20_000
     noise = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    drawn = SamplingRule(top_k, temperature=0.7).draw(logits.expand(count, 4), noise)
+    sampled = SamplingRule(top_k, temperature=0.7).sample(logits.expand(count, 4), noise)
     allowed = logits[0].clone()
     if top_k:
         allowed[allowed.argmin()] = -torch.inf
     expected = (allowed.double() / 0.7).softmax(-1)
-    np.testing.assert_allclose(torch.bincount(drawn, minlength=4) / count, expected, atol=2 / count)
+    np.testing.assert_allclose(torch.bincount(sampled, minlength=4) / count, expected, atol=2 / count)
 
 
-def test_largest_noise_still_draws_an_id():
+def test_the_largest_noise_gives_a_valid_id():
     logits = torch.randn(1, 16386, generator=torch.Generator().manual_seed(0))
     noise = torch.tensor([np.nextafter(1.0, 0.0)], dtype=torch.float64)
-    drawn = SamplingRule(None).draw(logits, noise)
-    assert 0 <= drawn.item() < 16386
+    sampled = SamplingRule(None).sample(logits, noise)
+    assert 0 <= sampled.item() < 16386
 
 
 @pytest.mark.parametrize("numbers", [{"top_k": -1}, {"top_k": 2.5}, {"temperature": -1.0}, {"temperature": float("nan")}])
-def test_impossible_rules_are_refused(numbers):
+def test_invalid_sampling_options_are_refused(numbers):
     with pytest.raises(ConfigError):
         SamplingRule(**numbers)

@@ -33,7 +33,7 @@ def driven():
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_published_greedy_ids_with_actions_are_met(shared, tmp_path, number):
+def test_greedy_ids_with_actions_equal_the_published_ones(shared, tmp_path, number):
     fixture = shared / "parity" / f"context{number}"
     shutil.copytree(fixture / "tokenizer", tmp_path / "tokenizer")
     shutil.copytree(fixture / "transformer-action", tmp_path / "transformer")
@@ -45,7 +45,7 @@ def test_published_greedy_ids_with_actions_are_met(shared, tmp_path, number):
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_published_models_give_the_ids_of_generate_over_the_whole_prefix(shared, number):
+def test_greedy_ids_of_published_models_equal_those_of_generate(shared, number):
     fixture = shared / "parity" / f"context{number}"
     expected = np.load(fixture / "expected.npz")
     model = WorldModel.from_pretrained(fixture, device="cpu")
@@ -59,7 +59,7 @@ def test_published_models_give_the_ids_of_generate_over_the_whole_prefix(shared,
     assert torch.equal(session.ids, generated)
 
 
-def test_greedy_ids_with_actions_are_the_best_of_a_forward_over_everything(driven):
+def test_greedy_ids_with_actions_are_the_most_likely_ones_of_one_forward_pass(driven):
     session = driven.start(context(clips=2), temperature=0)
     actions = some_actions(4)
     session.rollout(actions)
@@ -74,7 +74,7 @@ def test_greedy_ids_with_actions_are_the_best_of_a_forward_over_everything(drive
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.3, 1.0])
-def test_drawn_ids_are_those_of_drawing_one_by_one_from_a_forward_over_everything(driven, temperature):
+def test_sampled_ids_equal_those_sampled_one_by_one_from_one_forward_pass(driven, temperature):
     samples, steps = 3, 5
     session = driven.start(context(), samples=samples, temperature=temperature, top_k=5, seed=3)
     actions = some_actions(steps)
@@ -88,13 +88,13 @@ def test_drawn_ids_are_those_of_drawing_one_by_one_from_a_forward_over_everythin
         noise = torch.from_numpy(uniforms(3, samples, frame, step))
         for number in range(1, step):
             place = first + frame * step + number
-            assert torch.equal(session.ids[:, place], rule.draw(logits[:, place - 1], noise[:, number]))
+            assert torch.equal(session.ids[:, place], rule.sample(logits[:, place - 1], noise[:, number]))
 
 
 @pytest.mark.parametrize("rewards", [False, True])
-def test_ids_do_not_depend_on_whether_drafts_were_right(rewards):
+def test_ids_do_not_depend_on_whether_proposals_were_right(rewards):
     model = tiny_models.world_model(actions=True, rewards=rewards)
-    # A greedy future under one action stands still soon; actions that come and go make drafts wrong for some rows only.
+    # Under one action a greedy future soon stands still; changing actions make proposals wrong for some rows only.
     still, turning = some_actions(1)[0], some_actions(6, seed=2)
     apart = torch.stack([torch.stack([still, action * 3]) for action in turning])
     both = model.start(context(), samples=2, temperature=0)
@@ -119,7 +119,7 @@ def test_compiled_model_predicts_the_same(tmp_path):
     assert torch.equal(*ids)
 
 
-def test_rewards_are_those_of_a_forward_over_everything(driven):
+def test_rewards_equal_those_of_one_forward_pass(driven):
     session = driven.start(context(), samples=2, seed=1)
     actions = some_actions(3)
     rewards = torch.stack([result.reward for result in session.rollout(actions)], dim=1)
@@ -129,7 +129,7 @@ def test_rewards_are_those_of_a_forward_over_everything(driven):
     torch.testing.assert_close(rewards, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_frames_are_those_of_all_ids_decoded_together(free):
+def test_frames_equal_those_of_all_ids_decoded_together(free):
     session = free.start(context(), samples=3, seed=0)
     frames = torch.stack([result.frame for result in session.rollout([None] * 4)], dim=1)
     torch.testing.assert_close(frames, free.tokenizer.detokenize(session.ids)[:, 2:].clamp(0, 1), atol=1e-5, rtol=0)
@@ -137,9 +137,9 @@ def test_frames_are_those_of_all_ids_decoded_together(free):
 
 
 @pytest.mark.parametrize(("samples", "positions"), [(1, 192), (3, 192), (20, 192), (2, 144)])
-def test_rollout_gives_what_steps_give(samples, positions):
+def test_rollout_equals_single_steps(samples, positions):
     model = tiny_models.world_model(actions=True, rewards=True, positions=positions)
-    actions = some_actions(5)  # at 144 positions the context slides after three
+    actions = some_actions(5)  # with 144 positions the session starts again after three
     stepped, rolled = (model.start(context(), samples=samples, seed=2) for _ in range(2))
     one_by_one = [stepped.step(action) for action in actions]
     together = [*rolled.rollout(actions[:2]), rolled.step(actions[2]), *rolled.rollout(actions[3:]), *rolled.rollout([])]
@@ -149,7 +149,7 @@ def test_rollout_gives_what_steps_give(samples, positions):
         torch.testing.assert_close(result.reward, expected.reward, atol=1e-5, rtol=1e-4)
 
 
-def test_session_goes_on_after_a_rollout_that_met_a_wrong_action(driven):
+def test_session_continues_after_a_rollout_with_an_invalid_action(driven):
     refused, plain = (driven.start(context(), seed=2) for _ in range(2))
     actions = some_actions(4)
     with pytest.raises(ConfigError, match="takes"):
@@ -167,11 +167,11 @@ def test_ids_decode_to_the_context_before_the_first_step(free):
     assert free.tokenizer.detokenize(session.ids).shape == (2, 2, 3, SIDE, SIDE)
 
 
-def test_model_without_a_reward_head_gives_none(free):
+def test_model_without_a_reward_head_predicts_no_reward(free):
     assert free.start(context()).step().reward is None
 
 
-def test_sample_is_the_same_however_many_there_are(free):
+def test_a_sample_does_not_depend_on_the_number_of_samples(free):
     many = free.start(context(clips=2), samples=4, seed=7)
     many.rollout([None] * 3)
     for clip in range(2):
@@ -189,7 +189,7 @@ def test_samples_and_seeds_differ(free):
     assert len(torch.unique(rows, dim=0)) == 4
 
 
-def test_seed_that_is_not_given_is_drawn_and_kept(free):
+def test_a_missing_seed_is_chosen_and_reported(free):
     session = free.start(context())
     again = free.start(context(), seed=session.seed)
     for each in (session, again):
@@ -198,13 +198,13 @@ def test_seed_that_is_not_given_is_drawn_and_kept(free):
     assert free.start(context()).seed != session.seed
 
 
-def test_prediction_leaves_the_global_random_state(free):
+def test_prediction_does_not_change_the_global_random_state(free):
     before = torch.get_rng_state()
     free.start(context(), seed=0).step()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fork_and_original_go_on_alike_and_apart(driven):
+def test_a_fork_equals_the_original_until_seed_or_actions_differ(driven):
     session = driven.start(context(), samples=2, seed=0)
     session.step(some_actions(1)[0])
     fork, reseeded, turned = session.fork(), session.fork(seed=1), session.fork()
@@ -220,7 +220,7 @@ def test_fork_and_original_go_on_alike_and_apart(driven):
     assert not torch.equal(turned.ids, session.ids)
 
 
-def test_actions_of_single_rows_change_their_rows_alone(driven):
+def test_the_action_of_a_row_changes_only_that_row(driven):
     together = driven.start(context(), samples=3, seed=0)
     apart = driven.start(context(), samples=3, seed=0)
     action = some_actions(1)[0]
@@ -233,7 +233,7 @@ def test_actions_of_single_rows_change_their_rows_alone(driven):
     assert same.tolist() == [True, False, True]
 
 
-def test_context_slides_where_positions_run_out(driven):
+def test_the_session_starts_again_from_its_last_frames_when_positions_are_used_up(driven):
     short = tiny_models.world_model(actions=True, rewards=True, positions=144)
     assert short.max_steps == 3
     session = short.start(context(), samples=2, seed=4)
@@ -241,7 +241,7 @@ def test_context_slides_where_positions_run_out(driven):
     results = session.rollout(actions)
     assert session.steps == 8
     assert session.ids.shape[1] == short.id_layout.tokens_per_clip(2 + 2)
-    # Steps 7 and 8 follow from a context that is frames 5 and 6.
+    # Frames 5 and 6 are the context of steps 7 and 8.
     slid = torch.stack([results[4].frame, results[5].frame], dim=1)
     assert torch.equal(session.ids[:, : short.id_layout.prefix_length - 1], short.tokenizer.tokenize(slid))
     long = driven.start(context(), samples=2, seed=4)
@@ -250,22 +250,22 @@ def test_context_slides_where_positions_run_out(driven):
 
 
 @pytest.mark.parametrize("frames", [torch.rand(3, 3, SIDE, SIDE), torch.rand(2, 3, 16, 16), torch.rand(2, SIDE, SIDE, 3)])
-def test_context_of_another_shape_is_refused(free, frames):
-    with pytest.raises(ConfigError, match=r"starts from \(2, 3, 32, 32\)"):
+def test_context_frames_of_another_shape_are_refused(free, frames):
+    with pytest.raises(ConfigError, match=r"needs \(2, 3, 32, 32\)"):
         free.start(frames)
 
 
-def test_actions_must_be_what_the_model_takes(free, driven):
+def test_actions_that_do_not_fit_the_model_are_refused(free, driven):
     with pytest.raises(ConfigError, match="without actions"):
         free.start(context()).step([0.0, 0.0, 0.0])
-    with pytest.raises(ConfigError, match="conditioned on actions"):
+    with pytest.raises(ConfigError, match="needs actions"):
         driven.start(context()).step()
     with pytest.raises(ConfigError, match=r"\(4,\).*takes \(3,\)"):
         driven.start(context()).step([0.0] * 4)
 
 
 @pytest.mark.parametrize("actions", [False, True])
-def test_model_folder_opens_as_it_was_saved(tmp_path, actions):
+def test_an_opened_model_predicts_what_the_saved_one_predicts(tmp_path, actions):
     model = tiny_models.world_model(actions)
     opened = WorldModel.from_pretrained(tiny_models.save_model(tmp_path, model), device="cpu")
     steps = some_actions(2) if actions else [None] * 2
@@ -287,18 +287,18 @@ def test_model_opens_from_a_url(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda frames: frames * 255, r"from 0.* to 2.*must be numbers in \[0, 1\]"),
-        (lambda frames: frames * 2 - 1, r"must be numbers in \[0, 1\]"),
+        (lambda frames: frames * 255, r"from 0.* to 2.*use numbers in \[0, 1\]"),
+        (lambda frames: frames * 2 - 1, r"use numbers in \[0, 1\]"),
         (lambda frames: torch.where(frames > 0.999, torch.nan, frames), "from nan to nan"),
     ],
     ids=["bytes as floats", "-1 to 1", "not a number"],
 )
-def test_context_of_another_range_is_refused(free, spoil, message):
+def test_context_frames_of_another_range_are_refused(free, spoil, message):
     with pytest.raises(ConfigError, match=message):
         free.start(spoil(context()))
 
 
-def test_bytes_and_arrays_start_as_the_same_frames_in_unit_range_do(free):
+def test_bytes_arrays_and_other_types_give_the_same_frames(free):
     pixels = (context() * 255).round().to(torch.uint8)
     expected = free.start(pixels.float() / 255, seed=1).step().frame
     for same in (pixels, pixels.numpy(), pixels.float().numpy() / 255, pixels.double() / 255):
@@ -306,7 +306,7 @@ def test_bytes_and_arrays_start_as_the_same_frames_in_unit_range_do(free):
 
 
 @pytest.mark.parametrize("action", ["left", ["a", "b", "c"], [[0.0], [1.0, 2.0]], [0, 1, float("nan")], [0, 1, float("inf")]])
-def test_action_that_is_no_finite_numbers_is_refused_and_the_session_goes_on(driven, action):
+def test_invalid_actions_are_refused_and_the_session_continues(driven, action):
     session, plain = (driven.start(context(), seed=4) for _ in range(2))
     with pytest.raises(ConfigError, match="an action"):
         session.step(action)
@@ -320,6 +320,6 @@ def test_folder_without_a_transformer_is_refused(tmp_path):
         WorldModel.from_pretrained(tmp_path)
 
 
-def test_name_that_is_neither_folder_nor_hub_id_is_refused():
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused():
     with pytest.raises(SourceError, match="neither a folder nor an id"):
         WorldModel.from_pretrained("nowhere")

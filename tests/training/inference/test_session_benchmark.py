@@ -1,4 +1,4 @@
-"""The benchmark of sessions measures trained models on episodes, and sees that ids are those of the published way."""
+"""The session benchmark measures trained models on episodes and checks that ids equal those of the published code."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def run(*words):
 
 
 @pytest.mark.parametrize("actions", [False, True])
-def test_trained_model_predicts_the_test_split_with_the_ids_of_reencoding(tmp_path, shards, actions):
+def test_ids_of_a_trained_model_equal_those_of_reencoding(tmp_path, shards, actions):
     model = tiny_models.world_model(actions)
     folder = tiny_models.save_model(tmp_path, model)
     done = run("--model", folder, "--shards", shards, "--episodes", 2, "--temperature", 0, "--device", "cpu")
@@ -51,7 +51,7 @@ def test_trained_model_predicts_the_test_split_with_the_ids_of_reencoding(tmp_pa
     assert result["measured_frames_per_second"] > 0 and result["ratio"] > 0
 
 
-def test_split_that_is_not_there_is_named(tmp_path, shards):
+def test_a_missing_split_is_named(tmp_path, shards):
     folder = tiny_models.save_model(tmp_path, tiny_models.world_model())
     done = run("--model", folder, "--shards", shards, "--split", "val", "--device", "cpu")
     assert done.returncode == 1
