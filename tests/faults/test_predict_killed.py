@@ -1,4 +1,4 @@
-"""A prediction of several episodes that was killed keeps those that are whole and makes the others."""
+"""After a kill, a prediction of several episodes keeps the finished ones and predicts the others."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return predicted
 
 
-def test_the_same_command_after_a_kill_keeps_whole_episodes_and_ends_with_the_same_files(
+def test_the_same_command_after_a_kill_keeps_finished_episodes_and_ends_with_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
@@ -61,7 +61,7 @@ def test_the_same_command_after_a_kill_keeps_whole_episodes_and_ends_with_the_sa
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and not (killed / "metrics.json").exists()
     predicted = _counting(monkeypatch)
-    # Other samples are other files: what was made of them is not taken for this command's.
+    # Another seed gives other files; they are not kept for this command.
     assert predict.main([*asked, str(whole), "--seed", "7"]) == 0
     assert predict.main([*asked, str(whole)]) == 0
     assert len(predicted) == 2 * EPISODES
@@ -73,7 +73,7 @@ def test_the_same_command_after_a_kill_keeps_whole_episodes_and_ends_with_the_sa
     assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
 
 
-def test_the_episodes_of_another_command_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_episodes_of_another_command_are_predicted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
     shard = waves.write_shard(
         tmp_path / "train-000000.tar", [waves.episode(f"train-00000-{number:06d}", seed=number) for number in range(2)]

@@ -1,4 +1,4 @@
-"""`ivideogpt-predict` as a user runs it: a process of its own, a model folder in the published layout, real inputs."""
+"""Runs `ivideogpt-predict` in its own process on real inputs, with model folders in the published layout."""
 
 import json
 import subprocess
@@ -20,13 +20,13 @@ def predict(*arguments):
         ("context1", "video/hands/02_cups.mp4", ["--clips.stride", "0.3s", "--steps", "6"], 7),
     ],
 )
-def test_published_layout_predicts_real_input(shared, tmp_path, model, source, options, frames):
+def test_a_model_in_the_published_layout_predicts_real_input(shared, tmp_path, model, source, options, frames):
     output = tmp_path / "out"
     done = predict("--model", shared / "parity" / model, "--input", shared / "data" / source, "--output", output, *options)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((output / "metrics.json").read_text())
     assert len(metrics["frame_indices"]) == frames
-    # The fixtures' weights are random; real neighbouring frames are alike all the same.
+    # The weights of the fixtures are random, but neighbouring real frames are alike.
     assert metrics["repeat_last_frame"]["mean_psnr"] > 10
     assert json.loads(done.stdout)["repeat_last_frame"]["mean_psnr"] == metrics["repeat_last_frame"]["mean_psnr"]
     with Image.open(output / "prediction.gif") as animation:
@@ -37,7 +37,7 @@ def test_published_layout_predicts_real_input(shared, tmp_path, model, source, o
 
 
 @pytest.mark.parametrize("missing", ["model", "input"])
-def test_wrong_path_is_one_line(shared, tmp_path, missing):
+def test_a_wrong_path_is_a_one_line_error(shared, tmp_path, missing):
     paths = {"model": shared / "parity" / "context2", "input": shared / "data" / "npz" / "fractal_sample.npz"}
     paths[missing] = tmp_path / "nowhere.npz"
     done = predict("--model", paths["model"], "--input", paths["input"], "--output", tmp_path / "out")

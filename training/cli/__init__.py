@@ -1,4 +1,4 @@
-"""The command lines of predicting, playing, evaluating and training a tokenizer, without torch.
+"""Command line parsers of predict, play, evaluate and train-tokenizer.
 
-So `--help` and a wrong option answer at once; what a command does is imported when its command line is right.
+They import no torch, so `--help` and a wrong option answer at once. The command itself is imported after parsing.
 """

@@ -1,4 +1,4 @@
-"""The command line of `ivideogpt-predict`."""
+"""Command line of `ivideogpt-predict`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,32 +9,32 @@ from training.cli.start import start
 
 
 def build_parser() -> CommandParser:
-    """The command's options beside the recipe."""
+    """Returns the command line parser."""
     parser = recipe_parser(
         "ivideogpt-predict",
-        "Predict video with a trained world model: GIF, mp4, web page, metrics. Clips are cut as the model was trained, where "
-        "its folder says so (recipe.yaml) and neither --config nor --clips.stride and the like do.",
+        "Predict video with a trained world model; writes GIF, mp4, web page and metrics. Clips are cut as in the model's "
+        "training (recipe.yaml in its folder) unless --config or --clips.* options say otherwise.",
         helped=("clips",),
     )
     parser.usage = f"{parser.prog} --model DIR_OR_HUB_ID --input PATH_OR_URL --output DIR_OR_URL [OPTION ...]"
     add_start_options(parser)
     parser.add_argument(
-        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Folder for pictures, pages and metrics."
+        "--output", metavar="DIR_OR_URL", type=str, required=True, help="Output folder for pictures, pages and metrics."
     )
     parser.add_argument(
-        "--episode", metavar="KEY_OR_NUMBER", type=str | None, default=None, help="Key of one episode, or its number from 0."
+        "--episode", metavar="KEY_OR_NUMBER", type=str | None, default=None, help="Key or number (from 0) of one episode."
     )
-    parser.add_argument(
-        "--episodes", type=int, default=1, help="How many episodes to predict, from the first on; the result has their average."
-    )
+    parser.add_argument("--episodes", type=int, default=1, help="Number of episodes to predict.")
     parser.add_argument("--start", type=int, default=0, help="First frame of the clip.")
-    parser.add_argument("--steps", type=int | None, default=None, help="Frames to predict; by default the rest of a clip.")
+    parser.add_argument(
+        "--steps", type=int | None, default=None, help="Number of frames to predict; default: clip length minus context."
+    )
     add_sampling_options(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `ivideogpt-predict`; returns its exit status."""
+    """Runs `ivideogpt-predict`; returns its exit status."""
     return start(build_parser, "training.predict", arguments)
 
 

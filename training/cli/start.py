@@ -1,4 +1,4 @@
-"""From a command line to the command's body, which is imported when the command line is right."""
+"""Parses a command line, then imports and runs the command."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -7,12 +7,12 @@ from pipeline.config.cli import CommandParser, parse_recipe, run_command
 
 
 def start(build_parser: Callable[[], CommandParser], body: str, arguments: Sequence[str] | None) -> int:
-    """Run a command; returns its exit status.
+    """Runs a command; returns its exit status.
 
     Args:
-        build_parser: Of its command line.
+        build_parser: Makes the command line parser.
         body: Module whose `run` takes the parser, the recipe and the options.
-        arguments: The command line; None takes that of the process.
+        arguments: Command line; None means that of the process.
     """
 
     def run(given: Sequence[str] | None) -> int:

@@ -1,4 +1,4 @@
-"""The command line of `ivideogpt-train-tokenizer`."""
+"""Command line of `ivideogpt-train-tokenizer`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from training.cli.start import start
 
 
 def build_parser() -> CommandParser:
-    """The command's options beside the recipe."""
+    """Returns the command line parser."""
     parser = recipe_parser(
         "ivideogpt-train-tokenizer",
         "Train the compressive VQ tokenizer on episode shards. SIGTERM and SIGUSR1 finish the step and save.",
@@ -20,27 +20,27 @@ def build_parser() -> CommandParser:
         "--shards", metavar="DIR", type=str, required=True, nargs="+", help="Output folders of ivideogpt-ingest."
     )
     parser.add_argument(
-        "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer goes to its `tokenizer/`."
+        "--output", metavar="DIR", type=str, required=True, help="Run folder; the tokenizer is written to its `tokenizer/`."
     )
     parser.add_argument(
         "--resume",
         type=Literal["auto", "never"],
         default="auto",
-        help="auto: go on where the run stopped, or begin. never: require a new run folder. Default: auto.",
+        help="auto: resume the run if there is one; never: require a new run folder.",
     )
-    parser.add_argument("--workers", type=int, default=2, help="Processes that read clips.")
+    parser.add_argument("--workers", type=int, default=2, help="Number of processes that read clips.")
     parser.add_argument(
         "--init_from",
         metavar="DIR_OR_HUB_ID",
         type=str | None,
         default=None,
-        help="Folder (or URL, or hub id) of a tokenizer to start from.",
+        help="Tokenizer to start from: folder, URL or hub id.",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `ivideogpt-train-tokenizer`; returns its exit status."""
+    """Runs `ivideogpt-train-tokenizer`; returns its exit status."""
     return start(build_parser, "training.train_tokenizer", arguments)
 
 

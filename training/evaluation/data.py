@@ -215,8 +215,8 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
 
 def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: TestSet) -> TestClip | None:
     """The clip of an episode, or None where that is too short, which is counted."""
-    step = fit_time_step(row.shape, wanted.clips, trained.seconds_per_frame, of_shard=True, given=wanted.stride_given)
-    test_set.time_steps[step.told] = step.doubtful
+    step = fit_time_step(row.shape, wanted.clips, trained.seconds_per_frame, ingested=True, given=wanted.stride_given)
+    test_set.time_steps[step.reason] = step.doubtful
     clip = TestClip(row, step.clips)
     if frames_needed(clip.clips, wanted.start, clip.stride) <= row.shape.num_frames:
         return clip

@@ -1,1 +1,1 @@
-"""Predicting clips of episodes a user names: opening them, choosing clips as the model's own recipe does, predicting these."""
+"""Predicts clips of the episodes that a user names: opens them, cuts clips as the model was trained, and predicts."""

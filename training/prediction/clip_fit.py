@@ -1,4 +1,4 @@
-"""Whether a clip fits into an episode, and what would fit where it doesn't; frames are counted, none is read."""
+"""Checks whether a clip fits into an episode, and suggests options that fit. It counts frames and reads none."""
 
 import dataclasses
 
@@ -9,51 +9,51 @@ _ENDLESS = 1 << 62
 
 
 def frames_needed(clips: ClipsConfig, start: int, stride: float) -> int:
-    """Frames that an episode must have for a clip that begins at frame `start`; `clips` with length filled in."""
-    # One frame more than there are would be repeated, so an episode that never ends shows how many are needed.
+    """Returns the number of frames an episode needs for a clip from frame `start`; `clips.length` must be set."""
+    # Indices stop at the last frame of an episode, so use an endless episode to see which are needed.
     return max(frame_indices(clips, start, stride, _ENDLESS)[int(clips.goal) :]) + 1
 
 
 def what_fits(clips: ClipsConfig, start: int, shape: EpisodeShape, context: int, free: bool = True) -> str:
-    """What to ask for in place of a clip that is too long for an episode, in words: each of the ways fits by itself.
+    """Returns options that fit, as text, for a clip that is too long for an episode; each of them fits alone.
 
     Args:
-        clips: With length filled in.
+        clips: Clips section with `length` set.
         start: First frame of the clip.
-        shape: Of the episode.
-        context: Context frames, that of the goal included.
-        free: Whether start, steps and stride may be chosen; a protocol sets them.
+        shape: Shape of the episode.
+        context: Number of context frames, the goal frame included.
+        free: Whether the user may choose start, steps and stride; a protocol sets them.
     """
     if not free:
-        return "name episodes that are longer, or leave --protocol out"
+        return "use longer episodes, or leave out --protocol"
     ways = []
     if 0 <= (last := shape.num_frames - frames_needed(clips, 0, stride_of(clips, shape))) < start:
-        ways.append(f"--start {last} at most fits")
+        ways.append(f"use --start {last} or less")
     if steps := _most_steps(clips, start, shape, context):
-        ways.append(f"--steps {steps} fits")
+        ways.append(f"use --steps {steps}")
     gaps = (clips.length or 0) - int(clips.goal) - 1
     if gaps and 1 <= (smaller := (shape.num_frames - 1 - start) // gaps) < stride_of(clips, shape):
-        ways.append(f"--clips.stride {smaller} fits")
+        ways.append(f"use --clips.stride {smaller}")
     return ", or ".join(ways) or _all_at_once(clips, shape, context)
 
 
 def _all_at_once(clips: ClipsConfig, shape: EpisodeShape, context: int) -> str:
-    """What fits where no single option does."""
+    """Returns options that fit together, where no single option fits."""
     if steps := _most_steps(clips, 0, shape, context):
-        return f"--start 0 --steps {steps} fits"
+        return f"use --start 0 --steps {steps}"
     if steps := _most_steps(dataclasses.replace(clips, stride="1"), 0, shape, context):
-        return f"--start 0 --clips.stride 1 --steps {steps} fits"
-    return f"a prediction takes {context} frames of context and one more: name a longer episode"
+        return f"use --start 0 --clips.stride 1 --steps {steps}"
+    return f"a prediction needs {context} context frames and one more: use a longer episode"
 
 
 def _most_steps(clips: ClipsConfig, start: int, shape: EpisodeShape, context: int) -> int:
-    """The most frames after the context with which a clip still fits; 0 where none does."""
+    """Returns the largest number of future frames that fits; 0 if none fits."""
     goal = int(clips.goal)
-    # The stride may follow from the length, so each length is tried; no clip has more frames than the episode.
+    # The stride may depend on the length, so try each length. A clip has no more frames than its episode.
     for steps in range(min(clips.length or 0, shape.num_frames + goal) - context, 0, -1):
         shorter = dataclasses.replace(clips, length=context + steps)
         stride = stride_of(shorter, shape)
-        # `frames_needed` without the frames between the first and the last.
+        # Same as `frames_needed`, but computes only the last index.
         if start + int((context + steps - goal - 1) * stride + 0.5) < shape.num_frames:
             return steps
     return 0

@@ -1,13 +1,8 @@
-"""Predicting one clip of an episode and measuring the outcome, beside two baselines that say what the numbers mean.
-
-Repeating the last context frame is what a model must beat; the tokenizer's own reconstruction of the true frames is what it
-can't beat. Everything here is data in, data out; files and pictures are made by `predict`.
-"""
+"""Cuts a clip from an episode and predicts it. This module reads and writes no files; `predict` does."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +15,15 @@ from tokenize_offline.clips.sampling import EpisodeShape, frame_indices, resolve
 from tokenize_offline.clips.transforms import to_square
 from training.inference.sampling import SamplingRule
 from training.inference.session import WorldModel
-from training.metrics.frame_metrics import psnr_per_frame, ssim_per_frame
 from training.prediction.clip_fit import frames_needed, what_fits
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How futures are drawn; see `WorldModel.start`.
+    """Sampling options of `WorldModel.start`.
 
     Raises:
-        ConfigError: A number can't be.
+        ConfigError: An option is invalid.
     """
 
     samples: int = 1
@@ -48,13 +42,13 @@ class Clip:
     """The true frames that a prediction starts from and is compared with.
 
     Attributes:
-        key: Of its episode.
-        dataset: Of its episode.
-        frames: (T, 3, S, S) fp32 in [0, 1], t context frames first.
+        key: Key of the episode.
+        dataset: Data set of the episode.
+        frames: (T, 3, S, S) fp32 in [0, 1]; the t context frames come first.
         action: (T, A) float32, action[i] taken at frame i; None for a model without actions.
-        indices: (T) where the frames lie in the episode.
-        stride: Frames between neighbours.
-        rate: Frames of the clip per second; None where nobody knows.
+        indices: T indices of the frames in the episode.
+        stride: Distance of neighbouring frames in the episode, in frames.
+        rate: Frame rate of the clip in Hz; None if unknown.
     """
 
     key: str
@@ -68,14 +62,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Prediction:
-    """N futures of a clip of T frames, t of them context.
+    """N predicted futures of a clip of T frames with t context frames.
 
     Attributes:
-        clip: What was to be predicted.
-        context_length: t.
-        frames: (N, T - t, 3, S, S) fp32 in [0, 1].
-        reward: (N, T - t) or None.
-        reconstruction: (T, 3, S, S), the clip through the tokenizer and back.
+        clip: The true clip.
+        context_length: Number of context frames t.
+        frames: (N, T - t, 3, S, S) fp32 in [0, 1], predicted frames.
+        reward: (N, T - t) predicted rewards; None for a model without a reward head.
+        reconstruction: (T, 3, S, S), the clip encoded and decoded by the tokenizer.
     """
 
     clip: Clip
@@ -86,10 +80,10 @@ class Prediction:
 
 
 def clips_for(model: WorldModel, clips: ClipsConfig, steps: int | None) -> ClipsConfig:
-    """A recipe's clips, made fit for a model and a number of steps to predict; None takes the recipe's clip length.
+    """Returns a recipe's clips section for a model and a number of steps; None keeps the recipe's clip length.
 
     Raises:
-        ConfigError: The recipe and the model don't go together.
+        ConfigError: The recipe does not match the model.
     """
     context = model.id_layout.context_length
     if steps is not None and steps < 1:
@@ -103,17 +97,17 @@ def clips_for(model: WorldModel, clips: ClipsConfig, steps: int | None) -> Clips
 
 
 def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int) -> Clip:
-    """The clip of an episode that starts at frame `start`.
+    """Returns the clip of an episode that starts at frame `start`.
 
     Args:
-        episode: With encoded frames.
-        model: Decides on the frames' size and whether actions are needed.
-        clips: From `clips_for`.
-        start: First frame (that of the goal not counted).
+        episode: Episode with encoded frames.
+        model: Model that sets the size of frames and the dimension of actions.
+        clips: Clips section from `clips_for`.
+        start: First frame of the clip, apart from a goal frame.
 
     Raises:
-        SourceError: The episode is too short, a frame can't be decoded, or an action is no number.
-        ConfigError: `start` is below 0, or the model wants actions that the episode doesn't have, or of another dimension.
+        SourceError: The episode is too short, a frame cannot be decoded, or an action is not finite.
+        ConfigError: `start` is negative, or the episode's actions are missing or have another dimension.
     """
     if start < 0:
         raise ConfigError(f"--start must be at least 0, not {start}")
@@ -126,46 +120,51 @@ def cut_clip(episode: Episode, model: WorldModel, clips: ClipsConfig, start: int
             f"frame {start} need {needed}: {fits}"
         )
     indices = frame_indices(clips, start, stride, episode.num_frames)
-    action = None
-    if model.action_dim:
-        dimension = 0 if episode.action is None else episode.action.shape[1]
-        if episode.action is None or dimension != model.action_dim:
-            found = "none" if episode.action is None else f"actions of {dimension}"
-            raise ConfigError(
-                f"the model is conditioned on actions of {model.action_dim} numbers, episode {episode.key} has {found}: "
-                "predict an episode of the data set that the model was trained on"
-            )
-        action = torch.from_numpy(np.ascontiguousarray(episode.action[list(indices)], dtype=np.float32))
-        if not torch.isfinite(action).all():
-            raise SourceError(
-                f"episode {episode.key} has actions that are no finite numbers among frames {indices[0]} to {indices[-1]}: "
-                "choose another --start or episode"
-            )
+    action = _actions(episode, indices, model.action_dim)
     rate = None if episode.rate is None else episode.rate / stride
     frames = decode_frames(episode, indices, model.tokenizer.config.resolution)
     return Clip(episode.key, episode.dataset, frames, action, indices, stride, rate)
 
 
+def _actions(episode: Episode, indices: Sequence[int], action_dim: int) -> torch.Tensor | None:
+    """Returns the actions (len(indices), A) at some frames; None for a model without actions."""
+    if not action_dim:
+        return None
+    dimension = 0 if episode.action is None else episode.action.shape[1]
+    if episode.action is None or dimension != action_dim:
+        found = "no actions" if episode.action is None else f"actions of dimension {dimension}"
+        raise ConfigError(
+            f"the model needs actions of dimension {action_dim}, but episode {episode.key} has {found}: "
+            "use an episode of a data set that the model was trained on"
+        )
+    action = torch.from_numpy(np.ascontiguousarray(episode.action[list(indices)], dtype=np.float32))
+    if not torch.isfinite(action).all():
+        raise SourceError(
+            f"episode {episode.key} has actions that are not finite among frames {indices[0]} to {indices[-1]}: "
+            "use another --start or episode"
+        )
+    return action
+
+
 def stride_for(episode: Episode, clips: ClipsConfig) -> float:
-    """Frames between neighbours of an episode's clips.
+    """Returns the distance of neighbouring frames of an episode's clips, in frames.
 
     Raises:
-        ConfigError: The stride is a time and the episode's rate is not known.
+        ConfigError: The stride is a time and the frame rate of the episode is unknown.
     """
-    shape = EpisodeShape.of(episode)
-    return stride_of(clips, shape)
+    return stride_of(clips, EpisodeShape.of(episode))
 
 
 def decode_frames(episode: Episode, indices: Sequence[int], side: int) -> torch.Tensor:
-    """Frames of an episode as a model sees them: (len(indices), 3, side, side) fp32 in [0, 1].
+    """Returns frames of an episode at the model's size: (len(indices), 3, side, side) fp32 in [0, 1].
 
     Raises:
-        SourceError: One of them can't be decoded.
+        SourceError: A frame cannot be decoded.
     """
     try:
         return torch.cat([to_square(decode(episode.frames[index], episode.stray_bytes)[None], side) for index in indices])
     except BadEpisodeError as error:
-        raise SourceError(f"a frame of episode {episode.key} can't be decoded: {error}") from error
+        raise SourceError(f"a frame of episode {episode.key} cannot be decoded: {error}") from error
 
 
 def predict_clip(
@@ -175,14 +174,14 @@ def predict_clip(
     on_frame: Callable[[], object] = lambda: None,
     first_sample: int = 0,
 ) -> Prediction:
-    """Predict all frames of a clip after its context.
+    """Predicts all frames of a clip after its context.
 
     Args:
-        model: To predict with.
-        clip: From `cut_clip`.
-        sampling: How futures are drawn.
-        on_frame: Called after every step.
-        first_sample: Number of the first of the samples; see `WorldModel.start`.
+        model: World model.
+        clip: Clip from `cut_clip`.
+        sampling: Sampling options.
+        on_frame: Function to call after each step.
+        first_sample: Number of the first sample, for sampling one clip in several calls.
     """
     context, length = model.id_layout.context_length, len(clip.frames)
     session = model.start(clip.frames[:context], **dataclasses.asdict(sampling), first_sample=first_sample)
@@ -203,32 +202,3 @@ def predict_clip(
         reward=torch.stack(rewards, dim=1) if rewards else None,
         reconstruction=reconstruction.cpu(),
     )
-
-
-def measure(prediction: Prediction) -> dict[str, Any]:
-    """PSNR (dB) and SSIM of every future frame and their means, for each sample and for both baselines.
-
-    `best` takes the best sample of each metric on its own, as the published protocol does.
-    """
-    context, truth = prediction.context_length, prediction.clip.frames[prediction.context_length :]
-    samples = [_scores(sample, truth) for sample in prediction.frames]
-    repeated = prediction.clip.frames[context - 1].expand_as(truth)
-    return {
-        "prediction": {
-            "samples": samples,
-            "mean": {name: float(np.mean([sample[name] for sample in samples])) for name in ("mean_psnr", "mean_ssim")},
-            "best": {name: max(sample[name] for sample in samples) for name in ("mean_psnr", "mean_ssim")},
-        },
-        "repeat_last_frame": _scores(repeated, truth),
-        "reconstruction": _scores(prediction.reconstruction[context:], truth),
-    }
-
-
-def _scores(predicted: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    psnr, ssim = psnr_per_frame(predicted, truth), ssim_per_frame(predicted, truth)
-    return {
-        "mean_psnr": psnr.mean().item(),
-        "mean_ssim": ssim.mean().item(),
-        "psnr": [round(value, 4) for value in psnr.tolist()],
-        "ssim": [round(value, 5) for value in ssim.tolist()],
-    }

@@ -1,7 +1,6 @@
-"""Opening what a user names as input: an npz, a video, an episode shard or a data set's folder, as episodes.
+"""Opens the input that a user names as episodes: an npz, a video, an episode shard or the folder of a data set.
 
-What a file is, its ending says. Episodes come one at a time, so that the first ones of a large data set cost no more than
-themselves.
+The ending of the name decides what a file is. Episodes are read one at a time, so the first ones of a large data set come fast.
 """
 
 import itertools
@@ -20,18 +19,18 @@ from pipeline.sources.video.source import read_video
 from tokenize_offline.clips.sampling import is_held_out
 
 log = logging.getLogger(__name__)
-_NAMED = 5  # keys in one message
+_NAMED_KEYS = 5  # maximum number of keys in one message
 
 
 def open_episodes(path: str, camera: str | None = None) -> Iterator[Episode]:
-    """The episodes behind a path or URL, in order.
+    """Returns the episodes of a path or URL, in order.
 
     Args:
-        path: An episode as npz, a video file, an episode shard (`.tar`), or a data set's folder of episode shards.
-        camera: Name of the array of frames in an npz that holds several.
+        path: Episode (`.npz`), video, episode shard (`.tar`), or folder of a data set with episode shards.
+        camera: Name of the array of frames in an npz with several.
 
     Raises:
-        SourceError: It isn't there, or is none of these.
+        SourceError: The path does not exist or is none of these.
         ShardError: A shard is damaged.
     """
     kind = storage.basename(path).lower()
@@ -44,42 +43,42 @@ def open_episodes(path: str, camera: str | None = None) -> Iterator[Episode]:
     shards = [name for name in storage.list_files(path) if name.endswith(".tar") and parse_shard_name(name)]
     if not shards:
         raise SourceError(
-            f"{path} is no input: name an episode as .npz, a video ({', '.join(video.ENDINGS)}), an episode shard (.tar), "
-            "or a data set's folder with such shards"
+            f"{path} is not a valid input: use an episode (.npz), a video ({', '.join(video.ENDINGS)}), an episode shard "
+            "(.tar), or the folder of a data set with episode shards"
         )
     return itertools.chain.from_iterable(open_shard(storage.join(path, name)) for name in shards)
 
 
-def holds_shards(path: str) -> bool:
-    """Whether a path that `open_episodes` takes leads to ingested episodes, and to no file of somebody else."""
+def is_ingested(path: str) -> bool:
+    """Returns whether the input of `open_episodes` is ingested episodes, not a single npz or video."""
     return not storage.basename(path).lower().endswith((*npz.ENDINGS, *video.ENDINGS))
 
 
 def choose_episodes(
     episodes: Iterator[Episode], wanted: str | None, count: int, held_out: float | None, where: str, asked: bool = True
 ) -> list[Episode]:
-    """The episodes that a command line asks for.
+    """Returns the episodes that a command line asks for.
 
     Args:
-        episodes: In order.
+        episodes: Episodes in order.
         wanted: Key of one episode, or its number from 0; None takes the first `count`.
-        count: How many, at least one.
-        held_out: Where given, only episodes that are held out from training at this share are looked at.
-        where: For messages.
-        asked: Whether the user gave `count`, and is told where there are fewer.
+        count: Number of episodes, at least one.
+        held_out: Use only episodes held out from training at this fraction; None uses all.
+        where: Name of the input, for messages.
+        asked: Whether the user gave `count`; then a smaller number of episodes is logged.
 
     Raises:
-        SourceError: There is no such episode, or none at all.
+        SourceError: There is no such episode, or no episode.
     """
-    kind = "" if held_out is None else " that is held out from training"
+    kind = "" if held_out is None else " held out from training"
     if held_out is not None:
         episodes = (episode for episode in episodes if is_held_out(episode.dataset, episode.key, held_out))
     if wanted is None:
         chosen = list(itertools.islice(episodes, count))
         if not chosen:
-            raise SourceError(f"{where} holds no episode{kind}")
+            raise SourceError(f"{where} has no episode{kind}")
         if len(chosen) < count and asked:
-            log.warning("--episodes %d: %s holds %d%s", count, where, len(chosen), kind)
+            log.warning("--episodes %d: %s has only %d%s", count, where, len(chosen), kind)
         return chosen
     keys: list[str] = []
     for number, episode in enumerate(episodes):
@@ -89,5 +88,7 @@ def choose_episodes(
     if wanted.isdigit() and keys:
         there = f"it has {len(keys)}, numbered from 0"
     else:
-        there = f"it has {', '.join(keys[:_NAMED])}" + (f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else "")
-    raise SourceError(f"{where} holds no episode {wanted}{kind}" + (f"; {there}" if keys else ""))
+        there = f"it has {', '.join(keys[:_NAMED_KEYS])}" + (
+            f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else ""
+        )
+    raise SourceError(f"{where} has no episode {wanted}{kind}" + (f"; {there}" if keys else ""))

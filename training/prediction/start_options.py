@@ -1,6 +1,6 @@
-"""The options by which a command line names a model and the episodes that its predictions start from, and opening both.
+"""Opens the model and the episodes that a command line names, for `predict` and `play`.
 
-The same for predicting and playing. A model is opened last: whatever is wrong with the rest is said before seconds go by.
+It opens the model last, because that takes seconds: other errors show first.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
@@ -21,10 +21,30 @@ from training.model.files.clip_config import clips_as_trained
 from training.model.files.locate import locate_model
 from training.model.files.trained_on import TrainedOn, read_trained_on
 from training.prediction.clip_prediction import Sampling
-from training.prediction.episodes import choose_episodes, holds_shards, open_episodes
+from training.prediction.episodes import choose_episodes, is_ingested, open_episodes
 from training.prediction.time_step import fit_time_step
 
 log = logging.getLogger(__name__)
+
+
+class StartOptions(Protocol):
+    """The options of `training.cli.options.add_start_options`."""
+
+    model_dir: str
+    input: str
+    camera: str | None
+    held_out: bool
+    rate: float | None
+    dataset: str | None
+
+
+class SamplingOptions(Protocol):
+    """The options of `training.cli.options.add_sampling_options`."""
+
+    samples: int | None
+    top_k: int
+    temperature: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -32,10 +52,10 @@ class Start:
     """An episode that predictions start from.
 
     Attributes:
-        episode: With its rate as the user says it, where that was given.
-        clips: How clips of it are cut, the stride such that frames lie as far apart as the model knows it.
-        time_step: How the stride was found, in words.
-        trained_on: Whether the model was trained on the episode; None where nobody knows.
+        episode: The episode, with the frame rate of `--rate` if given.
+        clips: Clips section with a stride that gives the model's time step.
+        time_step: Text that says how the stride was chosen.
+        trained_on: Whether the model was trained on the episode; None if unknown.
     """
 
     episode: Episode
@@ -46,7 +66,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a command line named: a model, the folder it is from, and where its predictions start."""
+    """The model that a command line names, its folder, and the episodes that predictions start from."""
 
     model: WorldModel
     folder: Path
@@ -54,26 +74,26 @@ class Opened:
 
 
 def open_start(
-    given: Mapping[str, Any],
-    options: Any,
+    given: Mapping[str, object],
+    options: StartOptions,
     clips: ClipsConfig,
     count: int,
     wanted: str | None = None,
     asked: bool = True,
 ) -> Opened:
-    """The model, the episodes, and how clips of them are cut.
+    """Opens the model and the episodes, and decides how to cut clips.
 
     Args:
-        given: Keys of the recipe's section that the user set.
-        options: As parsed.
-        clips: The recipe's section.
-        count: Episodes, from the first on.
-        wanted: Key or number of one, in place of the first ones.
+        given: Keys of the recipe's section `clips` that the user set.
+        options: Parsed options.
+        clips: The recipe's section `clips`.
+        count: Number of episodes, from the first.
+        wanted: Key or number of the only episode; None takes the first ones.
         asked: Whether the user gave `count`.
 
     Raises:
-        SourceError: The input or the model can't be read, or there is no such episode.
-        ConfigError: An option can't be.
+        SourceError: The input or the model cannot be read, or the episode does not exist.
+        ConfigError: An option is invalid.
     """
     if options.rate is not None and not 0 < options.rate < math.inf:
         raise ConfigError(f"--rate must be a number of frames per second above 0, not {options.rate}")
@@ -87,53 +107,53 @@ def open_start(
     model = WorldModel.from_pretrained(folder)
     side = model.tokenizer.config.resolution
     if (least := min(min(episode.height, episode.width) for episode in episodes)) < side:
-        log.warning("%s has frames of %d pixels, enlarged to the %d that the model sees", options.input, least, side)
+        log.warning("%s has frames of %d pixels; they are enlarged to the model's %d pixels", options.input, least, side)
     return Opened(model, folder, starts)
 
 
 def _require_held_out(clips: ClipsConfig, trained: TrainedOn) -> None:
-    """Refuse to call episodes held out that the model was trained on, and tell where nobody knows."""
+    """Refuses to treat episodes as held out that the model was trained on; logs where this is unknown."""
     if trained.held_out is None:
-        log.warning("the model doesn't say what it was trained on: clips.held_out %g is assumed", clips.held_out)
+        log.warning("the model does not record what it was trained on: assuming clips.held_out %g", clips.held_out)
     elif clips.held_out > trained.held_out:
         raise ConfigError(
-            f"clips.held_out is {clips.held_out:g}, but the model was trained without {trained.held_out:g} of the episodes: "
-            "leave it out, or leave --held_out out"
+            f"clips.held_out is {clips.held_out:g}, but training held out a fraction of {trained.held_out:g}: "
+            "leave out clips.held_out, or leave out --held_out"
         )
 
 
-def _start(episode: Episode, clips: ClipsConfig, trained: TrainedOn, options: Any, stride_given: bool) -> Start:
-    """An episode with the stride that fits it, told where a user should know of it."""
-    of_shard, rate = holds_shards(options.input), episode.rate
+def _start(episode: Episode, clips: ClipsConfig, trained: TrainedOn, options: StartOptions, stride_given: bool) -> Start:
+    """Returns an episode with the stride for it, and logs how the stride was chosen."""
+    ingested, rate = is_ingested(options.input), episode.rate
     if options.rate is not None:
         if rate is not None and not math.isclose(rate, options.rate, rel_tol=1e-3):
-            log.warning("--rate %g counts in place of the %.6g Hz that %s says", options.rate, rate, options.input)
+            log.warning("using --rate %g, not the %.6g Hz of %s", options.rate, rate, options.input)
         rate = options.rate
-    # A file of somebody else has no published step; as where one is ingested with --rate, it follows from the rate.
-    base_step = episode.base_step if of_shard or rate is None else rate
+    # An npz or video has no published step. The step follows from the rate, as in an ingest with --rate.
+    base_step = episode.base_step if ingested or rate is None else rate
     known = dataclasses.replace(episode, rate=rate, base_step=base_step)
     shape = EpisodeShape.of(known)
-    step = fit_time_step(shape, clips, trained.seconds_per_frame, of_shard, stride_given, options.dataset)
-    log.log(logging.WARNING if step.doubtful else logging.INFO, "%s: %s", episode.key, step.told)
-    return Start(known, step.clips, step.told, _trained_on(episode, trained, of_shard))
+    step = fit_time_step(shape, clips, trained.seconds_per_frame, ingested, stride_given, options.dataset)
+    log.log(logging.WARNING if step.doubtful else logging.INFO, "%s: %s", episode.key, step.reason)
+    return Start(known, step.clips, step.reason, _trained_on(episode, trained, ingested))
 
 
-def _trained_on(episode: Episode, trained: TrainedOn, of_shard: bool) -> bool | None:
-    # Of a data set that the model doesn't name, an earlier model that it was started from may have had clips.
-    if not of_shard or trained.held_out is None or episode.dataset not in trained.seconds_per_frame:
+def _trained_on(episode: Episode, trained: TrainedOn, ingested: bool) -> bool | None:
+    # An earlier model that this one started from may have seen a data set that this one does not name.
+    if not ingested or trained.held_out is None or episode.dataset not in trained.seconds_per_frame:
         return None
     return trained.saw(episode.dataset, episode.key, split_of_key(episode.key), trained.held_out)
 
 
-def sampling_of(options: Any, samples: int | None = None) -> Sampling:
-    """How futures are drawn by what was given.
+def sampling_of(options: SamplingOptions, samples: int | None = None) -> Sampling:
+    """Returns the sampling options of a command line.
 
     Args:
-        options: As parsed.
-        samples: In place of `--samples`, where the command decides.
+        options: Parsed options.
+        samples: Number of samples if the command sets it; None takes `--samples`.
 
     Raises:
-        ConfigError: A number can't be.
+        ConfigError: An option is invalid.
     """
     number = options.samples if samples is None else samples
-    return Sampling(number, options.top_k or None, options.temperature, options.seed)
+    return Sampling(1 if number is None else number, options.top_k or None, options.temperature, options.seed)

@@ -1,1 +1,1 @@
-"""Frames and curves as pictures, films and pages."""
+"""Shows predictions to people: GIF, mp4, contact sheets and web pages."""

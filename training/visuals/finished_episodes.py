@@ -1,7 +1,7 @@
-"""Episodes of a prediction that is not finished: what a killed command has published already, for the same command to keep.
+"""Marks the finished episodes of a prediction, so that the same command keeps them after a kill.
 
-A mark is written into an episode's folder after its pages, and goes when the overview of all is there. It holds the fingerprint
-of all that decides the prediction, and what the overview shows of the episode.
+The mark is a file in the episode's folder, written after its pages and removed when the overview of all episodes is written.
+It holds a fingerprint of everything that decides the prediction, and the episode's card on the overview.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ _MARK = "finished.json"
 
 
 def keep(folder: str, fingerprint: str, card: Card) -> None:
-    """Mark an episode's folder as whole."""
+    """Marks an episode's folder as finished."""
     text = json.dumps({"fingerprint": fingerprint, "card": dataclasses.asdict(card)}, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, _MARK), text.encode())
 
 
 def find(folder: str, fingerprint: str) -> Card | None:
-    """What the overview shows of an episode that is there already; None where it isn't, or is another."""
+    """Returns the card of a finished episode; None if it is not finished or has another fingerprint."""
     try:
         found: Any = parse_json(storage.read_bytes(storage.join(folder, _MARK)))
         return Card(**found["card"]) if found["fingerprint"] == fingerprint else None
@@ -31,5 +31,5 @@ def find(folder: str, fingerprint: str) -> Card | None:
 
 
 def clear(folder: str) -> None:
-    """Remove the mark: the prediction as a whole is finished, or this episode is about to be made anew."""
+    """Removes the mark: the whole prediction is finished, or this episode will be predicted again."""
     storage.remove(storage.join(folder, _MARK))

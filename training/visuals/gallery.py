@@ -1,8 +1,7 @@
-"""Predictions as web pages that open by themselves: pictures, script and numbers in one file, no request to anywhere.
+"""Writes predictions as self-contained web pages: one page per episode, and an overview of several.
 
-Every clip travels as one picture of all its frames side by side, and a style sheet moves it behind a window: players, film
-strips and the chart's cursor stay in step, and a page of 64 x 64 frames stays below a few MiB. Texts that come from inputs
-are escaped, and the page's own policy allows no script but its own.
+Each video is one picture of all its frames side by side, and CSS moves it behind a window. So players, film strips and the
+cursor of the chart stay in step, and a page of 64 x 64 frames is smaller than a few MiB. Text from inputs is escaped.
 """
 
 import base64
@@ -10,7 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -19,13 +18,12 @@ from pipeline.common import storage
 from pipeline.web.charts import Curve, lines
 from pipeline.web.page import asset, html_page
 from training.prediction.clip_prediction import Clip, Prediction
+from training.prediction.measurement import Averages, EpisodeMetrics, MeanAndBest, MeanScores, Measurement
 from training.visuals import pictures
 
 INDEX = "index.html"
-# Samples on a page; all are in the numbers.
-_SHOWN_SAMPLES = 6
-# Frames up to this side are embedded without loss.
-_LOSSLESS_SIDE = 128
+_SHOWN_SAMPLES = 6  # number of samples on a page; all samples count in the scores
+_LOSSLESS_SIDE = 128  # frames up to this height are embedded without loss
 _THUMBNAIL_SIDE = 64
 _LEGEND = (
     ("mean", "prediction, mean of samples"),
@@ -36,12 +34,12 @@ _LEGEND = (
 
 
 class Timing(NamedTuple):
-    """When a page's frames are shown.
+    """Length and frame rate of a page's clips.
 
     Attributes:
-        length: Frames of a clip, context included.
-        context_length: Of them, context.
-        rate: Frames a second; None takes 4.
+        length: Number of frames, context included.
+        context_length: Number of context frames.
+        rate: Frames per second; None means 4.
     """
 
     length: int
@@ -51,88 +49,90 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Card:
-    """An episode on the overview; holds small pictures rather than the prediction, since there may be many.
+    """An episode on the overview. It holds small pictures, not the prediction, since there may be many episodes.
 
     Attributes:
-        link: Of its page, relative.
-        title: Data set and episode.
+        link: Relative link to the episode's page.
+        title: Data set and key of the episode.
         truth: Data URI of the true frames side by side.
-        made: Likewise of the first sample.
-        metrics: What `measure` found.
+        made: Data URI of the first sample's frames side by side.
+        metrics: Metrics of the episode.
     """
 
     link: str
     title: str
     truth: str
     made: str
-    metrics: dict[str, Any]
+    metrics: EpisodeMetrics
 
 
 @dataclass(frozen=True)
-class _Film:
+class _Video:
     name: str
     frames: torch.Tensor
     is_made: bool
 
 
-def write_page(path: str, prediction: Prediction, metrics: dict[str, Any], facts: str, overview: str | None = None) -> None:
-    """Write the page of one episode.
+def write_page(path: str, prediction: Prediction, metrics: Measurement, facts: str, overview: str | None = None) -> None:
+    """Writes the page of one episode.
 
     Args:
         path: File to publish.
-        prediction: Of the episode.
-        metrics: What `measure` found.
-        facts: A line on how the prediction was made.
-        overview: Relative link to the overview; None where there is none.
+        prediction: Prediction of the episode.
+        metrics: Scores of the prediction.
+        facts: A line that says how the prediction was made.
+        overview: Relative link to the overview; None for no link.
     """
-    films = _films(prediction)
-    cells = "".join(_cell(number, film.name, film.is_made) for number, film in enumerate(films))
+    videos = _videos(prediction)
+    cells = "".join(_cell(number, video.name, video.is_made) for number, video in enumerate(videos))
     strips = "".join(
-        f'<div class="film"><span class="name">{escape(film.name)}</span><div class="strip s{number}"></div></div>'
-        for number, film in enumerate(films)
+        f'<div class="film"><span class="name">{escape(video.name)}</span><div class="strip s{number}"></div></div>'
+        for number, video in enumerate(videos)
     )
     back = f'<p class="soft"><a href="{escape(overview)}">All episodes</a></p>' if overview else ""
+    table = _table(metrics["prediction"], metrics["repeat_last_frame"], metrics["reconstruction"])
     body = (
         f"{back}<h1>{escape(_title(prediction.clip))}</h1><p class=soft>{escape(facts)}</p>{_CONTROLS}"
         f'<div class="cells card">{cells}</div>'
-        f'<h2>How close</h2><div class="results"><div class="card">{_table(metrics)}</div>'
+        f'<h2>Scores</h2><div class="results"><div class="card">{table}</div>'
         f'<div class="card">{_chart(metrics)}{_legend(len(metrics["prediction"]["samples"]) > 1)}</div></div>'
         f'<h2>Frame by frame</h2><div class="films card">{strips}</div>'
     )
-    sprites = [sprite(film.frames) for film in films]
+    sprites = [sprite(video.frames) for video in videos]
     storage.write_bytes(path, _document(_title(prediction.clip), body, sprites, timing_of(prediction)))
 
 
-def card(link: str, prediction: Prediction, metrics: dict[str, Any]) -> Card:
-    """The card of an episode whose page lies at `link`."""
-    truth, made = (_thumbnails(film.frames) for film in (_films(prediction)[0], _films(prediction)[2]))
+def card(link: str, prediction: Prediction, metrics: EpisodeMetrics) -> Card:
+    """Returns the card of an episode whose page is at `link`."""
+    truth, made = (_thumbnails(video.frames) for video in (_videos(prediction)[0], _videos(prediction)[2]))
     return Card(link, _title(prediction.clip), sprite(truth, lossless=False), sprite(made, lossless=False), metrics)
 
 
-def write_overview(path: str, cards: Sequence[Card], averages: dict[str, Any], facts: str, timing: Timing) -> None:
-    """Write the page that leads to those of several episodes.
+def write_overview(path: str, cards: Sequence[Card], averages: Averages, facts: str, timing: Timing) -> None:
+    """Writes the overview of several episodes, with links to their pages.
 
     Args:
         path: File to publish.
-        cards: One an episode.
-        averages: Of all episodes, in the form of `measure` without single samples.
-        facts: A line on how the predictions were made.
-        timing: Of all clips.
+        cards: One card per episode.
+        averages: Scores averaged over the episodes.
+        facts: A line that says how the predictions were made.
+        timing: Length and frame rate of all clips.
     """
     entries = []
     for number, entry in enumerate(cards):
-        predicted, repeated = (entry.metrics[row] for row in ("prediction", "repeat_last_frame"))
-        psnr = predicted["mean"]["mean_psnr"]
+        psnr = entry.metrics["prediction"]["mean"]["mean_psnr"]
+        gain = psnr - entry.metrics["repeat_last_frame"]["mean_psnr"]
         entries.append(
             f'<article class="card"><h3><a href="{escape(entry.link)}">{escape(entry.title)}</a></h3>'
             f'<div class="pair">{_cell(2 * number, "truth", False)}{_cell(2 * number + 1, "prediction", True)}</div>'
             f'<div class="numbers"><span>PSNR {psnr:.2f}</span>'
-            f"<span title='beside repeating the last context frame'>{_gain(psnr - repeated['mean_psnr'])} dB</span>"
+            f"<span title='gain over repeating the last context frame'>{_gain(gain)} dB</span>"
             "</div></article>"
         )
+    table = _table(averages["prediction"], averages["repeat_last_frame"], averages["reconstruction"])
     body = (
         f"<h1>{len(cards)} episodes</h1><p class=soft>{escape(facts)}</p>"
-        f'<h2>How close, on average</h2><div class="card">{_table(averages)}</div>{_CONTROLS}'
+        f'<h2>Average scores</h2><div class="card">{table}</div>{_CONTROLS}'
         f'<div class="episodes">{"".join(entries)}</div>'
     )
     sprites = [uri for entry in cards for uri in (entry.truth, entry.made)]
@@ -140,11 +140,11 @@ def write_overview(path: str, cards: Sequence[Card], averages: dict[str, Any], f
 
 
 def sprite(frames: torch.Tensor, lossless: bool | None = None) -> str:
-    """All frames (T, 3, S, S) in [0, 1] side by side as the data URI of one picture.
+    """Returns all frames of a clip side by side, as the data URI of one picture.
 
     Args:
-        frames: Of one clip.
-        lossless: PNG rather than JPEG; None takes PNG for frames of up to 128 pixels.
+        frames: (T, 3, S, S) in [0, 1].
+        lossless: True for PNG, False for JPEG; None means PNG for frames of up to 128 pixels.
     """
     row = (frames.clamp(0, 1) * 255).round().to(torch.uint8).permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
     exact = frames.shape[-1] <= _LOSSLESS_SIDE if lossless is None else lossless
@@ -162,21 +162,21 @@ _CONTROLS = (
 )
 
 
-def _films(prediction: Prediction) -> list[_Film]:
-    """What a page shows, in pairs that stand above each other: truth and reconstruction, a sample and its difference."""
+def _videos(prediction: Prediction) -> list[_Video]:
+    """Returns the videos of a page in columns of two: truth and reconstruction, then each sample and its difference."""
     clip, context = prediction.clip, prediction.context_length
-    films = [_Film("truth", clip.frames, False), _Film("reconstruction", prediction.reconstruction, False)]
+    videos = [_Video("truth", clip.frames, False), _Video("reconstruction", prediction.reconstruction, False)]
     several = len(prediction.frames) > 1
     for number, future in enumerate(prediction.frames[:_SHOWN_SAMPLES], start=1):
         whole = torch.cat([clip.frames[:context], future])
-        number_of = f" {number}" if several else ""
-        films.append(_Film(f"sample{number_of}" if several else "prediction", whole, True))
-        films.append(_Film(f"difference{number_of}", pictures.difference(whole, clip.frames), True))
-    return films
+        suffix = f" {number}" if several else ""
+        videos.append(_Video(f"sample{suffix}" if several else "prediction", whole, True))
+        videos.append(_Video(f"difference{suffix}", pictures.difference(whole, clip.frames), True))
+    return videos
 
 
 def timing_of(prediction: Prediction) -> Timing:
-    """How a prediction's clip is shown."""
+    """Returns the length and frame rate of a prediction's clip."""
     return Timing(len(prediction.clip.frames), prediction.context_length, prediction.clip.rate)
 
 
@@ -185,7 +185,7 @@ def _title(clip: Clip) -> str:
 
 
 def _cell(number: int, name: str, is_made: bool) -> str:
-    """A window on sprite `number`."""
+    """Returns the player of sprite `number`."""
     return (
         f'<figure{" class=made" if is_made else ""}><div class="sprite s{number}" role="img" aria-label="{escape(name)}">'
         f"</div><figcaption>{escape(name)}</figcaption></figure>"
@@ -198,7 +198,7 @@ def _thumbnails(frames: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(frames, size=_THUMBNAIL_SIDE, mode="bilinear", antialias=True)
 
 
-def _chart(metrics: dict[str, Any]) -> str:
+def _chart(metrics: Measurement) -> str:
     samples = metrics["prediction"]["samples"]
     curves = [Curve("sample", f"sample {number}", entry["psnr"]) for number, entry in enumerate(samples, start=1)]
     mean = [sum(values) / len(values) for values in zip(*(entry["psnr"] for entry in samples), strict=True)]
@@ -209,23 +209,21 @@ def _chart(metrics: dict[str, Any]) -> str:
 
 def _legend(several: bool) -> str:
     shown = [(kind, text) for kind, text in _LEGEND if several or kind != "sample"]
-    entries = (f"<span><i class={kind}></i>{escape(_of_one(text, several))}</span>" for kind, text in shown)
+    entries = (f"<span><i class={kind}></i>{escape(_label(text, several))}</span>" for kind, text in shown)
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
-def _table(metrics: dict[str, Any]) -> str:
-    repeated = metrics["repeat_last_frame"]
-    mean, best = metrics["prediction"]["mean"], metrics["prediction"]["best"]
+def _table(prediction: MeanAndBest, repeated: MeanScores, reconstruction: MeanScores) -> str:
+    mean, best = prediction["mean"], prediction["best"]
     several = mean != best
     rows = [
-        (_of_one("prediction, mean of samples", several), mean),
+        (_label("prediction, mean of samples", several), mean),
         *([("prediction, best sample", best)] if several else []),
         ("repeating the last context frame", repeated),
-        ("the tokenizer's reconstruction", metrics["reconstruction"]),
+        ("the tokenizer's reconstruction", reconstruction),
     ]
-    head = (
-        "<tr><th></th><th class=number>PSNR, dB</th><th class=number>SSIM</th><th class=number>beside repeating, dB</th></tr>"
-    )
+    columns = ("PSNR, dB", "SSIM", "gain over repeating, dB")
+    head = "<tr><th></th>" + "".join(f"<th class=number>{name}</th>" for name in columns) + "</tr>"
     cells = "".join(
         f"<tr><td>{escape(name)}</td><td class=number>{row['mean_psnr']:.2f}</td><td class=number>{row['mean_ssim']:.3f}</td>"
         f"<td class=number>{'' if row is repeated else _gain(row['mean_psnr'] - repeated['mean_psnr'])}</td></tr>"
@@ -234,8 +232,8 @@ def _table(metrics: dict[str, Any]) -> str:
     return f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>"
 
 
-def _of_one(text: str, several: bool) -> str:
-    """What a row or curve is called where there is one sample: nothing is averaged then."""
+def _label(text: str, several: bool) -> str:
+    """Returns the name of a row or curve, without the mean if there is only one sample."""
     return text if several else text.removesuffix(", mean of samples")
 
 

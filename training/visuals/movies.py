@@ -1,7 +1,7 @@
-"""Predictions as mp4, for slides, messengers and editors that take no GIF.
+"""Writes predictions as mp4, for slides, messengers and editors that accept no GIF.
 
-H.264 in the 4:2:0 pixels that every player reads. Frames are enlarged before, so the halved colour resolution stays below
-one pixel of the model's.
+The video is H.264 with 4:2:0 pixels, which every player reads. Frames are enlarged first, so the halved colour resolution is
+still finer than one pixel of the model.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ import numpy as np
 from pipeline.common import storage
 from training.visuals.pictures import DEFAULT_RATE, Strip, side_by_side
 
-# The first that this build of FFmpeg encodes. Browsers don't play MPEG-4 part 2; desktop players do.
+# Use the first one that this build of FFmpeg can encode. Browsers do not play MPEG-4 part 2; desktop players do.
 _CODECS = ("libx264", "mpeg4")
-# Visually lossless for x264; `qscale`, of 1 to 31, is its counterpart for mpeg4.
+# Visually lossless: `crf` for x264, `qscale` (1 to 31) for mpeg4.
 _QUALITY = {"libx264": {"crf": "16"}, "mpeg4": {"qscale": "2"}}
 
 
 def write_mp4(path: str, strips: Sequence[Strip], context_length: int, rate: float | None = None) -> None:
-    """Write strips side by side as a video, one picture a frame, as `write_gif` shows them.
+    """Writes strips side by side as a video, as `write_gif` does.
 
     Args:
         path: File to publish.
-        strips: All of the same T and S.
-        context_length: How many of the T frames are context.
-        rate: Frames per second; None takes 4.
+        strips: Strips of the same length T and size S.
+        context_length: Number of context frames.
+        rate: Frames per second; None means 4.
     """
     codec = next(name for name in _CODECS if name in av.codecs_available)
     pace = max(Fraction(rate or DEFAULT_RATE).limit_denominator(1000), Fraction(1, 10))
@@ -41,6 +41,6 @@ def write_mp4(path: str, strips: Sequence[Strip], context_length: int, rate: flo
 
 
 def _even(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) with a row and a column repeated where 4:2:0 wants even numbers of them."""
+    """Repeats the last row and column of pixels (H, W, 3) where needed: 4:2:0 needs even numbers."""
     height, width = pixels.shape[:2]
     return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -1,9 +1,10 @@
-"""Pictures of a prediction for people: an animated GIF, truth beside prediction, and a contact sheet as PNG.
+"""Draws a prediction for people: an animated GIF of truth and prediction, and a contact sheet as PNG.
 
-Frames are small, so they are enlarged by whole factors without smoothing: what is seen are the model's own pixels. Context
-frames carry an amber border, predicted ones a blue one.
+Frames are small, so they are enlarged by whole factors without smoothing and show the model's own pixels. Context frames have
+an orange border, predicted frames a blue one.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,8 @@ from pipeline.common import storage
 _BACKGROUND, _TEXT = (24, 24, 27), (235, 235, 235)
 _CONTEXT, _PREDICTED, _TRUE = (245, 166, 35), (64, 140, 255), (110, 110, 118)
 _GIF_SIDE, _SHEET_SIDE, _MARGIN, _BORDER = 256, 96, 8, 3
-_FONT_SIZE = 16
 _LAST_FRAME_SECONDS = 1.0
-DEFAULT_RATE = 4.0  # frames a second, as the published code shows them
+DEFAULT_RATE = 4.0  # frames per second, as in the published code
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Strip:
     """One video to show.
 
     Attributes:
-        label: What it is.
+        label: Name of the video.
         frames: (T, 3, S, S) in [0, 1].
-        predicted_from: First frame that is a prediction; T where none is.
+        predicted_from: Index of the first predicted frame; T if there is none.
     """
 
     label: str
@@ -37,16 +37,16 @@ class Strip:
 
 
 def write_gif(path: str, strips: Sequence[Strip], context_length: int, rate: float | None = None) -> None:
-    """Write strips side by side as an endless GIF.
+    """Writes strips side by side as a looping GIF.
 
     Args:
         path: File to publish.
-        strips: All of the same T and S.
-        context_length: How many of the T frames are context.
-        rate: Frames per second; None takes 4.
+        strips: Strips of the same length T and size S.
+        context_length: Number of context frames.
+        rate: Frames per second; None means 4.
     """
     pictures = [side_by_side(strips, number, context_length) for number in range(len(strips[0].frames))]
-    # GIF counts hundredths of a second, and browsers slow down what is faster than 50 frames a second.
+    # GIF counts hundredths of a second, and browsers slow down GIFs faster than 50 frames per second.
     pause = max(20, round(1000 / (rate or DEFAULT_RATE)))
     durations = [pause] * (len(pictures) - 1) + [max(pause, round(1000 * _LAST_FRAME_SECONDS))]
     with storage.staged(path) as staging:
@@ -54,15 +54,15 @@ def write_gif(path: str, strips: Sequence[Strip], context_length: int, rate: flo
 
 
 def write_contact_sheet(path: str, strips: Sequence[Strip], context_length: int) -> None:
-    """Write strips as rows of a PNG, one column a frame.
+    """Writes strips as rows of a PNG, one column per frame.
 
     Args:
         path: File to publish.
-        strips: All of the same T and S.
-        context_length: How many of the T frames are context.
+        strips: Strips of the same length T and size S.
+        context_length: Number of context frames.
     """
-    font = ImageFont.load_default(_FONT_SIZE)
     length, cell = len(strips[0].frames), _enlarged_side(strips[0].frames.shape[-1], _SHEET_SIDE)
+    font = _font()
     left = _MARGIN + max(int(font.getlength(strip.label)) for strip in strips) + _MARGIN
     pitch, top = cell + 2 * _BORDER + 2, 24
     sheet = Image.new("RGB", (left + length * pitch + _MARGIN, top + len(strips) * pitch + _MARGIN), _BACKGROUND)
@@ -79,15 +79,15 @@ def write_contact_sheet(path: str, strips: Sequence[Strip], context_length: int)
 
 
 def difference(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """|predicted - truth|, (T, 3, S, S) in [0, 1], black where they agree."""
+    """Returns |predicted - truth|, (T, 3, S, S) in [0, 1]; black means equal."""
     return (predicted - truth).abs().clamp(0, 1)
 
 
 def side_by_side(strips: Sequence[Strip], number: int, context_length: int) -> Image.Image:
-    """Frame `number` of all strips in one picture, each under its label, with the frame's place in time below."""
-    font = ImageFont.load_default(_FONT_SIZE)
+    """Returns frame `number` of all strips in one picture, with labels above and the frame's place in time below."""
     cell = _enlarged_side(strips[0].frames.shape[-1], _GIF_SIDE)
     pitch, top, bottom = cell + 2 * _BORDER + _MARGIN, 28, 26
+    font = _font()
     picture = Image.new("RGB", (_MARGIN + len(strips) * pitch, top + cell + 2 * _BORDER + bottom), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
     for column, strip in enumerate(strips):
@@ -100,8 +100,13 @@ def side_by_side(strips: Sequence[Strip], number: int, context_length: int) -> I
     return picture
 
 
+@functools.cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(16)
+
+
 def _caption(number: int, context_length: int) -> str:
-    """Frames are counted from the last context frame: -1, 0, then +1 for the first predicted one."""
+    """Returns the place counted from the last context frame: -1, 0, then +1 for the first predicted frame."""
     offset = number - context_length + 1
     return f"+{offset}" if offset > 0 else str(offset)
 

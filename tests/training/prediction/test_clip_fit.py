@@ -1,4 +1,4 @@
-"""Advice on a clip that is too long for its episode can be followed, each way of it by itself."""
+"""The options suggested for a clip that is too long for its episode work, each one alone."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ from training.prediction.clip_fit import frames_needed, what_fits
     frames=st.integers(1, 60),
     base_step=st.floats(1, 40),
 )
-def test_every_way_that_is_advised_fits_and_what_is_advised_is_the_most(
+def test_each_suggestion_fits_and_is_the_largest_that_fits(
     length: int, goal: bool, stride: str, start: int, frames: int, base_step: float
 ):
     clips = ClipsConfig(length=length, context_length=2, goal=goal, stride=stride)

@@ -13,8 +13,9 @@ from pipeline.common.errors import ConfigError, SourceError
 from pipeline.episodes.frames import encode_png
 from tokenize_offline.metrics import MAX_PSNR
 from training import predict
-from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, measure, predict_clip
+from training.prediction.clip_prediction import Sampling, clips_for, cut_clip, predict_clip
 from training.prediction.episodes import choose_episodes, open_episodes
+from training.prediction.measurement import measure
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def folder_input(folder):
 
 
 @pytest.mark.parametrize("make_input", [npz_input, video_input, shard_input, folder_input])
-def test_every_kind_of_input_gives_pictures_and_metrics(tmp_path, capsys, free_folder, make_input):
+def test_each_kind_of_input_gives_pictures_and_metrics(tmp_path, capsys, free_folder, make_input):
     output = tmp_path / "out"
     status, out, _ = run(capsys, "--model", free_folder, "--input", make_input(tmp_path), "--output", output, "--samples", 2)
     assert status == 0
@@ -84,7 +85,7 @@ def test_every_kind_of_input_gives_pictures_and_metrics(tmp_path, capsys, free_f
     assert summary["repeat_last_frame"]["mean_psnr"] == metrics["repeat_last_frame"]["mean_psnr"]
 
 
-def test_several_episodes_are_averaged_and_keep_their_own_folders(tmp_path, capsys, driven_folder):
+def test_several_episodes_have_folders_and_an_average(tmp_path, capsys, driven_folder):
     episodes = [episode(f"train-00000-{number:06d}", seed=number) for number in range(3)]
     shard = write_shard(tmp_path / "train-000000.tar", episodes)
     arguments = ("--model", driven_folder, "--input", shard, "--output", tmp_path / "out", "--episodes", 2)
@@ -99,7 +100,7 @@ def test_several_episodes_are_averaged_and_keep_their_own_folders(tmp_path, caps
     assert json.loads(out)["prediction"] == summary["prediction"]
     assert not (tmp_path / "out" / "episode-002").exists()
     overview = (tmp_path / "out" / "index.html").read_text()
-    assert re.findall(r'href="([^"]+)"', overview) == ["episode-000/index.html", "episode-001/index.html"]
+    assert re.findall(r'<a href="([^"]+)"', overview) == ["episode-000/index.html", "episode-001/index.html"]
 
 
 @pytest.mark.parametrize("wanted", ["1", "train-00000-000001"])
@@ -109,7 +110,7 @@ def test_an_episode_is_chosen_by_key_or_number(tmp_path, capsys, free_folder, wa
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["episode"] == "train-00000-000001"
 
 
-def test_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
+def test_the_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
     for name in ("a", "b"):
         run(capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / name, "--seed", 5)
     for name in ("prediction.gif", "prediction.mp4", "contact_sheet.png", "index.html", "metrics.json"):
@@ -119,23 +120,23 @@ def test_same_seed_gives_the_same_files(tmp_path, capsys, free_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--start", "8"), r"has 10 frames; 5 frames at a stride of 1 from frame 8 need 13: --start 5 at most fits"),
-        (("--start", "7"), r"need 12: --start 5 at most fits, or --steps 1 fits"),
-        (("--steps", "12"), r"need 14: --steps 8 fits"),
-        (("--clips.stride", "4"), r"need 17: --steps 1 fits, or --clips.stride 2 fits"),
+        (("--start", "8"), r"has 10 frames; 5 frames at a stride of 1 from frame 8 need 13: use --start 5 or less"),
+        (("--start", "7"), r"need 12: use --start 5 or less, or use --steps 1"),
+        (("--steps", "12"), r"need 14: use --steps 8"),
+        (("--clips.stride", "4"), r"need 17: use --steps 1, or use --clips.stride 2"),
         (("--start", "-1"), r"--start must be at least 0, not -1"),
-        (("--episode", "4"), "holds no episode 4; it has 1, numbered from 0"),
-        (("--episode", "no-such"), "holds no episode no-such; it has file-00000-000000"),
-        (("--episode", "0", "--episodes", "2"), "goes without --episode"),
+        (("--episode", "4"), "has no episode 4; it has 1, numbered from 0"),
+        (("--episode", "no-such"), "has no episode no-such; it has file-00000-000000"),
+        (("--episode", "0", "--episodes", "2"), "cannot be combined with --episode"),
         (("--steps", "0"), "--steps must be at least 1"),
-        (("--top_k", "-3"), "top_k must be a whole number"),
+        (("--top_k", "-3"), "top_k must be a positive whole number"),
         (("--samples", "0"), "samples must be at least 1"),
         (("--clips.context_length", "1"), "the model was trained with 2"),
         (("--clips.stride", "0.2s"), "needs a frame rate"),
         (("--held_out", "true", "--clips.held_out", "0"), "held out from training"),
     ],
 )
-def test_what_can_not_be_is_said_in_one_line(tmp_path, capsys, free_folder, arguments, message):
+def test_an_invalid_option_is_a_one_line_error(tmp_path, capsys, free_folder, arguments, message):
     status, out, err = run(
         capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "out", *arguments
     )
@@ -145,7 +146,7 @@ def test_what_can_not_be_is_said_in_one_line(tmp_path, capsys, free_folder, argu
     assert re.search(message, err)
 
 
-def test_camera_of_an_npz_with_several_is_chosen(tmp_path, capsys, free_folder):
+def test_the_camera_of_an_npz_with_several_is_chosen(tmp_path, capsys, free_folder):
     np.savez(tmp_path / "two.npz", main=pixels(10, seed=1), wrist_image=pixels(10, seed=2))
     arguments = ("--model", free_folder, "--input", tmp_path / "two.npz", "--output", tmp_path / "out")
     status, _, err = run(capsys, *arguments)
@@ -155,20 +156,20 @@ def test_camera_of_an_npz_with_several_is_chosen(tmp_path, capsys, free_folder):
     assert status == 0, err
 
 
-def test_unknown_option_names_the_nearest(tmp_path, capsys, free_folder):
+def test_an_unknown_option_suggests_the_nearest(tmp_path, capsys, free_folder):
     with pytest.raises(SystemExit) as stopped:
         predict.main(["--model", str(free_folder), "--input", "x", "--output", "y", "--temprature", "1"])
     assert stopped.value.code == 2
     assert "did you mean --temperature?" in capsys.readouterr().err
 
 
-def test_input_of_no_known_kind_is_refused(tmp_path):
+def test_an_input_of_unknown_kind_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="is no input"):
+    with pytest.raises(SourceError, match="is not a valid input"):
         open_episodes(str(tmp_path / "empty"))
 
 
-def test_frames_that_are_smaller_than_the_models_are_told_of(tmp_path, capsys, caplog, free_folder):
+def test_a_warning_says_that_small_frames_are_enlarged(tmp_path, capsys, caplog, free_folder):
     small = dataclasses.replace(episode(), frames=[encode_png(frame) for frame in pixels(12, 0, 24, 30)], height=24, width=30)
     for each in (episode(), small):
         shard = write_shard(tmp_path / f"train-{each.height:06d}.tar", [each])
@@ -176,11 +177,11 @@ def test_frames_that_are_smaller_than_the_models_are_told_of(tmp_path, capsys, c
         assert predict.main(arguments) == 0
     capsys.readouterr()
     assert [one.getMessage() for one in caplog.records if "enlarged" in one.getMessage()] == [
-        f"{tmp_path}/train-000024.tar has frames of 24 pixels, enlarged to the 32 that the model sees"
+        f"{tmp_path}/train-000024.tar has frames of 24 pixels; they are enlarged to the model's 32 pixels"
     ]
 
 
-def test_clip_frames_and_actions_lie_at_the_stride(driven):
+def test_frames_and_actions_of_a_clip_follow_the_stride(driven):
     source = episode(count=20)
     clip = cut_clip(source, driven, clips_for(driven, dataclasses.replace(CLIPS, stride="3"), None), start=2)
     assert clip.indices == (2, 5, 8, 11, 14)
@@ -189,37 +190,37 @@ def test_clip_frames_and_actions_lie_at_the_stride(driven):
     assert clip.frames.shape == (5, 3, 32, 32)
 
 
-def test_goal_comes_first(free):
+def test_the_goal_frame_comes_first(free):
     fitted = clips_for(free, dataclasses.replace(CLIPS, goal=True), None)
     assert cut_clip(episode(), free, fitted, start=1).indices == (11, 1, 2, 3, 4)
 
 
-def test_steps_decide_on_the_clip_length_and_may_go_beyond_the_positions(free):
+def test_steps_set_the_clip_length_and_may_exceed_the_positions(free):
     beyond = free.max_steps + 4
     clip = cut_clip(episode(count=40), free, clips_for(free, dataclasses.replace(CLIPS, stride="1"), beyond), start=0)
     assert predict_clip(free, clip, Sampling()).frames.shape == (1, beyond, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("dimension", "found"), [(0, "has none"), (5, "has actions of 5")])
-def test_episode_without_the_models_actions_is_refused(driven, dimension, found):
+@pytest.mark.parametrize(("dimension", "found"), [(0, "has no actions"), (5, "has actions of dimension 5")])
+def test_an_episode_without_the_actions_the_model_needs_is_refused(driven, dimension, found):
     with pytest.raises(ConfigError, match=found):
         cut_clip(episode(action_dim=dimension), driven, clips_for(driven, CLIPS, None), start=0)
 
 
-def test_actions_that_are_no_numbers_are_refused_by_the_episodes_name(driven):
+def test_actions_that_are_not_finite_are_refused_with_the_episode_key(driven):
     broken = episode()
     broken.action[3, 0] = np.nan
-    with pytest.raises(SourceError, match="train-00000-000000 has actions that are no finite numbers"):
+    with pytest.raises(SourceError, match="train-00000-000000 has actions that are not finite"):
         cut_clip(broken, driven, clips_for(driven, CLIPS, None), start=0)
 
 
-def test_damaged_frame_is_refused_by_the_episodes_name(free):
+def test_a_damaged_frame_is_refused_with_the_episode_key(free):
     broken = dataclasses.replace(episode(), frames=[b"\xff\xd8\xffnonsense"] * 12)
     with pytest.raises(SourceError, match="train-00000-000000"):
         cut_clip(broken, free, clips_for(free, CLIPS, None), start=0)
 
 
-def test_actions_reach_the_model_in_their_order(driven):
+def test_actions_reach_the_model_in_order(driven):
     clip = cut_clip(episode(), driven, clips_for(driven, CLIPS, None), start=0)
     prediction = predict_clip(driven, clip, Sampling(temperature=0.0))
     session = driven.start(clip.frames[:2], temperature=0)
@@ -228,7 +229,7 @@ def test_actions_reach_the_model_in_their_order(driven):
     assert prediction.reward.shape == (1, 3)
 
 
-def test_metrics_compare_future_frames_alone_and_take_the_best_of_each(free):
+def test_metrics_compare_only_future_frames_and_take_the_best_of_each(free):
     clip = cut_clip(episode(), free, clips_for(free, CLIPS, None), start=0)
     prediction = predict_clip(free, clip, Sampling(samples=2))
     perfect = dataclasses.replace(
@@ -245,34 +246,34 @@ def test_metrics_compare_future_frames_alone_and_take_the_best_of_each(free):
     assert metrics["repeat_last_frame"]["psnr"][1] == pytest.approx(repeated, abs=1e-3)
 
 
-def test_fewer_episodes_than_were_asked_for_is_said(tmp_path, capsys, caplog, free_folder):
+def test_fewer_episodes_than_requested_are_logged(tmp_path, capsys, caplog, free_folder):
     status, out, _ = run(
         capsys, "--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "out", "--episodes", 5
     )
     assert (status, json.loads(out)["episodes"]) == (0, 1)
-    assert f"--episodes 5: {tmp_path}/episode.npz holds 1" in caplog.text
+    assert f"--episodes 5: {tmp_path}/episode.npz has only 1" in caplog.text
 
 
-def test_an_output_that_can_not_be_written_is_said_before_anything_is_predicted(tmp_path, capsys, free_folder, monkeypatch):
+def test_an_unwritable_output_is_an_error_before_the_first_prediction(tmp_path, capsys, free_folder, monkeypatch):
     monkeypatch.setattr(predict, "predict_clip", lambda *_, **__: pytest.fail("predicted"))
     (tmp_path / "file").touch()
     arguments = ("--model", free_folder, "--input", npz_input(tmp_path), "--output", tmp_path / "file" / "out")
     status, _, err = run(capsys, *arguments)
     assert status == 1
-    assert f"{tmp_path}/file/out can't be written: Not a directory" in err
+    assert f"{tmp_path}/file/out cannot be written: Not a directory" in err
 
 
-def test_episodes_held_out_at_a_share_that_the_model_was_not_trained_without_are_refused(tmp_path, capsys, free):
+def test_a_larger_held_out_fraction_than_in_training_is_refused(tmp_path, capsys, free):
     folder = tiny_models.save_model(tmp_path / "model", free)
     (folder / "recipe.yaml").write_text("clips: {held_out: 0.01, length: 5}")
     shard = write_shard(tmp_path / "train-000000.tar", [episode()])
     arguments = ("--model", folder, "--input", shard, "--output", tmp_path / "out", "--held_out", "true")
     status, _, err = run(capsys, *arguments, "--clips.held_out", "0.5")
     assert status == 2
-    assert "clips.held_out is 0.5, but the model was trained without 0.01" in err
+    assert "clips.held_out is 0.5, but training held out a fraction of 0.01" in err
 
 
-def test_held_out_episodes_alone_are_chosen_where_asked():
+def test_only_held_out_episodes_are_chosen_on_request():
     episodes = [dataclasses.replace(episode(count=1), key=f"train-00000-{number:06d}") for number in range(60)]
     held_out = choose_episodes(iter(episodes), None, 60, 0.2, "here")
     assert 0 < len(held_out) < 60

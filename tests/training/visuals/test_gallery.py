@@ -9,14 +9,15 @@ import torch
 from browser import chromium
 from PIL import Image
 
-from training.prediction.clip_prediction import Clip, Prediction, measure
+from training.prediction.clip_prediction import Clip, Prediction
+from training.prediction.measurement import measure
 from training.visuals import gallery
 
 LENGTH, CONTEXT, SIDE = 6, 2, 32
 
 
 def prediction(samples=2, key="train-00000-000001", rate=10.0):
-    """The truth turns from black to red, samples from black to green; every frame is of one colour."""
+    """The truth goes from black to red, the samples from black to green; each frame has one colour."""
     brightness = torch.linspace(0, 1, LENGTH)
     frames = torch.zeros(LENGTH, 3, SIDE, SIDE)
     frames[:, 0] = brightness[:, None, None]
@@ -39,7 +40,7 @@ def browser():
 
 
 def colour(browser, folder, selector):
-    """What a reader sees in the middle of an element."""
+    """The visible colour in the middle of an element."""
     browser.screenshot(folder / "shot.png")
     box = browser.run(
         "const b = document.querySelector(arguments[0]).getBoundingClientRect();return [b.x + b.width / 2, b.y + b.height / 2]",
@@ -55,7 +56,7 @@ def show(browser, frame):
     )
 
 
-def test_page_opens_by_itself(browser, tmp_path):
+def test_the_page_requests_nothing_else(browser, tmp_path):
     page = write(tmp_path / "index.html")
     browser.requests()
     browser.open(f"file://{page}")
@@ -66,7 +67,7 @@ def test_page_opens_by_itself(browser, tmp_path):
     assert asked == [f"file://{page}"]
 
 
-def test_reader_sees_the_frame_that_the_slider_stands_at(browser, tmp_path):
+def test_the_page_shows_the_frame_of_the_slider(browser, tmp_path):
     browser.open(f"file://{write(tmp_path / 'index.html')}")
     for frame in (0, 1, 3, 5):
         show(browser, frame)
@@ -82,7 +83,7 @@ def test_reader_sees_the_frame_that_the_slider_stands_at(browser, tmp_path):
         assert browser.run("return document.querySelector('#place').textContent") == text
 
 
-def test_keys_turn_the_frames_and_the_page_plays_by_itself(browser, tmp_path):
+def test_the_page_plays_and_arrow_keys_change_the_frame(browser, tmp_path):
     browser.open(f"file://{write(tmp_path / 'index.html')}")
     browser.wait("Number(document.querySelector('#frame').value) > 1")
     browser.press(" ")
@@ -95,7 +96,7 @@ def test_keys_turn_the_frames_and_the_page_plays_by_itself(browser, tmp_path):
     assert browser.run("return document.querySelector('#frame').value") == "1"
 
 
-def test_page_follows_dark_and_light(browser, tmp_path):
+def test_the_page_follows_dark_and_light_mode(browser, tmp_path):
     browser.open(f"file://{write(tmp_path / 'index.html')}")
     seen = []
     for dark in (True, False):
@@ -105,7 +106,7 @@ def test_page_follows_dark_and_light(browser, tmp_path):
     assert dark < 150 < 600 < light
 
 
-def test_overview_leads_to_every_episode_and_back(browser, tmp_path):
+def test_the_overview_links_to_each_episode_and_back(browser, tmp_path):
     cards, made = [], [prediction(key=f"train-00000-00000{number}") for number in range(3)]
     for number, each in enumerate(made):
         (tmp_path / f"episode-{number}").mkdir()
@@ -122,7 +123,7 @@ def test_overview_leads_to_every_episode_and_back(browser, tmp_path):
     assert browser.complaints() == []
 
 
-def test_names_from_inputs_are_text(browser, tmp_path):
+def test_names_from_inputs_are_escaped(browser, tmp_path):
     hostile = "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
     browser.open(f"file://{write(tmp_path / 'index.html', prediction(key=hostile))}")
     assert browser.run("return document.querySelector('h1').textContent") == f"colours · {hostile}"
@@ -130,7 +131,7 @@ def test_names_from_inputs_are_text(browser, tmp_path):
     assert "taken" not in browser.run("return document.title").replace(hostile, "")
 
 
-def test_one_sample_is_neither_averaged_nor_best(tmp_path):
+def test_a_single_sample_is_not_called_mean_or_best(tmp_path):
     different = prediction()
     different.frames[1] *= 0.5
     several, one = (write(tmp_path / name, made).read_text() for name, made in (("2", different), ("1", prediction(samples=1))))
@@ -140,7 +141,7 @@ def test_one_sample_is_neither_averaged_nor_best(tmp_path):
     assert "best sample" not in one
 
 
-def test_sprite_holds_every_pixel_of_small_frames():
+def test_a_sprite_of_small_frames_is_lossless():
     frames = torch.randint(0, 256, (3, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
     uri = gallery.sprite(frames)
     with Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))) as image:
@@ -149,11 +150,11 @@ def test_sprite_holds_every_pixel_of_small_frames():
         np.testing.assert_array_equal(row[:, 8 * number : 8 * (number + 1)], (frame * 255).round().permute(1, 2, 0))
 
 
-def test_large_frames_do_not_make_large_pages():
+def test_large_frames_are_embedded_as_jpeg():
     assert gallery.sprite(torch.rand(2, 3, 256, 256)).startswith("data:image/jpeg")
 
 
-def test_numbers_of_the_page_are_those_of_the_metrics(tmp_path):
+def test_the_page_shows_the_numbers_of_the_metrics(tmp_path):
     made = prediction(samples=3)
     metrics = measure(made)
     text = write(tmp_path / "index.html", made).read_text()

@@ -30,7 +30,7 @@ def gif_frames(path):
         return frames, pauses, image.info.get("loop")
 
 
-def test_gif_shows_all_frames_side_by_side_and_marks_what_is_predicted(tmp_path):
+def test_the_gif_shows_all_frames_side_by_side_and_marks_predicted_ones(tmp_path):
     write_gif(str(tmp_path / "a.gif"), strips(), context_length=2, rate=10.0)
     frames, pauses, loop = gif_frames(tmp_path / "a.gif")
     assert len(frames) == 5
@@ -47,13 +47,13 @@ def test_gif_shows_all_frames_side_by_side_and_marks_what_is_predicted(tmp_path)
 
 
 @pytest.mark.parametrize(("rate", "pause"), [(None, 250), (2.0, 500), (1000.0, 20)])
-def test_gif_plays_at_the_rate_of_the_clip_within_what_browsers_keep(tmp_path, rate, pause):
+def test_the_gif_plays_at_the_rate_of_the_clip_up_to_the_limit_of_browsers(tmp_path, rate, pause):
     write_gif(str(tmp_path / "a.gif"), strips(), context_length=2, rate=rate)
     assert gif_frames(tmp_path / "a.gif")[1][0] == pause
 
 
 @pytest.mark.parametrize("side", [16, 32, 64, 256])
-def test_contact_sheet_holds_every_pixel_of_every_frame_enlarged(tmp_path, side):
+def test_the_contact_sheet_has_every_pixel_of_every_frame_enlarged(tmp_path, side):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (3, 3, side, side), generator=generator) / 255
     write_contact_sheet(str(tmp_path / "a.png"), [Strip("truth", frames, 3), Strip("again", frames, 1)], context_length=1)
@@ -69,13 +69,13 @@ def test_contact_sheet_holds_every_pixel_of_every_frame_enlarged(tmp_path, side)
     assert has_colour(sheet, BLUE)
 
 
-def test_difference_is_black_where_frames_agree():
+def test_the_difference_is_black_where_frames_are_equal():
     a = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     assert not difference(a, a).any()
     assert torch.equal(difference(torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)), torch.ones(1, 3, 2, 2))
 
 
-def test_failed_picture_leaves_no_file(tmp_path):
+def test_a_failed_picture_leaves_no_file(tmp_path):
     broken = [Strip("truth", torch.zeros(2, 3, 8, 8), 2), Strip("short", torch.zeros(1, 3, 8, 8), 1)]
     with pytest.raises(IndexError):
         write_gif(str(tmp_path / "a.gif"), broken, context_length=1)
