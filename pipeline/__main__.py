@@ -123,7 +123,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     _require_one_dataset(jobs, options)
     outcomes = ingest_datasets(jobs, beam_options, options.overwrite, engine)
     for (job, lock), outcome in zip(planned, outcomes, strict=True):
-        lock.add(job.units, outcome.records, options.overwrite)
+        lock.add(job.units, outcome.manifests, options.overwrite)
     show([_summary(job, outcome) for job, outcome in zip(jobs, outcomes, strict=True)], options)
     check_outcomes({job.dataset: outcome for job, outcome in zip(jobs, outcomes, strict=True)}, options.max_bad_fraction)
     return 0
@@ -225,12 +225,12 @@ def _require_effect(options: IngestOptions, source: Source) -> None:
 
 
 def _summary(job: IngestJob, outcome: Outcome) -> dict[str, Any]:
-    manifests = outcome.records
+    manifests = outcome.manifests
     return {
         "dataset": job.dataset,
         "folder": job.folder,
         "shards": len(manifests),
-        "made": outcome.made,
+        "made": outcome.shards_made,
         "episodes": sum(manifest.samples for manifest in manifests),
         "frames": sum(manifest.frames for manifest in manifests),
         "frames_made": outcome.frames_made,

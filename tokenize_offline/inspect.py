@@ -77,7 +77,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         rate = None if options.rate is None else clips_per_second(options.rate)
         show(estimate(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
         return 0
-    status = inspect.carry_out(options)
+    status = inspect.run_inspection(options)
     if options.codebooks:
         show(list(_codebooks(options.folder.rstrip("/"))), options)
     return status

@@ -1,1 +1,1 @@
-"""The ingest job: a plan of work units, the units, and the runners that do them."""
+"""The ingest job: plans work units and runs them on this machine or on a cluster."""

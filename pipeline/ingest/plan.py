@@ -1,8 +1,8 @@
-"""The plan: which source files become which episode shards, decided before any work.
+"""Plans the ingest: decides which source files become which episode shards, before any work starts.
 
-A unit of work is one episode shard, made of one or more whole source files, so units need nothing of each other. The price: a
-shard can't be smaller than what one source file gives. Where a source states its sizes, the plan follows these and not the
-files', so that it stays the same when a damaged file is repaired.
+A work unit is one episode shard, made from one or more whole source files, so units are independent. The price: a shard can't
+be smaller than the output of one source file. If a source states the sizes of its files, the plan uses them instead of the
+real sizes, so the plan doesn't change when a damaged file is repaired.
 """
 
 import copy
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.common.manifests import HEAD_TAIL_HASH, with_head_tail_hashes
-from pipeline.config.catalog import first_camera_entry
+from pipeline.common.manifests import ENDS, with_ends
+from pipeline.config.catalog import first_view
 from pipeline.episodes.episode import Episode
-from pipeline.episodes.naming import is_split_name, printable_name, shard_name
+from pipeline.episodes.naming import is_split_name, shard_name, written
 from pipeline.ingest.head_tail import head_tail_hashes
 from pipeline.ingest.shard_assignment import ShardAssignment, numbered_shards
 from pipeline.sources.base import Source, SourceShard
@@ -29,14 +29,14 @@ _SAMPLED_FILES = 3
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """One episode shard to be made.
+    """One episode shard to make.
 
     Attributes:
-        shard: Its file name.
-        split: Of its episodes.
-        sources: The files it is made of, in order.
-        source_bytes: Their size.
-        inputs: All that decides the shard's bytes; its record carries it and its fingerprint.
+        shard: File name of the shard.
+        split: Split of its episodes.
+        sources: Source files it is made from, in order.
+        source_bytes: Total size of the source files in bytes.
+        inputs: Everything that decides the shard's bytes; stored in its manifest, with its fingerprint.
     """
 
     shard: str
@@ -52,24 +52,24 @@ def make_plan(
     max_episodes: int | None,
     shard_bytes: int,
     known_hashes: Mapping[str, str] | None = None,
-    made: ShardAssignment | None = None,
+    existing: ShardAssignment | None = None,
 ) -> list[WorkUnit]:
-    """All units of a data set, in the order of their shards.
+    """Return all work units of a data set, in the order of their shards.
 
     Args:
-        source: Where the episodes come from.
-        splits: Only these; None takes all there are.
-        max_episodes: Of each split, at most so many from its beginning.
-        shard_bytes: About how large a shard should become.
-        known_hashes: File, as records write it, -> hash of its ends, of files that needn't be opened to know it.
-        made: What shards are there already, of a source whose files come and go; see `pipeline.ingest.shard_assignment`.
+        source: The source of the episodes.
+        splits: Splits to ingest; None ingests all.
+        max_episodes: Take only the first N episodes of each split.
+        shard_bytes: Approximate size of a shard in bytes.
+        known_hashes: File name in manifests -> its `head_tail_hash`; these files aren't opened.
+        existing: Assignment of the existing shards, if files of the source may be added or removed; see `shard_assignment`.
 
     Raises:
-        SourceError: The source has no files, or two files would give episodes of one key.
-        ConfigError: There is no such split, or shards can't be called after it.
+        SourceError: The source has no files, or two files would give episodes with the same key.
+        ConfigError: The source has no such split, or the split's name can't be part of a shard's name.
     """
     with source.cached_listing():
-        return _make_plan(source, splits, max_episodes, shard_bytes, known_hashes or {}, made or {})
+        return _make_plan(source, splits, max_episodes, shard_bytes, known_hashes or {}, existing or {})
 
 
 def _make_plan(
@@ -78,26 +78,26 @@ def _make_plan(
     max_episodes: int | None,
     shard_bytes: int,
     known_hashes: Mapping[str, str],
-    made: ShardAssignment,
+    existing: ShardAssignment,
 ) -> list[WorkUnit]:
     files = source.plan()
     if not files:
         raise SourceError(f"{source.folder} holds no files of episodes")
-    known = list(dict.fromkeys(file.split for file in files))
+    known_splits = list(dict.fromkeys(file.split for file in files))
     for split in splits or []:
-        if split not in known:
-            raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known)}")
+        if split not in known_splits:
+            raise ConfigError(f"{source.folder} has no split {split!r}; it has {', '.join(known_splits)}")
     files = [file for file in files if not splits or file.split in splits]
     _check_names(source, files)
     files = limited(files, max_episodes)
     sizes = source.file_sizes()
-    target = shard_bytes / shrinkage(_measured(source), files, sizes)
+    target = shard_bytes / output_ratio(_first_camera(source), files, sizes)
 
     def group(chosen: Sequence[SourceShard]) -> list[list[SourceShard]]:
         return grouped(chosen, [output_share(file) * _expected_size(file, sizes) for file in chosen], target)
 
-    read = {} if source.many_files else _read_unknown(source, files, sizes, known_hashes, None)
-    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_hashes))
+    new_hashes = {} if source.many_files else _unknown_hashes(source, files, sizes, known_hashes, None)
+    hashes = ChainMap(new_hashes, cast(MutableMapping[str, str | None], known_hashes))
     common = {"format": source.format, **source.inputs()}
     return [
         WorkUnit(
@@ -105,49 +105,49 @@ def _make_plan(
             split=split,
             sources=tuple(chosen),
             source_bytes=sum(sizes.get(file.file, 0) for file in chosen),
-            inputs={**common, "split": split, "sources": [_identity(source, file, sizes, ends) for file in chosen]},
+            inputs={**common, "split": split, "sources": [_identity(source, file, sizes, hashes) for file in chosen]},
         )
-        for split, number, chosen in numbered_shards(files, group, made, source.divides_files)
+        for split, number, chosen in numbered_shards(files, group, existing, source.divides_files)
     ]
 
 
 def with_hashes(
     units: Sequence[WorkUnit], source: Source, known_hashes: Mapping[str, str], compared: Collection[str]
 ) -> list[WorkUnit]:
-    """Units of a source of many files with the ends of those that are held against something; the others stay unread.
+    """Return the units of a source with many files, with the hashes of the files to compare; other files aren't opened.
 
     Args:
         units: The plan.
-        source: Of the files.
+        source: The source of the files.
         known_hashes: See `make_plan`.
-        compared: Names, as records write them, of the files of which shards or lock files say something.
+        compared: Names, as in manifests, of the files that existing shards or the lock file describe.
     """
     files = [file for unit in units for file in unit.sources]
-    read = _read_unknown(source, files, source.file_sizes(), known_hashes, compared)
-    ends = ChainMap(read, cast(MutableMapping[str, str | None], known_hashes))
-    return [dataclasses.replace(unit, inputs=with_head_tail_hashes(unit.inputs, ends)) for unit in units]
+    new_hashes = _unknown_hashes(source, files, source.file_sizes(), known_hashes, compared)
+    hashes = ChainMap(new_hashes, cast(MutableMapping[str, str | None], known_hashes))
+    return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, hashes)) for unit in units]
 
 
-def _read_unknown(
+def _unknown_hashes(
     source: Source,
     files: Sequence[SourceShard],
     sizes: Mapping[str, int],
     known: Mapping[str, str],
     compared: Collection[str] | None,
 ) -> dict[str, str | None]:
-    """Name as records write it -> hash of its ends, of those files whose ends aren't known, or of those `compared` alone."""
-    names = ((file.file, printable_name(file.file)) for file in files)
+    """Return file name in manifests -> hash, for files that aren't in `known`; with `compared`, only for these."""
+    names = ((file.file, written(file.file)) for file in files)
     unread = {file for file, name in names if name not in known and (compared is None or name in compared)}
-    return {printable_name(file): ends for file, ends in head_tail_hashes(source.folder, sizes, unread).items()}
+    return {written(file): digest for file, digest in head_tail_hashes(source.folder, sizes, unread).items()}
 
 
 def _check_names(source: Source, files: Sequence[SourceShard]) -> None:
-    """Refuse splits that no shard can be called after, and files whose episodes would have one key."""
+    """Refuse split names that can't be part of a shard's name, and files whose episodes would have the same key."""
     for split in dict.fromkeys(file.split for file in files):
         if not is_split_name(split):
             raise ConfigError(
-                f"{source.folder} has a split {split!r}, and shards can't be called so: their names can "
-                "hold letters, digits, _ and - alone. Rename it, or leave it out by naming the others with --splits"
+                f"{source.folder} has a split {split!r}, which can't be part of a shard's name: only letters, digits, _ and - "
+                "are allowed. Rename the split, or list the other splits with --splits"
             )
     seen: dict[str, str] = {}
     for file in files:
@@ -160,47 +160,47 @@ def _check_names(source: Source, files: Sequence[SourceShard]) -> None:
 
 
 def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[SourceShard]:
-    """The files, or parts of them, that hold the first `max_episodes` of each split.
+    """Return the files, or parts of files, that hold the first `max_episodes` of each split.
 
-    A file that doesn't say how many episodes it holds counts as one.
+    A file with an unknown number of episodes counts as one episode.
     """
     if max_episodes is None:
         return list(files)
     left: dict[str, int] = {}
-    wanted = []
+    chosen = []
     for file in files:
         remaining = left.get(file.split, max_episodes)
         records = 1 if file.records is None else file.records
         if remaining > 0:
-            wanted.append(file if records <= remaining else dataclasses.replace(file, take=remaining))
+            chosen.append(file if records <= remaining else dataclasses.replace(file, take=remaining))
         left[file.split] = remaining - records
-    return wanted
+    return chosen
 
 
-def _measured(source: Source) -> Source:
-    """The source itself or, of a data set that the catalog has once a camera, its first: so that all of them group alike."""
+def _first_camera(source: Source) -> Source:
+    """Return the source with the first camera of its data set, so that all cameras get the same groups of files."""
     first = copy.copy(source)
-    first.entry = first_camera_entry(source.entry)
+    first.entry = first_view(source.entry)
     return first
 
 
 def _expected_size(file: SourceShard, sizes: dict[str, int]) -> float:
-    """Bytes of a file: as stated, else as it is."""
+    """Return the stated size of a file in bytes, or its real size if none is stated."""
     return file.stated_bytes or sizes.get(file.file, 0)
 
 
 def output_share(file: SourceShard) -> float:
-    """Which share of a file's episodes is wanted."""
+    """Return the fraction of a file's episodes to ingest."""
     return 1.0 if file.take is None or not file.records else file.take / file.records
 
 
 def grouped(files: Sequence[SourceShard], weights: Sequence[float], target: float) -> list[list[SourceShard]]:
-    """Neighbouring files of one split together, each group as large as fits into `target`, but at least one file.
+    """Group neighbouring files of one split; each group is as large as `target` allows, and has at least one file.
 
     Args:
-        files: In order, split by split.
-        weights: Of each file.
-        target: Greatest sum of weights of a group of more than one.
+        files: Files in order, split by split.
+        weights: Weight of each file.
+        target: Largest total weight of a group with more than one file.
     """
     groups: list[list[SourceShard]] = []
     filled = 0.0
@@ -214,10 +214,10 @@ def grouped(files: Sequence[SourceShard], weights: Sequence[float], target: floa
     return groups
 
 
-def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int]) -> float:
-    """About how many bytes of frames come of one source byte, from the first episode of the first few files.
+def output_ratio(source: Source, files: Sequence[SourceShard], sizes: dict[str, int]) -> float:
+    """Estimate the bytes of frames per source byte, from the first episode of the first few files.
 
-    Rounded to a power of two, so that the plan stays the same when one of these files is repaired. 1 where nothing can be read.
+    Rounded to a power of two, so that the plan doesn't change when one of these files is repaired. 1 if nothing can be read.
     """
     ratios = []
     for file in files[:_SAMPLED_FILES]:
@@ -228,15 +228,16 @@ def shrinkage(source: Source, files: Sequence[SourceShard], sizes: dict[str, int
     return 2.0 ** round(math.log2(statistics.median(ratios))) if ratios else 1.0
 
 
-def _identity(source: Source, file: SourceShard, sizes: dict[str, int], ends: Mapping[str, str | None]) -> dict[str, Any]:
-    """What a file is known by: name, size and, as far as a plan reads them, a hash of both its ends (`head_tail`)."""
-    known: dict[str, Any] = {"file": printable_name(file.file), "size": sizes.get(file.file), "take": file.take}
+def _identity(source: Source, file: SourceShard, sizes: dict[str, int], hashes: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what identifies a file: its name, its size, the part to take and, if the plan knows it, its `head_tail_hash`."""
+    name = written(file.file)
+    identity: dict[str, Any] = {"file": name, "size": sizes.get(file.file), "take": file.take}
     if source.entry.test_episodes or source.divides_files:
-        known["first"] = file.first
+        identity["first"] = file.first
     if file.text:
-        known["text"] = file.text
+        identity["text"] = file.text
     if file.only is not None:
-        known["only"] = list(file.only)
-    if file.file in sizes and known["file"] in ends:
-        known[HEAD_TAIL_HASH] = ends[known["file"]]
-    return known
+        identity["only"] = list(file.only)
+    if file.file in sizes and name in hashes:
+        identity[ENDS] = hashes[name]
+    return identity

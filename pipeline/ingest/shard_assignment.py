@@ -1,77 +1,77 @@
-"""Which files became which shards: kept as it is while files come and go.
+"""Decides which source files become which shards, and keeps the assignment stable when files are added or removed.
 
-A plan groups files in order, so one more file would shift all groups behind it. Where shards are there that a plan would group
-in another way, these keep their files, and what they don't hold gets shards of its own, by the numbers that are free. So the
-same command simply adds what is new. The price: a shard whose files went away partly is smaller than it could be, and small
-additions make small shards; another output folder groups everything anew.
+A plan groups files in order, so one new file would shift all groups after it. If existing shards differ from the plan,
+they keep their files, and the remaining files get new shards with unused numbers. So rerunning the same command only adds what
+is new. The price: a shard that lost some of its files becomes smaller, and small additions make small shards. To regroup all
+files, use another output folder.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.episodes.index import read_manifests
-from pipeline.episodes.naming import parse_shard_name, printable_name
+from pipeline.episodes.naming import parse_shard_name, written
 from pipeline.sources.base import SourceShard
 
-# A file as records write it, and where in it a part of it begins; None where files aren't divided.
+# A file's name in manifests, and the index of its first record in the split; None if files aren't divided.
 FileRange = tuple[str, int | None]
-# Shard's file name -> the places that it was made of, in order.
+# Shard file name -> the file ranges it was made from, in order.
 ShardAssignment = Mapping[str, Sequence[FileRange]]
 _Group = Callable[[Sequence[SourceShard]], list[list[SourceShard]]]
 
 
 def read_assignment(folder: str, divides_files: bool) -> dict[str, list[FileRange]]:
-    """What the records in a data set's folder say of which files became which shards.
+    """Read from the manifests of a data set which files became which shards.
 
     Args:
-        folder: Of the data set.
-        divides_files: Whether several places may lie in one file.
+        folder: Folder of the data set.
+        divides_files: Whether several ranges may lie in one file.
 
     Raises:
-        ShardError: A file that is named like a record isn't one.
+        ShardError: A file has the name of a manifest but isn't one.
     """
     return {
-        record.shard: [(one["file"], one.get("first") if divides_files else None) for one in record.inputs["sources"]]
-        for record in read_manifests(folder)
+        manifest.shard: [(item["file"], item.get("first") if divides_files else None) for item in manifest.inputs["sources"]]
+        for manifest in read_manifests(folder)
     }
 
 
-def assigned_files(layout: ShardAssignment) -> set[str]:
-    """All files that shards are made of."""
-    return {file for places in layout.values() for file, _ in places}
+def assigned_files(assignment: ShardAssignment) -> set[str]:
+    """Return the names of all files that shards were made from."""
+    return {file for ranges in assignment.values() for file, _ in ranges}
 
 
 def numbered_shards(
-    files: Sequence[SourceShard], group: _Group, made: ShardAssignment, divides_files: bool
+    files: Sequence[SourceShard], group: _Group, existing: ShardAssignment, divides_files: bool
 ) -> Iterator[tuple[str, int, list[SourceShard]]]:
-    """(split, number, files) of each shard of a plan, split by split.
+    """Yield (split, number, files) of each shard of a plan, split by split.
 
     Args:
-        files: All that are wanted, split by split, in order.
-        group: Makes groups of neighbours of files.
-        made: The shards that are there.
+        files: All files to ingest, split by split, in order.
+        group: Groups neighbouring files into shards.
+        existing: The shards that exist already.
         divides_files: See `read_assignment`.
     """
-    for split, chosen in itertools.groupby(files, lambda file: file.split):
-        parsed = {parse_shard_name(name): places for name, places in made.items()}
-        there = {known[1]: list(places) for known, places in parsed.items() if known is not None and known[0] == split}
-        for number, of_shard in sorted(_groups(list(chosen), group, there, divides_files).items()):
-            yield split, number, of_shard
+    for split, split_files in itertools.groupby(files, lambda file: file.split):
+        parsed = {parse_shard_name(name): ranges for name, ranges in existing.items()}
+        existing_in_split = {name[1]: list(ranges) for name, ranges in parsed.items() if name is not None and name[0] == split}
+        for number, shard_files in sorted(_groups(list(split_files), group, existing_in_split, divides_files).items()):
+            yield split, number, shard_files
 
 
 def _groups(
-    files: list[SourceShard], group: _Group, there: Mapping[int, list[FileRange]], divides_files: bool
+    files: list[SourceShard], group: _Group, existing: Mapping[int, list[FileRange]], divides_files: bool
 ) -> dict[int, list[SourceShard]]:
-    """Number of a shard -> its files, of one split."""
-    anew = dict(enumerate(group(files)))
-    if all([_place(file, divides_files) for file in anew.get(number, [])] == known for number, known in there.items()):
-        return anew
-    places = {_place(file, divides_files): file for file in files}
-    kept = {number: [places.pop(place) for place in known if place in places] for number, known in there.items()}
-    free = (number for number in itertools.count() if number not in there)
-    added = zip(free, group([file for file in files if _place(file, divides_files) in places]), strict=False)
-    return {**{number: known for number, known in kept.items() if known}, **dict(added)}
+    """Return shard number -> its files, for the files of one split."""
+    planned = dict(enumerate(group(files)))
+    if all([_range(file, divides_files) for file in planned.get(number, [])] == ranges for number, ranges in existing.items()):
+        return planned
+    unassigned = {_range(file, divides_files): file for file in files}
+    kept = {number: [unassigned.pop(item) for item in ranges if item in unassigned] for number, ranges in existing.items()}
+    unused = (number for number in itertools.count() if number not in existing)
+    added = zip(unused, group([file for file in files if _range(file, divides_files) in unassigned]), strict=False)
+    return {**{number: shard_files for number, shard_files in kept.items() if shard_files}, **dict(added)}
 
 
-def _place(file: SourceShard, divides_files: bool) -> FileRange:
-    return printable_name(file.file), file.first if divides_files else None
+def _range(file: SourceShard, divides_files: bool) -> FileRange:
+    return written(file.file), file.first if divides_files else None

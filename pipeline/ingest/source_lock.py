@@ -1,11 +1,11 @@
-"""The lock file of source fingerprints: notices a data set that was rewritten in place under the same version.
+"""The lock file of source fingerprints: detects a data set that was rewritten in place under the same version.
 
-It holds, for every data set that was ingested, its spec's hash and of each file its size, a hash of both its ends and, where
-an object store gives one, its content tag. A local file that changed in its middle alone is not noticed: reading all of every
-file would cost as much as the work. Only files that became shards without damage are locked, so that a damaged one can be
-fetched again. What is locked with a content tag needs no second look at its ends while the store gives the same tag.
+For each ingested data set it stores the hash of its spec and, for each file, the size, the `head_tail_hash` and, on an object
+store, the content tag. A change in the middle of a local file is not detected: reading whole files would cost as much as the
+ingest. Only files that became shards without damage are locked, so that a damaged file can be fetched again. A file with a
+content tag isn't hashed again while the store reports the same tag.
 
-Two jobs that write one chosen lock file at the same moment may lose what the other added; the next run adds it again.
+Two jobs that write the same lock file at the same moment may lose each other's additions; the next run adds them again.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError
 from pipeline.common.json_files import read_json
-from pipeline.common.listings import is_time_tag
-from pipeline.common.manifests import HEAD_TAIL_HASH, ShardManifest, fingerprint, repairable_files
-from pipeline.episodes.naming import printable_name
+from pipeline.common.listings import tells_time
+from pipeline.common.manifests import ENDS, ShardManifest, damaged_files, fingerprint
+from pipeline.episodes.naming import written
 from pipeline.ingest.plan import WorkUnit
 from pipeline.sources.base import Source
 
@@ -31,13 +31,12 @@ _MOST_BYTES = 1 << 30  # some millions of files
 
 @dataclass(frozen=True, slots=True)
 class FileFingerprint:
-    """What a source file is known by.
+    """The fingerprint of a source file.
 
     Attributes:
-        size: In bytes; None where the file isn't there.
-        ends_sha256: First 16 hex digits of the SHA-256 of both its ends; None where the file isn't there.
-        tag: What its listing says of its content, or of the time of its last change, with the kind of tag in front; None where
-            nothing is said, or asked.
+        size: Size in bytes; None if the file doesn't exist.
+        ends_sha256: Its `head_tail_hash`; None if the file doesn't exist.
+        tag: Content tag or modification time from the listing, prefixed with the kind of tag; None if unknown.
     """
 
     size: int | None
@@ -45,81 +44,86 @@ class FileFingerprint:
     tag: str | None = None
 
     def differs(self, other: "FileFingerprint") -> bool:
-        """Whether the contents differ for certain."""
+        """Whether the contents are known to differ."""
         if (self.size, self.ends_sha256) != (other.size, other.ends_sha256):
             return True
-        return _kind(self.tag) == _kind(other.tag) != "" and self.tag != other.tag
+        return _content_kind(self.tag) == _content_kind(other.tag) != "" and self.tag != other.tag
 
 
-def _kind(tag: str | None) -> str:
-    """A time differs between copies, an S3 tag with a dash between sizes of the parts it was uploaded in: neither tells."""
-    if tag is None or is_time_tag(tag) or (tag.startswith("ETag:") and "-" in tag):
+def _content_kind(tag: str | None) -> str:
+    """Return the kind of a content tag; empty for tags that may differ between equal copies.
+
+    Modification times differ between copies; S3 tags with a dash depend on the part size of the upload.
+    """
+    if tag is None or tells_time(tag) or (tag.startswith("ETag:") and "-" in tag):
         return ""
     return tag.split(":")[0]
 
 
 @dataclass(frozen=True)
 class SourceFingerprint:
-    """What a version of a data set is known by.
+    """The fingerprint of one version of a data set.
 
     Attributes:
-        spec_sha256: Of its spec; None for sources without one.
-        files: Name -> what it is known by.
+        spec_sha256: SHA-256 of its spec; None for sources without a spec.
+        files: File name -> fingerprint.
     """
 
     spec_sha256: str | None = None
     files: Mapping[str, FileFingerprint] = field(default_factory=dict)
 
     def fingerprint(self, names: Iterable[str] | None = None) -> str:
-        """Of the spec and the files, or of some of them; tags are left out, so that copies agree."""
+        """Return one hash of the spec and of all files, or of the files in `names`; without tags, so that copies agree."""
         chosen = sorted(self.files if names is None else names)
         known = {name: self.files.get(name, FileFingerprint(None, None)) for name in chosen}
-        files = {name: [print_.size, print_.ends_sha256] for name, print_ in known.items()}
+        files = {name: [file.size, file.ends_sha256] for name, file in known.items()}
         return fingerprint({"spec_sha256": self.spec_sha256, "files": files})
 
 
 def read_lock(path: str) -> dict[str, SourceFingerprint]:
-    """Name of a data set and its version -> what it was when it was ingested; empty where there is no such file.
+    """Return data set name and version -> its fingerprint when it was ingested; empty if there is no lock file.
 
     Raises:
-        ShardError: The file is no lock file.
+        ShardError: The file is not a lock file.
     """
     if not storage.exists(path):
         return {}
     try:
-        # A million files are made what they are to be one by one, while the text is parsed.
-        raw = read_json(path, _file_print, _MOST_BYTES)
+        # The hook converts each file's object during parsing, so a million files are never held as plain dictionaries.
+        raw = read_json(path, _parse_file, _MOST_BYTES)
         if raw["format"] != _FORMAT:
             raise ValueError(f"its format is {raw['format']!r}")
-        return {name: SourceFingerprint(one["spec_sha256"], _checked(one["files"])) for name, one in raw["sources"].items()}
+        return {name: SourceFingerprint(item["spec_sha256"], _checked(item["files"])) for name, item in raw["sources"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"{path} is no lock file of sources ({error!r}); restore it, or remove it to lock anew") from error
+        raise ShardError(
+            f"{path} is not a lock file ({error!r}); restore it, or remove it to lock the sources again"
+        ) from error
 
 
-def _file_print(parsed: dict[str, Any]) -> FileFingerprint | dict[str, Any]:
-    """A file's object in a lock file as what it means; any other as it is."""
+def _parse_file(parsed: dict[str, Any]) -> FileFingerprint | dict[str, Any]:
+    """Convert the JSON object of a file; return other objects unchanged."""
     return FileFingerprint(**parsed) if parsed.keys() == {"size", "ends_sha256", "tag"} else parsed
 
 
 def _checked(files: dict[str, Any]) -> dict[str, FileFingerprint]:
-    if any(not isinstance(known, FileFingerprint) for known in files.values()):
-        raise ValueError("a file lacks its size, ends or tag")
+    if any(not isinstance(file, FileFingerprint) for file in files.values()):
+        raise ValueError("a file lacks its size, ends_sha256 or tag")
     return files
 
 
 class SourceLock:
-    """What a lock file says of one source, and what is to be compared with it and added to it.
+    """The entry of one source in a lock file: compares a plan with it, and adds ingested files to it.
 
     Attributes:
-        path: Of the lock file: a local path or URL.
-        name: Of the data set and its version, wherever a copy of it lies.
+        path: Path or URL of the lock file.
+        name: Name and version of the data set, independent of where a copy of it lies.
     """
 
     def __init__(self, path: str, source: Source) -> None:
         """Read the lock file.
 
         Raises:
-            ShardError: The file is no lock file.
+            ShardError: The file is not a lock file.
         """
         self.path = path
         self.name = _locked_name(source)
@@ -128,84 +132,84 @@ class SourceLock:
         self._tags: dict[str, str] | None = None
 
     def known_hashes(self) -> dict[str, str]:
-        """File -> hash of its ends, of those files whose listing says that they are what was locked."""
+        """Return file name -> `head_tail_hash` of the files whose tag proves that they are unchanged."""
         tags = self._listed_tags()
         files = self._locked.files if self._locked else {}
         return {
-            name: known.ends_sha256
-            for name, known in files.items()
-            if known.ends_sha256 is not None and known.tag is not None and known.tag == tags.get(name)
+            name: file.ends_sha256
+            for name, file in files.items()
+            if file.ends_sha256 is not None and file.tag is not None and file.tag == tags.get(name)
         }
 
     def files(self) -> set[str]:
-        """Names of the files that are locked."""
+        """Return the names of the locked files."""
         return set(self._locked.files) if self._locked else set()
 
     def _listed_tags(self) -> dict[str, str]:
-        """File -> tag, as it was when it was first asked for, so before the file was read.
+        """Return file name -> tag, listed once, before any file is read.
 
-        Of a source of few files times are not asked: their ends are read every time.
+        Sources with few files don't use modification times: they hash all files at every start.
         """
         if self._tags is None:
             listed = self._source.listing().items()
             self._tags = {
-                printable_name(name): known.tag
-                for name, known in listed
-                if known.tag is not None and (self._source.many_files or not is_time_tag(known.tag))
+                written(name): file.tag
+                for name, file in listed
+                if file.tag is not None and (self._source.many_files or not tells_time(file.tag))
             }
         return self._tags
 
     def check(self, units: Sequence[WorkUnit]) -> None:
-        """Compare a plan's files with those that are locked.
+        """Compare the files of a plan with the locked files.
 
         Raises:
             ConflictError: The data set was rewritten; the message names both fingerprints and the files that differ.
         """
         if self._locked is not None:
             spec = units[0].inputs.get("spec_sha256") if units else None
-            now = self._print(spec, [unit.inputs for unit in units])
-            compare(self.path, self.name, self._locked, now, map(printable_name, self._source.listing()))
+            now = self._fingerprint(spec, [unit.inputs for unit in units])
+            compare(self.path, self.name, self._locked, now, map(written, self._source.listing()))
 
-    def add(self, units: Sequence[WorkUnit], records: Iterable[ShardManifest], overwrite: bool) -> None:
-        """Lock the files that became shards without damage; with `overwrite`, forget what was locked before."""
+    def add(self, units: Sequence[WorkUnit], manifests: Iterable[ShardManifest], overwrite: bool) -> None:
+        """Lock the files that became shards without damage; with `overwrite`, remove the previous entry first."""
         planned = {unit.shard: unit.inputs for unit in units}
-        done = [record for record in records if record.shard in planned]
-        spec = next((planned[record.shard].get("spec_sha256") for record in done), None)
-        now = self._print(spec, [record.inputs for record in done])
-        sound = now.files.keys() - set().union(*map(repairable_files, done))
+        done = [manifest for manifest in manifests if manifest.shard in planned]
+        spec = next((planned[manifest.shard].get("spec_sha256") for manifest in done), None)
+        now = self._fingerprint(spec, [manifest.inputs for manifest in done])
+        intact = now.files.keys() - set().union(*map(damaged_files, done))
         write_lock(
-            self.path, self.name, SourceFingerprint(now.spec_sha256, {name: now.files[name] for name in sound}), overwrite
+            self.path, self.name, SourceFingerprint(now.spec_sha256, {name: now.files[name] for name in intact}), overwrite
         )
 
-    def _print(self, spec_sha256: str | None, inputs: Iterable[dict[str, Any]]) -> SourceFingerprint:
-        """What plans or records say of their files."""
+    def _fingerprint(self, spec_sha256: str | None, inputs: Iterable[dict[str, Any]]) -> SourceFingerprint:
+        """Return the fingerprint of the source files in the inputs of plans or manifests."""
         tags = self._listed_tags()
-        sources = {one["file"]: one for of_shard in inputs for one in of_shard["sources"]}
-        files = {name: FileFingerprint(one["size"], one.get(HEAD_TAIL_HASH), tags.get(name)) for name, one in sources.items()}
+        sources = {item["file"]: item for shard_inputs in inputs for item in shard_inputs["sources"]}
+        files = {name: FileFingerprint(item["size"], item.get(ENDS), tags.get(name)) for name, item in sources.items()}
         return SourceFingerprint(spec_sha256, files)
 
 
 def _locked_name(source: Source) -> str:
-    """RLDS lies in a folder of its version in one of its name."""
+    """Return the data set's name and version; an RLDS data set lies in `NAME/VERSION`."""
     if source.kind == "rlds":
         return "/".join(source.folder.rstrip("/").split("/")[-2:])
     return source.entry.directory or source.entry.name
 
 
-def compare(path: str, name: str, locked: SourceFingerprint, now: SourceFingerprint, there: Iterable[str]) -> None:
-    """Compare a data set with what the lock file says of it.
+def compare(path: str, name: str, locked: SourceFingerprint, now: SourceFingerprint, existing: Iterable[str]) -> None:
+    """Compare a data set with its entry in the lock file.
 
     Args:
-        path: Of the lock file, for the message.
-        name: Of the data set and its version.
-        locked: What it was.
-        now: What it is, as far as it is wanted now.
-        there: Names of all its files.
+        path: Path of the lock file, for the message.
+        name: Name and version of the data set.
+        locked: Fingerprint in the lock file.
+        now: Fingerprint of the files in the current plan.
+        existing: Names of all files of the data set.
 
     Raises:
-        ConflictError: It was rewritten; the message names both fingerprints and the files that differ.
+        ConflictError: The data set was rewritten; the message names both fingerprints and the files that differ.
     """
-    present = set(there)
+    present = set(existing)
     gone = sorted(file for file in locked.files if file not in present)
     both = locked.files.keys() & now.files.keys()
     changed = sorted(file for file in both if file in present and locked.files[file].differs(now.files[file]))
@@ -213,17 +217,17 @@ def compare(path: str, name: str, locked: SourceFingerprint, now: SourceFingerpr
     if not (gone or changed or respecified):
         return
     compared = sorted(both | set(gone))
-    what = [*(["its spec"] if respecified else []), *changed, *(f"{file} (gone)" for file in gone)]
-    shown = ", ".join(what[:_SHOWN]) + (f" and {len(what) - _SHOWN} more" if len(what) > _SHOWN else "")
+    differences = [*(["its spec"] if respecified else []), *changed, *(f"{file} (gone)" for file in gone)]
+    more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
     raise ConflictError(
-        f"{name} was rewritten in place: {path} has its fingerprint as {locked.fingerprint(compared)}, now it is "
-        f"{now.fingerprint(compared)}; what differs: {shown}. Fetch the version that was ingested, or choose another output "
-        "folder and lock file for the new one, or pass --overwrite to take it in its place"
+        f"{name} was rewritten in place: its fingerprint is {locked.fingerprint(compared)} in {path}, and now "
+        f"{now.fingerprint(compared)}; differences: {', '.join(differences[:_SHOWN])}{more}. Fetch the version that was "
+        "ingested, or choose another output folder and lock file for the new version, or pass --overwrite to replace it"
     )
 
 
 def write_lock(path: str, name: str, now: SourceFingerprint, replace: bool) -> None:
-    """Add to the lock file what a data set is now; with `replace`, forget what it was."""
+    """Add the current fingerprint of a data set to the lock file; with `replace`, remove its previous entry first."""
     known = read_lock(path)
     before = known.get(name, SourceFingerprint())
     files = now.files if replace else {**before.files, **now.files}
@@ -239,5 +243,5 @@ def write_lock(path: str, name: str, now: SourceFingerprint, replace: bool) -> N
 def _as_json(source: SourceFingerprint) -> dict[str, Any]:
     return {
         "spec_sha256": source.spec_sha256,
-        "files": {name: dataclasses.asdict(known) for name, known in source.files.items()},
+        "files": {name: dataclasses.asdict(file) for name, file in source.files.items()},
     }

@@ -1,7 +1,7 @@
-"""The doctor: what a source of episodes is, and where it differs from what the catalog says of it, before compute is spent.
+"""The doctor: compares a source of episodes with its catalog entry, before any compute is spent.
 
-It reads the spec, the names of the files and one episode a data set, so it takes seconds even where the source is remote;
-damage inside the files is for the ingest to find.
+It reads the spec, the file names and one episode per data set, so it takes seconds even for a remote source. Damage inside the
+files is found by the ingest.
 """
 
 import collections
@@ -30,17 +30,17 @@ _SHOWN = 5
 
 @dataclass
 class Diagnosis:
-    """What was found of one data set.
+    """The doctor's report about one data set.
 
     Attributes:
-        dataset: Its name in the catalog.
-        folder: Where its files lie; empty where none were found.
-        kind: Of the source.
-        splits: Split -> files, and episodes (None where nobody says).
-        spec: Cameras and actions, as the source's spec has them; empty where it has none.
-        first_episode: Facts of the first episode that can be read.
-        differences: In words, each with what to do; empty where all agrees.
-        notes: What differs and ingest does not use, so that nothing needs to be done.
+        dataset: Name of the data set in the catalog.
+        folder: Folder of its files; empty if none were diagnosis.
+        kind: Kind of the source.
+        splits: Split -> number of files, and number of episodes (None if unknown).
+        spec: Cameras and actions in the source's spec; empty if it has no spec.
+        first_episode: Properties of the first readable episode.
+        differences: Differences from the catalog, each with what to do; empty if there are none.
+        notes: Differences that need no action, because the ingest doesn't use what differs.
     """
 
     dataset: str
@@ -53,118 +53,118 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """In a form that JSON holds."""
+        """Return the report for JSON."""
         return dataclasses.asdict(self)
 
 
 def entries_at(path: str, names: Sequence[str] | None = None) -> list[DatasetEntry]:
-    """The catalog's entries that a path can be the source of: a version folder, a data set's folder, or a root of data sets.
+    """Return the catalog entries of the data sets at `path`.
 
     Args:
-        path: A folder or URL.
-        names: Only these, of the catalog or not; by default, what the names of folders say.
+        path: Folder or URL of a version, of a data set, or of a root of data sets.
+        names: Names of the data sets, in the catalog or not; by default the names of the folders decide.
 
     Raises:
-        SourceError: There is no such folder, or no folder there is called like a data set of the catalog.
+        SourceError: The folder doesn't exist, or no folder has the name of a data set in the catalog.
     """
     if not storage.exists(path):
-        raise SourceError(f"--doctor {path}: there is no such folder")
+        raise SourceError(f"--doctor {path}: this folder doesn't exist")
     if names:
         return [catalog.datasets().get(name, DatasetEntry(name, name, catalog.DEFAULT_CAMERA)) for name in names]
-    called = set(path.rstrip("/").split("/")[-2:])
-    found = [entry for entry in catalog.datasets().values() if entry.directory in called]
-    if not found:
-        called = set(storage.list_folders(path))
-        found = [entry for entry in catalog.datasets().values() if entry.directory in called]
-        others = sorted(called - {entry.directory for entry in found}) if found else []
-        if others:
+    folders = set(path.rstrip("/").split("/")[-2:])
+    entries = [entry for entry in catalog.datasets().values() if entry.directory in folders]
+    if not entries:
+        folders = set(storage.list_folders(path))
+        entries = [entry for entry in catalog.datasets().values() if entry.directory in folders]
+        unknown = sorted(folders - {entry.directory for entry in entries}) if entries else []
+        if unknown:
             _log.warning(
-                "the catalog knows no data set in a folder called %s: not looked at; name it with --dataset where it is one",
-                " or ".join(others),
+                "folders that are not in the catalog are ignored: %s; to check one, pass --dataset", ", ".join(unknown)
             )
-    if not found:
-        raise SourceError(f"neither {path} nor a folder in it is called like a data set of the catalog; pass --dataset NAME")
-    return found
+    if not entries:
+        raise SourceError(f"neither {path} nor a folder in it has the name of a data set in the catalog; pass --dataset NAME")
+    return entries
 
 
 def diagnose(entry: DatasetEntry, path: str) -> Diagnosis:
-    """Hold one data set against its entry in the catalog. Whatever is wrong with it becomes a difference; nothing is raised."""
-    found = Diagnosis(entry.name)
+    """Compare one data set with its catalog entry. Every problem becomes a difference; nothing is raised."""
+    diagnosis = Diagnosis(entry.name)
     if entry.name not in catalog.datasets():
-        found.differences.append(
-            f"{catalog.describe_unknown_dataset(entry.name)}: pass --rate to ingest it, and --camera where it has several"
+        diagnosis.differences.append(
+            f"{catalog.not_listed(entry.name)}: pass --rate to ingest it, and --camera if it has several"
         )
     try:
         source = open_source(entry, path, FrameForm("source"))
-        found.folder, found.kind = source.folder, source.kind
+        diagnosis.folder, diagnosis.kind = source.folder, source.kind
         if isinstance(source, RldsSource):
-            _check_version(found, entry)
-            _check_spec(found, source)
+            _check_version(diagnosis, entry)
+            _check_spec(diagnosis, source)
         shards = source.plan()
-        _check_files(found, source, shards)
-        _check_first_episode(found, source, shards)
+        _check_files(diagnosis, source, shards)
+        _check_first_episode(diagnosis, source, shards)
     except (ProjectError, OSError) as error:
-        if str(error) not in found.differences:
-            found.differences.append(str(error))
-    return found
+        if str(error) not in diagnosis.differences:
+            diagnosis.differences.append(str(error))
+    return diagnosis
 
 
-def _check_version(found: Diagnosis, entry: DatasetEntry) -> None:
-    version = storage.basename(found.folder)
+def _check_version(diagnosis: Diagnosis, entry: DatasetEntry) -> None:
+    version = storage.basename(diagnosis.folder)
     if entry.version and version != entry.version:
-        found.differences.append(
-            f"this is version {version}, the catalog knows {entry.version}: what it says of the cameras and rates may not hold"
+        diagnosis.differences.append(
+            f"this is version {version}, the catalog describes {entry.version}: its cameras and rates may be wrong here"
         )
 
 
-def _check_spec(found: Diagnosis, source: Source) -> None:
+def _check_spec(diagnosis: Diagnosis, source: Source) -> None:
     path = storage.join(source.folder, SPEC_FILE)
     features = read_features(storage.read_bytes(path), path)
     entry, cameras = source.entry, sorted(camera_paths(features))
-    found.spec = {"cameras": cameras}
+    diagnosis.spec = {"cameras": cameras}
     for camera in sorted({*entry.other_cameras, *entry.bgr} - {entry.image_key, *cameras}):
-        found.notes.append(f"no camera {camera!r}, which the catalog names too; there are {', '.join(cameras) or 'none'}")
+        known = ", ".join(cameras) or "none"
+        diagnosis.notes.append(f"the catalog also names a camera {camera!r}, which doesn't exist; the cameras are {known}")
     try:
         spec = episode_spec(features, entry)
     except ConfigError as error:
-        found.differences.append(str(error))
+        diagnosis.differences.append(str(error))
         return
     widths = [None if part.width is None else part.width // part.spans for part in spec.action]
-    found.notes += spec.ignored
-    found.spec |= {"camera": entry.image_key, "action": action_meaning(spec.action, widths)}
+    diagnosis.notes += spec.ignored
+    diagnosis.spec |= {"camera": entry.image_key, "action": action_meaning(spec.action, widths)}
     if not spec.action:
-        found.differences.append("no numeric actions: only action-free models can be trained on it")
+        diagnosis.differences.append("no numeric actions: it can only train action-free models")
     for part in spec.action:
         if part.width is not None and part.width % entry.future_steps:
-            found.differences.append(
-                f"{part.path} has {part.width} numbers, no multiple of the catalog's {entry.future_steps} future steps"
+            diagnosis.differences.append(
+                f"{part.path} has {part.width} numbers, not a multiple of the catalog's {entry.future_steps} future steps"
             )
     if entry.success_filter and spec.success is None:
-        found.differences.append(
-            "no feature `success`, by which the catalog passes over failed episodes: none will be passed over"
+        diagnosis.differences.append(
+            "no feature `success`, which the catalog uses to filter failed episodes: no episode will be filtered"
         )
 
 
-def _check_files(found: Diagnosis, source: Source, shards: Sequence[SourceShard]) -> None:
+def _check_files(diagnosis: Diagnosis, source: Source, shards: Sequence[SourceShard]) -> None:
     if not shards:
-        found.differences.append(f"{source.folder} holds no files of episodes")
+        diagnosis.differences.append(f"{source.folder} holds no files of episodes")
     files: collections.Counter[str] = collections.Counter(shard.split for shard in shards)
     for split, count in files.items():
         records = [shard.records for shard in shards if shard.split == split]
         known = [number for number in records if number is not None]
-        found.splits[split] = {"files": count, "episodes": sum(known) if len(known) == count else None}
+        diagnosis.splits[split] = {"files": count, "episodes": sum(known) if len(known) == count else None}
     sizes = source.file_sizes()
-    for what, names in (
+    for problem, names in (
         ("missing", [shard.file for shard in shards if shard.file not in sizes]),
         ("empty", [shard.file for shard in shards if sizes.get(shard.file) == 0 and shard.records != 0]),
     ):
         names = list(dict.fromkeys(names))
         if names:
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            found.differences.append(f"{len(names)} files are {what}: {', '.join(names[:_SHOWN])}{more}. Fetch them")
+            diagnosis.differences.append(f"{len(names)} files are {problem}: {', '.join(names[:_SHOWN])}{more}. Fetch them")
 
 
-def _check_first_episode(found: Diagnosis, source: Source, shards: Sequence[SourceShard]) -> None:
+def _check_first_episode(diagnosis: Diagnosis, source: Source, shards: Sequence[SourceShard]) -> None:
     sizes = source.file_sizes()
     first = next((shard for shard in shards if sizes.get(shard.file)), None)
     if first is None:
@@ -173,8 +173,8 @@ def _check_first_episode(found: Diagnosis, source: Source, shards: Sequence[Sour
     if isinstance(item, Episode):
         facts = item.facts()
         names = ("num_frames", "height", "width", "rate", "action_dim", "language", "source_file")
-        found.first_episode = {name: facts[name] for name in names}
+        diagnosis.first_episode = {name: facts[name] for name in names}
     elif item is None:
-        found.differences.append(f"{first.file} holds no episode")
+        diagnosis.differences.append(f"{first.file} holds no episode")
     elif not item.filtered:
-        found.differences.append(f"{first.file}, record 0: {item.reason}")
+        diagnosis.differences.append(f"{first.file}, record 0: {item.reason}")

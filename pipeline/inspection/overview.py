@@ -1,6 +1,6 @@
-"""What a data set of episode shards holds, as facts: made of its index and its ledger alone, so no shard is read.
+"""Statistics of a data set of episode shards, from its index and its table of skipped episodes; no shard is read.
 
-Rates, resolutions and instructions are counted rather than averaged, since data sets mix them.
+Rates, resolutions and instructions are counted, not averaged, because data sets mix them.
 """
 
 import collections
@@ -20,22 +20,22 @@ _EXAMPLE_LENGTH = 160
 
 @dataclass(frozen=True)
 class Overview:
-    """Facts of one data set.
+    """Statistics of one data set.
 
     Attributes:
-        episodes: Rows of the index.
-        frames: Of all episodes.
-        hours: Of the episodes whose rate is known; None where none is.
-        bytes: Of all samples.
-        lengths: Frames of every episode, (E,) int.
-        resolutions: `height x width` -> episodes, the most frequent first; rates, cameras and splits likewise.
-        rates: Hz -> episodes.
-        cameras: Camera -> episodes.
-        splits: Split -> episodes.
-        language: Facts of the instructions, see `language_facts`.
-        quality: Column -> values of all episodes that have one, (E',) float; empty where it was not measured.
-        copies: Episodes whose frames are those of another one, byte for byte; None where that was not measured.
-        left_out: (kind, reason) -> places in the source.
+        episodes: Number of rows in the index.
+        frames: Number of frames in all episodes.
+        hours: Duration of the episodes with a known rate, in hours; None if no rate is known.
+        bytes: Size of all samples in bytes.
+        lengths: Number of frames of each episode, (E,) int.
+        resolutions: `height x width` -> number of episodes, the most frequent first.
+        rates: Rate in Hz -> number of episodes, the most frequent first.
+        cameras: Camera -> number of episodes, the most frequent first.
+        splits: Split -> number of episodes, the most frequent first.
+        language: Statistics of the instructions, see `language_statistics`.
+        quality: Quality column -> values of all episodes that have one, (E',) float; empty if quality was not measured.
+        copies: Number of episodes whose frames equal those of another episode byte for byte; None if not measured.
+        left_out: (kind, reason) -> places of the skipped episodes in the source.
     """
 
     episodes: int
@@ -53,7 +53,7 @@ class Overview:
     left_out: dict[tuple[str, str], list[str]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts in short, ready for JSON."""
+        """Return a short form of the statistics for JSON."""
         return {
             "episodes": self.episodes,
             "frames": self.frames,
@@ -71,15 +71,15 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """What was found in one folder of shards.
+class FolderReport:
+    """The result of inspecting one folder of shards.
 
     Attributes:
-        folder: The folder.
-        splits: Split -> shards, samples, frames, bytes, episodes left out.
-        faults: What is wrong with its shards, a sentence each.
-        overview: Facts of the episodes; None for token shards, and where there is no index.
-        kind: Of the shards: `episodes` or `tokens`.
+        folder: Path or URL of the folder.
+        splits: Split -> its number of shards, samples, frames, bytes and skipped episodes.
+        faults: Faults of the shards, one sentence each.
+        overview: Statistics of the episodes; None for token shards, and if there is no index.
+        kind: Kind of the shards: `episodes` or `tokens`.
     """
 
     folder: str
@@ -89,17 +89,17 @@ class Inspected:
     kind: Literal["episodes", "tokens"] = "episodes"
 
     def as_dict(self) -> dict[str, Any]:
-        """What was found, ready for JSON."""
-        facts = {} if self.overview is None else self.overview.as_dict()
-        return {"folder": self.folder, "kind": self.kind, "splits": self.splits, "faults": len(self.faults), **facts}
+        """Return the report for JSON."""
+        statistics = {} if self.overview is None else self.overview.as_dict()
+        return {"folder": self.folder, "kind": self.kind, "splits": self.splits, "faults": len(self.faults), **statistics}
 
 
-def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:
-    """The facts of a data set.
+def overview(index: pa.Table, skipped: pa.Table | None) -> Overview:
+    """Compute the statistics of a data set.
 
     Args:
-        index: See `pipeline.episodes.index.read_index`; columns of quality may be absent.
-        ledger: See `pipeline.episodes.skipped.read_skipped`; None where there is none.
+        index: Table from `pipeline.episodes.index.read_index`; the quality columns may be absent.
+        skipped: Table from `pipeline.episodes.skipped.read_skipped`; None if the data set has none.
     """
     lengths = index["num_frames"].to_numpy().astype(np.int64)
     rates = np.array([rate or np.nan for rate in index["rate"].to_pylist()], float)
@@ -108,7 +108,7 @@ def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:
         f"{height} x {width}" for height, width in zip(*(index[side].to_pylist() for side in ("height", "width")), strict=True)
     ]
     left_out: dict[tuple[str, str], list[str]] = {}
-    for row in [] if ledger is None else ledger.select(["kind", "reason", "source_file", "source_record"]).to_pylist():
+    for row in [] if skipped is None else skipped.select(["kind", "reason", "source_file", "source_record"]).to_pylist():
         places = left_out.setdefault((row["kind"], row["reason"]), [])
         places.append(f"{row['source_file']}, record {row['source_record']}")
     return Overview(
@@ -121,22 +121,22 @@ def overview(index: pa.Table, ledger: pa.Table | None) -> Overview:
         rates=_counted("unknown" if np.isnan(rate) else f"{rate:g}" for rate in rates.tolist()),
         cameras=_counted(index["camera"].to_pylist()),
         splits=_counted(index["split"].to_pylist()),
-        language=language_facts(index["language"].to_pylist()),
+        language=language_statistics(index["language"].to_pylist()),
         quality=_quality(index),
         copies=_copies(index),
         left_out=left_out,
     )
 
 
-def language_facts(texts: list[str]) -> dict[str, Any]:
-    """What can be said of instructions without guessing: which script they are written in, not which language.
+def language_statistics(texts: list[str]) -> dict[str, Any]:
+    """Compute statistics of the instructions. The language isn't guessed; the script is known from the letters.
 
     Args:
-        texts: One an episode, empty where it has none.
+        texts: Instruction of each episode; empty if it has none.
 
     Returns:
-        `share` of the episodes that have one, `distinct` texts, `words` (median of a text), `scripts` (script -> distinct texts
-        with most letters in it) and the most frequent `examples`, cut to 160 characters.
+        `share` of episodes with an instruction, number of `distinct` texts, median number of `words`, `scripts` (script ->
+        number of distinct texts mostly written in it) and the most frequent `examples`, cut to 160 characters.
     """
     counts = collections.Counter(text.strip() for text in texts if text.strip())
     scripts = collections.Counter(_script(text) for text in counts)
@@ -152,15 +152,15 @@ def language_facts(texts: list[str]) -> dict[str, Any]:
 
 
 def _script(text: str) -> str:
-    """The script that most letters of a text belong to, by Unicode's names for them: `Latin`, `Cyrillic`, `Cjk`, .."""
+    """Return the script of most letters of a text, by their Unicode names: `Latin`, `Cyrillic`, `Cjk`, .."""
     letters = collections.Counter(unicodedata.name(letter, "other").split()[0] for letter in text[:1000] if letter.isalpha())
     return letters.most_common(1)[0][0].capitalize() if letters else "None"
 
 
 def _quality(index: pa.Table) -> dict[str, np.ndarray]:
     names = [name for name in COLUMNS if name in index.column_names and not pa.types.is_string(index.schema.field(name).type)]
-    values = {name: index[name].drop_null().to_numpy().astype(float) for name in names if name != "measured_frames"}
-    return {name: found for name, found in values.items() if found.size}
+    columns = {name: index[name].drop_null().to_numpy().astype(float) for name in names if name != "measured_frames"}
+    return {name: values for name, values in columns.items() if values.size}
 
 
 def _copies(index: pa.Table) -> int | None:

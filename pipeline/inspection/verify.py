@@ -1,7 +1,7 @@
-"""Whether shards are still what their records say: the size alone, or every byte and every sample.
+"""Verifies shards against their manifests: either the size only, or every byte and every sample.
 
-Reading everything hashes and counts in one pass. Shards on a local disk are shared out to processes, which the hash keeps busy;
-those on an object store to threads, which wait for the network.
+A full verification hashes and counts in a single pass. Local shards are verified by processes, because hashing needs the CPU;
+shards on an object store by threads, which mostly wait for the network.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from pipeline.processes.cpus import usable_cpus
 
 _THREADS = 16
 _BLOCK = 1 << 20
-# Sizes alone are compared by the command that makes shards, so it would take such a one for done.
-_ANEW = ": delete both, and run the command that made them again"
+# The commands that make shards compare sizes only, so they would consider such a shard done.
+_REMAKE = ": delete both, and rerun the command that made them"
 
 
-class _HashedFile:
-    """A file that is read once from its beginning, and hashed on the way."""
+class _HashingReader:
+    """Reads a file once from its beginning, and hashes what it reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -45,12 +45,12 @@ class _HashedFile:
 
 
 def faults_of(folder: str, shards: Sequence[str], every_byte: bool) -> Iterator[tuple[str, str | None]]:
-    """(shard, what is wrong with it or None) of the shards of a folder, in order, as they are done.
+    """Yield (shard, its fault or None) for each shard, in order, as soon as it is verified.
 
     Args:
-        folder: Where they lie.
-        shards: Their file names.
-        every_byte: Read all of them; otherwise sizes alone are compared.
+        folder: Folder of the shards.
+        shards: File names of the shards.
+        every_byte: Read whole shards; otherwise compare sizes only.
     """
     with _executor(folder, len(shards), every_byte) as pool:
         paths = [storage.join(folder, shard) for shard in shards]
@@ -64,47 +64,51 @@ def _executor(folder: str, shards: int, every_byte: bool) -> AbstractContextMana
 
 
 def fault_of(path: str, every_byte: bool) -> str | None:
-    """What is wrong with the shard at `path`, or None; see `faults_of`."""
+    """Return the fault of the shard at `path`, or None; see `faults_of`."""
     if not storage.exists(manifest_path(path)):
-        return f"{path} has no record: it was not finished, so run the command that makes it again"
+        return f"{path} has no manifest, so it is unfinished: rerun the command that makes it"
     if not storage.exists(path):
-        return f"{path} is gone, though its record is there: run the command that made it again"
+        return f"{path} is missing, but its manifest exists: rerun the command that made it"
     try:
-        record = read_manifest(manifest_path(path))
-        if storage.size(path) != record.bytes:
-            return f"{path} has {storage.size(path)} bytes, its record says {record.bytes}: run the command that made it again"
-        return _fault_inside(path, record) if every_byte else None
+        manifest = read_manifest(manifest_path(path))
+        if storage.size(path) != manifest.bytes:
+            return (
+                f"{path} has {storage.size(path)} bytes, but its manifest says {manifest.bytes}: rerun the command that made it"
+            )
+        return _content_fault(path, manifest) if every_byte else None
     except (ShardError, OSError) as error:
         return str(error)
 
 
-def _fault_inside(path: str, record: ShardManifest) -> str | None:
+def _content_fault(path: str, manifest: ShardManifest) -> str | None:
     samples, damage = None, None
     with storage.open_read(path) as opened:
-        file = _HashedFile(opened)
+        file = _HashingReader(opened)
         try:
             samples = count_samples(file, path) if path.endswith(".tar") else None
         except ShardError as error:
             damage = str(error)
         file.drain()
-    if (actual := file.digest.hexdigest()) != record.sha256:
-        return f"{path} has the SHA-256 {actual}, its record says {record.sha256}{_ANEW}"
+    if (actual := file.digest.hexdigest()) != manifest.sha256:
+        return f"{path} has the SHA-256 {actual}, but its manifest says {manifest.sha256}{_REMAKE}"
     if damage is not None:
         return damage
     if samples is None:
         samples, not_finite = _rows(path)
         if not_finite:
             return (
-                f"{path} has {not_finite} rows with actions or rewards that are NaN or infinite: delete it and its record, and "
-                "run ivideogpt-tokenize again, which leaves such episodes out"
+                f"{path} has {not_finite} rows with actions or rewards that are NaN or infinite: delete it and its manifest, "
+                "and rerun ivideogpt-tokenize, which leaves such episodes out"
             )
-    elif len(record.entries) != samples or sum(entry["num_frames"] for entry in record.entries) != record.frames:
+    elif len(manifest.entries) != samples or sum(entry["num_frames"] for entry in manifest.entries) != manifest.frames:
         return f"{manifest_path(path)} contradicts itself: delete it and {path}, and make them again"
-    return None if samples == record.samples else f"{path} holds {samples} samples, its record says {record.samples}{_ANEW}"
+    if samples == manifest.samples:
+        return None
+    return f"{path} holds {samples} samples, but its manifest says {manifest.samples}{_REMAKE}"
 
 
 def _rows(path: str) -> tuple[int, int]:
-    """Rows of a token shard, and how many of them have an action or a reward that is not finite."""
+    """Return the number of rows of a token shard, and of rows with an action or reward that is not finite."""
     rows = not_finite = 0
     try:
         with storage.open_read(path) as file, pa.ipc.open_file(file) as reader:
@@ -118,25 +122,25 @@ def _rows(path: str) -> tuple[int, int]:
                 not_finite += int(bad.sum())
             return rows, not_finite
     except pa.ArrowInvalid as error:
-        raise ShardError(f"{path} is no Arrow file ({error}): make it again") from error
+        raise ShardError(f"{path} is not an Arrow file ({error}): make it again") from error
 
 
-def index_fault(folder: str, records: Sequence[ShardManifest]) -> str | None:
-    """What is wrong with the index of a folder of episode shards, or None: a row for every episode of every shard."""
+def index_fault(folder: str, manifests: Sequence[ShardManifest]) -> str | None:
+    """Return the fault of the index of a folder of episode shards, or None if it has one row per episode."""
     path = storage.join(folder, INDEX_FILE)
     if not storage.exists(path):
-        return f"{path} is not there: run ivideogpt-ingest again, which writes it anew"
+        return f"{path} doesn't exist: rerun ivideogpt-ingest, which writes it again"
     try:
         rows = read_index(folder, ["shard", "key", "source_file"])
     except ShardError as error:
         return str(error)
     indexed = set(zip(rows["shard"].to_pylist(), rows["key"].to_pylist(), strict=True))
-    recorded = {(record.shard, entry["key"]) for record in records for entry in record.entries}
-    if indexed != recorded or rows.num_rows != len(recorded):
+    listed = {(manifest.shard, entry["key"]) for manifest in manifests for entry in manifest.entries}
+    if indexed != listed or rows.num_rows != len(listed):
         return (
-            f"{path} has {rows.num_rows} rows, {len(indexed & recorded)} of them of the {len(recorded)} episodes that the "
-            "shards' records list: run ivideogpt-ingest again, which writes it anew"
+            f"{path} has {rows.num_rows} rows, but the manifests list {len(listed)} episodes, {len(indexed & listed)} of which "
+            "are in the index: rerun ivideogpt-ingest, which writes it again"
         )
-    if (twice := equal_keys(rows)) is not None:
-        return f"{path}: {twice}. Held-out episodes go by their keys: ingest again into another folder"
+    if (duplicate := equal_keys(rows)) is not None:
+        return f"{path}: {duplicate}. Held-out episodes are chosen by key: ingest again into another folder"
     return None

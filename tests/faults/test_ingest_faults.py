@@ -1,4 +1,4 @@
-"""Ingest under faults: killed, it goes on where it stopped; bad files and bad images cost themselves and no more."""
+"""Ingest under faults: a killed job resumes where it stopped; bad files and bad images lose only themselves."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def command(source: Path, output: Path) -> list[str]:
 
 
 def ingest(source: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
-    """Run to the end in one process, which is where bytes must not differ from those of several."""
+    """Run an ingest to the end in one process; its bytes must equal those of several processes."""
     whole = [*command(source, output), *more, "--", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
     return subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
 
@@ -64,7 +64,7 @@ def shards_of(files: dict[str, str]) -> int:
 
 
 def kill_in_the_middle(source: Path, output: Path) -> int:
-    """Start an ingest, kill all its processes at once when some of its shards are there; how many are."""
+    """Start an ingest, kill all its processes when the first shards are published, and return the number of shards."""
     running = subprocess.Popen(
         command(source, output), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -76,9 +76,9 @@ def kill_in_the_middle(source: Path, output: Path) -> int:
     return len(found)
 
 
-def test_killed_in_the_middle_the_same_command_finishes_with_the_same_bytes(source, uninterrupted, tmp_path):
+def test_after_a_kill_the_same_command_finishes_with_the_same_bytes(source, uninterrupted, tmp_path):
     shards = shards_of(uninterrupted)
-    # On a busy machine the job may finish before it is looked at; then it starts over elsewhere.
+    # On a busy machine the job may finish before the kill; then the test tries again with another output.
     outputs = (tmp_path / str(attempt) for attempt in range(5))
     output = next(output for output in outputs if 0 < kill_in_the_middle(source, output) < shards)
     assert not (output / NAME / "index.parquet").exists()
@@ -119,5 +119,5 @@ def test_a_broken_image_leaves_its_episode_out_and_too_many_fail_the_job(tmp_pat
     assert tolerant.returncode == 0 and json.loads(tolerant.stdout)["left_out"] == 1
     kept = [e.source_record for e in open_shard(tmp_path / "out" / NAME / "train-000000.tar")]
     assert kept == [0, 2]
-    record = json.loads((tmp_path / "out" / NAME / "train-000000.json").read_text())
-    assert [item["source_record"] for item in record["left_out"]] == [1]
+    manifest = json.loads((tmp_path / "out" / NAME / "train-000000.json").read_text())
+    assert [item["source_record"] for item in manifest["left_out"]] == [1]

@@ -1,4 +1,4 @@
-"""Killed at any moment, however often, an ingest leaves nothing half-written under a final name; its next run completes it."""
+"""An ingest that is killed at any moment leaves no partial file under a final name; the next run completes it."""
 
 import os
 import random
@@ -25,27 +25,27 @@ def whole(source, tmp_path_factory) -> dict[str, str]:
     return hashes(output)
 
 
-def test_fifty_kills_at_random_moments_change_no_byte_of_the_outcome(source, whole, tmp_path):
+def test_fifty_kills_at_random_moments_change_no_byte_of_the_output(source, whole, tmp_path):
     moments, heard = random.Random(0), tmp_path / "heard"
     assert ingest(source, tmp_path / "first", prepare=KillAtEvent(tmp_path / "first", heard)).returncode == 0
     events = heard.stat().st_size
-    kills, there, output, progress = 0, 0, tmp_path / "0", set()
+    kills, published, output, progress = 0, 0, tmp_path / "0", set()
     while kills < KILLS:
-        left = events * (SHARDS + 1 - there) // (SHARDS + 1)
+        left = events * (SHARDS + 1 - published) // (SHARDS + 1)
         dies = KillAtEvent(output, heard, moments.randint(1, left), moments.choice((0.0, moments.uniform(0, 0.02))))
         kills += ingest(source, output, prepare=dies).returncode == -signal.SIGKILL
-        there = check_visible(output, whole)
-        progress.add(there)
-        if there == SHARDS + 1 or kills == KILLS:
+        published = check_visible(output, whole)
+        progress.add(published)
+        if published == SHARDS + 1 or kills == KILLS:
             assert ingest(source, output).returncode == 0
             assert hashes(output) == whole
-            there, output = 0, tmp_path / str(kills)
-    # The moments were spread over the work, and not all before it or after it.
+            published, output = 0, tmp_path / str(kills)
+    # The kills were spread over the whole work.
     assert len(progress) > SHARDS // 2
 
 
 def kill_all(source, output, after: float) -> bool:
-    """Start the command with its worker processes, kill all of them at once after a while; whether it was still running."""
+    """Start the command, kill it and its workers after `after` seconds; return whether it was still running."""
     command = [sys.executable, "-m", "pipeline", *arguments(source, output)]
     running = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -58,7 +58,7 @@ def kill_all(source, output, after: float) -> bool:
 
 
 @pytest.mark.soak
-def test_fifty_kills_of_the_command_with_its_worker_processes_change_no_byte_either(source, whole, tmp_path):
+def test_fifty_kills_of_the_command_and_its_worker_processes_change_no_byte(source, whole, tmp_path):
     moments = random.Random(1)
     began = time.monotonic()
     assert not kill_all(source, tmp_path / "first", 600)
@@ -68,7 +68,7 @@ def test_fifty_kills_of_the_command_with_its_worker_processes_change_no_byte_eit
         killed = kill_all(source, output, moments.uniform(0.2 * lasts, lasts))
         kills += killed
         check_visible(output, whole)
-        # Where there is nothing left to do, a run ends before it can be killed.
+        # A run with nothing left to do ends before it can be killed.
         if not killed or kills % 5 == 0:
             assert ingest(source, output).returncode == 0, attempt
             assert hashes(output) == whole

@@ -1,4 +1,4 @@
-"""A command that is killed without its worker processes takes these along, and its next run clears what it left."""
+"""The workers of a killed command end with it, and the next run removes what they left."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ PROCESSES = ("--", "--direct_running_mode=multi_processing", "--direct_num_worke
 
 
 def workers_of(driver: int) -> list[int]:
-    """The processes that were started to work for another one."""
+    """Return the process ids of the workers of a driver process."""
     wanted = b"pipeline.ingest.runners.beam_worker\0%d\0" % driver
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -31,7 +31,7 @@ def wait_until(condition) -> bool:
     return met
 
 
-def test_workers_end_with_a_killed_command_and_the_next_run_clears_up(tmp_path):
+def test_workers_end_with_a_killed_command_and_the_next_run_removes_their_files(tmp_path):
     source, scratch = write_source(tmp_path / "rlds"), tmp_path / "scratch"
     scratch.mkdir()
     command = [sys.executable, "-m", "pipeline", *arguments(source, tmp_path / "out", *PROCESSES)]

@@ -1,4 +1,4 @@
-"""A disk that is full, a folder that nobody may write, a source that changed: the next run completes, or says what to do."""
+"""After a full disk, a read-only folder or a changed source, the next run completes or says what to do."""
 
 import functools
 import os
@@ -32,7 +32,7 @@ def whole(source, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
-    """A file system of its own, of a size in the kernel's notation that may change."""
+    """Yield a function that mounts a file system of a given size, such as `5m`, or resizes it."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -50,22 +50,22 @@ def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-# Room for no shard at all, for some, for all but the last one and for all shards but not their records and index.
+# Sizes with room for no shard, for some shards, and for almost all shards.
 @needs_root
 @pytest.mark.parametrize("mib", [1, 5, 15])
 def test_a_full_disk_is_named_and_with_more_room_the_next_run_completes(source, whole, small_disk, mib):
     output = small_disk(f"{mib}m")
     said = failed(ingest(source, output))
     assert "No space left on device" in said and str(output) in said and "same command again" in said
-    there = check_visible(output, whole)
-    assert there < SHARDS + 1
+    published = check_visible(output, whole)
+    assert published < SHARDS + 1
     small_disk("64m")
-    assert summary(ingest(source, output))["made"] == SHARDS + 1 - there
+    assert summary(ingest(source, output))["made"] == SHARDS + 1 - published
     assert hashes(output) == whole
 
 
 @needs_root
-def test_a_disk_on_which_nothing_at_all_fits_is_named(source, whole, small_disk):
+def test_a_disk_without_any_free_space_is_named(source, whole, small_disk):
     output = small_disk("1m")
     filler = os.open(output / "filler", os.O_CREAT | os.O_WRONLY)
     with pytest.raises(OSError, match="No space"):
@@ -80,7 +80,7 @@ def test_a_disk_on_which_nothing_at_all_fits_is_named(source, whole, small_disk)
     assert hashes(output) == whole
 
 
-def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(source, whole, tmp_path):
+def test_a_file_size_limit_is_reported_like_a_full_disk(source, whole, tmp_path):
     # A shard of this source takes 1.3 MB.
     said = failed(ingest(source, tmp_path, prepare=SMALL_FILES))
     assert "File too large" in said and "same command again" in said
@@ -88,7 +88,7 @@ def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(source, whole, tm
     assert hashes(tmp_path) == whole
 
 
-def test_a_folder_that_may_not_be_written_any_more_is_named_and_the_next_run_completes(source, whole, tmp_path):
+def test_a_folder_that_became_read_only_is_named_and_the_next_run_completes(source, whole, tmp_path):
     output = tmp_path / "out"
     output.mkdir(mode=0o555)
     said = failed(ingest(source, output, prepare=obey_permissions))
@@ -105,7 +105,7 @@ def test_a_folder_that_may_not_be_written_any_more_is_named_and_the_next_run_com
     assert hashes(output) == whole
 
 
-def test_a_source_file_that_may_not_be_read_is_named(source, tmp_path):
+def test_a_source_file_without_read_permission_is_named(source, tmp_path):
     (source / FILE).chmod(0o000)
     try:
         said = failed(ingest(source, tmp_path, prepare=obey_permissions))
@@ -114,7 +114,7 @@ def test_a_source_file_that_may_not_be_read_is_named(source, tmp_path):
     assert FILE in said and "Permission denied" in said
 
 
-def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_takes_it(source, whole, tmp_path):
+def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_accepts_it(source, whole, tmp_path):
     changed = tmp_path / "toy_set" / "0.1.0"
     shutil.copytree(source, changed)
     assert ingest(changed, tmp_path / "out").returncode == 0
@@ -128,7 +128,7 @@ def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_takes_it
     assert hashes(tmp_path / "out") == hashes(tmp_path / "fresh") != whole
 
 
-def test_a_source_file_that_vanished_between_runs_is_named(source, whole, tmp_path):
+def test_a_source_file_that_disappeared_between_runs_is_named(source, whole, tmp_path):
     changed = tmp_path / "toy_set" / "0.1.0"
     shutil.copytree(source, changed)
     assert ingest(changed, tmp_path / "out", "--splits", "val").returncode == 0

@@ -1,1 +1,1 @@
-"""Engines that have tasks done, here or on a cluster, one file an engine."""
+"""Engines that run groups of work units, on this machine or on a cluster: one module per engine."""

@@ -1,7 +1,7 @@
-"""Tasks through Apache Beam: on this machine with a worker process a core, or on any runner that Beam has.
+"""Runs groups of work units with Apache Beam: on this machine with one worker process per core, or with any Beam runner.
 
-Beam sees one small element per task and nothing comes back through it, so every runner will do. On this machine it only starts
-the processes, which take the tasks themselves, one at a time; see `pipeline.ingest.runners.claims`.
+Each group is one small Beam element, and groups return nothing, so every runner works. On this machine Beam only starts the
+worker processes; they take groups one at a time, see `pipeline.ingest.runners.claims`.
 """
 
 import contextlib
@@ -22,37 +22,37 @@ from pipeline.processes.cpus import usable_cpus
 _PROCESSES = "multi_processing"
 
 
-def run(tasks: Sequence[UnitGroup], options: Sequence[str]) -> None:
-    """Run tasks in the order given and wait for their end.
+def run(groups: Sequence[UnitGroup], options: Sequence[str]) -> None:
+    """Run groups in the given order, and return when all have ended.
 
     Args:
-        tasks: What is to be done.
-        options: For Beam; without a runner among them it is this machine.
+        groups: The groups to run.
+        options: Options of Beam; without `--runner` the groups run on this machine.
 
     Raises:
-        SourceError: The job failed on this machine; a cluster's own errors come as they are.
+        SourceError: The job failed on this machine; errors of a cluster are raised unchanged.
     """
-    # A cluster's log is for its user to see; that of local workers, and of Beam's import, only where they fail.
+    # The log of a cluster goes to the user; the log of local workers, and of Beam's import, is shown only on failure.
     if any(option.split("=")[0] == "--runner" for option in options):
-        _run_anywhere(tasks, options)
+        _run_on_runner(groups, options)
         return
-    with scratch_folder() as folder, _chatter_aside(folder):
-        _run_here(tasks, options, folder)
+    with scratch_folder() as folder, _redirected_log(folder):
+        _run_locally(groups, options, folder)
 
 
-def _run_anywhere(tasks: Sequence[UnitGroup], options: Sequence[str]) -> None:
+def _run_on_runner(groups: Sequence[UnitGroup], options: Sequence[str]) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        _ = pipeline | beam.Create(tasks) | "ingest" >> beam.Map(run_group)
+        _ = pipeline | beam.Create(groups) | "ingest" >> beam.Map(run_group)
 
 
-def _run_here(tasks: Sequence[UnitGroup], options: Sequence[str], folder: Path) -> None:
-    """With a worker process a core, where the options don't say otherwise.
+def _run_locally(groups: Sequence[UnitGroup], options: Sequence[str], folder: Path) -> None:
+    """Run groups with one worker process per core, unless the options say otherwise.
 
-    FnApiRunner is the engine under DirectRunner; that one would first try to download another runner and, where it could,
-    run everything in one process. A single worker needs no process of its own, which saves its start.
+    FnApiRunner is the engine of DirectRunner. DirectRunner itself would first try to download another runner, which runs
+    everything in one process. A single worker runs in this process, which saves its start.
     """
     import apache_beam as beam
     from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
@@ -62,40 +62,40 @@ def _run_here(tasks: Sequence[UnitGroup], options: Sequence[str], folder: Path) 
     given = PipelineOptions(list(options))
     direct = given.view_as(DirectOptions)
     if not any(option.startswith("--direct_") for option in options):
-        direct.direct_num_workers = min(len(tasks), usable_cpus())
+        direct.direct_num_workers = min(len(groups), usable_cpus())
         direct.direct_running_mode = "in_memory" if direct.direct_num_workers == 1 else _PROCESSES
     runner = FnApiRunner()
     if direct.direct_running_mode == _PROCESSES:
-        # Left to itself, Beam would start workers that outlive a run that is killed.
+        # Beam's own workers would outlive a run that is killed.
         direct.direct_running_mode = "in_memory"
         runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(beam_worker.command()))
-    counter = folder / "tasks"
+    counter = folder / "claimed"
     counter.touch()
     with beam.Pipeline(runner, given) as pipeline:
-        # One element a process, or more: those that find nothing left to take cost nothing.
-        takers = max(usable_cpus(), direct.direct_num_workers)
-        _ = pipeline | beam.Create(range(takers)) | "ingest" >> beam.Map(_take_tasks, list(tasks), str(counter))
+        # One element per process, or more: an element that finds no group left costs nothing.
+        elements = max(usable_cpus(), direct.direct_num_workers)
+        _ = pipeline | beam.Create(range(elements)) | "ingest" >> beam.Map(_run_claimed, list(groups), str(counter))
 
 
-def _take_tasks(_: int, tasks: Sequence[UnitGroup], counter: str) -> None:
-    for task in claimed(tasks, counter):
-        run_group(task)
+def _run_claimed(_: int, groups: Sequence[UnitGroup], counter: str) -> None:
+    for group in claimed(groups, counter):
+        run_group(group)
 
 
 @contextlib.contextmanager
-def _chatter_aside(folder: Path) -> Iterator[None]:
-    """Send what Beam and its local worker processes write to stderr to a file, and keep and name it where something fails.
+def _redirected_log(folder: Path) -> Iterator[None]:
+    """Redirect the stderr of Beam and its local workers to a file; on failure, keep the file and name it in the error.
 
-    Workers inherit the file descriptor and log before they could be told not to, so the descriptor itself is redirected;
-    `sys.stderr`, and with it the progress line, goes where it went.
+    Workers inherit the file descriptor and log before they can be configured, so the descriptor itself is redirected.
+    `sys.stderr`, and so the progress line, still goes to the terminal.
     """
     log = folder / "beam.log"
     sys.stderr.flush()
     own = sys.stderr
     kept = os.dup(2)
     try:
-        with log.open("wb") as chatter, os.fdopen(os.dup(2), "w") as sys.stderr:
-            os.dup2(chatter.fileno(), 2)
+        with log.open("wb") as file, os.fdopen(os.dup(2), "w") as sys.stderr:
+            os.dup2(file.fileno(), 2)
             yield
     except Exception as error:
         descriptor, name = tempfile.mkstemp(prefix="ivideogpt-beam-", suffix=".log", dir=folder.parent)

@@ -1,7 +1,6 @@
-"""A worker process of Beam's on this machine, which ends when the run that it belongs to is gone.
+"""A local worker process of Beam that ends when its run ends.
 
-Beam's own goes on when the run is killed: it waits for ever for work that nobody gives, or does all that it was given while a
-second run does the same.
+Beam's own worker survives a killed run: it waits forever, or finishes its work while a second run does the same work.
 """
 
 import os
@@ -12,13 +11,13 @@ from pipeline.processes.child_processes import follow_parent
 
 
 def command() -> str:
-    """The shell command by which this process starts a worker, so that it is the worker's parent."""
+    """Return the shell command that starts a worker as a child of this process."""
     return f"exec {shlex.quote(sys.executable)} -m {__name__} {os.getpid()}"
 
 
 def main() -> None:
-    """Work for the process whose number is the only argument."""
-    # Beam keeps the thread that starts a worker until the worker ends.
+    """Run a worker that ends when its parent does; the only argument is the parent's process id."""
+    # The kernel ends this process with the thread that started it; Beam keeps that thread until the worker ends.
     follow_parent(int(sys.argv[1]))
     from apache_beam.runners.worker import sdk_worker_main
 

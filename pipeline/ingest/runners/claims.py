@@ -1,8 +1,7 @@
-"""Which process of one machine does which task: the next one of a list, whenever it is free.
+"""Shares work between processes of one machine: a free process claims the next item of a list.
 
-Beam's runner for one machine divides the work among its processes beforehand, so that one that starts later, or has a slower
-core, is waited for at the end. Here every process takes the next number from a counter in a file, under a lock; the price is
-a file that all of them reach, so this is for one machine.
+Beam's local runner divides the work in advance, so a process that starts late or runs on a slow core delays the end. Here every
+process takes the next number from a counter in a locked file, which works on one machine only.
 """
 
 import os
@@ -16,11 +15,11 @@ Item = TypeVar("Item")
 
 
 def claimed(items: Sequence[Item], counter: str) -> Iterator[Item]:
-    """The items that this process is to do, in order; each is given to one process alone.
+    """Yield the items that this process claims, in order; each item goes to exactly one process.
 
     Args:
-        items: The same in every process.
-        counter: Path of a file that is empty before the first process comes.
+        items: All items, the same in every process.
+        counter: Path of the counter file, which must be empty at the start.
     """
     while (number := _next_number(Path(counter))) < len(items):
         yield items[number]

@@ -1,9 +1,8 @@
-"""Tasks on the workers of a Dask cluster, by `dask.distributed` itself.
+"""Runs groups of work units on a Dask cluster, with `dask.distributed`.
 
-Beam has a runner for Dask, but it turns a pipeline into some hundred partitions: all that a lost worker had done of a partition
-is done again, one error ends the job, and large tasks first is not kept. Here a task is a future of its own: the scheduler
-gives it to another worker where its own is lost, a task that takes worker after worker with it is given up, and the others go
-on. The price is a message of a few kB to the scheduler for every task.
+Beam's runner for Dask splits a pipeline into some hundred partitions: a lost worker loses its whole partition, one error ends
+the job, and the order is not kept. Here each group is a future: if a worker is lost, the scheduler moves its group to another
+worker; a group that kills several workers is given up, and the others continue. The price is a message of a few kB per group.
 """
 
 import logging
@@ -17,16 +16,16 @@ _log = logging.getLogger(__name__)
 _LONGEST_REASON = 500
 
 
-def run(tasks: Sequence[UnitGroup], address: str) -> None:
-    """Run tasks in the order given and wait for their end.
+def run(groups: Sequence[UnitGroup], address: str) -> None:
+    """Run groups in the given order, and return when all have ended.
 
     Args:
-        tasks: What is to be done.
-        address: Of the scheduler. TLS and the like are Dask's own configuration.
+        groups: The groups to run.
+        address: Address of the scheduler. TLS and other settings come from Dask's own configuration.
 
     Raises:
         ConfigError: Dask isn't installed, or no scheduler answers.
-        SourceError: The scheduler went away; what was published stays.
+        SourceError: The connection to the scheduler was lost; published shards stay.
     """
     try:
         from distributed import Client, as_completed
@@ -36,24 +35,24 @@ def run(tasks: Sequence[UnitGroup], address: str) -> None:
         client = Client(address)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"--dask {address}: no scheduler answers there ({error}); start `dask scheduler`, or name it"
+            f"--dask {address}: no scheduler answers there ({error}); start `dask scheduler`, or correct the address"
         ) from error
     with client:
         if not client.scheduler_info()["workers"]:
-            _log.warning("%s has no workers yet: the work starts when one comes", address)
+            _log.warning("%s has no workers yet: the work starts when one connects", address)
         name = f"ingest-{uuid.uuid4().hex[:8]}"
         futures = [
-            client.submit(run_group, task, key=f"{name}-{task[0].unit.shard}-{position}", pure=False, priority=-position)
-            for position, task in enumerate(tasks)
+            client.submit(run_group, group, key=f"{name}-{group[0].unit.shard}-{position}", pure=False, priority=-position)
+            for position, group in enumerate(groups)
         ]
-        waiting = dict(zip(futures, tasks, strict=True))
+        waiting = dict(zip(futures, groups, strict=True))
         del futures
         for future in as_completed(list(waiting)):
-            task = waiting.pop(future)
+            group = waiting.pop(future)
             if future.status == "error":
                 raised = future.exception()
-                give_up(task, f"{type(raised).__name__}: {raised}"[:_LONGEST_REASON])
+                give_up(group, f"{type(raised).__name__}: {raised}"[:_LONGEST_REASON])
             elif future.status != "finished":
                 raise SourceError(
-                    f"the scheduler at {address} went away; start it again and run the same command, which goes on"
+                    f"the connection to the scheduler at {address} was lost; restart it and rerun the same command to resume"
                 )

@@ -1,8 +1,8 @@
-"""A folder in `TMPDIR` for all that a run on this machine keeps there, so that nothing stays of it.
+"""A temporary folder for everything that a run on this machine writes to `TMPDIR`.
 
-Beam, and what it is made of, make temporary files and folders under names of their own, which a run that is killed leaves
-behind and which nobody could tell from those of a living one. So a run has one folder, everything of it lies there, and the
-next run clears those of killed ones. The price: `TMPDIR` is another one meanwhile, for this process and those that it starts.
+Beam and its dependencies create temporary files under their own names. A killed run would leave them behind, and nobody could
+tell them from those of a live run. So each run has one locked folder, and the next run removes the folders of killed runs. The
+price: `TMPDIR` changes during the run, for this process and its children.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pipeline.common.temp_dirs import locked_folder
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder that is `TMPDIR` within the block and gone after it; those of killed runs beside it are cleared first."""
+    """Yield a folder that is `TMPDIR` inside the block and is removed after it; first remove the folders of killed runs."""
     parent, environment = tempfile.gettempdir(), os.environ.get("TMPDIR")
     with locked_folder("ivideogpt-run-") as folder:
         try:

@@ -63,7 +63,7 @@ def test_the_staged_job_has_the_scripts_options_and_does_the_work_of_one_process
         upload(tmp_path / "oxe", f"{BUCKET}/oxe")
         done = submit(tmp_path)
         # Nobody did the work, and the command says so.
-        assert done.returncode == 1 and "left neither a record nor a reason" in done.stderr, done.stderr
+        assert done.returncode == 1 and "left neither a manifest nor a reason" in done.stderr, done.stderr
         pool = json.loads(fs.cat_file("some-bucket/template.json"))["environment"]["workerPools"][0]
         assert pool["machineType"] == "n2-standard-4" and pool["autoscalingSettings"] == {"maxNumWorkers": 64}
         assert [image["containerImage"] for image in pool["sdkHarnessContainerImages"]] == [IMAGE]

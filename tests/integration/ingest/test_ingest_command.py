@@ -1,4 +1,4 @@
-"""`ivideogpt-ingest` as a user runs it: the same bytes whatever the workers, nothing done twice, errors that help."""
+"""`ivideogpt-ingest` as a user runs it: the same bytes with any number of workers, no repeated work, helpful errors."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ def test_one_and_two_workers_make_the_same_files_and_a_second_run_does_nothing(s
     assert "Traceback" not in other.stderr
 
 
-def test_the_real_set_comes_out_alike_with_one_and_two_workers(shared, tmp_path):
+def test_a_real_data_set_gives_the_same_files_with_one_and_two_workers(shared, tmp_path):
     common = ["--dataset", "fractal20220817_data", "--source", shared / "data" / "rlds", "--data.shard_mib", 1]
     for workers in (1, 2):
         beam = [*ONE_WORKER[:1], f"--direct_num_workers={workers}"]

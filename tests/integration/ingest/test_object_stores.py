@@ -108,8 +108,8 @@ def test_every_kind_of_source_gives_the_same_files_from_and_to_a_bucket_as_from_
         opened = open_source(entry, storage.join(root, inner), FORM)
         units = make_plan(opened, None, None, 1 << 20)
         outcome = ingest(units, opened, NAME, output, IN_PROCESS, overwrite=False)
-        assert outcome.failures == {} and sum(record.samples for record in outcome.records) > 0
-        assert ingest(units, opened, NAME, output, IN_PROCESS, overwrite=False).made == 0
+        assert outcome.failures == {} and sum(manifest.samples for manifest in outcome.manifests) > 0
+        assert ingest(units, opened, NAME, output, IN_PROCESS, overwrite=False).shards_made == 0
         made[output] = contents(output)
     local, remote = made.values()
     assert local == remote and any(name.endswith(".tar") for name in local)
@@ -154,7 +154,7 @@ def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_midd
         units = make_plan(source, None, None, 1 << 20, lock.known_hashes())
         lock.check(units)
         outcome = ingest(units, source, NAME, f"{bucket}/locked/out", IN_PROCESS, overwrite=False)
-        lock.add(units, outcome.records, overwrite=False)
+        lock.add(units, outcome.manifests, overwrite=False)
         assert len(read) == expected
         read.clear()
     file = storage.join(source.folder, f"{NAME}-train.tfrecord-00000-of-00002")

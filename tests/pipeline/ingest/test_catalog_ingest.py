@@ -1,4 +1,4 @@
-"""Every entry of the catalog goes through the real unit code, from files in its own form to shards that say what was meant."""
+"""Every catalog entry is ingested by the real unit code, from files in its own format to shards with the right content."""
 
 import json
 from pathlib import Path
@@ -40,13 +40,13 @@ SOURCE = FrameForm("source")
 
 
 def ingest(root: Path, output: Path, *entries: DatasetEntry, form: FrameForm = SOURCE) -> list[list[Episode]]:
-    """The episodes of each entry, as its shards have them; nothing may fail or be left out."""
-    parts = []
+    """Return the episodes in the shards of each entry; nothing may fail or be left out."""
+    jobs = []
     for entry in entries:
         source = open_source(entry, str(root), form)
-        parts += [UnitJob(unit, source, str(output / entry.name)) for unit in make_plan(source, None, None, 1 << 30)]
-    for task in group_by_files(parts):
-        run_jobs(task)
+        jobs += [UnitJob(unit, source, str(output / entry.name)) for unit in make_plan(source, None, None, 1 << 30)]
+    for group in group_by_files(jobs):
+        run_jobs(group)
     found = []
     for entry in entries:
         folder = output / entry.name
@@ -57,7 +57,7 @@ def ingest(root: Path, output: Path, *entries: DatasetEntry, form: FrameForm = S
 
 
 def check(entry: DatasetEntry, episode: Episode, seed: int) -> None:
-    """That an episode says what was written for it."""
+    """Assert that an episode has the content that was written for it."""
     assert (episode.dataset, episode.camera, episode.num_frames) == (entry.name, entry.image_key, STEPS)
     assert (episode.height, episode.width) == (48, 64)
     assert (episode.rate, episode.base_step) == (entry.control_hz, entry.base_step)
@@ -74,7 +74,7 @@ def check(entry: DatasetEntry, episode: Episode, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in rlds_entries() if not name.startswith("uiuc_d3field")])
-def test_an_rlds_entry_comes_out_as_its_source_means_it(tmp_path, name):
+def test_an_rlds_entry_is_ingested_with_its_content(tmp_path, name):
     entry = catalog.dataset(name)
     write_entry(tmp_path / "oxe", entry)
     (episodes,) = ingest(tmp_path / "oxe", tmp_path / "out", entry)
@@ -84,7 +84,7 @@ def test_an_rlds_entry_comes_out_as_its_source_means_it(tmp_path, name):
         check(entry, episode, seed)
 
 
-def test_numbered_entries_are_made_in_one_pass_and_each_shows_its_own_camera(tmp_path):
+def test_numbered_entries_are_ingested_in_one_pass_and_each_has_its_own_camera(tmp_path):
     entries = [catalog.dataset(f"uiuc_d3field{n}") for n in (1, 2, 3, 4)]
     assert [entry.image_key for entry in entries] == list(FIELD)
     write_entry(tmp_path / "oxe", entries[0], FIELD)
@@ -120,7 +120,7 @@ def _blacken(path: Path, feature: str) -> None:
             write_record(file, example.SerializeToString())
 
 
-def test_bair_comes_out_as_its_source_means_it(tmp_path):
+def test_bair_is_ingested_with_its_content(tmp_path):
     entry = catalog.dataset("bair_robot_pushing")
     write_bair(tmp_path / "oxe", [bair_record(0), bair_record(10)])
     (episodes,) = ingest(tmp_path / "oxe", tmp_path / "out", entry)
@@ -129,7 +129,7 @@ def test_bair_comes_out_as_its_source_means_it(tmp_path):
     assert (episodes[3].rate, episodes[3].base_step, episodes[3].action.shape) == (None, 1.0, (3, 4))
 
 
-def test_robonet_hdf5_comes_out_as_its_source_means_it(tmp_path):
+def test_robonet_hdf5_is_ingested_with_its_content(tmp_path):
     (tmp_path / "hdf5").mkdir()
     write_robonet(tmp_path / "hdf5" / "a.hdf5", "jpg", "BGR")
     write_robonet(tmp_path / "hdf5" / "b.hdf5", "mp4", "RGB")
@@ -147,7 +147,7 @@ def test_robonet_hdf5_comes_out_as_its_source_means_it(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "camera"), [("vp2_robodesk", "camera_image"), ("vp2_robosuite", "agentview_shift_2_image")])
-def test_vp2_comes_out_as_its_source_means_it(tmp_path, name, camera):
+def test_vp2_is_ingested_with_its_content(tmp_path, name, camera):
     write_vp2(tmp_path / "push.hdf5", camera, train=("demo_2", "demo_0"))
     (episodes,) = ingest(tmp_path, tmp_path / "out", catalog.dataset(name))
     assert [(e.key, e.episode_id) for e in episodes] == [
@@ -158,7 +158,7 @@ def test_vp2_comes_out_as_its_source_means_it(tmp_path, name, camera):
     assert np.array_equal(decode(episodes[0].frames[2]), picture(22)) and episodes[0].camera == camera
 
 
-def test_something_something_comes_out_as_its_source_means_it(tmp_path):
+def test_something_something_is_ingested_with_its_content(tmp_path):
     template = "Closing [something]"
     item = {"id": "12", "label": "closing a box", "template": template, "placeholders": ["a box"]}
     (tmp_path / "labels").mkdir()
@@ -170,7 +170,7 @@ def test_something_something_comes_out_as_its_source_means_it(tmp_path):
     assert [(e.language, e.rate, numbers(e)) for e in episodes] == [("closing a box", 12, list(range(6)))]
 
 
-def test_no_entry_is_left_out_here_and_mixtures_name_nothing_else():
+def test_these_tests_cover_every_entry_and_mixtures_name_no_others():
     names = set(catalog.datasets())
     assert len(names) == 61 and {*rlds_entries(), *NOT_RLDS} == names
     for weights in catalog._mixtures().values():

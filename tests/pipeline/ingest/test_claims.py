@@ -1,4 +1,4 @@
-"""Processes of one machine share tasks: each is done once, and whoever is free takes the next."""
+"""Processes of one machine share work: each item goes to exactly one process, and a free process takes the next."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ _TAKE = (
 )
 
 
-def test_processes_at_once_are_given_every_item_once(tmp_path: Path):
+def test_parallel_processes_claim_every_item_exactly_once(tmp_path: Path):
     counter = tmp_path / "counter"
     counter.touch()
     command = [sys.executable, "-c", _TAKE, str(counter)]
@@ -23,7 +23,7 @@ def test_processes_at_once_are_given_every_item_once(tmp_path: Path):
     assert all(items == sorted(items) for items in taken)
 
 
-def test_a_slow_taker_keeps_nothing_from_a_quick_one(tmp_path: Path):
+def test_a_slow_process_does_not_hold_items_back_from_a_fast_one(tmp_path: Path):
     counter = tmp_path / "counter"
     counter.touch()
     slow, quick = claimed("abcdef", str(counter)), claimed("abcdef", str(counter))
@@ -33,7 +33,7 @@ def test_a_slow_taker_keeps_nothing_from_a_quick_one(tmp_path: Path):
     assert list(slow) == []
 
 
-def test_items_come_in_order_and_a_second_taker_finds_none(tmp_path: Path):
+def test_items_come_in_order_and_a_second_process_finds_none(tmp_path: Path):
     counter = tmp_path / "counter"
     counter.touch()
     assert list(claimed("abc" * 5, str(counter))) == list("abc" * 5)

@@ -1,4 +1,4 @@
-"""Files of any name are read, and what an episode is called depends on its own file alone."""
+"""Files with any name are read, and the key of an episode depends only on its own file."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from pipeline.inspection.inspect import main as inspect
 from pipeline.sources.npz.source import NpzSource
 
 ENTRY = DatasetEntry("mine", "", "image", control_hz=10.0)
-# In this process, so that the test is quick.
+# Running in this process makes the test fast.
 BEAM = ["--", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
 
 
@@ -58,18 +58,18 @@ def keys_by_file(output: Path) -> dict[str, str]:
     return found
 
 
-def test_an_added_file_gets_a_shard_of_its_own_and_changes_no_key(tmp_path, capsys):
+def test_an_added_file_gets_a_new_shard_and_changes_no_key(tmp_path, capsys):
     source = write_episodes(tmp_path / "source", ["a.npz", "c.npz", "d.npz"])
     assert ingest(source, tmp_path / "out") == 0
     before = keys_by_file(tmp_path / "out")
     shard = tmp_path / "out" / "mine" / "train-000000.tar"
-    made = shard.read_bytes()
+    data = shard.read_bytes()
     write_episodes(source, ["b.npz"])
     assert ingest(source, tmp_path / "out") == 0, capsys.readouterr().err
     after = keys_by_file(tmp_path / "out")
     assert before.items() < after.items() and after.keys() == {"a.npz", "b.npz", "c.npz", "d.npz"}
-    assert shard.read_bytes() == made
-    assert [one["file"] for one in read_manifest(str(shard.with_name("train-000001.json"))).inputs["sources"]] == ["b.npz"]
+    assert shard.read_bytes() == data
+    assert [item["file"] for item in read_manifest(str(shard.with_name("train-000001.json"))).inputs["sources"]] == ["b.npz"]
     assert ingest(source, tmp_path / "elsewhere") == 0
     assert keys_by_file(tmp_path / "elsewhere") == after
     capsys.readouterr()
@@ -100,7 +100,7 @@ ODD_NAMES = [
 ]
 
 
-def test_files_of_any_name_become_episodes_with_records_that_every_reader_takes(tmp_path, capsys):
+def test_files_with_any_name_become_episodes_with_valid_manifests(tmp_path, capsys):
     source = write_episodes(tmp_path / "source", ODD_NAMES)
     assert ingest(source, tmp_path / "out") == 0, capsys.readouterr().err
     assert len(keys_by_file(tmp_path / "out")) == len(ODD_NAMES)
@@ -113,7 +113,7 @@ def test_files_of_any_name_become_episodes_with_records_that_every_reader_takes(
     assert inspect([str(tmp_path / "out"), "--verify", "--html", str(tmp_path / "page.html")]) == 0
 
 
-def test_a_damaged_file_of_an_odd_name_is_left_out_with_its_reason(tmp_path, capsys):
+def test_a_damaged_file_with_an_odd_name_is_left_out_with_its_reason(tmp_path, capsys):
     source = write_episodes(tmp_path / "source", [b"a.npz"])
     (Path(source) / os.fsdecode(b"caf\xe9::.npz")).write_bytes(b"PK\3\4 but no more")
     assert ingest(source, tmp_path / "out", "--max_bad_fraction", "1") == 0, capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_a_damaged_file_of_an_odd_name_is_left_out_with_its_reason(tmp_path, cap
     assert row["source_file"] == r"caf\udce9::.npz" and row["kind"] == "damaged"
 
 
-def test_a_removed_file_is_refused_until_overwrite_takes_it_out_and_leaves_the_other_shards_alone(tmp_path, capsys, caplog):
+def test_a_removed_file_is_refused_until_overwrite_drops_it_and_keeps_the_other_shards(tmp_path, capsys, caplog):
     source = write_episodes(tmp_path / "source", ["a.npz", "b.npz"])
     assert ingest(source, tmp_path / "out") == 0
     for added in ("c.npz", "d.npz"):
@@ -129,7 +129,7 @@ def test_a_removed_file_is_refused_until_overwrite_takes_it_out_and_leaves_the_o
         assert ingest(source, tmp_path / "out") == 0
     before = keys_by_file(tmp_path / "out")
     folder = tmp_path / "out" / "mine"
-    made = {name: (folder / name).read_bytes() for name in ("train-000002.tar", "train-000002.json")}
+    kept = {name: (folder / name).read_bytes() for name in ("train-000002.tar", "train-000002.json")}
     (source / "a.npz").unlink()
     (source / "c.npz").unlink()
     capsys.readouterr()
@@ -138,37 +138,37 @@ def test_a_removed_file_is_refused_until_overwrite_takes_it_out_and_leaves_the_o
     assert "a.npz (gone), c.npz (gone)" in said and "--overwrite" in said
     assert keys_by_file(tmp_path / "out") == before
     assert ingest(source, tmp_path / "out", "--overwrite") == 0
-    assert "train-000001.tar is removed: none of its files is there any more" in caplog.text
+    assert "train-000001.tar is removed: none of its source files exists any more" in caplog.text
     assert keys_by_file(tmp_path / "out") == {name: before[name] for name in ("b.npz", "d.npz")}
-    assert {name: (folder / name).read_bytes() for name in made} == made
+    assert {name: (folder / name).read_bytes() for name in kept} == kept
     assert inspect([str(tmp_path / "out"), "--verify"]) == 0
 
 
-def test_a_key_is_the_same_wherever_the_folder_lies(tmp_path):
+def test_a_key_does_not_depend_on_where_the_folder_lies(tmp_path):
     names = ["a.npz", "b.npz"]
-    here, there = write_episodes(tmp_path / "here", names), write_episodes(tmp_path / "there", ["0.npz", *names])
+    original, copy = write_episodes(tmp_path / "original", names), write_episodes(tmp_path / "copy", ["0.npz", *names])
     keys = {}
-    for folder in (str(here), str(there), f"file://{there}"):
+    for folder in (str(original), str(copy), f"file://{copy}"):
         for file in NpzSource(folder, ENTRY, FrameForm("png")).plan():
             keys.setdefault(file.file, set()).add(file.key(0))
     assert [len(keys[name]) for name in names] == [1, 1]
 
 
-def test_two_files_that_would_give_one_key_are_refused_with_both_names(tmp_path, monkeypatch):
+def test_two_files_that_would_give_the_same_key_are_refused_by_name(tmp_path, monkeypatch):
     source = write_episodes(tmp_path / "source", ["a.npz", "b.npz"])
     monkeypatch.setattr("pipeline.sources.base.hashed_key", lambda split, file, record: f"{split}-same-{record:06d}")
     with pytest.raises(SourceError, match=r"'a\.npz' and 'b\.npz' would both give an episode with the key train-same-000000"):
         make_plan(NpzSource(str(source), ENTRY, FrameForm("png")), None, None, 1)
 
 
-def test_equal_keys_are_refused_where_the_index_is_written_and_found_by_verify(tmp_path, capsys):
+def test_equal_keys_are_refused_when_the_index_is_written_and_found_by_verify(tmp_path, capsys):
     assert ingest(write_episodes(tmp_path / "source", ["a.npz"]), tmp_path / "out") == 0
     folder = tmp_path / "out" / "mine"
     copied = folder / "train-000001.tar"
     shutil.copyfile(folder / "train-000000.tar", copied)
-    record = json.loads((folder / "train-000000.json").read_text())
-    record["shard"] = copied.name
-    (folder / "train-000001.json").write_text(json.dumps(record))
+    manifest = json.loads((folder / "train-000000.json").read_text())
+    manifest["shard"] = copied.name
+    (folder / "train-000001.json").write_text(json.dumps(manifest))
     key = keys_by_file(tmp_path / "out")["a.npz"]
     with pytest.raises(ConflictError, match=f"two episodes have the key {key}: a.npz in train-000000.tar and a.npz in train"):
         write_index(str(folder), "mine", read_manifests(str(folder)), [])
@@ -180,14 +180,14 @@ def test_equal_keys_are_refused_where_the_index_is_written_and_found_by_verify(t
     assert f"two episodes have the key {key}" in capsys.readouterr().err
 
 
-def test_shards_of_an_earlier_format_are_refused_with_what_to_do_and_overwrite_makes_them_anew(tmp_path, capsys):
+def test_shards_of_an_earlier_format_are_refused_with_advice_and_overwrite_remakes_them(tmp_path, capsys):
     source = write_episodes(tmp_path / "source", ["a.npz"])
     assert ingest(source, tmp_path / "out") == 0
     path = tmp_path / "out" / "mine" / "train-000000.json"
-    record = json.loads(path.read_text())
-    record["inputs"]["format"] = 1
-    record["fingerprint"] = fingerprint(record["inputs"])
-    path.write_text(json.dumps(record))
+    manifest = json.loads(path.read_text())
+    manifest["inputs"]["format"] = 1
+    manifest["fingerprint"] = fingerprint(manifest["inputs"])
+    path.write_text(json.dumps(manifest))
     capsys.readouterr()
     assert ingest(source, tmp_path / "out") == 1
     said = capsys.readouterr().err
@@ -197,7 +197,7 @@ def test_shards_of_an_earlier_format_are_refused_with_what_to_do_and_overwrite_m
 
 
 def opened_while(monkeypatch, call):
-    """What a call opens or reads of files, by their names."""
+    """Return the result of a call and the names of the files that it opens or reads."""
     opened = []
     for name in ("open_read", "read_range"):
         real = getattr(storage, name)
@@ -209,31 +209,31 @@ def opened_while(monkeypatch, call):
     return result, opened
 
 
-def test_files_are_opened_to_be_planned_only_where_their_listing_cannot_vouch_for_them(tmp_path, monkeypatch, capsys):
+def test_a_plan_opens_only_files_whose_listing_does_not_prove_that_they_are_unchanged(tmp_path, monkeypatch, capsys):
     names = [f"{number:02d}.npz" for number in range(8)]
     source = write_episodes(tmp_path / "source", names)
     opened = opened_while(monkeypatch, lambda: make_plan(NpzSource(str(source), ENTRY, FrameForm("png")), None, None, 1))[1]
-    assert set(opened) <= set(names[:3])  # the first few say how large shards become
+    assert set(opened) <= set(names[:3])  # the plan estimates the size of shards from the first few files
     assert ingest(source, tmp_path / "out") == 0
-    made = {path: path.read_bytes() for path in (tmp_path / "out" / "mine").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "mine").iterdir()}
     code, opened = opened_while(monkeypatch, lambda: ingest(source, tmp_path / "out"))
     assert code == 0 and not {*names[3:]} & {*opened}
     os.utime(source / "05.npz", (1, 1))
     code, opened = opened_while(monkeypatch, lambda: ingest(source, tmp_path / "out"))
     assert code == 0 and {*names[3:]} & {*opened} == {"05.npz"}
-    changed = {path.name for path, data in made.items() if path.read_bytes() != data}
+    changed = {path.name for path, data in before.items() if path.read_bytes() != data}
     assert changed == {LOCK_FILE}
     data = bytearray((source / "06.npz").read_bytes())
-    before = (source / "06.npz").stat()
+    stat = (source / "06.npz").stat()
     data[300] ^= 1
     (source / "06.npz").write_bytes(data)
-    os.utime(source / "06.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(source / "06.npz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     capsys.readouterr()
     assert ingest(source, tmp_path / "out") == 1
     assert "rewritten in place" in (said := capsys.readouterr().err) and "06.npz" in said
 
 
-def test_a_changed_file_is_noticed_without_its_lock_file_too(tmp_path, capsys):
+def test_a_changed_file_is_detected_without_the_lock_file_too(tmp_path, capsys):
     source = write_episodes(tmp_path / "source", ["a.npz", "b.npz"])
     assert ingest(source, tmp_path / "out") == 0
     (tmp_path / "out" / "mine" / LOCK_FILE).unlink()
@@ -245,7 +245,7 @@ def test_a_changed_file_is_noticed_without_its_lock_file_too(tmp_path, capsys):
     assert "sources[1].ends_sha256" in capsys.readouterr().err
 
 
-def test_a_file_that_goes_away_while_it_is_planned_is_left_out_and_not_asked_for_again(tmp_path, monkeypatch, capsys):
+def test_a_file_that_disappears_during_planning_is_left_out_and_not_expected_again(tmp_path, monkeypatch, capsys):
     source = write_episodes(tmp_path / "source", [f"{number}.npz" for number in range(5)])
     real = NpzSource.plan
 
@@ -262,32 +262,32 @@ def test_a_file_that_goes_away_while_it_is_planned_is_left_out_and_not_asked_for
     assert len(keys_by_file(tmp_path / "out")) == 4
 
 
-def test_two_ingests_of_one_folder_leave_each_others_failures_alone(tmp_path):
+def test_two_ingests_into_one_folder_keep_each_others_failures(tmp_path):
     write_failure(str(tmp_path), "train-000000.tar", "mine")
     write_failure(str(tmp_path), "val-000000.tar", "another's")
     assert collect_failures(str(tmp_path), {"train-000000.tar"}) == {"train-000000.tar": "mine"}
     assert collect_failures(str(tmp_path), {"val-000000.tar"}) == {"val-000000.tar": "another's"}
 
 
-def test_whoever_ends_last_keeps_the_shards_of_the_other(tmp_path, monkeypatch):
+def test_the_run_that_ends_last_keeps_the_shards_of_the_other(tmp_path, monkeypatch):
     source = write_episodes(tmp_path / "source", ["train_eps_0.npz", "val_eps_0.npz"])
-    real = job.write_ledger
+    real = job.write_skipped
 
-    def write_ledger(*arguments):
-        """Another run ends between the moment when this one looked and the one when it wrote."""
-        monkeypatch.setattr(job, "write_ledger", real)
+    def write_skipped(*arguments):
+        """Let another run end between this run's listing and its write."""
+        monkeypatch.setattr(job, "write_skipped", real)
         assert ingest(source, tmp_path / "out", "--splits", "val") == 0
         index = pq.read_table(tmp_path / "out" / "mine" / "index.parquet")
         assert len(index) == 2
         pq.write_table(index.slice(0, 1), tmp_path / "out" / "mine" / "index.parquet")
         real(*arguments)
 
-    monkeypatch.setattr(job, "write_ledger", write_ledger)
+    monkeypatch.setattr(job, "write_skipped", write_skipped)
     assert ingest(source, tmp_path / "out", "--splits", "train") == 0
     assert set(keys_by_file(tmp_path / "out")) == {"train_eps_0.npz", "val_eps_0.npz"}
 
 
-def test_what_another_run_could_not_make_stays_in_the_summary(tmp_path):
+def test_shards_that_another_run_failed_to_make_stay_in_the_summary(tmp_path):
     source = write_episodes(tmp_path / "source", ["train_eps_0.npz", "val_eps_0.npz"])
     assert ingest(source, tmp_path / "out", "--splits", "val") == 0
     path = tmp_path / "out" / "mine" / "dataset.json"
@@ -296,15 +296,15 @@ def test_what_another_run_could_not_make_stays_in_the_summary(tmp_path):
     assert json.loads(path.read_text())["missing_shards"] == ["val-000001.tar"]
 
 
-def test_the_progress_line_says_what_it_cannot_read_and_goes_on(tmp_path, caplog):
+def test_the_progress_line_logs_unreadable_manifests_and_continues(tmp_path, caplog):
     source = NpzSource(str(write_episodes(tmp_path / "source", ["a.npz", "b.npz"])), ENTRY, FrameForm("png"))
     units = make_plan(source, None, None, 1)
     output = tmp_path / "out"
-    parts = [UnitJob(unit, source, str(output)) for unit in units]
-    run_unit(*parts[1])
+    jobs = [UnitJob(unit, source, str(output)) for unit in units]
+    run_unit(*jobs[1])
     (output / "train-000000.json").write_text("no record")
     line, stop = mock.Mock(), threading.Event()
     stop.set()
-    job._watch(parts, line, stop)
+    job._watch(jobs, line, stop)
     assert line.update.call_count == 2
     assert "train-000000.json is not a shard record" in caplog.text

@@ -1,4 +1,4 @@
-"""Every source file is in the plan once and in order, and shards become about as large as asked."""
+"""Every source file is in the plan once and in order, and shards have about the wanted size."""
 
 import dataclasses
 import itertools
@@ -51,51 +51,51 @@ def test_a_limit_takes_the_first_episodes_of_each_split(files, most):
     taken = limited(files, most)
     for split in {file.split for file in files}:
         available = sum(file.records for file in files if file.split == split)
-        of_split = [file for file in taken if file.split == split]
-        assert sum(file.records if file.take is None else file.take for file in of_split) == min(most, available)
-        assert all(file.take is None for file in of_split[:-1])
+        split_files = [file for file in taken if file.split == split]
+        assert sum(file.records if file.take is None else file.take for file in split_files) == min(most, available)
+        assert all(file.take is None for file in split_files[:-1])
     assert [dataclasses.replace(file, take=None) for file in taken] == [
         file for file in files if file.file in {t.file for t in taken}
     ]
 
 
-def test_no_limit_takes_all():
+def test_without_a_limit_all_files_are_taken():
     files = [SourceShard("train", 0, "a"), SourceShard("train", 1, "b", 3)]
     assert limited(files, None) == files
 
 
-def test_a_plan_is_the_same_every_time_and_changes_with_what_it_is_made_of(tmp_path):
+def test_a_plan_is_deterministic_and_changes_with_its_inputs(tmp_path):
     folder = write_set(tmp_path, episodes=6, per_shard=2)
 
-    def plan(form=JPEG, **how):
-        options = {"splits": None, "max_episodes": None, "shard_bytes": 1}
-        return make_plan(RldsSource(str(folder), ENTRY, form), **{**options, **how})
+    def plan(form=JPEG, **options):
+        defaults = {"splits": None, "max_episodes": None, "shard_bytes": 1}
+        return make_plan(RldsSource(str(folder), ENTRY, form), **{**defaults, **options})
 
     first = plan()
     assert [unit.shard for unit in first] == [f"train-{n:06d}.tar" for n in range(3)] + ["val-000000.tar"]
     assert plan() == first
-    prints = {unit.shard: fingerprint(unit.inputs) for unit in first}
+    fingerprints = {unit.shard: fingerprint(unit.inputs) for unit in first}
     other_form = {unit.shard: fingerprint(unit.inputs) for unit in plan(FrameForm("png", 40))}
-    assert all(prints[shard] != other_form[shard] for shard in prints)
+    assert all(fingerprints[shard] != other_form[shard] for shard in fingerprints)
     fewer = plan(max_episodes=3)
-    assert [fingerprint(unit.inputs) == prints[unit.shard] for unit in fewer] == [True, False, True]
+    assert [fingerprint(unit.inputs) == fingerprints[unit.shard] for unit in fewer] == [True, False, True]
     assert [unit.shard for unit in plan(splits=["val"])] == ["val-000000.tar"]
     assert len(plan(shard_bytes=1 << 30)) == 2
     file = folder / first[1].sources[0].file
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    changed = {unit.shard for unit in plan() if fingerprint(unit.inputs) != prints[unit.shard]}
+    changed = {unit.shard for unit in plan() if fingerprint(unit.inputs) != fingerprints[unit.shard]}
     assert changed == {"train-000001.tar"}
 
 
-def test_an_unknown_split_names_those_there_are(tmp_path):
+def test_an_unknown_split_is_an_error_that_lists_the_known_ones(tmp_path):
     source = RldsSource(str(write_set(tmp_path, episodes=1)), ENTRY, FrameForm())
     with pytest.raises(ConfigError, match="no split 'tset'; it has train, val"):
         make_plan(source, ["tset"], None, 1)
 
 
-def test_a_damaged_file_does_not_change_which_files_go_together(tmp_path):
+def test_a_damaged_file_does_not_change_the_groups_of_files(tmp_path):
     folder = write_set(tmp_path, episodes=8, per_shard=1)
     source = RldsSource(str(folder), ENTRY, JPEG)
 

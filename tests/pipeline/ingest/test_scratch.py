@@ -1,4 +1,4 @@
-"""What a run on this machine keeps in TMPDIR goes with it, or with the next run; only what tells of a failure stays."""
+"""A local run removes its files in TMPDIR, or the next run does; only the log of a failure stays."""
 
 import fcntl
 import os
@@ -21,14 +21,14 @@ def parent(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_all_temporary_files_lie_in_one_folder_which_goes_with_the_run(parent):
+def test_all_temporary_files_lie_in_one_folder_that_is_removed_with_the_run(parent):
     with pytest.raises(KeyboardInterrupt), scratch_folder() as folder:
         assert Path(tempfile.mkdtemp()).parent == folder == Path(os.environ["TMPDIR"])
         raise KeyboardInterrupt
     assert (tempfile.gettempdir(), os.environ["TMPDIR"], list(parent.iterdir())) == (str(parent), str(parent), [])
 
 
-def test_folders_of_killed_runs_are_cleared_and_those_of_living_ones_stay(parent):
+def test_folders_of_killed_runs_are_removed_and_those_of_live_runs_stay(parent):
     with scratch_folder() as living:
         pass
     killed = living.with_name(living.name + "killed")
@@ -44,7 +44,7 @@ def test_folders_of_killed_runs_are_cleared_and_those_of_living_ones_stay(parent
         os.close(descriptor)
 
 
-def test_a_folder_of_another_host_is_left_alone_since_its_lock_may_not_be_seen_here(parent, monkeypatch):
+def test_a_folder_of_another_host_is_kept_because_its_lock_may_be_invisible_here(parent, monkeypatch):
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
         with scratch_folder() as theirs:
@@ -54,7 +54,7 @@ def test_a_folder_of_another_host_is_left_alone_since_its_lock_may_not_be_seen_h
         assert theirs.exists() and theirs != ours
 
 
-def test_what_beam_said_is_kept_where_it_fails_and_nowhere_else(parent):
+def test_the_log_of_beam_is_kept_only_on_failure(parent):
     beam.run([], ["--direct_running_mode=in_memory"])
     assert list(parent.iterdir()) == []
     with pytest.raises(SourceError, match="Its log is") as raised:

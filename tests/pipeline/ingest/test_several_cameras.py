@@ -1,4 +1,4 @@
-"""Several cameras of one data set in one pass give what one pass each gives; public test episodes stay out of training."""
+"""Several cameras are ingested in one pass with the same bytes as in separate passes; public test episodes never train."""
 
 import csv
 import dataclasses
@@ -27,47 +27,47 @@ FORM = FrameForm("jpeg", 24)
 
 
 def write_field(root: Path, episodes: int = 4, per_shard: int = 2) -> Path:
-    """A data set with four cameras, the last one of them four times as large as the others."""
+    """Write a data set with four cameras; the frames of the last camera are four times as large."""
 
     def camera(seed, number):
         side = 4 if number == 4 else 1
         return lambda t: encode_jpeg(picture(1000 * number + 10 * seed + t, 48 * side, 64 * side))
 
     extra = {f"image_{n}": F.Image(shape=(None, None, 3), encoding_format="jpeg") for n in (1, 2, 3, 4)}
-    made = [episode(s, frames=3, **{f"image_{n}": camera(s, n) for n in (1, 2, 3, 4)}) for s in range(episodes)]
-    return write_set(root, made, per_shard, spec=features(extra=extra), name="uiuc_d3field")
+    written = [episode(s, frames=3, **{f"image_{n}": camera(s, n) for n in (1, 2, 3, 4)}) for s in range(episodes)]
+    return write_set(root, written, per_shard, spec=features(extra=extra), name="uiuc_d3field")
 
 
-def parts(root: Path, output: Path) -> list[UnitJob]:
-    made = []
+def unit_jobs(root: Path, output: Path) -> list[UnitJob]:
+    jobs = []
     for name in NAMES:
         source = open_source(catalog.dataset(name), str(root), FORM)
-        made += [UnitJob(unit, source, str(output / name)) for unit in make_plan(source, None, None, 1)]
-    return made
+        jobs += [UnitJob(unit, source, str(output / name)) for unit in make_plan(source, None, None, 1)]
+    return jobs
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_one_pass_over_the_source_gives_the_same_bytes_as_one_for_each_camera(tmp_path, monkeypatch):
+def test_a_single_pass_over_the_source_gives_the_same_bytes_as_one_pass_per_camera(tmp_path, monkeypatch):
     write_field(tmp_path)
-    for part in parts(tmp_path, tmp_path / "single"):
-        run_unit(*part)
+    for job in unit_jobs(tmp_path, tmp_path / "single"):
+        run_unit(*job)
     opened = []
     read_examples = rlds.read_examples
     monkeypatch.setattr(rlds, "read_examples", lambda path, shard: opened.append(path) or read_examples(path, shard))
-    tasks = group_by_files(parts(tmp_path, tmp_path / "joint"))
-    assert [len(task) for task in tasks] == [4, 4, 4]
+    groups = group_by_files(unit_jobs(tmp_path, tmp_path / "joint"))
+    assert [len(group) for group in groups] == [4, 4, 4]
     opened.clear()
-    for task in tasks:
-        run_jobs(task)
+    for group in groups:
+        run_jobs(group)
     assert len(opened) == len(set(opened)) == 3
     assert files(tmp_path / "joint") == files(tmp_path / "single")
     assert len(files(tmp_path / "joint")) == 2 * 3 * 4
 
 
-def test_cameras_group_alike_whatever_their_size(tmp_path):
+def test_all_cameras_get_the_same_groups_of_files_whatever_their_size(tmp_path):
     write_field(tmp_path, episodes=8, per_shard=1)
     plans = []
     for name in NAMES:
@@ -81,12 +81,12 @@ def test_a_file_that_cannot_be_opened_is_left_out_of_the_shard_of_every_camera_w
     bad = folder / "uiuc_d3field-train.tfrecord-00001-of-00002"
     bad.unlink()
     bad.symlink_to(bad.name)
-    for task in group_by_files(parts(tmp_path, tmp_path / "out")):
-        run_jobs(task)
+    for group in group_by_files(unit_jobs(tmp_path, tmp_path / "out")):
+        run_jobs(group)
     for name in NAMES:
         assert collect_failures(str(tmp_path / "out" / name)) == {}
-        left_out = read_manifest(str(tmp_path / "out" / name / "train-000001.json")).left_out
-        assert {(item.source_file, item.kind) for item in left_out} == {(bad.name, "missing")}
+        skipped = read_manifest(str(tmp_path / "out" / name / "train-000001.json")).left_out
+        assert {(item.source_file, item.kind) for item in skipped} == {(bad.name, "missing")}
         assert len([f for f in files(tmp_path / "out" / name) if f.endswith(".tar")]) == 3
 
 
@@ -94,15 +94,15 @@ def test_a_damaged_record_is_listed_with_every_camera_and_the_others_are_kept(tm
     folder = write_field(tmp_path)
     bad = folder / "uiuc_d3field-train.tfrecord-00001-of-00002"
     bad.write_bytes(bad.read_bytes()[:-9])
-    for task in group_by_files(parts(tmp_path, tmp_path / "out")):
-        run_jobs(task)
+    for group in group_by_files(unit_jobs(tmp_path, tmp_path / "out")):
+        run_jobs(group)
     for name in NAMES:
-        record = read_manifest(str(tmp_path / "out" / name / "train-000001.json"))
-        assert [(item.source_file, item.source_record, item.kind) for item in record.left_out] == [(bad.name, 1, "damaged")]
-        assert record.samples == 1
+        manifest = read_manifest(str(tmp_path / "out" / name / "train-000001.json"))
+        assert [(item.source_file, item.source_record, item.kind) for item in manifest.left_out] == [(bad.name, 1, "damaged")]
+        assert manifest.samples == 1
 
 
-def test_the_command_takes_several_cameras_and_refuses_several_data_sets(tmp_path, capsys):
+def test_the_command_ingests_several_cameras_and_refuses_several_data_sets(tmp_path, capsys):
     write_field(tmp_path)
     options = ["--source", str(tmp_path), "--output", str(tmp_path / "out"), "--", "--direct_running_mode=in_memory"]
     assert run(["--dataset", *NAMES[:2], *options]) == 0
@@ -133,7 +133,7 @@ def robonet_items(folder: Path, **known):
     return [item for _, item in source.read(shard)]
 
 
-def test_public_test_episodes_are_passed_over_by_their_index_in_the_split(tmp_path):
+def test_public_test_episodes_are_filtered_by_their_index_in_the_split(tmp_path):
     folder = write_set(tmp_path, 5, 5, name="robo_net")
     index = min(HELD.values())
     items = robonet_items(folder, first=index - 2)
@@ -143,23 +143,23 @@ def test_public_test_episodes_are_passed_over_by_their_index_in_the_split(tmp_pa
     assert not any(isinstance(item, BadEpisode) for item in robonet_items(folder, first=index - 2, split="val"))
 
 
-def test_they_are_passed_over_by_name_too_and_where_the_index_is_unknown_nothing_is_taken(tmp_path):
-    made = [episode(seed) for seed in range(3)]
-    made[1]["episode_metadata"]["file_path"] = f"/somewhere/{min(HELD)}.hdf5"
-    folder = write_set(tmp_path, made, 3, name="robo_net")
+def test_public_test_episodes_are_filtered_by_name_too_and_an_unknown_index_is_a_bad_episode(tmp_path):
+    episodes = [episode(seed) for seed in range(3)]
+    episodes[1]["episode_metadata"]["file_path"] = f"/somewhere/{min(HELD)}.hdf5"
+    folder = write_set(tmp_path, episodes, 3, name="robo_net")
     assert [isinstance(item, BadEpisode) for item in robonet_items(folder)] == [False, True, False]
     items = robonet_items(folder, first=None)
     assert all("its index is unknown" in item.reason and not item.filtered for item in items)
 
 
-def test_public_test_episodes_become_a_split_of_their_own_and_train_is_what_it_was(tmp_path, monkeypatch):
+def test_public_test_episodes_become_the_split_test_and_train_is_unchanged(tmp_path, monkeypatch):
     monkeypatch.setattr(rlds, "test_episodes", lambda file: {"a": 1, "b": 3, "c": 5, "elsewhere": 1000})
     folder = write_set(tmp_path, 7, 2, name="robo_net")
     source = open_source(dataclasses.replace(catalog.dataset("robo_net"), version="0.1.0"), str(folder), FORM)
     files = [(shard.split, shard.number, shard.records, shard.only) for shard in source.plan() if shard.split == "test"]
     assert files == [("test", 0, 1, (1,)), ("test", 1, 1, (1,)), ("test", 2, 1, (1,))]
 
-    def made(output: str, **options) -> dict[str, list[str]]:
+    def ingested(output: str, **options) -> dict[str, list[str]]:
         units = make_plan(source, None, options.get("most"), 1 << 30)
         outcome = ingest(units, source, "robo_net", str(tmp_path / output), ["--direct_running_mode=in_memory"], False)
         assert outcome.failures == {}
@@ -169,19 +169,19 @@ def test_public_test_episodes_become_a_split_of_their_own_and_train_is_what_it_w
             for split in ("train", "test")
         }
 
-    whole = made("whole")
+    whole = ingested("whole")
     assert whole["test"] == [f"test-{n:05d}-000001 episode {2 * n + 1}" for n in range(3)]
     assert whole["train"] == [f"train-{n:05d}-000000 episode {2 * n}" for n in range(4)]
-    assert made("some", most=2) == {"train": whole["train"][:1], "test": whole["test"][:2]}
-    # A damaged file costs the test set what it held of it, by name.
+    assert ingested("some", most=2) == {"train": whole["train"][:1], "test": whole["test"][:2]}
+    # A lost file also loses its test episodes, each listed by its key.
     lost = folder / source.plan()[1].file
     lost.unlink()
-    assert made("lost") == {"train": [whole["train"][0], *whole["train"][2:]], "test": [whole["test"][0], whole["test"][2]]}
+    assert ingested("lost") == {"train": [whole["train"][0], *whole["train"][2:]], "test": [whole["test"][0], whole["test"][2]]}
     rows = read_skipped(str(tmp_path / "lost")).to_pylist()
     assert [(row["key"], row["kind"]) for row in rows if row["split"] == "test"] == [("test-00001-000001", "missing")]
 
 
-def test_files_know_the_index_of_their_first_record_until_one_has_an_unknown_length(tmp_path):
+def test_the_index_of_a_files_first_record_is_known_until_a_file_has_an_unknown_length(tmp_path):
     folder = write_set(tmp_path, 6, 2)
     source = open_source(catalog.DatasetEntry("toy_set", "toy_set", "image"), str(folder), FORM)
     firsts = {(shard.split, shard.number): shard.first for shard in source.plan()}

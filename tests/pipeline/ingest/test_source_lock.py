@@ -1,4 +1,4 @@
-"""A data set that is rewritten in place under the same version is noticed; repaired and added files are not taken for that."""
+"""A data set that is rewritten in place under the same version is detected; repaired and added files are accepted."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from pipeline.common.errors import ConflictError, ShardError
 from pipeline.ingest.source_lock import LOCK_FILE, FileFingerprint, SourceFingerprint, compare, read_lock, write_lock
 
 FILE = f"{NAME}-train.tfrecord-00001-of-00003"
-# One process, so that the test is quick.
+# One process makes the test fast.
 BEAM = ["--", "--direct_running_mode=in_memory"]
 
 
@@ -25,12 +25,12 @@ def ingest(source, output, *more: str) -> int:
 
 
 def rewrite(folder) -> None:
-    """Other episodes in the second file."""
+    """Write other episodes to the second file."""
     other = write_set(folder.parent.parent / "other", episodes=[episode(40 + n) for n in range(5)], per_shard=2)
     (folder / FILE).write_bytes((other / FILE).read_bytes())
 
 
-def test_a_file_rewritten_in_place_stops_the_next_ingest_whatever_its_output_and_overwrite_takes_it(tmp_path, capsys):
+def test_a_file_rewritten_in_place_stops_the_next_ingest_to_any_output_and_overwrite_accepts_it(tmp_path, capsys):
     folder = write_set(tmp_path, episodes=5, per_shard=2)
     lock = tmp_path / "team.lock.json"
     assert ingest(folder, tmp_path / "out", "--lock", str(lock)) == 0
@@ -49,7 +49,7 @@ def test_a_file_rewritten_in_place_stops_the_next_ingest_whatever_its_output_and
     assert ingest(folder, tmp_path / "elsewhere", "--lock", str(lock)) == 0
 
 
-def test_the_lock_lies_beside_the_shards_and_a_changed_spec_or_a_lost_file_is_named(tmp_path, capsys):
+def test_the_lock_lies_next_to_the_shards_and_the_error_names_a_changed_spec_or_a_lost_file(tmp_path, capsys):
     folder = write_set(tmp_path, episodes=5, per_shard=2)
     assert ingest(folder, tmp_path / "out") == 0
     lock = json.loads((tmp_path / "out" / NAME / LOCK_FILE).read_text())
@@ -61,10 +61,10 @@ def test_the_lock_lies_beside_the_shards_and_a_changed_spec_or_a_lost_file_is_na
     spec = folder / "features.json"
     spec.write_text(spec.read_text().replace("{", "{ ", 1))
     assert ingest(folder, tmp_path / "out") == 1
-    assert "what differs: its spec." in capsys.readouterr().err
+    assert "differences: its spec." in capsys.readouterr().err
 
 
-def test_a_file_that_was_damaged_or_not_wanted_is_not_locked(tmp_path, capsys):
+def test_damaged_files_and_files_of_other_splits_are_not_locked(tmp_path, capsys):
     folder = write_set(tmp_path, episodes=5, per_shard=2)
     whole = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(whole[:-30])
@@ -79,17 +79,17 @@ def test_a_file_that_was_damaged_or_not_wanted_is_not_locked(tmp_path, capsys):
     assert ingest(folder, tmp_path / "val", "--splits", "val") == 0
 
 
-PRINTS = st.builds(
+FINGERPRINTS = st.builds(
     FileFingerprint,
     st.integers(0, 3),
     st.sampled_from("ab"),
     st.sampled_from([None, "ETag:1", "ETag:2", "ETag:1-2", "ETag:2-2", "time:1", "time:2"]),
 )
-SOURCES = st.builds(SourceFingerprint, st.sampled_from([None, "x"]), st.dictionaries(st.sampled_from("abcd"), PRINTS))
+SOURCES = st.builds(SourceFingerprint, st.sampled_from([None, "x"]), st.dictionaries(st.sampled_from("abcd"), FINGERPRINTS))
 
 
 @given(locked=SOURCES, now=SOURCES)
-def test_exactly_what_differs_for_certain_is_a_conflict(locked, now):
+def test_only_known_differences_are_a_conflict(locked, now):
     gone = locked.files.keys() - now.files.keys()
     rewritten = {
         name
@@ -106,7 +106,7 @@ def test_exactly_what_differs_for_certain_is_a_conflict(locked, now):
 
 
 @given(first=SOURCES, second=SOURCES, replace=st.booleans())
-def test_a_lock_file_gives_back_what_was_written_and_keeps_other_data_sets(first, second, replace):
+def test_a_lock_file_returns_what_was_written_and_keeps_other_data_sets(first, second, replace):
     path = "memory://lock/sources.lock.json"
     storage.remove(path)
     write_lock(path, "a/1", first, replace)
@@ -123,5 +123,5 @@ def test_a_lock_file_gives_back_what_was_written_and_keeps_other_data_sets(first
 def test_a_damaged_lock_file_is_an_error_that_names_it(tmp_path, text):
     path = tmp_path / LOCK_FILE
     path.write_text(text)
-    with pytest.raises(ShardError, match=re.escape(f"{path} is no lock file")):
+    with pytest.raises(ShardError, match=re.escape(f"{path} is not a lock file")):
         read_lock(str(path))

@@ -1,4 +1,4 @@
-"""A unit publishes its shard and then its record, or says why not; records make the index; anything fsspec opens will do."""
+"""A unit publishes its shard, then its manifest, or a reason; manifests make the index; any fsspec URL works."""
 
 import dataclasses
 import json
@@ -45,8 +45,8 @@ def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
     units = make(tmp_path, output, episodes=5, per_shard=2)
     assert collect_failures(output) == {}
     assert all(find_done(output, unit.shard, unit.inputs) for unit in units)
-    records = index.write_index(output, NAME, index.read_manifests(output), [])
-    assert [record.shard for record in records] == [unit.shard for unit in units]
+    manifests = index.write_index(output, NAME, index.read_manifests(output), [])
+    assert [manifest.shard for manifest in manifests] == [unit.shard for unit in units]
     rows = index.read_index(output).to_pylist()
     assert [row["key"] for row in rows] == [e.key for unit in units for e in open_shard(storage.join(output, unit.shard))]
     assert index.read_index(output, ["split"]).to_pydict() == {"split": ["train"] * 5 + ["val"]}
@@ -72,11 +72,11 @@ def test_the_index_has_the_same_bytes_every_time_and_is_plain_parquet(tmp_path):
 def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path):
     broken = episode(1, image=lambda t: b"\xff\xd8\xff" if t == 3 else episode(1)["steps"][t]["observation"]["image"])
     make(tmp_path, str(tmp_path / "out"), episodes=[episode(0), broken, episode(2)], per_shard=3)
-    record = next(index.read_manifests(str(tmp_path / "out")))
-    assert record.samples == 2
-    (left_out,) = record.left_out
-    assert (left_out.source_file, left_out.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
-    assert "JPEG header is damaged" in left_out.reason
+    manifest = next(index.read_manifests(str(tmp_path / "out")))
+    assert manifest.samples == 2
+    (skipped,) = manifest.left_out
+    assert (skipped.source_file, skipped.source_record) == (f"{NAME}-train.tfrecord-00000-of-00001", 1)
+    assert "JPEG header is damaged" in skipped.reason
     outcome = Outcome(list(index.read_manifests(str(tmp_path / "out"))), 2, {}, 1.0)
     with pytest.raises(SourceError, match=r"toy: 1 of 4 episodes were left out.*\n.*record 1: JPEG header"):
         check_outcomes({"toy": outcome}, 0.2)
@@ -85,10 +85,10 @@ def test_a_bad_episode_is_left_out_and_listed_with_its_place_and_reason(tmp_path
 
 def test_every_data_set_that_lost_too_much_is_named_and_every_reason_is_listed_once():
     many = [SkippedEpisode("b.tfrecord", n, "a placeholder") for n in range(50)]
-    record = ShardManifest("train-000000.tar", "", {}, 60, 0, 0, "", [SkippedEpisode("a.tfrecord", 3, "no frames"), *many])
+    manifest = ShardManifest("train-000000.tar", "", {}, 60, 0, 0, "", [SkippedEpisode("a.tfrecord", 3, "no frames"), *many])
     outcomes = {
-        "first": Outcome([record], 1, {}, 1.0),
-        "sound": Outcome([dataclasses.replace(record, left_out=[])], 1, {}, 1.0),
+        "first": Outcome([manifest], 1, {}, 1.0),
+        "intact": Outcome([dataclasses.replace(manifest, left_out=[])], 1, {}, 1.0),
         "third": Outcome([], 0, {"train-000001.tar": "the disk is full"}, 1.0),
     }
     with pytest.raises(SourceError) as raised:
@@ -99,7 +99,7 @@ def test_every_data_set_that_lost_too_much_is_named_and_every_reason_is_listed_o
     assert lines[3:] == ["third: 1 shards could not be made:", "  train-000001.tar: the disk is full"]
 
 
-def test_a_file_that_cannot_be_opened_costs_itself_alone(tmp_path):
+def test_a_file_that_cannot_be_opened_loses_only_itself(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=1)
     bad = folder / f"{NAME}-train.tfrecord-00001-of-00003"
     bad.unlink()
@@ -120,20 +120,20 @@ def test_a_file_that_cannot_be_opened_costs_itself_alone(tmp_path):
         "val-000000.tar",
     ]
     assert collect_failures(output) == {}
-    (left_out,) = [item for record in index.read_manifests(output) for item in record.left_out]
-    assert (left_out.source_file, left_out.source_record, left_out.kind) == (bad.name, 0, "missing")
-    assert "can't be opened" in left_out.reason
+    (skipped,) = [item for manifest in index.read_manifests(output) for item in manifest.left_out]
+    assert (skipped.source_file, skipped.source_record, skipped.kind) == (bad.name, 0, "missing")
+    assert "can't be opened" in skipped.reason
 
 
 def test_shards_of_another_plan_are_refused_by_name(tmp_path):
     output = str(tmp_path / "out")
     units = make(tmp_path, output, episodes=4, per_shard=1)
     refuse_strays(units, output)
-    with pytest.raises(ConflictError, match=r"train-000002\.json is not among the 2 shards of this plan"):
+    with pytest.raises(ConflictError, match=r"train-000002\.json is not one of the 2 shards of this plan"):
         refuse_strays([unit for unit in units if unit.split == "train"][:2], output)
 
 
-def test_what_was_made_in_another_way_is_made_anew_only_when_asked(tmp_path):
+def test_shards_made_from_other_inputs_are_remade_only_with_overwrite(tmp_path):
     output = str(tmp_path / "out")
     make(tmp_path, output, episodes=2)
     source = RldsSource(str(tmp_path / NAME / "0.1.0"), ENTRY, FrameForm("png", 40))
@@ -142,13 +142,13 @@ def test_what_was_made_in_another_way_is_made_anew_only_when_asked(tmp_path):
     with pytest.raises(ConflictError, match=r'frames\.encoding: "jpeg" -> "png"'):
         ingest(units, source, NAME, output, in_process, overwrite=False)
     outcome = ingest(units, source, NAME, output, in_process, overwrite=True)
-    assert outcome.made == len(units) and not outcome.failures
-    assert ingest(units, source, NAME, output, in_process, overwrite=False).made == 0
+    assert outcome.shards_made == len(units) and not outcome.failures
+    assert ingest(units, source, NAME, output, in_process, overwrite=False).shards_made == 0
     (tmp_path / "out" / "train-000000.tar").unlink()
-    assert ingest(units, source, NAME, output, in_process, overwrite=False).made == 1
+    assert ingest(units, source, NAME, output, in_process, overwrite=False).shards_made == 1
 
 
-def test_splits_made_one_by_one_must_be_made_alike(tmp_path):
+def test_splits_made_separately_must_be_made_from_the_same_inputs(tmp_path):
     output = str(tmp_path / "out")
     folder = write_set(tmp_path, episodes=2)
     for form, split in ((FORM, "train"), (FORM, "val"), (FrameForm("png", 40), "val")):
@@ -159,7 +159,7 @@ def test_splits_made_one_by_one_must_be_made_alike(tmp_path):
             run_unit(units[0], source, output)
         else:
             with pytest.raises(
-                ConflictError, match=r'train-000000\.json was made in another way: frames\.encoding: "jpeg" -> "png"'
+                ConflictError, match=r'train-000000\.json was made from other inputs: frames\.encoding: "jpeg" -> "png"'
             ):
                 refuse_strays(units, output)
 
@@ -177,7 +177,7 @@ def test_the_source_is_found_below_a_root_or_at_the_version_folder(tmp_path):
     assert isinstance(open_source(ENTRY, str(tmp_path / "video"), FORM), VideoSource)
 
 
-def test_what_is_not_found_is_said_with_what_is_there(tmp_path):
+def test_a_source_that_is_not_found_is_an_error_that_lists_what_exists(tmp_path):
     write_set(tmp_path, episodes=1)
     with pytest.raises(SourceError, match="doesn't exist"):
         open_source(ENTRY, str(tmp_path / "nowhere"), FORM)
@@ -214,7 +214,7 @@ def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
         inspect([str(tmp_path / NAME / "0.1.0")])
 
 
-def test_a_unit_holds_one_episode_at_a_time_and_its_record_no_longer_than_to_parse_it(tmp_path):
+def test_a_unit_holds_one_episode_at_a_time_and_frees_its_record_after_parsing(tmp_path):
     images = [encode_jpeg(np.random.default_rng(seed).integers(0, 256, (256, 320, 3), np.uint8)) for seed in range(2)]
     count = (8 << 20) // len(images[0])
     long = [episode(seed, frames=count, image=lambda t: images[t % 2]) for seed in range(3)]
@@ -224,9 +224,9 @@ def test_a_unit_holds_one_episode_at_a_time_and_its_record_no_longer_than_to_par
     run_unit(unit, source, str(tmp_path / "out"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    record = find_done(str(tmp_path / "out"), unit.shard, unit.inputs)
-    assert record is not None and record.samples == 3 and record.bytes > 3 * 7.5 * 2**20
-    assert peak < 1.5 * record.bytes / 3
+    manifest = find_done(str(tmp_path / "out"), unit.shard, unit.inputs)
+    assert manifest is not None and manifest.samples == 3 and manifest.bytes > 3 * 7.5 * 2**20
+    assert peak < 1.5 * manifest.bytes / 3
 
 
 def test_a_difference_names_the_item_of_a_list_that_differs():

@@ -74,7 +74,7 @@ def test_one_shard_is_inspected_alone_also_without_what_tells_of_its_data_set(fo
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.tar", r"x\.tar is no shard by its name: .*train-000000\.tar"),
+        ("x.tar", r"x\.tar doesn't have the name of a shard, such as train-000000\.tar"),
         ("nowhere", "nowhere isn't there"),
         ("", "holds no shards"),
     ],

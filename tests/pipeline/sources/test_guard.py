@@ -133,8 +133,8 @@ def test_what_is_passed_over_is_counted_by_reason_in_records_summary_and_log(tmp
     outcome = ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False)
     wanted = {"files of no use": 4, "frames without a time": 18}
     assert dict(outcome.ignored) == index.read_summary(str(tmp_path))["passed_over"] == wanted
-    assert outcome.records[0].statistics["passed_over"] == {"frames without a time": 18}
-    assert "odd: passed over 18: frames without a time" in caplog.text
+    assert outcome.manifests[0].statistics["passed_over"] == {"frames without a time": 18}
+    assert "odd: ignored 18: frames without a time" in caplog.text
     # What was there already is counted as what is made.
     assert dict(ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False).ignored) == wanted
 
@@ -155,11 +155,11 @@ def test_a_shard_that_lacks_a_file_which_could_not_be_opened_is_made_again_by_th
     units = make_plan(source, None, None, 1 << 30)
     (folder / "a.npz").rename(tmp_path / "away")
     first = ingest(units, source, "odd", output, IN_PROCESS, overwrite=False)
-    assert [item.kind for item in first.records[0].left_out] == ["missing"]
+    assert [item.kind for item in first.manifests[0].left_out] == ["missing"]
     (tmp_path / "away").rename(folder / "a.npz")
     second = ingest(units, source, "odd", output, IN_PROCESS, overwrite=False)
-    assert (second.made, second.records[0].left_out) == (1, [])
-    assert ingest(units, source, "odd", output, IN_PROCESS, overwrite=False).made == 0
+    assert (second.shards_made, second.manifests[0].left_out) == (1, [])
+    assert ingest(units, source, "odd", output, IN_PROCESS, overwrite=False).shards_made == 0
 
 
 def open_npz(folder) -> Source:

@@ -145,7 +145,7 @@ def test_attributes_are_bounded(tmp_path):
             hdf5.attribute(file, "other")
 
 
-def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_is_kept(tmp_path):
+def test_a_damaged_vp2_file_of_many_is_listed_in_the_manifest_and_the_table_and_the_rest_is_kept(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     for name in ("a", "b", "c"):
@@ -158,7 +158,7 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
         return ingest(units, opened, ENTRY.name, str(tmp_path / "out"), IN_PROCESS, overwrite)
 
     outcome = run()
-    assert outcome.failures == {} and sum(record.samples for record in outcome.records) == 6
+    assert outcome.failures == {} and sum(record.samples for record in outcome.manifests) == 6
     rows = read_skipped(str(tmp_path / "out")).to_pylist()
     assert [(row["key"], row["source_file"], row["kind"]) for row in rows] == [
         (hashed_key("train", "b.hdf5", 0), "b.hdf5", "damaged"),
@@ -166,9 +166,9 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_record_and_ledger_and_the_rest_
         (hashed_key("valid", "b.hdf5", 0), "b.hdf5", "damaged"),
     ]
     assert all("doesn't say what its episodes are, so all are left out: no sound HDF5" in row["reason"] for row in rows)
-    assert run().made == 0
+    assert run().shards_made == 0
     write_vp2(source / "b.hdf5", train=("demo_2", "demo_0"))
-    assert sum(record.samples for record in run().records) == 9 and read_skipped(str(tmp_path / "out")).num_rows == 0
+    assert sum(record.samples for record in run().manifests) == 9 and read_skipped(str(tmp_path / "out")).num_rows == 0
 
 
 def test_a_lost_vp2_file_weighs_as_much_as_the_others_and_its_repair_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
