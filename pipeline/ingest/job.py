@@ -18,10 +18,17 @@ from tqdm import tqdm
 
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ProjectError, ShardError
-from pipeline.common.manifests import ShardManifest, came_back, describe_difference, find_done, manifest_path, read_manifest
+from pipeline.common.manifests import (
+    ShardManifest,
+    describe_difference,
+    find_done,
+    manifest_path,
+    missing_file_is_back,
+    read_manifest,
+)
 from pipeline.common.progress import progress_line
 from pipeline.episodes import index
-from pipeline.episodes.naming import parse_shard_name, written
+from pipeline.episodes.naming import parse_shard_name, printable_name
 from pipeline.episodes.skipped import write_skipped
 from pipeline.ingest.outcome import Outcome, log_ignored
 from pipeline.ingest.plan import WorkUnit
@@ -157,7 +164,7 @@ def _is_done(unit: WorkUnit, folder: str, sizes: dict[str, int], overwrite: bool
     manifest = find_done(folder, unit.shard, unit.inputs, overwrite)
     if manifest is None:
         return False
-    if came_back(manifest, unit.inputs):
+    if missing_file_is_back(manifest, unit.inputs):
         _log.warning("%s lacks files that could not be opened before; it is made again", storage.join(folder, unit.shard))
         return False
     if sizes.get(unit.shard) != manifest.bytes:
@@ -204,7 +211,7 @@ def remove_emptied_shards(units: Sequence[WorkUnit], source: Source, folder: str
     """Remove shards that left the plan because none of their source files exists any more."""
     planned, splits = {unit.shard for unit in units}, {unit.split for unit in units}
     strays = [manifest for manifest in index.read_manifests(folder) if manifest.shard not in planned]
-    existing = {written(name) for name in source.listing()} if strays else set()
+    existing = {printable_name(name) for name in source.listing()} if strays else set()
     for manifest in strays:
         is_of_split = (parse_shard_name(manifest.shard) or ("",))[0] in splits
         if is_of_split and existing.isdisjoint(item["file"] for item in manifest.inputs["sources"]):

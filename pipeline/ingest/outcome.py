@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.common.errors import MissingEpisodeError, SourceError
-from pipeline.common.manifests import ShardManifest, SkippedEpisode, damaged_files
+from pipeline.common.manifests import ShardManifest, SkippedEpisode, repairable_files
 from pipeline.episodes.skipped import SKIPPED_FILE
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _by_reason(skipped: Sequence[SkippedEpisode]) -> list[str]:
 def _what_to_do(manifests: Sequence[ShardManifest]) -> str:
     """Say where the skipped episodes are listed, and how to repair those from damaged or missing files."""
     listed = f"{SKIPPED_FILE} next to the shards lists all of them with their reasons"
-    files = set().union(*map(damaged_files, manifests))
+    files = set().union(*map(repairable_files, manifests))
     if not files:
         return f"{listed}."
     missing = any(episode.kind == MissingEpisodeError.kind for manifest in manifests for episode in manifest.left_out)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.common.errors import ConfigError, SourceError
-from pipeline.common.manifests import ENDS, with_ends
-from pipeline.config.catalog import first_view
+from pipeline.common.manifests import HEAD_TAIL_HASH, with_head_tail_hashes
+from pipeline.config.catalog import first_camera_entry
 from pipeline.episodes.episode import Episode
-from pipeline.episodes.naming import is_split_name, shard_name, written
+from pipeline.episodes.naming import is_split_name, printable_name, shard_name
 from pipeline.ingest.head_tail import head_tail_hashes
 from pipeline.ingest.shard_assignment import ShardAssignment, numbered_shards
 from pipeline.sources.base import Source, SourceShard
@@ -125,7 +125,7 @@ def with_hashes(
     files = [file for unit in units for file in unit.sources]
     new_hashes = _unknown_hashes(source, files, source.file_sizes(), known_hashes, compared)
     hashes = ChainMap(new_hashes, cast(MutableMapping[str, str | None], known_hashes))
-    return [dataclasses.replace(unit, inputs=with_ends(unit.inputs, hashes)) for unit in units]
+    return [dataclasses.replace(unit, inputs=with_head_tail_hashes(unit.inputs, hashes)) for unit in units]
 
 
 def _unknown_hashes(
@@ -136,9 +136,9 @@ def _unknown_hashes(
     compared: Collection[str] | None,
 ) -> dict[str, str | None]:
     """Return file name in manifests -> hash, for files that aren't in `known`; with `compared`, only for these."""
-    names = ((file.file, written(file.file)) for file in files)
+    names = ((file.file, printable_name(file.file)) for file in files)
     unread = {file for file, name in names if name not in known and (compared is None or name in compared)}
-    return {written(file): digest for file, digest in head_tail_hashes(source.folder, sizes, unread).items()}
+    return {printable_name(file): digest for file, digest in head_tail_hashes(source.folder, sizes, unread).items()}
 
 
 def _check_names(source: Source, files: Sequence[SourceShard]) -> None:
@@ -180,7 +180,7 @@ def limited(files: Sequence[SourceShard], max_episodes: int | None) -> list[Sour
 def _first_camera(source: Source) -> Source:
     """Return the source with the first camera of its data set, so that all cameras get the same groups of files."""
     first = copy.copy(source)
-    first.entry = first_view(source.entry)
+    first.entry = first_camera_entry(source.entry)
     return first
 
 
@@ -230,7 +230,7 @@ def output_ratio(source: Source, files: Sequence[SourceShard], sizes: dict[str, 
 
 def _identity(source: Source, file: SourceShard, sizes: dict[str, int], hashes: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what identifies a file: its name, its size, the part to take and, if the plan knows it, its `head_tail_hash`."""
-    name = written(file.file)
+    name = printable_name(file.file)
     identity: dict[str, Any] = {"file": name, "size": sizes.get(file.file), "take": file.take}
     if source.entry.test_episodes or source.divides_files:
         identity["first"] = file.first
@@ -239,5 +239,5 @@ def _identity(source: Source, file: SourceShard, sizes: dict[str, int], hashes: 
     if file.only is not None:
         identity["only"] = list(file.only)
     if file.file in sizes and name in hashes:
-        identity[ENDS] = hashes[name]
+        identity[HEAD_TAIL_HASH] = hashes[name]
     return identity

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.episodes.index import read_manifests
-from pipeline.episodes.naming import parse_shard_name, written
+from pipeline.episodes.naming import parse_shard_name, printable_name
 from pipeline.sources.base import SourceShard
 
 # A file's name in manifests, and the index of its first record in the split; None if files aren't divided.
@@ -74,4 +74,4 @@ def _groups(
 
 
 def _range(file: SourceShard, divides_files: bool) -> FileRange:
-    return written(file.file), file.first if divides_files else None
+    return printable_name(file.file), file.first if divides_files else None

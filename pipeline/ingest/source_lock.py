@@ -17,9 +17,9 @@ from typing import Any
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError, ShardError
 from pipeline.common.json_files import read_json
-from pipeline.common.listings import tells_time
-from pipeline.common.manifests import ENDS, ShardManifest, damaged_files, fingerprint
-from pipeline.episodes.naming import written
+from pipeline.common.listings import is_time_tag
+from pipeline.common.manifests import HEAD_TAIL_HASH, ShardManifest, fingerprint, repairable_files
+from pipeline.episodes.naming import printable_name
 from pipeline.ingest.plan import WorkUnit
 from pipeline.sources.base import Source
 
@@ -55,7 +55,7 @@ def _content_kind(tag: str | None) -> str:
 
     Modification times differ between copies; S3 tags with a dash depend on the part size of the upload.
     """
-    if tag is None or tells_time(tag) or (tag.startswith("ETag:") and "-" in tag):
+    if tag is None or is_time_tag(tag) or (tag.startswith("ETag:") and "-" in tag):
         return ""
     return tag.split(":")[0]
 
@@ -153,9 +153,9 @@ class SourceLock:
         if self._tags is None:
             listed = self._source.listing().items()
             self._tags = {
-                written(name): file.tag
+                printable_name(name): file.tag
                 for name, file in listed
-                if file.tag is not None and (self._source.many_files or not tells_time(file.tag))
+                if file.tag is not None and (self._source.many_files or not is_time_tag(file.tag))
             }
         return self._tags
 
@@ -168,7 +168,7 @@ class SourceLock:
         if self._locked is not None:
             spec = units[0].inputs.get("spec_sha256") if units else None
             now = self._fingerprint(spec, [unit.inputs for unit in units])
-            compare(self.path, self.name, self._locked, now, map(written, self._source.listing()))
+            compare(self.path, self.name, self._locked, now, map(printable_name, self._source.listing()))
 
     def add(self, units: Sequence[WorkUnit], manifests: Iterable[ShardManifest], overwrite: bool) -> None:
         """Lock the files that became shards without damage; with `overwrite`, remove the previous entry first."""
@@ -176,7 +176,7 @@ class SourceLock:
         done = [manifest for manifest in manifests if manifest.shard in planned]
         spec = next((planned[manifest.shard].get("spec_sha256") for manifest in done), None)
         now = self._fingerprint(spec, [manifest.inputs for manifest in done])
-        intact = now.files.keys() - set().union(*map(damaged_files, done))
+        intact = now.files.keys() - set().union(*map(repairable_files, done))
         write_lock(
             self.path, self.name, SourceFingerprint(now.spec_sha256, {name: now.files[name] for name in intact}), overwrite
         )
@@ -185,7 +185,9 @@ class SourceLock:
         """Return the fingerprint of the source files in the inputs of plans or manifests."""
         tags = self._listed_tags()
         sources = {item["file"]: item for shard_inputs in inputs for item in shard_inputs["sources"]}
-        files = {name: FileFingerprint(item["size"], item.get(ENDS), tags.get(name)) for name, item in sources.items()}
+        files = {
+            name: FileFingerprint(item["size"], item.get(HEAD_TAIL_HASH), tags.get(name)) for name, item in sources.items()
+        }
         return SourceFingerprint(spec_sha256, files)
 
 

@@ -17,8 +17,8 @@ from pipeline.common.errors import ProjectError
 from pipeline.common.manifests import ShardManifest, SkippedEpisode, find_done
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.index import ENTRY_COLUMNS
-from pipeline.episodes.naming import written
-from pipeline.episodes.quality import Quality, measured
+from pipeline.episodes.naming import printable_name
+from pipeline.episodes.quality import Quality, measure_frames
 from pipeline.episodes.shards import EpisodeShardWriter
 from pipeline.ingest.head_tail import head_tail_hash
 from pipeline.ingest.plan import WorkUnit
@@ -74,7 +74,7 @@ def run_unit(unit: WorkUnit, source: Source, folder: str) -> None:
 def write_failure(folder: str, shard: str, reason: str) -> None:
     """Write the reason why a shard could not be made to the output folder; see `collect_failures`."""
     try:
-        storage.write_bytes(_failure_path(folder, shard), json.dumps(written(reason)).encode())
+        storage.write_bytes(_failure_path(folder, shard), json.dumps(printable_name(reason)).encode())
     except OSError:
         # If nothing can be written, the driver meets the same error and reports it.
         _log.error("%s: %s", shard, reason)
@@ -106,15 +106,15 @@ class _ShardBuilder:
             self._filtered += 1
             self._ignored[item.reason] += 1
         else:
-            reason = written(item.reason)[:_LONGEST_REASON]
+            reason = printable_name(item.reason)[:_LONGEST_REASON]
             key = file.key(position)
-            self._skipped.append(SkippedEpisode(written(file.file), position, reason, item.kind, key, item.episodes))
+            self._skipped.append(SkippedEpisode(printable_name(file.file), position, reason, item.kind, key, item.episodes))
 
     def _write(self, file: SourceShard, position: int, episode: Episode) -> BadEpisode | None:
         """Write the episode to the shard and return None; return a `BadEpisode` if it can't be used."""
         before = self._writer.size
         try:
-            quality, stray_bytes = measured(episode.frames)
+            quality, stray_bytes = measure_frames(episode.frames)
             self._writer.add(dataclasses.replace(episode, stray_bytes=True) if stray_bytes else episode)
         except Exception as error:
             # A half-written episode can't be removed from the shard.
@@ -172,10 +172,10 @@ def _with_hashes(jobs: UnitGroup) -> list[UnitJob]:
     Files are hashed before they are read, so the next run notices a file that changes in between.
     """
     first = jobs[0]
-    names = {written(file.file): file.file for file in first.unit.sources}
+    names = {printable_name(file.file): file.file for file in first.unit.sources}
     sizes = {item["file"]: item["size"] for item in first.unit.inputs["sources"] if item["size"] is not None}
     hashes: dict[str, str | None] = {}
-    for name in sizes.keys() - manifests.ends_of(first.unit.inputs).keys():
+    for name in sizes.keys() - manifests.recorded_head_tail_hashes(first.unit.inputs).keys():
         try:
             hashes[name] = head_tail_hash(storage.join(first.source.folder, names[name]), sizes[name])
         except OSError as error:
@@ -184,7 +184,8 @@ def _with_hashes(jobs: UnitGroup) -> list[UnitJob]:
                 raise
             hashes[name] = None
     return [
-        job._replace(unit=dataclasses.replace(job.unit, inputs=manifests.with_ends(job.unit.inputs, hashes))) for job in jobs
+        job._replace(unit=dataclasses.replace(job.unit, inputs=manifests.with_head_tail_hashes(job.unit.inputs, hashes)))
+        for job in jobs
     ]
 
 

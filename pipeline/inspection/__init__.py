@@ -1,1 +1,1 @@
-"""Looking at shards and at sources: what they hold, whether they are whole, and a page to see it on."""
+"""Inspects shards and sources: prints statistics, verifies shards, and writes a page."""

@@ -91,7 +91,7 @@ def diagnose(entry: DatasetEntry, path: str) -> Diagnosis:
     diagnosis = Diagnosis(entry.name)
     if entry.name not in catalog.datasets():
         diagnosis.differences.append(
-            f"{catalog.not_listed(entry.name)}: pass --rate to ingest it, and --camera if it has several"
+            f"{catalog.describe_unknown_dataset(entry.name)}: pass --rate to ingest it, and --camera if it has several"
         )
     try:
         source = open_source(entry, path, FrameForm("source"))

@@ -1,7 +1,7 @@
-"""Pictures of a data set for a page: a few episodes playing side by side, and their moments as film strips.
+"""Makes the pictures of a data set for its page: an animation of several episodes side by side, and strips of frames.
 
-Episodes are taken evenly from the whole index, read one at a time through it, and only frames that are shown are decoded.
-A picture is encoded again, with less quality and then smaller, until it fits its budget: a page of many data sets must open.
+Episodes are chosen evenly over the index and read one at a time; only the shown frames are decoded. A picture is encoded with
+lower quality, and then smaller, until it fits its size budget.
 """
 
 import base64
@@ -19,27 +19,27 @@ from pipeline.common.errors import BadEpisodeError, ShardError
 from pipeline.episodes.frames import decode
 from pipeline.episodes.shards import read_sample
 
-# Moments of an episode that are decoded, and how many of them a strip shows.
+# Number of frames decoded per episode, and number of them in a strip.
 MOMENTS = 24
 STRIP_MOMENTS = 8
 _TILE = 96
 _GAP = 3
 _MOMENT_MS = 110
-# Width over height of a tile; more of a picture is cropped.
+# Limits of a tile's aspect ratio (width / height); wider or narrower pictures are cropped.
 _NARROWEST, _WIDEST = 0.75, 16 / 9
-# No picture is worth reading a sample of more than that.
+# Larger samples aren't read for a thumbnail.
 _MAX_SAMPLE_BYTES = 256 << 20
 _QUALITIES = (74, 50, 26)
 _SHRINKS = (1, 2, 4)
 
 
 class Thumbnail(NamedTuple):
-    """One episode in small.
+    """Small frames of one episode.
 
     Attributes:
-        key: Of the episode.
-        caption: Its instruction, maybe empty.
-        tiles: (24, h, w, 3) uint8, evenly spaced over the episode.
+        key: Key of the episode.
+        caption: Instruction of the episode; may be empty.
+        tiles: Frames evenly spaced over the episode, (24, h, w, 3) uint8.
     """
 
     key: str
@@ -47,18 +47,18 @@ class Thumbnail(NamedTuple):
     tiles: np.ndarray
 
 
-def thumbnails(folder: str, index: pa.Table, wanted: int) -> Iterator[Thumbnail]:
-    """At most `wanted` episodes of a data set, evenly spread over its index; those that can't be read are passed over.
+def thumbnails(folder: str, index: pa.Table, count: int) -> Iterator[Thumbnail]:
+    """Yield the thumbnails of at most `count` episodes, evenly spread over the index; unreadable episodes are skipped.
 
     Args:
-        folder: Of the data set.
-        index: Its index.
-        wanted: Episodes.
+        folder: Folder of the data set.
+        index: Index of the data set.
+        count: Number of episodes to choose.
     """
     rows = index.select(["key", "shard", "offset", "size", "language", "height", "width"])
     if not rows.num_rows:
         return
-    places = np.unique(np.linspace(0, rows.num_rows - 1, wanted).round().astype(int))
+    places = np.unique(np.linspace(0, rows.num_rows - 1, count).round().astype(int))
     chosen = rows.take(places.tolist()).to_pylist()
     aspect = float(np.clip(np.median([row["width"] / max(1, row["height"]) for row in chosen]), _NARROWEST, _WIDEST))
     for row in chosen:
@@ -70,13 +70,13 @@ def thumbnails(folder: str, index: pa.Table, wanted: int) -> Iterator[Thumbnail]
             size = (_TILE, round(_TILE * aspect))
             shown = {place: _tile(decode(episode.frames[place], episode.stray_bytes), size) for place in set(moments)}
         except (ShardError, BadEpisodeError, OSError, IndexError):
-            # The page says elsewhere what is wrong with a shard; here there is just one picture less.
+            # The page reports the fault of the shard elsewhere.
             continue
         yield Thumbnail(row["key"], row["language"], np.stack([shown[moment] for moment in moments]))
 
 
 def _tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of a picture (H, W, 3), scaled to fill `size` (height, width)."""
+    """Crop the middle of a picture (H, W, 3) and scale it to `size` (height, width)."""
     height, width = pixels.shape[:2]
     aspect = size[1] / size[0]
     inner = (min(width, height * aspect), min(height, width / aspect))
@@ -85,26 +85,26 @@ def _tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box))
 
 
-def strip(film: Thumbnail, budget: int) -> str:
-    """Eight moments of a film side by side, as the data URI of a picture of about `budget` bytes at most."""
-    tiles = film.tiles[np.linspace(0, MOMENTS - 1, STRIP_MOMENTS).round().astype(int)]
+def strip(thumbnail: Thumbnail, budget: int) -> str:
+    """Return eight frames of an episode side by side, as the data URI of a picture of at most about `budget` bytes."""
+    tiles = thumbnail.tiles[np.linspace(0, MOMENTS - 1, STRIP_MOMENTS).round().astype(int)]
     return _uri([_mosaic(tiles, STRIP_MOMENTS)], budget)
 
 
 def animation(shown: Sequence[Thumbnail], columns: int, budget: int) -> tuple[str, str]:
-    """Films that play side by side: data URIs of the moving picture, and of a still for readers who prefer one.
+    """Return the data URIs of an animation of episodes side by side, and of a still picture for reduced motion.
 
     Args:
-        shown: At least one; all of one size.
-        columns: Films in a row.
-        budget: Bytes that the moving picture may take, about.
+        shown: Thumbnails of the same size, at least one.
+        columns: Number of episodes in a row.
+        budget: Approximate size limit of the animation in bytes.
     """
-    frames = [_mosaic(np.stack([film.tiles[moment] for film in shown]), columns) for moment in range(MOMENTS)]
+    frames = [_mosaic(np.stack([thumbnail.tiles[moment] for thumbnail in shown]), columns) for moment in range(MOMENTS)]
     return _uri(frames, budget), _uri(frames[MOMENTS // 2 :][:1], budget)
 
 
 def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (N, h, w, 3) in rows of `columns`, with clear gaps; (H, W, 4)."""
+    """Arrange tiles (N, h, w, 3) in rows of `columns`, with transparent gaps; returns (H, W, 4)."""
     count, height, width = tiles.shape[:3]
     columns = min(columns, count)
     rows = -(-count // columns)

@@ -208,7 +208,7 @@ def test_inspect_counts_and_finds_every_kind_of_damage(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 3
     assert inspect([str(output), "--verify"]) == 1
     faults = [line for line in capsys.readouterr().err.splitlines() if "train-" in line]
-    words = ["has the SHA-256", "bytes, its record says", "is gone", "has no record"]
+    words = ["has the SHA-256", "bytes, but its manifest says", "is missing", "has no manifest"]
     assert len(faults) == 4 and all(word in fault for word, fault in zip(words, faults, strict=True))
     with pytest.raises(ShardError, match="holds no shards"):
         inspect([str(tmp_path / NAME / "0.1.0")])

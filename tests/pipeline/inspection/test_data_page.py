@@ -1,4 +1,4 @@
-"""The page of data sets opens by itself, shows what is there, and takes texts from inputs for nothing but texts."""
+"""The page of data sets is self-contained, shows every data set, and escapes texts from inputs."""
 
 import base64
 import dataclasses
@@ -24,7 +24,7 @@ HOSTILE = "<script>document.title='taken'</script><img src=x onerror=\"document.
 
 
 def write_set(root, name, episodes, left_out=()):
-    """A data set of one shard, as ingest leaves it."""
+    """Write a data set of one shard like the ingest does."""
     folder = root / name
     folder.mkdir(parents=True)
     with EpisodeShardWriter(folder / "train-000000.tar") as writer:
@@ -34,18 +34,18 @@ def write_set(root, name, episodes, left_out=()):
         {**entry, **dataclasses.asdict(measure(episode.frames))}
         for entry, episode in zip(writer.entries, episodes, strict=True)
     ]
-    facts = {"samples": len(entries), "frames": writer.frames, "bytes": writer.size, "sha256": writer.sha256}
+    counts = {"samples": len(entries), "frames": writer.frames, "bytes": writer.size, "sha256": writer.sha256}
     statistics = {"filtered": 0, "actions": {}}
-    record = ShardManifest(
-        "train-000000.tar", "0", {}, **facts, left_out=list(left_out), entries=entries, statistics=statistics
+    manifest = ShardManifest(
+        "train-000000.tar", "0", {}, **counts, left_out=list(left_out), entries=entries, statistics=statistics
     )
-    write_manifest(str(folder), record)
-    write_skipped(str(folder), name, index.write_index(str(folder), name, [record], []))
+    write_manifest(str(folder), manifest)
+    write_skipped(str(folder), name, index.write_index(str(folder), name, [manifest], []))
     return folder
 
 
 def coloured(seed, level, language="go on", frames=30):
-    """An episode that turns from black to red."""
+    """Return an episode that turns from black to red."""
     shown = [np.zeros((48, 64, 3), np.uint8) for _ in range(frames)]
     for number, pixels in enumerate(shown):
         pixels[..., 0] = level * number / (frames - 1)
@@ -78,7 +78,7 @@ def text(browser, selector):
     return browser.run("return document.querySelector(arguments[0]).textContent", selector)
 
 
-def test_the_page_opens_by_itself_and_shows_every_data_set(browser, page):
+def test_the_page_is_self_contained_and_shows_every_data_set(browser, page):
     browser.requests()
     browser.open(f"file://{page}")
     assert [url for url in browser.requests() if not url.startswith("data:")] == [f"file://{page}"]
@@ -93,7 +93,7 @@ def test_the_page_opens_by_itself_and_shows_every_data_set(browser, page):
     assert browser.run("return location.hash") == "#set2"
 
 
-def test_data_sets_of_the_same_name_are_told_apart_and_an_empty_one_says_so(browser, tmp_path):
+def test_data_sets_with_the_same_name_have_different_headings_and_an_empty_one_has_no_charts(browser, tmp_path):
     write_set(tmp_path / "eps", "waves", [plain_episode(0, 30)])
     write_set(tmp_path / "eps" / "other", "waves", [plain_episode(1, 10)])
     write_set(tmp_path / "eps", "none", [], [SkippedEpisode("file-2", n, "no frames", "unusable") for n in range(5)])
@@ -108,7 +108,7 @@ def test_data_sets_of_the_same_name_are_told_apart_and_an_empty_one_says_so(brow
     assert browser.run("return document.querySelector('#set0 .badge').getClientRects().length") == 1
 
 
-def test_the_films_play(browser, page, tmp_path):
+def test_the_animation_plays(browser, page, tmp_path):
     browser.open(f"file://{page}")
     browser.run("document.querySelector('.playing').scrollIntoView({behavior: 'instant', block: 'center'})")
     place = "return [b.x + b.width / 8, b.y + b.height / 8]"
@@ -120,18 +120,18 @@ def test_the_films_play(browser, page, tmp_path):
             reds.add(shot.convert("RGB").getpixel((round(x), round(y)))[0] // 16)
         if len(reds) >= 4:
             return
-    raise AssertionError(f"one picture stands still: {reds}")
+    raise AssertionError(f"the animation doesn't move: {reds}")
 
 
-def test_what_was_left_out_is_listed_with_its_reason_most_frequent_first(browser, page):
+def test_skipped_episodes_are_listed_by_reason_most_frequent_first(browser, page):
     browser.open(f"file://{page}")
-    assert text(browser, "summary") == "6 episodes left out, for 2 different reasons"
+    assert text(browser, "summary") == "6 episodes left out for 2 different reasons"
     rows = browser.run("return [...document.querySelectorAll('.reasons tr')].map(r => r.textContent)")
     assert rows[0].startswith("5unusableno framesfile-2, record 0; file-2, record 1; file-2, record 2; and 2 more")
     assert HOSTILE in rows[1]
 
 
-def test_texts_from_inputs_are_text(browser, page):
+def test_texts_from_inputs_are_escaped(browser, page):
     browser.open(f"file://{page}")
     assert browser.run("return document.title") == "eps: data sets"
     assert browser.run("return document.scripts.length") == 0
@@ -139,7 +139,7 @@ def test_texts_from_inputs_are_text(browser, page):
     assert text(browser, "#set1 .strip figcaption span") == HOSTILE
 
 
-def test_the_page_follows_dark_and_light_and_narrow(browser, page):
+def test_the_page_supports_dark_and_light_themes_and_narrow_windows(browser, page):
     browser.open(f"file://{page}")
     seen = []
     for dark in (True, False):
@@ -153,7 +153,7 @@ def test_the_page_follows_dark_and_light_and_narrow(browser, page):
     browser.resize(1280, 1000)
 
 
-def test_faults_are_on_the_page_and_damaged_shards_leave_gaps_not_errors(tmp_path):
+def test_the_page_lists_faults_and_skips_unreadable_episodes(tmp_path):
     folder = write_set(tmp_path / "eps", "broken", [coloured(seed, 255) for seed in range(3)])
     path = folder / "train-000000.tar"
     data = bytearray(path.read_bytes())
@@ -172,11 +172,11 @@ def opened(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,"))))
 
 
-def test_films_are_spread_over_the_index_and_pictures_keep_to_their_budget(tmp_path):
+def test_thumbnails_are_spread_over_the_index_and_pictures_stay_within_their_budget(tmp_path):
     folder = write_set(tmp_path, "waves", [plain_episode(seed, 3 + seed) for seed in range(9)])
     shown = list(thumbnails(str(folder), index.read_index(str(folder)), 3))
-    assert [film.key for film in shown] == [f"train-00000-{seed:06d}" for seed in (0, 4, 8)]
-    assert {film.tiles.shape for film in shown} == {(MOMENTS, 96, 128, 3)}
+    assert [thumbnail.key for thumbnail in shown] == [f"train-00000-{seed:06d}" for seed in (0, 4, 8)]
+    assert {thumbnail.tiles.shape for thumbnail in shown} == {(MOMENTS, 96, 128, 3)}
     for budget in (400_000, 30_000):
         moving, still = animation(shown, 2, budget)
         with opened(moving) as picture_, opened(still) as other:
@@ -187,8 +187,8 @@ def test_films_are_spread_over_the_index_and_pictures_keep_to_their_budget(tmp_p
     assert len(strip(Thumbnail("noise", "", noise), 20_000)) * 3 / 4 <= 20_000
 
 
-def test_a_picture_of_another_shape_fills_its_tile(tmp_path):
+def test_a_picture_with_another_aspect_ratio_fills_its_tile(tmp_path):
     tall = dataclasses.replace(coloured(0, 255), frames=[encode_png(picture(1, 64, 20))] * 30, height=64, width=20)
     folder = write_set(tmp_path, "tall", [tall])
-    (film,) = thumbnails(str(folder), index.read_index(str(folder)), 4)
-    assert film.tiles.shape == (MOMENTS, 96, 72, 3) and film.tiles.std() > 10
+    (thumbnail,) = thumbnails(str(folder), index.read_index(str(folder)), 4)
+    assert thumbnail.tiles.shape == (MOMENTS, 96, 72, 3) and thumbnail.tiles.std() > 10
