@@ -23,7 +23,8 @@ from pipeline.ingest.runners import dask, spark
 from pipeline.ingest.shard_assignment import assigned_files, read_assignment
 from pipeline.ingest.source_lock import LOCK_FILE, SourceLock
 from pipeline.sources.base import MAX_FRAMES, Source
-from pipeline.sources.locate import KINDS, open_source
+from pipeline.sources.kinds import KINDS
+from pipeline.sources.locate import open_source
 from pipeline.sources.video.source import EPISODE_FRAMES
 
 

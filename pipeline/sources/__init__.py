@@ -1,1 +1,1 @@
-"""Sources of episodes, one file a kind, behind one small protocol."""
+"""Sources of episodes: recognises data sets and reads their files."""

@@ -1,4 +1,4 @@
-"""BAIR robot pushing as its authors publish it: TFRecord files in a folder a split, an episode of raw RGB frames a record."""
+"""Reads BAIR robot pushing as published: one folder of TFRecord files per split, one episode of raw RGB frames per record."""
 
 import re
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ FOLDER = "softmotion30_44k"
 _SPLITS = ("test", "train")
 _FILE = re.compile(r"^traj_(?P<first>\d{1,9})_to_(?P<last>\d{1,9})\.tfrecords$")
 _SHAPE = (64, 64, 3)
-# The catalog's name of a camera -> the set's own.
+# Camera name in the catalog -> name in the data set.
 _CAMERAS = {"aux1_image": "image_aux1", "main_image": "image_main"}
 
 
 def is_bair(folder: str) -> bool:
-    """Whether a folder has a split of BAIR's files."""
+    """Whether a folder holds a split of BAIR's files."""
     return any(_FILE.match(name) for split in _SPLITS for name in storage.list_files(storage.join(folder, split)))
 
 
 class BairSource(Source):
-    """The folder that holds `train` and `test`. Files are numbered by their first trajectory, as their names say."""
+    """The folder with `train` and `test`. The number of a file is its first trajectory, from its name."""
 
     kind = "bair"
 
@@ -37,19 +37,19 @@ class BairSource(Source):
         return split in _SPLITS and _FILE.match(file) is not None
 
     def plan(self) -> list[SourceShard]:
-        """All files. See `Source.plan`."""
+        """Return all files. See `Source.plan`."""
         shards = []
         for file in self.list_data():
             split, _, name = file.partition("/")
             if match := _FILE.match(name):
                 records: int | None = int(match["last"]) - int(match["first"]) + 1
                 if records is not None and not 0 < records <= MAX_RECORDS:
-                    records = self._counted(file)
+                    records = self._count(file)
                 shards.append(SourceShard(split, int(match["first"]), file, records))
         return sorted(shards, key=lambda shard: (shard.split, shard.number))
 
-    def _counted(self, file: str) -> int | None:
-        """The records of a file; None where it can't be told, of which reading says why."""
+    def _count(self, file: str) -> int | None:
+        """Return the number of records of a file; None if it is unknown, and reading the file says why."""
         path = storage.join(self.folder, file)
         try:
             return count_records(path)
@@ -58,7 +58,7 @@ class BairSource(Source):
             return None
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episodes of a file. See `Source.read`."""
+        """Yield the episodes of a file. See `Source.read`."""
         for position, columns, _ in read_examples(storage.join(self.folder, shard.file), shard):
             item: Episode | BadEpisode
             try:
@@ -84,7 +84,7 @@ class BairSource(Source):
 
 
 def _length(columns: Columns, camera: str) -> int:
-    """How many frames a camera has."""
+    """Return the number of frames of a camera."""
     pattern = re.compile(rf"(\d{{1,6}})/{re.escape(camera)}/encoded")
     found = [match for name in columns if (match := pattern.fullmatch(name))]
     if not found:
@@ -94,7 +94,7 @@ def _length(columns: Columns, camera: str) -> int:
 
 
 def _pixels(columns: Columns, name: str) -> np.ndarray:
-    """A frame: raw bytes, in spite of `encoded` in the feature's name."""
+    """Return a frame: the feature holds raw pixels, although its name says `encoded`."""
     data = b"".join(feature_values(columns, name, "bytes_list"))
     if len(data) != np.prod(_SHAPE):
         raise BadEpisodeError(f"feature {name} has {len(data)} bytes, not those of {_SHAPE} raw pixels")
@@ -102,7 +102,7 @@ def _pixels(columns: Columns, name: str) -> np.ndarray:
 
 
 def _steps(columns: Columns, name: str, width: int, count: int) -> np.ndarray:
-    """The numbers of every step, (count, width)."""
+    """Return the numbers of all steps, (count, width)."""
     rows = [list(feature_values(columns, f"{step}/{name}", "float_list")) for step in range(count)]
     if any(len(row) != width for row in rows):
         raise BadEpisodeError(f"feature {name} has {sorted({len(row) for row in rows})} numbers a step, not {width}")

@@ -1,6 +1,6 @@
-"""What a source of episodes is: it says which files it has, and reads one of them at a time.
+"""The interface of a source of episodes: it lists its files and reads one file at a time.
 
-Nothing else may be asked of a source, so that files can be read in any order, by any process, and a kind of source is one file.
+A source does nothing else, so files can be read in any order and by any process.
 """
 
 import abc
@@ -22,30 +22,30 @@ from pipeline.episodes.frames import FrameForm, MadeFrame
 from pipeline.episodes.naming import episode_key, hashed_key, printable_name
 from pipeline.sources.side_files import count_by_ending, is_side_file
 
-# An encoded image, and its height and width.
+# An encoded image, and its (height, width).
 KeptFrame = tuple[bytes, tuple[int, int]]
 MAX_FRAMES = 100_000
 MAX_EPISODE_BYTES = 2 << 30
 _ARTICLES = {"action": "an action", "reward": "a reward"}
-MAX_RECORDS = 100_000  # that may be stated of one file, each of which is listed where the file is lost
+MAX_RECORDS = 100_000  # limit of the stated number of records per file; each of them is listed if the file is lost
 
 
 @dataclass(frozen=True, slots=True)
 class SourceShard:
-    """One file of a source, the least that is read at a time.
+    """One file of a source, the smallest unit that is read.
 
     Attributes:
-        split: To which its episodes belong.
-        number: Of the file within its split, part of its episodes' keys, where the source itself numbers its files; None where
-            files may come and go, so that a number would say which others there are.
-        file: Name, relative to the source's folder, as it is listed: on a local disk it may hold bytes that are no UTF-8.
-        records: Episodes in it, bad ones included; None where nobody says.
-        take: Only so many records from its beginning are wanted; None takes all.
-        stated_bytes: Size that it should have by what the source says of itself; None where it doesn't say.
-        first: Index of its first record within the split, as the source publishes it (within the file's part of the split,
-            where the source divides its files); None where nobody says.
-        text: Caption that the source keeps apart from the file; empty where there is none.
-        only: Positions of its records in the file, where not all of these belong to the split; in order, `records` of them.
+        split: Split of its episodes.
+        number: Number of the file within its split, if the source numbers its files; it is part of the episodes' keys. None if
+            files may be added or removed, because a number would depend on the other files.
+        file: Name relative to the source's folder; on a local disk it may hold bytes that are not UTF-8.
+        records: Number of episodes in the file, including bad ones; None if unknown.
+        take: Read only this many records from the beginning; None reads all.
+        stated_bytes: Size of the file as stated by the source, in bytes; None if not stated.
+        first: Index of its first record within the split, or within the file's part of the split if the source divides files;
+            None if unknown.
+        text: Caption that the source stores outside the file; empty if there is none.
+        only: Positions of the records that belong to the split, in order, if not all of them do; there are `records` of them.
     """
 
     split: str
@@ -59,7 +59,7 @@ class SourceShard:
     only: tuple[int, ...] | None = None
 
     def key(self, position: int) -> str:
-        """Key of the record at a position in the file."""
+        """Return the key of the record at a position in the file."""
         if self.number is None:
             return hashed_key(self.split, self.file, position)
         return episode_key(self.split, self.number, position)
@@ -67,13 +67,13 @@ class SourceShard:
 
 @dataclass(frozen=True)
 class BadEpisode:
-    """Stands in the place of an episode that can't be used.
+    """Replaces an episode that can't be used.
 
     Attributes:
-        reason: What is wrong with it.
+        reason: Why it can't be used.
         kind: `missing`, `damaged` or `unusable`; see `BadEpisodeError`.
-        filtered: It is sound, but the catalog doesn't want it; not left out but passed over, for this reason.
-        episodes: How many episodes it would have been; see `pipeline.common.manifests.SkippedEpisode`.
+        filtered: Whether the episode is intact but the catalog excludes it; then it counts as ignored, not as left out.
+        episodes: Number of episodes that it would have been; see `pipeline.common.manifests.SkippedEpisode`.
         ignored: See `Episode.ignored`.
     """
 
@@ -85,30 +85,29 @@ class BadEpisode:
 
     @classmethod
     def of(cls, error: BadEpisodeError) -> Self:
-        """What stands in the place of the episode that raised `error`."""
+        """Return the replacement of the episode that raised `error`."""
         return cls(str(error), error.kind)
 
 
 class Source(abc.ABC):
-    """A kind of source. Instances are sent to worker processes, so they hold names and settings only.
+    """A source of episodes. Instances are sent to worker processes, so they hold only names and settings.
 
     Attributes:
-        folder: Where its files lie: a local path or URL.
-        entry: What is known of the data set.
-        form: In which form frames are kept.
-        ignored: What `plan` saw and does not take, as reason -> how many; each call counts anew. What `read` passes over,
-            the episodes say: `Episode.ignored`.
-        filtered: How many episodes of each split `plan` saw and doesn't want; `ignored` has them too, by their reason.
+        folder: Local path or URL of its files.
+        entry: Catalog entry of the data set.
+        form: The form in which frames are stored.
+        ignored: Reason -> number of inputs that the last `plan` ignored; `Episode.ignored` has what `read` ignores.
+        filtered: Split -> number of episodes that the last `plan` filtered; they also count in `ignored`.
     """
 
     kind: ClassVar[str]
-    skips_missing: bool = False  # whether files that should be there and aren't are passed over, and are no loss
-    divides_files: ClassVar[bool] = False  # whether several `SourceShard`s lie in one file, told apart by `first`
-    # Of what decides a shard's bytes, its episodes' keys among them; another one makes all shards of the kind others.
+    skips_missing: bool = False  # whether missing files are ignored instead of counted as losses
+    divides_files: ClassVar[bool] = False  # whether one file may have several `SourceShard`s, which differ in `first`
+    # Version of the shards' content, including the keys; a new version changes all shards of this kind.
     format: ClassVar[int] = 1
-    # Whether files may be added and taken away: then new ones get shards of their own, and the others stay as they are.
+    # Whether files may be added and removed; new files get new shards, and existing shards stay unchanged.
     grows: ClassVar[bool] = False
-    # Whether it may have a million files, so that a plan opens none of them: their ends are read when their unit is made.
+    # Whether there may be a million files; then a plan opens none of them, and they are hashed when their unit is made.
     many_files: ClassVar[bool] = False
 
     def __init__(self, folder: str, entry: DatasetEntry, form: FrameForm) -> None:
@@ -117,10 +116,10 @@ class Source(abc.ABC):
         self.form = form
         self.ignored: collections.Counter[str] = collections.Counter()
         self.filtered: collections.Counter[str] = collections.Counter()
-        self._seen: list[tuple[dict[str, ListedFile], collections.Counter[str]]] | None = None
+        self._cached: list[tuple[dict[str, ListedFile], collections.Counter[str]]] | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """What decides, besides the files themselves, what is read from them; in a form that JSON holds."""
+        """Return the settings that decide what is read from the files, for JSON."""
         return {
             "kind": self.kind,
             "dataset": self.entry.name,
@@ -135,11 +134,11 @@ class Source(abc.ABC):
         }
 
     def is_data(self, name: str) -> bool:
-        """Whether a plan may name a file, by its path in the folder. Side files aren't asked for."""
+        """Whether a file, given by its path in the folder, is data that a plan may use. Never called for side files."""
         return "/" not in name
 
     def is_metadata(self, name: str) -> bool:
-        """Whether a file that no plan names is read nevertheless, such as a spec or captions."""
+        """Whether a file is read although no plan uses it, such as a spec or captions."""
         return False
 
     def listing(self) -> dict[str, ListedFile]:
@@ -148,69 +147,69 @@ class Source(abc.ABC):
 
     @contextlib.contextmanager
     def cached_listing(self) -> Iterator[None]:
-        """While this context lasts, the folder is looked at once: of a million objects that takes minutes."""
-        outer = self._seen
-        self._seen = [] if outer is None else outer
+        """List the folder only once inside this context; a million objects take minutes to list."""
+        outer = self._cached
+        self._cached = [] if outer is None else outer
         try:
             yield
         finally:
-            self._seen = outer
+            self._cached = outer
 
     def file_sizes(self) -> dict[str, int]:
-        """Name -> bytes of the files that a plan may name."""
-        return {name: known.size for name, known in self.listing().items()}
+        """Return name -> size in bytes of the data files."""
+        return {name: file.size for name, file in self.listing().items()}
 
     def list_data(self) -> dict[str, int]:
-        """What `file_sizes` gives; `ignored` counts the other files from now on. Each `plan` begins with it."""
-        taken, others = self._look()
+        """Return `file_sizes`, and reset `ignored` to the counts of all other files. Each `plan` begins with this call."""
+        data, others = self._look()
         self.ignored = others.copy()
-        return {name: known.size for name, known in taken.items()}
+        return {name: file.size for name, file in data.items()}
 
     def _look(self) -> tuple[dict[str, ListedFile], collections.Counter[str]]:
-        """What is known of the files that a plan may name, and why how many others are passed over."""
-        if self._seen:
-            return self._seen[0]
-        found = storage.listing(self.folder, nested=True)
-        taken = {name: known for name, known in found.items() if self.is_data(name) and not is_side_file(name)}
-        others = (name for name in found if name not in taken and not self.is_metadata(name))
-        looked = taken, count_by_ending(others)
-        if self._seen is not None:
-            self._seen.append(looked)
-        return looked
+        """Return the listing of the data files, and reason -> number of ignored files."""
+        if self._cached:
+            return self._cached[0]
+        files = storage.listing(self.folder, nested=True)
+        data = {name: file for name, file in files.items() if self.is_data(name) and not is_side_file(name)}
+        others = (name for name in files if name not in data and not self.is_metadata(name))
+        result = data, count_by_ending(others)
+        if self._cached is not None:
+            self._cached.append(result)
+        return result
 
     @abc.abstractmethod
     def plan(self) -> list[SourceShard]:
-        """All files, in a fixed order: split by split, then by number.
+        """Return all files in a fixed order: split by split, then by number.
 
         Raises:
-            SourceError: What the folder holds contradicts itself.
+            SourceError: The files of the folder contradict each other.
         """
 
     @abc.abstractmethod
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The records of a file with their positions, in order, up to `shard.take`.
+        """Yield the records of a file with their positions, in order, up to `shard.take`.
 
-        Whatever it raises costs what is left of the file; see `pipeline.sources.guard`.
+        If it raises an error, the rest of the file is lost; see `pipeline.sources.guard`.
         """
 
     def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
-        """The records of a file as several sources see them, which differ in the camera; see `read`.
+        """Yield the records of a file for several sources that differ only in the camera; see `read`.
 
-        A kind of source whose files are worth reading once for all cameras has its own way.
+        Sources override this if a single pass over the file is faster.
 
         Args:
             shard: The file.
-            sources: Of the same folder and kind as this one.
+            sources: Sources of the same folder and kind as this one.
 
         Returns:
-            Position, and what each of `sources` has there.
+            Position, and the record at this position for each of `sources`.
         """
         for items in zip(*(source.read(shard) for source in sources), strict=True):
             yield items[0][0], [item for _, item in items]
 
 
 def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:
-    """One action for every frame: a source that leaves out the last frame's, which leads nowhere, gets zeros there.
+    """Return one action per frame; if the source has no action for the last frame, it becomes zero.
 
     Args:
         action: (N, A) or (N - 1, A), any numeric type.
@@ -220,18 +219,18 @@ def pad_actions(action: np.ndarray, frames: int) -> np.ndarray:
         (N, A) float32.
 
     Raises:
-        BadEpisodeError: The number of actions fits neither.
+        BadEpisodeError: The number of actions is neither N nor N - 1.
     """
     if len(action) == frames - 1:
         action = np.concatenate([action, np.zeros_like(action[:1], shape=(1, action.shape[1]))])
     if len(action) != frames:
         raise BadEpisodeError(f"{len(action)} actions for {frames} frames")
-    with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+    with np.errstate(over="ignore"):  # `make_episode` finds infinite values
         return action.astype(np.float32)
 
 
 def _unfit(array: np.ndarray | None) -> str:
-    """What is wrong with numbers for which a model has no use; empty where nothing is."""
+    """Return why numbers can't be used for training; empty if they can."""
     if array is None or not array.size or array.dtype.kind == "b":
         return ""
     greatest = float(np.abs(array).max())
@@ -241,7 +240,7 @@ def _unfit(array: np.ndarray | None) -> str:
 
 
 def check_count(frames: int) -> None:
-    """Raise `BadEpisodeError` for an episode of no frames, or of more than a shard can take."""
+    """Raise `BadEpisodeError` if an episode has no frames, or more than a shard can hold."""
     if not frames:
         raise BadEpisodeError("no frames")
     if frames > MAX_FRAMES:
@@ -249,18 +248,18 @@ def check_count(frames: int) -> None:
 
 
 def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: Sequence[KeptFrame], **own: Any) -> Episode:
-    """The episode of some frames, with what the catalog says of its data set.
+    """Build an episode from its frames and the catalog entry of its data set.
 
     Args:
-        entry: Of the data set.
-        shard: File that it lies in.
-        position: Its number in that file, from 0.
-        kept: Its frames.
-        own: Further fields of `Episode`, or other values than the catalog's.
+        entry: Catalog entry of the data set.
+        shard: File of the episode.
+        position: Position of the episode in the file, from 0.
+        kept: Frames of the episode.
+        own: Other fields of `Episode`; they override the catalog's values.
 
     Raises:
-        BadEpisodeError: There are no frames, more than a shard can take, or frames of several sizes; or an action or a reward
-            is not finite, or too great. A state, of which models learn nothing, is dropped then and counted.
+        BadEpisodeError: There are no frames, too many frames, or frames of different sizes; or an action or reward is infinite,
+            NaN or too large. States like this are dropped and counted instead, because models don't train on states.
     """
     check_count(len(kept))
     frames = [data for data, _ in kept]
@@ -278,7 +277,7 @@ def make_episode(entry: DatasetEntry, shard: SourceShard, position: int, kept: S
     ignored = collections.Counter(own.pop("ignored", {}))
     if tolerated:
         ignored["stray bytes in the JPEG of a frame, which is kept, since its pixels are whole"] = tolerated
-        # Frames that were made anew have none any more.
+        # Frames that were encoded again have no stray bytes.
         own["stray_bytes"] = any(not isinstance(frame, MadeFrame) for frame in frames)
     if unfit := _unfit(own.get("state")):
         own["state"] = None

@@ -1,9 +1,9 @@
-"""The one guard of reading: whatever a source raises about one input costs that input alone.
+"""Guards reading: an error about one input loses only that input.
 
-No list of exception types decides: a reader or a library may raise anything about a file that nobody foresaw, `MemoryError`
-too. What is known is the opposite, the few errors that tell of storage or of the machine; these stop the unit, so that the next
-run tries it again. The price: a bug in a reader looks like a bad input at first. So its traceback is logged, and
-`--max_bad_fraction` stops the job where it meets many.
+Readers and libraries may raise any exception about an unexpected file, even `MemoryError`, so no list of exception types
+decides. The reverse is known: a few errors concern storage or the machine. They stop the unit, and the next run tries it again.
+The price: a bug in a reader looks like a bad input. So its traceback is logged, and `--max_bad_fraction` stops the job if there
+are many.
 """
 
 import errno
@@ -17,7 +17,7 @@ from pipeline.episodes.episode import Episode
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
 _log = logging.getLogger(__name__)
-# What the system says of one file; all else that it says is about a disk, a mount, the memory or the process.
+# Error numbers of the operating system that concern one file; all others concern a disk, a mount, the memory or the process.
 _ABOUT_ONE_FILE = (
     errno.ENOENT,
     errno.EACCES,
@@ -30,62 +30,62 @@ _ABOUT_ONE_FILE = (
     errno.ENXIO,
     errno.EILSEQ,
 )
-# Differs from run to run, and the same input should leave the same record.
+# Addresses differ between runs, but the same input must give the same manifest.
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
 def is_infrastructure_error(error: BaseException) -> bool:
-    """Whether an error, or what caused it, tells of storage or of the machine and not of one input."""
+    """Whether an error, or its cause, concerns storage or the machine instead of one input."""
     if isinstance(error, StorageError | KilledError):
         return True
-    if _is_systems(error) and error.errno not in _ABOUT_ONE_FILE:  # type: ignore[attr-defined]
+    if _is_system_error(error) and error.errno not in _ABOUT_ONE_FILE:  # type: ignore[attr-defined]
         return True
     return error.__cause__ is not None and is_infrastructure_error(error.__cause__)
 
 
-def _is_systems(error: BaseException) -> bool:
-    """Whether an error is the operating system's own; libraries have further kinds of `OSError`, some without a number."""
+def _is_system_error(error: BaseException) -> bool:
+    """Whether an error comes from the operating system; libraries raise other kinds of `OSError`, some without a number."""
     return isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno is not None
 
 
 def as_bad_episode(error: Exception, where: str) -> BadEpisode:
-    """What stands in the place of an input about which `error` was raised.
+    """Return the replacement of an input that raised `error`.
 
     Args:
-        error: As it was raised.
-        where: The input, for the log.
+        error: The error.
+        where: Name of the input, for the log.
 
     Raises:
-        Exception: `error` itself, where it concerns more than this input.
+        Exception: `error` itself, if it concerns more than this input.
     """
     if is_infrastructure_error(error):
         raise error
     if isinstance(error, BadEpisodeError):
         return BadEpisode.of(error)
-    of_file = next((one for one in (error, error.__cause__) if one is not None and _is_systems(one)), None)
-    if isinstance(of_file, OSError):
-        return BadEpisode(f"it can't be opened: {os.strerror(of_file.errno or 0)}", MissingEpisodeError.kind)
+    file_error = next((item for item in (error, error.__cause__) if item is not None and _is_system_error(item)), None)
+    if isinstance(file_error, OSError):
+        return BadEpisode(f"it can't be opened: {os.strerror(file_error.errno or 0)}", MissingEpisodeError.kind)
     _log.warning("%s can't be used: %r", where, error, exc_info=error)
-    said = str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}".removesuffix(": ")
-    return BadEpisode(_ADDRESS.sub("0x..", said).encode(errors="backslashreplace").decode())
+    reason = str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    return BadEpisode(_ADDRESS.sub("0x..", reason).encode(errors="backslashreplace").decode())
 
 
 def read_guarded(shard: SourceShard, sources: Sequence[Source]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
-    """`Source.read_together`, but what it raises about the file becomes the reason of each record that is still to come.
+    """Run `Source.read_together`; an error about the file becomes the reason of each remaining record.
 
     Args:
         shard: The file.
-        sources: Of one folder and kind.
+        sources: Sources of one folder and kind.
 
     Raises:
-        Exception: What concerns more than this file; see `is_infrastructure_error`.
+        Exception: An error that concerns more than this file; see `is_infrastructure_error`.
     """
     last: int | None = None
     try:
         for position, items in sources[0].read_together(shard, sources):
             last = position
             yield position, items
-            # An episode may be large: it is let go before the next one is read.
+            # Free the episode before the next one is read: it may be large.
             del items
     except Exception as error:
         bad = as_bad_episode(error, f"{sources[0].folder}, {shard.file}")
@@ -94,14 +94,14 @@ def read_guarded(shard: SourceShard, sources: Sequence[Source]) -> Iterator[tupl
 
 
 def lost_positions(shard: SourceShard, divides_files: bool, last: int | None) -> Sequence[int]:
-    """Positions of the records that a file should have had behind `last`; at least one, since something was lost.
+    """Return the positions of the records that a file should have after `last`; at least one, because something was lost.
 
     Args:
         shard: The file.
         divides_files: See `Source`.
-        last: Position of the last record that was read; None where none was.
+        last: Position of the last record that was read; None if none was read.
     """
     start = shard.first or 0 if divides_files else 0
-    promised = range(start, start + (shard.records or 0)) if shard.only is None else shard.only
-    left = [position for position in promised[: shard.take] if last is None or position > last]
+    expected = range(start, start + (shard.records or 0)) if shard.only is None else shard.only
+    left = [position for position in expected[: shard.take] if last is None or position > last]
     return left or [start if last is None else last + 1]

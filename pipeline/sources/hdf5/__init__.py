@@ -1,1 +1,1 @@
-"""HDF5 files, read in a process of their own, and the data sets that come in them: RoboNet and VP2."""
+"""Reads HDF5 data sets (RoboNet and VP2) in a separate process."""

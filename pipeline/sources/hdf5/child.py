@@ -1,6 +1,6 @@
-"""The process that reads HDF5 for a worker; see `hdf5_process`. It answers one request after the other until there are no more.
+"""The child process that reads HDF5 for a worker (`pipeline.sources.hdf5.process`). It answers requests until its input ends.
 
-What it may be asked is what `_FUNCTIONS` names. Its memory is bounded too, since a damaged file may ask for any amount.
+It only runs the functions in `_FUNCTIONS`. Its memory is limited, because a damaged file may request any amount.
 """
 
 import os
@@ -21,7 +21,7 @@ from pipeline.sources.hdf5.process import Hdf5Source, PipeClosed, pack, receive,
 from pipeline.sources.hdf5.robonet import RobonetSource
 from pipeline.sources.hdf5.vp2 import Vp2Source, read_splits
 
-# An array twice, the frames that are kept, these as a message, and the interpreter.
+# Two copies of an array, and two copies of the frames: as a list and as a message.
 _MEMORY_BYTES = 2 * MAX_ARRAY_BYTES + 2 * MAX_EPISODE_BYTES
 _SOURCES: dict[str, type[Hdf5Source]] = {source.kind: source for source in (RobonetSource, Vp2Source)}
 
@@ -48,9 +48,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _answer(request: Any) -> bytes:
-    """The value of a function, or what it raised, as a message.
+    """Run a function and return its value or its error as a message.
 
-    Errors of data and for users come by name. What nobody foresaw costs the input too, and its traceback goes to the log.
+    Known errors keep their type. An unexpected error also loses only the input, and its traceback goes to the log.
     """
     function, seconds, arguments = request
     hdf5.limit_calls(seconds)
@@ -64,14 +64,14 @@ def _answer(request: Any) -> bytes:
 
 
 def main() -> None:
-    """Answer requests of standard input on what was standard output."""
-    # The parent decides what an interrupt from the terminal means.
+    """Answer the requests on standard input; answers go to the original standard output."""
+    # The parent handles interrupts from the terminal.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, _MEMORY_BYTES)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
-    # Nothing that a library prints may come between the answers.
+    # Redirect standard output, so that nothing a library prints mixes with the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     send(answers, pack("ready"))

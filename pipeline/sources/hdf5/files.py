@@ -1,7 +1,7 @@
-"""HDF5 files, read with suspicion: nothing outside the file is followed, nothing larger than an episode is taken.
+"""Reads untrusted HDF5 files: follows no links out of the file, and reads nothing larger than an episode.
 
-HDF5 can point into other files (external links, external storage, virtual data sets); a file that does so is refused, since it
-would let whoever made it have any file of the worker's read. Whatever calls libhdf5 is here, so that its time can be limited.
+HDF5 can point into other files (external links, external storage, virtual data sets). Such files are refused, as they could
+make a worker read any of its files. All calls of libhdf5 are in this module, so that their time can be limited.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from pipeline.sources.base import MAX_FRAMES, MAX_RECORDS
 from pipeline.sources.guard import is_infrastructure_error
 
 _MAX_TEXT_BYTES = 10_000
-MAX_ARRAY_BYTES = 256 << 20  # taken at once: an array, a block of frames, or what is compressed together
-_MAX_NUMBERS_BYTES = 64 << 20  # of actions or states, of which several copies are held at a time
-# What h5py raises for damage: anything, depending on where in the file it lies.
+MAX_ARRAY_BYTES = 256 << 20  # limit of one read: an array, a block of frames, or a compressed chunk
+_MAX_NUMBERS_BYTES = 64 << 20  # limit of actions or states; several copies are held at a time
+# Errors that h5py raises for damage, depending on its place in the file.
 DAMAGE = (OSError, RuntimeError, ValueError, LookupError, TypeError, ArithmeticError)
 
 
 class _Limit:
-    """How long a call of libhdf5 may take, in seconds of processor time; None where nothing ends it."""
+    """Limit of processor time for one call of libhdf5 in seconds; None if there is no limit."""
 
     seconds: int | None = None
 
 
 def limit_calls(seconds: int) -> None:
-    """From now on, let the kernel end this process (SIGXCPU) once a call of libhdf5 takes longer.
+    """Let the kernel end this process (SIGXCPU) if a call of libhdf5 takes longer than `seconds`.
 
     Args:
-        seconds: Of processor time, at least 1.
+        seconds: Seconds of processor time, at least 1.
     """
     _Limit.seconds = seconds
 
@@ -58,11 +58,11 @@ def _limited() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[h5py.File]:
-    """An HDF5 file, local or behind a URL.
+    """Open an HDF5 file, local or behind a URL.
 
     Raises:
-        StorageError: The disk or the store it lies on can't be read.
-        BadEpisodeError: It opens, but is no sound HDF5; also where that shows only within the block.
+        StorageError: The disk or the object store can't be read.
+        BadEpisodeError: The file is damaged or not HDF5; also raised for errors inside the block.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -86,10 +86,10 @@ def opened(path: str) -> Iterator[h5py.File]:
 
 
 def first_group(path: str, groups: Sequence[str]) -> str | None:
-    """Which of these groups a file has, the first of them; None where it has none.
+    """Return the first of `groups` that a file has, or None.
 
     Raises:
-        BadEpisodeError: It is damaged.
+        BadEpisodeError: The file is damaged.
         StorageError: See `opened`.
     """
     with opened(path) as file:
@@ -97,10 +97,10 @@ def first_group(path: str, groups: Sequence[str]) -> str | None:
 
 
 def top_level(path: str) -> list[str]:
-    """The names at the top level of a file.
+    """Return the names at the top level of a file.
 
     Raises:
-        BadEpisodeError: It is damaged.
+        BadEpisodeError: The file is damaged.
         StorageError: See `opened`.
     """
     with opened(path) as file:
@@ -109,10 +109,10 @@ def top_level(path: str) -> list[str]:
 
 @_limited()
 def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
-    """What lies at `path` below a group, or None.
+    """Return the object at `path` below a group, or None.
 
     Raises:
-        BadEpisodeError: The way there leads through a link, or to data outside the file.
+        BadEpisodeError: The path leads through a link, or to data outside the file.
     """
     found = group
     for part in path.split("/"):
@@ -128,10 +128,10 @@ def find(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset | None:
 
 
 def dataset(group: h5py.Group, path: str) -> h5py.Dataset:
-    """The data set at `path` below a group.
+    """Return the data set at `path` below a group.
 
     Raises:
-        BadEpisodeError: There is none.
+        BadEpisodeError: It doesn't exist.
     """
     found = find(group, path)
     if not isinstance(found, h5py.Dataset):
@@ -141,20 +141,20 @@ def dataset(group: h5py.Group, path: str) -> h5py.Dataset:
 
 @_limited()
 def array(group: h5py.Group, path: str, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
-    """The data set at `path` below a group, whole.
+    """Read the whole data set at `path` below a group.
 
     Raises:
-        BadEpisodeError: There is none, or it takes more than `limit` bytes, as no episode does.
+        BadEpisodeError: It doesn't exist, or takes more than `limit` bytes.
     """
     found = dataset(group, path)
-    # What is compressed together comes out together.
+    # A chunk is decompressed as a whole.
     if found.size is None or max(found.size, math.prod(found.chunks or ())) * found.dtype.itemsize > limit:
         raise BadEpisodeError(f"{path} has the shape {found.shape}: empty, or larger than any episode")
     return _texts(found, path) if found.dtype.hasobject else np.asarray(found[()])
 
 
 def _texts(found: h5py.Dataset, path: str) -> np.ndarray:
-    """A list of texts of any length, one by one: all of them may point to the same long one."""
+    """Read a list of texts one by one, because all of them may point to the same long text."""
     if found.ndim != 1 or h5py.check_string_dtype(found.dtype) is None or len(found) > MAX_RECORDS:
         raise BadEpisodeError(f"{path} has the shape {found.shape} and the type {found.dtype}, not a list of texts")
     texts: list[bytes] = []
@@ -166,17 +166,17 @@ def _texts(found: h5py.Dataset, path: str) -> np.ndarray:
 
 
 def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:
-    """The data set at `path` below a group, `rows` of its rows at a time, so that memory stays small whatever its length.
+    """Yield the data set at `path` below a group in blocks of `rows` rows, so that memory stays small.
 
     Raises:
-        BadEpisodeError: There is none, or it or a piece of it is larger than any episode.
+        BadEpisodeError: It doesn't exist, or it or one of its chunks is larger than any episode.
     """
     found = dataset(group, path)
     if not found.shape:
         raise BadEpisodeError(f"{path} is empty")
-    # What is compressed together comes out together.
-    together = max(math.prod(found.shape[1:]) * rows, math.prod(found.chunks or ())) * found.dtype.itemsize
-    if len(found) > MAX_FRAMES or together > MAX_ARRAY_BYTES:
+    # A chunk is decompressed as a whole.
+    block_bytes = max(math.prod(found.shape[1:]) * rows, math.prod(found.chunks or ())) * found.dtype.itemsize
+    if len(found) > MAX_FRAMES or block_bytes > MAX_ARRAY_BYTES:
         raise BadEpisodeError(f"{path} has the shape {found.shape} in pieces of {found.chunks}: larger than any episode")
     for start in range(0, len(found), rows):
         with _limited():
@@ -186,10 +186,10 @@ def blocks(group: h5py.Group, path: str, rows: int) -> Iterator[np.ndarray]:
 
 @_limited()
 def attribute(found: h5py.Group | h5py.Dataset, name: str, default: Any = None) -> Any:
-    """An attribute of a group or a data set: a number, a text or a small array of these.
+    """Return an attribute of a group or data set: a number, a text or a small array of these.
 
     Raises:
-        BadEpisodeError: There is none and no `default` either, or it is too large to be one of these.
+        BadEpisodeError: It doesn't exist and there is no `default`, or it is too large.
     """
     if name not in found.attrs and default is not None:
         return default
@@ -204,15 +204,15 @@ def attribute(found: h5py.Group | h5py.Dataset, name: str, default: Any = None) 
 
 @_limited()
 def names(group: h5py.Group) -> list[str]:
-    """The names of what a group holds, sorted, at most `MAX_RECORDS` of them."""
+    """Return the sorted names in a group, at most `MAX_RECORDS` of them."""
     return sorted(itertools.islice(group, MAX_RECORDS))
 
 
 def numbers(group: h5py.Group, path: str) -> np.ndarray:
-    """A data set of numbers a step, (T, A).
+    """Read a data set of numbers per step, (T, A).
 
     Raises:
-        BadEpisodeError: It isn't one.
+        BadEpisodeError: It doesn't hold rows of numbers, or is too large.
     """
     found = array(group, path, _MAX_NUMBERS_BYTES)
     if found.ndim != 2 or found.dtype.kind not in "biuf":
@@ -221,7 +221,7 @@ def numbers(group: h5py.Group, path: str) -> np.ndarray:
 
 
 def text(value: Any) -> str:
-    """A string as HDF5 files hold it: text, bytes, or an array of one of these."""
+    """Convert a string of an HDF5 file to text; it may be text, bytes, or an array of one of these."""
     while isinstance(value, np.ndarray):
         value = value.reshape(-1)[0] if value.size else ""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

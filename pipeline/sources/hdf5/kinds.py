@@ -1,4 +1,4 @@
-"""Which kind HDF5 files are of, told by what the groups at their top are called."""
+"""Recognises the kind of HDF5 files by the names of their top-level groups."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError, SourceE
 from pipeline.sources.hdf5 import process as hdf5_process
 
 _SHOWN = 8
-# What the groups of a file's top level tell of its kind.
+# Top-level group -> kind of source (None if it can't be read), and its common name.
 _GROUPS: dict[str, tuple[str | None, str]] = {
     "env": ("robonet", "RoboNet"),
     "data": ("vp2", "robomimic"),
@@ -17,30 +17,30 @@ _GROUPS: dict[str, tuple[str | None, str]] = {
 
 
 def hdf5_kind(paths: Sequence[str]) -> str:
-    """Which kind HDF5 files are of, by the first one that tells; some may be damaged.
+    """Return the kind of HDF5 files, from the first file with a known group; some files may be damaged.
 
     Raises:
-        SourceError: None tells, or of a kind that can't be read.
+        SourceError: No file has a known group, or the kind can't be read.
     """
-    looked, errors = paths[:_SHOWN], []
+    sample, errors = paths[:_SHOWN], []
     tops: list[str] = []
-    for path in looked:
+    for path in sample:
         try:
-            found = str(hdf5_process.call("group", path, tuple(_GROUPS)) or "")
+            group = str(hdf5_process.call("group", path, tuple(_GROUPS)) or "")
             tops = tops or list(hdf5_process.call("top", path))
         except BadEpisodeError as error:
             errors.append(error)
             continue
-        kind, name = _GROUPS.get(found, (None, ""))
+        kind, name = _GROUPS.get(group, (None, ""))
         if kind is not None:
             return kind
         if name:
             raise SourceError(f"{path} is {name}, which can't be read yet. Convert it to RLDS or to npz episodes first")
-    if len(errors) == len(looked):
+    if len(errors) == len(sample):
         again = ". Fetch them again" if any(isinstance(error, DamagedEpisodeError) for error in errors) else ""
-        raise SourceError(f"{len(looked)} of the {len(paths)} HDF5 files can't be read, {paths[0]}: {errors[0]}{again}")
+        raise SourceError(f"{len(sample)} of the {len(paths)} HDF5 files can't be read, {paths[0]}: {errors[0]}{again}")
     raise SourceError(
-        f"{paths[0]} and the files beside it are HDF5 of an unknown kind: neither RoboNet's (group `env`) nor robomimic's "
-        f"as in VP2 (group `data`); at the top they have {', '.join(tops[:_SHOWN]) or 'nothing'}. Convert them to RLDS or to "
-        "npz episodes, or name another folder with --source"
+        f"{paths[0]} and the files next to it are HDF5 of an unknown kind: neither RoboNet (group `env`) nor robomimic as in "
+        f"VP2 (group `data`); their top-level groups are {', '.join(tops[:_SHOWN]) or 'none'}. Convert them to RLDS or to npz "
+        "episodes, or pass another folder to --source"
     )

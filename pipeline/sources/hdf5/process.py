@@ -1,9 +1,9 @@
-"""HDF5 is read in a process of its own, which damage may hang or crash in place of the work.
+"""Reads HDF5 in a child process, so that a damaged file can only hang or crash the child.
 
-libhdf5 is written in C and loops for ever on some damaged files, where no timer of Python's could end it. So every worker keeps
-a child that reads for it, and the kernel ends that child once one call of libhdf5 has had its share of processor time: a limit
-that a busy machine or a slow store doesn't shorten. The price is a process a worker and, for each episode, a copy through a
-pipe. Messages are msgpack; see `hdf5_child` for the other end.
+libhdf5 loops forever on some damaged files, and no Python timer can stop its C code. So each worker has a child that reads for
+it, and the kernel ends the child if one call of libhdf5 uses too much processor time. A busy machine or a slow store doesn't
+shorten this limit. The price is one process per worker, and one copy of each episode through a pipe. Messages are msgpack; the
+other end is `pipeline.sources.hdf5.child`.
 """
 
 import abc
@@ -23,7 +23,7 @@ from pipeline.episodes.episode import Episode
 from pipeline.processes.child_processes import Child
 from pipeline.sources.base import BadEpisode, Source, SourceShard
 
-CALL_SECONDS = 30  # of processor time for one call of libhdf5, which takes a tenth of that for the largest there may be
+CALL_SECONDS = 30  # limit of processor time for one call of libhdf5; the largest valid call takes a tenth of it
 _FAULTS = (signal.SIGXCPU, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 _LENGTH_BYTES = 8
 HDF5_ENDINGS = (".hdf5", ".h5")
@@ -31,11 +31,11 @@ _ATTEMPTS = 2
 
 
 class PipeClosed(Exception):
-    """The other end of a pipe is gone."""
+    """The other end of a pipe was closed."""
 
 
 class _Reader:
-    """One child. It ends when its input does, and at once when its parent is gone."""
+    """One child process. It ends when its input ends, or when its parent does."""
 
     def __init__(self) -> None:
         self._process = Child(
@@ -44,7 +44,7 @@ class _Reader:
         try:
             receive(self._process.stdout)
         except PipeClosed as error:
-            raise KilledError(f"no process that reads HDF5 can be started: it ended with {self.status()}") from error
+            raise KilledError(f"the process that reads HDF5 can't be started: its exit status is {self.status()}") from error
 
     def ask(self, request: bytes) -> Any:
         try:
@@ -54,13 +54,13 @@ class _Reader:
             raise PipeClosed from error
 
     def close(self) -> None:
-        # A process object that is merely dropped keeps its pipes open.
+        # Dropping a process object doesn't close its pipes.
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
 
     def status(self) -> int:
-        """With what a child ended that died."""
+        """Return the exit status of a child that died."""
         self._process.kill()
         self._process.communicate()
         return self._process.returncode
@@ -70,22 +70,22 @@ _idle: list[_Reader] = []
 
 
 def forget_children() -> None:
-    """Let go of all children, which end by that unless another process still holds their pipes."""
+    """Close the pipes of all idle children, so that they end."""
     while _idle:
         _idle.pop().close()
 
 
-# A pipe serves one process only.
+# A forked process must not use the pipes of its parent.
 os.register_at_fork(after_in_child=forget_children)
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """What a function of `hdf5_child` returns.
+    """Run a function of `pipeline.sources.hdf5.child` in a child process and return its value.
 
     Raises:
-        BadEpisodeError: libhdf5 does not come to an end, or crashes; or as the function does.
-        KilledError: The child was killed by somebody else, twice.
-        SourceError: As the function does.
+        BadEpisodeError: libhdf5 hangs or crashes; or the function raised it.
+        KilledError: The child was killed from outside, twice.
+        SourceError: The function raised it.
     """
     request = pack([function, CALL_SECONDS, arguments])
     status = 0
@@ -99,23 +99,23 @@ def call(function: str, *arguments: Any) -> Any:
                 break
         else:
             _idle.append(reader)
-            return _raised(answer)
+            return _value(answer)
     if status == -signal.SIGXCPU:
         raise DamagedEpisodeError(f"libhdf5 does not come to an end with it in {CALL_SECONDS} s. Fetch the file again")
     if -status in _FAULTS:
         raise DamagedEpisodeError(f"libhdf5 crashes on it ({signal.Signals(-status).name}). Fetch the file again")
-    raise KilledError(f"the process that reads HDF5 was killed, it ended with {status}. Run the same command again")
+    raise KilledError(f"the process that reads HDF5 was killed; its exit status was {status}. Run the same command again")
 
 
-def _raised(answer: Any) -> Any:
-    """The value of an answer, or the error that it is."""
+def _value(answer: Any) -> Any:
+    """Return the value in an answer, or raise the error in it."""
     if "value" in answer:
         return answer["value"]
     raise getattr(errors, answer["error"])(answer["message"])
 
 
 class Hdf5Source(Source):
-    """A kind of source whose files are HDF5."""
+    """A source whose files are HDF5."""
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
@@ -123,20 +123,20 @@ class Hdf5Source(Source):
 
     @abc.abstractmethod
     def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
-        """One episode, read in this process.
+        """Read one episode in this process.
 
         Args:
             shard: The file.
-            position: Of the record.
-            name: Of the episode in the file, where it holds several.
+            position: Position of the record.
+            name: Name of the episode in the file, if the file holds several.
 
         Raises:
-            BadEpisodeError: It can't be used.
-            StorageError: The disk or the store it lies on can't be read.
+            BadEpisodeError: The episode can't be used.
+            StorageError: The disk or the object store can't be read.
         """
 
     def read_apart(self, shard: SourceShard, position: int, name: str = "") -> Episode | BadEpisode:
-        """What `read_here` gives in the child; arguments and errors as there."""
+        """Run `read_here` in the child process; arguments and errors are the same."""
         try:
             found = call("episode", self.kind, self.folder, self.entry, self.form, shard, position, name)
         except BadEpisodeError as error:
@@ -145,7 +145,7 @@ class Hdf5Source(Source):
 
 
 class _Array(NamedTuple):
-    """An array in a message; msgpack itself knows none."""
+    """An array in a message; msgpack has no type for arrays."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -156,7 +156,7 @@ _ARRAY_CODE = 1
 
 
 def _plain(value: Any) -> Any:
-    """A value in a form that msgpack holds."""
+    """Convert an array or a data class to a msgpack type."""
     if isinstance(value, np.ndarray):
         array = _Array(value.dtype.str, value.shape, value.tobytes())
         return msgpack.ExtType(_ARRAY_CODE, msgpack.packb(tuple(array)))
@@ -173,7 +173,7 @@ def _unplain(code: int, data: bytes) -> np.ndarray:
 
 
 def pack(value: Any) -> bytes:
-    """A message; its arrays and data classes, the latter as mappings, included."""
+    """Encode a value as a message; data classes become mappings."""
     return bytes(msgpack.packb(value, default=_plain, unicode_errors="surrogateescape"))
 
 
@@ -185,10 +185,10 @@ def send(pipe: Any, message: bytes) -> None:
 
 
 def receive(pipe: Any) -> Any:
-    """The content of the next message of a pipe, lists as tuples.
+    """Read the next message from a pipe; lists become tuples.
 
     Raises:
-        PipeClosed: There is none.
+        PipeClosed: The pipe was closed before a whole message arrived.
     """
     length = int.from_bytes(pipe.read(_LENGTH_BYTES) or bytes(_LENGTH_BYTES))
     message = pipe.read(length)

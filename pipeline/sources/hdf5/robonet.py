@@ -1,6 +1,6 @@
-"""RoboNet as its authors publish it: an HDF5 file an episode, its frames an mp4 or JPEGs, actions of 3 to 5 numbers.
+"""Reads RoboNet as published: one HDF5 file per episode, with frames as an mp4 or JPEGs, and actions of 3 to 5 numbers.
 
-Which files are the public test set is a list in `configs/`; these are the split `test`, and no option makes them anything else.
+A list in `configs/` names the files of the public test set; they always become the split `test`.
 """
 
 import io
@@ -28,7 +28,7 @@ _FORMATS = {"RGB": False, "BGR": True}  # whether red and blue are swapped
 
 
 class RobonetSource(Hdf5Source):
-    """A folder of RoboNet's files. Camera `image` is the first one, `image1` the second."""
+    """A folder of RoboNet files. Camera `image` is the first camera, `image1` the second."""
 
     kind = "robonet"
     format: ClassVar[int] = 2
@@ -36,7 +36,7 @@ class RobonetSource(Hdf5Source):
     many_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
-        """All files, within their splits in the order of names. See `Source.plan`."""
+        """Return all files, sorted by name within each split. See `Source.plan`."""
         names = list(self.list_data())
         test = robonet_test_files()
         splits = {
@@ -46,7 +46,7 @@ class RobonetSource(Hdf5Source):
         return [SourceShard(split, None, name, 1) for split, files in splits.items() for name in files]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episode of a file. See `Source.read`."""
+        """Yield the episode of a file. See `Source.read`."""
         yield 0, self.read_apart(shard, 0)
 
     def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
@@ -72,7 +72,7 @@ class RobonetSource(Hdf5Source):
         )
 
     def _frames(self, file: h5py.File, most: int) -> list[KeptFrame]:
-        """At most `most` frames of the camera."""
+        """Return at most `most` frames of the camera."""
         env = hdf5.find(file, "env")
         match = _CAMERA.match(self.entry.image_key)
         number = int(match["number"] or 0) if match else None
@@ -83,10 +83,10 @@ class RobonetSource(Hdf5Source):
             raise BadEpisodeError(f"no camera {self.entry.image_key!r}: the file has {cameras}, called image, image1, ..")
         place = f"env/cam{number}_video"
         if hdf5.text(hdf5.attribute(env, "cam_encoding")) == "mp4":
-            return self._of_video(file, f"{place}/frames", most)
-        return self._of_images(file, place, most)
+            return self._frames_of_video(file, f"{place}/frames", most)
+        return self._frames_of_images(file, place, most)
 
-    def _of_video(self, file: h5py.File, path: str, most: int) -> list[KeptFrame]:
+    def _frames_of_video(self, file: h5py.File, path: str, most: int) -> list[KeptFrame]:
         data = _encoded(file, path)
         video = hdf5.dataset(file, path)
         stated = int(hdf5.attribute(video, "T"))
@@ -97,8 +97,8 @@ class RobonetSource(Hdf5Source):
             raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {stated} are stated")
         return kept
 
-    def _of_images(self, file: h5py.File, place: str, most: int) -> list[KeptFrame]:
-        # Looked up once: libhdf5 takes longer to find a frame than to read it.
+    def _frames_of_images(self, file: h5py.File, place: str, most: int) -> list[KeptFrame]:
+        # The group is looked up once, because libhdf5 takes longer to find a frame than to read it.
         camera = hdf5.find(file, place)
         if not isinstance(camera, h5py.Group):
             raise BadEpisodeError(f"the file has no group {place}")
@@ -112,7 +112,7 @@ class RobonetSource(Hdf5Source):
 
 
 def _encoded(group: h5py.Group, path: str) -> bytes:
-    """An image or a video, which lies there as whole numbers that are bytes."""
+    """Return the bytes of an encoded image or video, which the file stores as integers."""
     found = hdf5.array(group, path)
     wide = found.dtype.itemsize > 1
     if found.dtype.kind not in "iu" or (wide and found.size and not 0 <= found.min() <= found.max() <= np.iinfo(np.uint8).max):
@@ -128,20 +128,20 @@ def _swapped(frames: h5py.Dataset) -> bool:
 
 
 def five_dimensional(file: h5py.File, action: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Actions with as many numbers for every robot, by RoboNet's own rule.
+    """Return actions of five numbers for every robot, by RoboNet's own rule.
 
-    Where a primitive moves the gripper (`autograsp`), the fifth number is the state that it leads to: open or shut.
+    If a primitive moves the gripper (`autograsp`), the fifth number is the gripper's next state: open or closed.
 
     Args:
-        file: Says what the robot's primitives and bounds are.
+        file: File with the robot's primitives and bounds.
         action: (N, A).
         state: (M, S), M > N.
 
     Returns:
-        (N, 5), zeros where the robot has fewer.
+        (N, 5), padded with zeros if the robot has fewer numbers.
     """
-    if action.shape[1] == ACTION_DIM - 1 and hdf5.text(_known(file, "primitives", "")) == "autograsp":
-        low, high = (float(np.atleast_2d(_known(file, name, np.nan))[0, -1]) for name in ("low_bound", "high_bound"))
+    if action.shape[1] == ACTION_DIM - 1 and hdf5.text(_property(file, "primitives", "")) == "autograsp":
+        low, high = (float(np.atleast_2d(_property(file, name, np.nan))[0, -1]) for name in ("low_bound", "high_bound"))
         if not np.isfinite([low, high]).all():
             raise BadEpisodeError("an autograsp robot without low_bound and high_bound: its gripper's actions can't be told")
         after = state[1 : len(action) + 1, -1]
@@ -150,12 +150,12 @@ def five_dimensional(file: h5py.File, action: np.ndarray, state: np.ndarray) -> 
     return np.pad(action, ((0, 0), (0, ACTION_DIM - action.shape[1])))
 
 
-def _known(file: h5py.File, name: str, default: Any) -> Any:
-    """What the file says of itself: in `metadata`, in `misc`, else in `env`."""
+def _property(file: h5py.File, name: str, default: Any) -> Any:
+    """Return a property of the file from `metadata`, `misc` or `env`, or the default."""
     metadata = hdf5.find(file, "metadata")
-    known = "" if metadata is None else hdf5.attribute(metadata, name, "")
-    if not isinstance(known, str) or known:
-        return known
+    value = "" if metadata is None else hdf5.attribute(metadata, name, "")
+    if not isinstance(value, str) or value:
+        return value
     for group in ("misc", "env"):
         if isinstance(hdf5.find(file, f"{group}/{name}"), h5py.Dataset):
             return hdf5.array(file, f"{group}/{name}")

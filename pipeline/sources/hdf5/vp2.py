@@ -1,8 +1,8 @@
-"""VP2's simulated robots: robomimic HDF5 files of many episodes, their splits lists of episode names in the file itself.
+"""Reads VP2's simulated robots: robomimic HDF5 files with many episodes; each file lists the episodes of its splits.
 
-A file holds a thousand episodes and more, so each is divided into stretches of neighbouring ones, which are read independently.
-A file that doesn't say what its episodes are counts as so many damaged ones as the others have: else the loss of a large file
-would weigh as little as that of an episode. Where that is wrong, the plan changes with the file's repair.
+A file holds more than a thousand episodes, so it is divided into ranges of episodes that are read independently. If a file
+doesn't list its episodes, it counts as many damaged episodes as the other files have; otherwise the loss of a large file would
+count as one episode. If this number is wrong, the plan changes when the file is repaired.
 """
 
 import logging
@@ -21,15 +21,15 @@ from pipeline.sources.hdf5 import files as hdf5
 from pipeline.sources.hdf5.process import Hdf5Source, call
 
 _log = logging.getLogger(__name__)
-# What the catalog calls `image` is RoboDesk's or robosuite's own camera.
+# The catalog's camera `image` is one of these: RoboDesk's or robosuite's own camera.
 _CAMERAS = ("camera_image", "agentview_shift_2_image")
 _SPLITS = ("train", "valid")
-_STRETCH = 32  # episodes
-_BLOCK = 64  # frames in memory as pixels
+_RANGE = 32  # episodes per range
+_BLOCK = 64  # frames per block, decoded in memory
 
 
 class Vp2Source(Hdf5Source):
-    """A folder of robomimic files. `--camera` may name any `obs/..` of (T, H, W, 3)."""
+    """A folder of robomimic files. `--camera` may name any data set `obs/..` of shape (T, H, W, 3)."""
 
     kind = "vp2"
     format: ClassVar[int] = 2
@@ -37,7 +37,7 @@ class Vp2Source(Hdf5Source):
     divides_files: ClassVar[bool] = True
 
     def plan(self) -> list[SourceShard]:
-        """Stretches of every file's episodes, split by split, each beginning at its `first`. See `Source.plan`."""
+        """Return the ranges of all files, split by split; each range starts at its `first`. See `Source.plan`."""
         sizes = self.list_data()
         counts: dict[str, dict[str, int]] = {}
         reasons: dict[str, BadEpisodeError] = {}
@@ -48,8 +48,8 @@ class Vp2Source(Hdf5Source):
                 reasons[storage.join(self.folder, name)] = error
         if reasons and not counts:
             again = ". Fetch them again" if any(isinstance(error, DamagedEpisodeError) for error in reasons.values()) else ""
-            path, known = next(iter(reasons.items()))
-            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {known}")
+            path, reason = next(iter(reasons.items()))
+            raise SourceError(f"none of {len(sizes)} files can be read{again}; {path}: {reason}")
         for path, reason in reasons.items():
             _log.warning("%s: %s", path, reason)
         usual = _usual(list(counts.values()))
@@ -57,16 +57,16 @@ class Vp2Source(Hdf5Source):
         shards = []
         for name in sizes:
             splits = counts.get(name, usual)
-            # What is left of a damaged file says nothing of what comes of it once it is whole.
+            # The size of a damaged file doesn't predict its size after repair.
             share = (sizes[name] if name in counts else usual_size) / max(1, sum(splits.values()))
             for split, demos in splits.items():
-                for first in range(0, max(1, demos), _STRETCH):
-                    count = min(_STRETCH, demos - first)
+                for first in range(0, max(1, demos), _RANGE):
+                    count = min(_RANGE, demos - first)
                     shards.append(SourceShard(split, None, name, count, stated_bytes=share * count, first=first))
         return sorted(shards, key=lambda shard: (shard.split, shard.file, shard.first))
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episodes of a stretch. See `Source.read`."""
+        """Yield the episodes of a range. See `Source.read`."""
         first = shard.first or 0
         try:
             demos = self._splits(shard.file)[shard.split]
@@ -74,8 +74,8 @@ class Vp2Source(Hdf5Source):
             lost = range(first, first + (shard.records or 0))
             yield from ((position, BadEpisode.of(error)) for position in lost[: shard.take])
             return
-        stretch = demos[first : first + (shard.records or 0)]
-        for position, demo in enumerate(stretch[: shard.take], start=first):
+        in_range = demos[first : first + (shard.records or 0)]
+        for position, demo in enumerate(in_range[: shard.take], start=first):
             yield position, self.read_apart(shard, position, demo)
 
     def read_here(self, shard: SourceShard, position: int, name: str) -> Episode:
@@ -84,10 +84,10 @@ class Vp2Source(Hdf5Source):
             return self._episode(file, name, shard, position)
 
     def _splits(self, name: str) -> Mapping[str, tuple[str, ...]]:
-        """Split -> names of its episodes.
+        """Return split -> names of its episodes.
 
         Raises:
-            BadEpisodeError: The file doesn't say.
+            BadEpisodeError: The file doesn't list its episodes.
         """
         try:
             return call("splits", storage.join(self.folder, name))
@@ -113,7 +113,7 @@ class Vp2Source(Hdf5Source):
         )
 
     def _camera(self, file: h5py.File, place: str) -> str:
-        """The name of the camera, which holds frames (T, H, W, 3) uint8."""
+        """Return the name of the camera's data set, of shape (T, H, W, 3) uint8."""
         for camera in (self.entry.image_key, *(_CAMERAS if self.entry.image_key == "image" else ())):
             found = hdf5.find(file, f"{place}/obs/{camera}")
             if found is not None:
@@ -122,23 +122,23 @@ class Vp2Source(Hdf5Source):
                 if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
                     raise BadEpisodeError(f"{camera} has the shape {shape} and the type {dtype}, not frames")
                 return camera
-        there = hdf5.find(file, f"{place}/obs")
-        names = ", ".join(hdf5.names(there)) if isinstance(there, h5py.Group) else "nothing"
+        group = hdf5.find(file, f"{place}/obs")
+        names = ", ".join(hdf5.names(group)) if isinstance(group, h5py.Group) else "nothing"
         raise BadEpisodeError(f"{place}/obs has no camera {self.entry.image_key!r}; it has {names}")
 
 
 def _usual(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Split -> how many episodes a file has of it, at the median of those that have any."""
-    having = {split: [count[split] for count in counts if count.get(split)] for split in _SPLITS}
-    return {split: statistics.median_low(known) for split, known in having.items() if known} or dict.fromkeys(_SPLITS, 1)
+    """Return split -> median number of episodes per file, over the files that have episodes of this split."""
+    known = {split: [count[split] for count in counts if count.get(split)] for split in _SPLITS}
+    return {split: statistics.median_low(numbers) for split, numbers in known.items() if numbers} or dict.fromkeys(_SPLITS, 1)
 
 
 def read_splits(path: str) -> dict[str, list[str]]:
-    """Split -> names of its episodes, as a file says.
+    """Return split -> names of its episodes, as listed in a file.
 
     Raises:
-        BadEpisodeError: It doesn't say.
-        StorageError: The disk or the store it lies on can't be read.
+        BadEpisodeError: The file doesn't list its episodes.
+        StorageError: The disk or the object store can't be read.
     """
     with hdf5.opened(path) as file:
         places = {split: f"mask/{split}" for split in _SPLITS if hdf5.find(file, f"mask/{split}") is not None}

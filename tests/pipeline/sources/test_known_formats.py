@@ -1,4 +1,4 @@
-"""A known form is refused by name, other data beside videos too; `--kind` decides; a kind that isn't meant is never guessed."""
+"""Known formats, and other data next to videos, are refused by name; `--kind` decides, and no kind is guessed."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.common.errors import SourceError
 from pipeline.config.catalog import DatasetEntry, dataset
 from pipeline.episodes.frames import FrameForm
 from pipeline.sources.hdf5.robonet import RobonetSource
-from pipeline.sources.known_formats import FORMS, recognise
+from pipeline.sources.known_formats import KNOWN_FORMATS, recognise
 from pipeline.sources.locate import open_source
 from pipeline.sources.npz.source import NpzSource
 from pipeline.sources.video.source import VideoSource
@@ -82,23 +82,23 @@ PLAIN = [
 
 @pytest.mark.parametrize("name", LISTINGS)
 @pytest.mark.parametrize("below", ["", "a/set/deep/down/in/folders/"])
-def test_a_known_form_is_recognised_by_names_at_every_depth(name, below):
+def test_a_known_format_is_recognised_by_file_names_at_every_depth(name, below):
     named = [*(below + listed for listed in LISTINGS[name]), *(below + plain for plain in ("notes.txt", "x/y.jpg"))]
-    form = recognise(named, leftover=True)
-    assert form is not None and form.remedy
+    known = recognise(named, leftover=True)
+    assert known is not None and known.remedy
 
 
-def test_every_form_but_leftovers_has_a_listing_that_tells_it():
-    told = {recognise(names, leftover=True) for names in LISTINGS.values()}
-    assert told >= {form for form in FORMS if not form.leftover}
+def test_every_format_except_leftovers_has_a_listing_here():
+    recognised = {recognise(names, leftover=True) for names in LISTINGS.values()}
+    assert recognised >= {form for form in KNOWN_FORMATS if not form.leftover}
 
 
-def test_a_plain_folder_of_videos_is_no_known_form_and_archives_are_named_only_where_nothing_else_is():
+def test_a_plain_folder_of_videos_is_no_known_format_and_archives_count_only_if_nothing_else_is_found():
     assert recognise(PLAIN) is None
     assert recognise(["a.tar.gz"], leftover=True) is not None
 
 
-def test_a_million_names_of_one_folder_are_not_looked_at_one_by_one():
+def test_only_a_sample_of_the_names_in_a_folder_is_matched():
     class Counted(str):
         seen = 0
 
@@ -120,16 +120,16 @@ def lay(folder: Path, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", LISTINGS)
-def test_a_known_form_is_refused_by_name_with_what_to_do(tmp_path, name):
+def test_a_known_format_is_refused_by_name_with_advice(tmp_path, name):
     lay(tmp_path, LISTINGS[name])
-    form = recognise(LISTINGS[name], leftover=True)
+    known = recognise(LISTINGS[name], leftover=True)
     with pytest.raises(SourceError) as raised:
         open_source(ENTRY, str(tmp_path), FORM)
-    assert form.name in str(raised.value) and form.remedy in str(raised.value)
+    assert known.name in str(raised.value) and known.remedy in str(raised.value)
 
 
 @pytest.mark.parametrize("name", [name for name, listed in LISTINGS.items() if any(n.lower().endswith("mp4") for n in listed)])
-def test_with_kind_video_the_videos_of_a_known_form_are_taken_alone_and_the_rest_counted(tmp_path, name):
+def test_kind_video_takes_only_the_videos_of_a_known_format_and_counts_the_other_files(tmp_path, name):
     lay(tmp_path, LISTINGS[name])
     source = open_source(ENTRY, str(tmp_path), FORM, kind="video")
     videos = {listed for listed in LISTINGS[name] if listed.lower().endswith("mp4")}
@@ -138,7 +138,7 @@ def test_with_kind_video_the_videos_of_a_known_form_are_taken_alone_and_the_rest
 
 
 @pytest.mark.parametrize("below", ["", "videos", "videos/chunk-000", "videos/chunk-000/observation.images.ego_view", "data"])
-def test_a_real_lerobot_set_is_refused_from_its_top_and_from_every_folder_in_it(shared, below):
+def test_a_real_lerobot_set_is_refused_from_its_top_folder_and_every_folder_inside(shared, below):
     root = shared / "data" / "lerobot" / "v2.0_groot_demo"
     with pytest.raises(SourceError, match=r"a LeRobot data set \(v2\.0\).*--kind video"):
         open_source(ENTRY, str(root / below), FORM)
@@ -147,19 +147,19 @@ def test_a_real_lerobot_set_is_refused_from_its_top_and_from_every_folder_in_it(
 
 
 @pytest.mark.parametrize("name", ["v3.0_av1", "v3.0_h264"])
-def test_the_third_form_of_lerobot_is_refused_with_its_version(shared, name):
+def test_version_3_of_lerobot_is_refused_with_its_version(shared, name):
     with pytest.raises(SourceError, match=r"a LeRobot data set \(v3\.0\)"):
         open_source(ENTRY, str(shared / "data" / "lerobot" / name / "videos" / "observation.images.wrist"), FORM)
 
 
-def test_a_link_to_a_cameras_folder_doesnt_hide_the_set_it_lies_in(tmp_path):
+def test_a_link_to_a_cameras_folder_does_not_hide_its_data_set(tmp_path):
     lay(tmp_path / "set", LISTINGS["LeRobot v2"])
     (tmp_path / "link").symlink_to(tmp_path / "set" / "videos" / "chunk-000" / "observation.images.top")
     with pytest.raises(SourceError, match="LeRobot"):
         open_source(ENTRY, str(tmp_path / "link"), FORM)
 
 
-def test_a_known_form_on_a_store_is_refused_from_within_too():
+def test_a_known_format_on_an_object_store_is_refused_from_inside_too():
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -175,7 +175,7 @@ def npz(path: Path) -> None:
     np.savez(path, image=np.stack([picture(t) for t in range(2)]))
 
 
-def test_npz_beside_videos_is_refused_until_the_kind_is_said(tmp_path):
+def test_npz_next_to_videos_is_refused_without_a_kind(tmp_path):
     npz(tmp_path / "a.npz")
     write_video(tmp_path / "b.mp4", count=2)
     with pytest.raises(SourceError, match=r"1 \.npz, 1 video files.*--kind npz or --kind video"):
@@ -191,14 +191,14 @@ def test_npz_beside_videos_is_refused_until_the_kind_is_said(tmp_path):
     "other",
     ["actions/b.npz", "data.npy", "poses/b.h5", "table.mat", "labels.pkl", "clip.json", "annotations/clip.json", "clip.txt"],
 )
-def test_other_data_beside_videos_is_named_and_never_dropped_unasked(tmp_path, other):
+def test_other_data_next_to_videos_is_named_and_never_ignored_silently(tmp_path, other):
     lay(tmp_path, ["videos/clip.mp4", other])
     with pytest.raises(SourceError, match=rf"1 \{Path(other).suffix}.*--kind video"):
         open_source(ENTRY, str(tmp_path), FORM)
     assert isinstance(open_source(ENTRY, str(tmp_path), FORM, kind="video"), VideoSource)
 
 
-def test_videos_are_found_at_any_depth_and_notes_pictures_and_archives_beside_them_are_no_data(tmp_path):
+def test_videos_are_found_at_any_depth_and_notes_pictures_and_archives_are_ignored(tmp_path):
     lay(tmp_path, ["one/two/three/four/five/six/seven/a.MP4", "license.txt", "thumbs/a.jpg", "videos.zip", "info.json"])
     source = open_source(ENTRY, str(tmp_path), FORM)
     assert isinstance(source, VideoSource) and [shard.file for shard in source.plan()] == [
@@ -206,14 +206,14 @@ def test_videos_are_found_at_any_depth_and_notes_pictures_and_archives_beside_th
     ]
 
 
-def test_folders_that_lead_in_a_circle_come_to_an_end(tmp_path):
+def test_circular_links_are_followed_once(tmp_path):
     lay(tmp_path, ["a/b/clip.mp4"])
     (tmp_path / "a" / "b" / "again").symlink_to(tmp_path)
     assert [shard.file for shard in open_source(ENTRY, str(tmp_path), FORM).plan()] == ["a/b/clip.mp4"]
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "message"),
     [
         ({"action": (3, 14), "observations/qpos": (3, 14)}, "ALOHA"),
         ({"transforms/hip": (3, 4, 4), "camera/intrinsic": (3, 3)}, "EgoDex"),
@@ -221,22 +221,22 @@ def test_folders_that_lead_in_a_circle_come_to_an_end(tmp_path):
         ({"something": (3, 7), "else": (1,)}, "unknown kind.*else, something"),
     ],
 )
-def test_hdf5_of_another_kind_is_named_for_what_it_is_and_not_to_be_fetched_again(tmp_path, groups, told):
+def test_hdf5_of_another_kind_is_named_without_advice_to_fetch_it_again(tmp_path, groups, message):
     with h5py.File(tmp_path / "a.hdf5", "w") as file:
         for name, shape in groups.items():
             file[name] = np.zeros(shape)
-    with pytest.raises(SourceError, match=told) as raised:
+    with pytest.raises(SourceError, match=message) as raised:
         open_source(ENTRY, str(tmp_path), FORM)
     assert "Fetch" not in str(raised.value) and "Convert" in str(raised.value)
 
 
-def test_where_every_hdf5_file_is_damaged_fetching_again_is_the_advice(tmp_path):
+def test_if_every_hdf5_file_is_damaged_the_advice_is_to_fetch_them_again(tmp_path):
     (tmp_path / "a.hdf5").write_bytes(b"\x89HDF nothing more")
     with pytest.raises(SourceError, match="Fetch them again"):
         open_source(ENTRY, str(tmp_path), FORM)
 
 
-def test_robomimic_without_a_split_is_said_to_lack_it(tmp_path):
+def test_robomimic_without_a_split_is_an_error_that_says_so(tmp_path):
     write_vp2(tmp_path / "a.hdf5")
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
         del file["mask"]
@@ -248,24 +248,24 @@ def test_robomimic_without_a_split_is_said_to_lack_it(tmp_path):
 def test_kind_decides_between_hdf5_kinds_without_opening_files(tmp_path):
     write_robonet(tmp_path / "a.hdf5")
     assert isinstance(open_source(ENTRY, str(tmp_path), FORM, kind="robonet"), RobonetSource)
-    with pytest.raises(SourceError, match=r"--kind npz: no data of own"):
+    with pytest.raises(SourceError, match=r"--kind npz needs `\*\.npz`.*; no data of own"):
         open_source(ENTRY, str(tmp_path), FORM, kind="npz")
 
 
-def test_a_versioned_set_is_refused_by_name_only_where_it_is_pointed_at(tmp_path):
+def test_a_data_set_with_a_version_is_not_taken_for_another_format_below_the_root(tmp_path):
     lay(tmp_path / "other", LISTINGS["LeRobot v2"])
     with pytest.raises(SourceError, match="no data of bridge"):
         open_source(dataset("bridge"), str(tmp_path), FORM)
 
 
-def test_the_version_of_a_lerobot_set_that_is_damaged_is_left_out(tmp_path):
+def test_a_damaged_version_of_a_lerobot_set_is_left_out_of_the_message(tmp_path):
     lay(tmp_path, LISTINGS["LeRobot v2"])
     (tmp_path / "meta" / "info.json").write_text(json.dumps([1]))
     with pytest.raises(SourceError, match="in a LeRobot data set, which"):
         open_source(ENTRY, str(tmp_path), FORM)
 
 
-def test_a_file_in_place_of_a_folder_is_said(tmp_path):
+def test_a_file_instead_of_a_folder_is_an_error_that_says_so(tmp_path):
     write_video(tmp_path / "a.mp4", count=2)
-    with pytest.raises(SourceError, match=r"a\.mp4 is a file\. Name the folder"):
+    with pytest.raises(SourceError, match=r"a\.mp4 is a file\. Pass the folder"):
         open_source(ENTRY, str(tmp_path / "a.mp4"), FORM)
