@@ -218,11 +218,11 @@ def test_vp2_files_are_split_by_their_masks(tmp_path, name, camera):
     assert len(list(source.read(unit.sources[0]))) == 1
 
 
-def test_the_episodes_of_a_vp2_file_are_shared_out_between_units_and_are_the_same_however_many_these_are(tmp_path, monkeypatch):
+def test_the_episodes_of_a_vp2_file_are_divided_between_units_and_are_the_same_for_any_number_of_units(tmp_path, monkeypatch):
     write_vp2(tmp_path / "push.hdf5")
 
-    def read(stretch: int, shard_bytes: int) -> tuple[list[int], list[Episode]]:
-        monkeypatch.setattr(vp2, "_STRETCH", stretch)
+    def read(count: int, shard_bytes: int) -> tuple[list[int], list[Episode]]:
+        monkeypatch.setattr(vp2, "_RANGE", count)
         source = open_source(dataset("vp2_robodesk"), str(tmp_path), PNG)
         units = [unit for unit in make_plan(source, None, None, shard_bytes) if unit.split == "train"]
         assert len({fingerprint(unit.inputs) for unit in units}) == len(units)

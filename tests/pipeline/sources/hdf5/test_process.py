@@ -172,7 +172,7 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_the_manifest_and_the_table_and_
 
 
 def test_a_lost_vp2_file_weighs_as_much_as_the_others_and_its_repair_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(vp2, "_STRETCH", 1)
+    monkeypatch.setattr(vp2, "_RANGE", 1)
     for name in ("a", "b", "c"):
         write_vp2(tmp_path / f"{name}.hdf5", train=("demo_2", "demo_0", "demo_3"))
     source = Vp2Source(str(tmp_path), ENTRY, FORM)
