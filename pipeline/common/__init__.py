@@ -1,1 +1,1 @@
-"""What every stage shares: errors, storage, manifests of shards, JSON and Parquet files, progress."""
+"""Shared by every stage: errors, storage, shard manifests, JSON and Parquet files, progress lines."""

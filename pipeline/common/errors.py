@@ -1,6 +1,6 @@
-"""Errors that a person reads: each names the thing that is wrong and what to do about it.
+"""Errors for users: each one names what is wrong and what to do about it.
 
-Every command turns a `ProjectError` into one line on stderr and an exit status; anything else is a bug and keeps its
+Every command prints a `ProjectError` as one line on stderr and exits with a status; any other exception is a bug and keeps its
 traceback.
 """
 
@@ -12,25 +12,25 @@ class ProjectError(Exception):
 
 
 class ConfigError(ProjectError):
-    """A recipe or a command line asks for something that can't be."""
+    """A recipe or a command line is invalid."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a `ConfigError` with `message` unless `condition` holds."""
+    """Raises a `ConfigError` with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 
 
 class SourceError(ProjectError):
-    """A source folder, file or spec can't be read as what it should be."""
+    """A source folder, file or spec can't be read."""
 
 
 class ShardError(ProjectError):
-    """A shard, its record or an index is missing, damaged or disagrees with its record."""
+    """A shard, its manifest or an index is missing or damaged, or the shard differs from its manifest."""
 
 
 class StorageError(ProjectError, OSError):
-    """An object store can't be reached, or refuses; a missing file is Python's own `FileNotFoundError`."""
+    """An object store can't be reached or refuses; a missing file is Python's `FileNotFoundError` instead."""
 
 
 class KilledError(SourceError):
@@ -38,29 +38,29 @@ class KilledError(SourceError):
 
 
 class ConflictError(ProjectError):
-    """Something is there already and was made in another way; the message names both ways."""
+    """Existing output was made in a different way; the message names both ways."""
 
 
 class BadEpisodeError(Exception):
-    """One episode can't be used; it is left out and listed with this reason, and the work goes on.
+    """One episode can't be used. The work goes on; the episode is skipped and listed with this reason.
 
-    Not a `ProjectError`: it never reaches the user as a failure of the command.
+    Not a `ProjectError`: the command does not fail with it.
 
     Attributes:
-        kind: `missing`: its file isn't there; `damaged`: its bytes aren't what they once were, so another copy may be sound;
-            `unusable`: it is whole, but nothing that can be taken.
+        kind: `missing`: the file does not exist; `damaged`: the bytes have changed, another copy may be intact; `unusable`: the
+            episode is intact, but its form is not supported.
     """
 
     kind: ClassVar[str] = "unusable"
 
 
 class DamagedEpisodeError(BadEpisodeError):
-    """The bytes of an episode, or of what its file keeps it in, aren't what they once were."""
+    """The bytes of an episode, or of the part of a file that holds it, are damaged."""
 
     kind = "damaged"
 
 
 class MissingEpisodeError(BadEpisodeError):
-    """The file of an episode that there should be isn't there."""
+    """The file of an expected episode does not exist."""
 
     kind = "missing"

@@ -1,7 +1,7 @@
-"""JSON files of unknown origin: whatever they hold, reading one gives a value or a `ValueError`, in bounded memory.
+"""Reads JSON files of unknown origin: any content gives a value or a `ValueError`, in bounded memory.
 
-Python's own parser raises other errors for what nests too deeply, takes `NaN`, which is no JSON, and lets a number be infinite
-(`1e999`), which then fails wherever a whole one is wanted.
+Python's parser raises other errors for deep nesting, accepts `NaN`, which is not JSON, and reads large numbers (`1e999`) as
+infinity, which then fails where a whole number is needed.
 """
 
 import json
@@ -16,14 +16,14 @@ ObjectHook = Callable[[dict[str, Any]], Any]
 
 
 def parse_json(data: bytes | str, object_hook: ObjectHook | None = None) -> Any:
-    """The value that JSON text holds.
+    """Returns the value of JSON text.
 
     Args:
         data: The text.
-        object_hook: Gives what takes the place of an object as soon as that is parsed.
+        object_hook: Returns the replacement for each parsed object.
 
     Raises:
-        ValueError: It is no JSON, nests too deeply, or holds a number that is not finite.
+        ValueError: The text is not JSON, nests too deeply, or holds a number that is not finite.
     """
     try:
         return json.loads(data, parse_constant=_finite, parse_float=_finite, object_hook=object_hook)
@@ -32,16 +32,16 @@ def parse_json(data: bytes | str, object_hook: ObjectHook | None = None) -> Any:
 
 
 def read_json(path: str, object_hook: ObjectHook | None = None, most_bytes: int = MAX_JSON_BYTES) -> Any:
-    """The value in a JSON file.
+    """Returns the value in a JSON file.
 
     Args:
         path: A local path or URL.
-        object_hook: See `parse_json`.
-        most_bytes: That it may have.
+        object_hook: Returns the replacement for each parsed object.
+        most_bytes: Largest size of the file.
 
     Raises:
-        OSError: It can't be opened.
-        ValueError: See `parse_json`; or it is larger than `most_bytes`.
+        OSError: The file can't be opened.
+        ValueError: The file is larger than `most_bytes`, or `parse_json` refuses its text.
     """
     if (size := storage.size(path)) > most_bytes:
         raise ValueError(f"it has {size} bytes, the limit is {most_bytes}")
@@ -51,5 +51,5 @@ def read_json(path: str, object_hook: ObjectHook | None = None, most_bytes: int 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text[:40]} is no finite number")
+        raise ValueError(f"{text[:40]} is not a finite number")
     return number

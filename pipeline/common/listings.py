@@ -1,7 +1,7 @@
-"""What lies in a folder: names, sizes, and what tells cheaply whether a file is still what it was.
+"""Lists folders: names, sizes, and a cheap tag that changes when a file changes.
 
-A folder may hold a million files. On a local disk its entries are taken one by one, in a few bytes each; an object store's
-client keeps all that the store says until the listing is complete. What goes away while it is listed is not there.
+A folder may hold a million files. A local listing keeps a few bytes per entry; an object store's client keeps everything until
+the listing is complete. Files that disappear during the listing are left out.
 """
 
 import errno
@@ -11,21 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What stores call a digest of the content, and what they call the time of the last change.
+# The stores' keys for a digest of the content and for the time of the last change.
 _DIGESTS = ("md5Hash", "ETag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _TIME = "time"
-# A link to nothing or to itself, or a file that went away.
-_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# A broken link, a link to itself, or a deleted file.
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class ListedFile(NamedTuple):
-    """What a listing says of a file.
+    """What a listing says about a file.
 
     Attributes:
-        size: In bytes.
-        tag: With its kind in front: a digest of the content, where a store gives one, else when the file was changed last;
-            None where nothing is said.
+        size: Size in bytes.
+        tag: `KIND:VALUE`: a digest of the content if the store has one, else the time of the last change; None if unknown.
     """
 
     size: int
@@ -33,15 +32,15 @@ class ListedFile(NamedTuple):
 
 
 def is_time_tag(tag: str) -> bool:
-    """Whether a tag is a time and no digest of the content: a copy of the file has another."""
+    """Whether a tag is a time, not a digest of the content. A copy of a file gets another time."""
     return tag.startswith(f"{_TIME}:")
 
 
 def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> dict[str, ListedFile]:
-    """Relative name -> what is known of the files in a local folder, links followed unless they lead back to a folder above.
+    """Returns relative name -> facts of the files in a local folder.
 
-    Neither a link to nothing nor a device is a file. A file's tag holds the time of the last change of its content and that of
-    its entry, which nobody can set back.
+    Follows links, unless they lead back to a folder above. Skips broken links and devices. A file's tag holds its mtime and
+    ctime; users can't set ctime back.
     """
     here = Path(folder).resolve()
     if any(one.is_relative_to(here) for one in above):
@@ -60,12 +59,12 @@ def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> d
 
 
 def folders_on_disk(folder: str) -> set[str]:
-    """Names of the folders directly in a local folder, and of links to such."""
+    """Returns the names of the folders directly in a local folder, and of links to folders."""
     return {entry.name for entry, status in _entries(folder) if stat.S_ISDIR(status.st_mode)}
 
 
 def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
-    """The entries of a local folder with what they, or what they point to, are; none where it is no folder."""
+    """Yields the entries of a local folder and the status of what they point to; nothing if it is not a folder."""
     try:
         opened = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -75,22 +74,22 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
             try:
                 status = entry.stat()
             except OSError as error:
-                if error.errno not in _NOTHING_THERE:
+                if error.errno not in _MISSING:
                     raise
                 continue
             yield entry, status
 
 
 def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, ListedFile]:
-    """Relative name -> what is known of the objects of a store in a folder.
+    """Returns relative name -> facts of the objects in a folder of a store.
 
     Args:
         fs: File system of fsspec.
         inner: Path of the folder in it.
-        nested: Those further below too.
+        nested: Includes objects in folders below.
     """
     start = len(inner.rstrip("/")) + 1
-    # Stores may hold an empty object that stands for a folder; its name ends with a slash.
+    # An empty object whose name ends with a slash stands for a folder.
     if nested:
         found = fs.find(inner, detail=True).items()
         return {name[start:]: _listed(entry) for name, entry in found if name[start:] and not entry["name"].endswith("/")}

@@ -1,4 +1,4 @@
-"""Locks files and folders for one process at a time. The system unlocks them when the process ends, however it ends."""
+"""Locks files and folders for one process at a time. The system removes a lock when its process ends, however it ends."""
 
 import contextlib
 import fcntl
@@ -9,15 +9,15 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True, required: bool = True) -> Iterator[int]:
-    """Holds a lock on a file or folder; other processes on this machine, and on most network disks, can't have it meanwhile.
+    """Holds a lock on a file or folder; no other process on this machine, or on most network disks, can hold it meanwhile.
 
     Args:
         path: An existing file or folder.
         wait: Waits until no other process holds the lock.
-        required: False also goes on without a lock where the file system has none.
+        required: False continues without a lock if the file system has none.
 
     Yields:
-        A descriptor of the file or folder; of a file, for reading and writing.
+        A descriptor of the file or folder; a file's is for reading and writing.
 
     Raises:
         BlockingIOError: Another process holds the lock; only without `wait`.

@@ -1,8 +1,7 @@
-"""What a file system says about a user's path, as one line: the path, the reason, and what to do.
+"""Describes file system errors on a user's path in one line: the path, the reason, and what to do.
 
-Only errors about paths of users are told so. One of the project's or of Python's own files, or one that names nothing, is a bug
-and keeps its traceback. Libraries that write files by themselves often don't say where, some not even why: `writing` names the
-folder for them.
+An error on a file of the project or of Python, or an error without a path, is a bug and keeps its traceback. Libraries often
+don't say where a write failed, some not even why: `explained_write_errors` adds the folder.
 """
 
 import contextlib
@@ -18,33 +17,33 @@ from pathlib import Path
 from pipeline.common import storage
 from pipeline.common.errors import StorageError
 
-_ROOM = "Make room there, and run the same command again: what is done stays"
-_PERMISSION = "Let this user have it, or choose another path"
+_ROOM = "Free some space and run the same command again: it resumes"
+_PERMISSION = "Give this user permission, or choose another path"
 _OTHER = "Choose another path"
-_MOUNT = "Look after the disk or the network mount, and run the same command again"
-_DESCRIPTORS = "Raise the limit on open files (`ulimit -n`), and run the same command again"
-# What to do about each error of a path.
+_MOUNT = "Check the disk or the network mount, and run the same command again"
+_DESCRIPTORS = "Raise the limit on open files (`ulimit -n`) and run the same command again"
+# Error of a path -> what to do.
 _REMEDIES = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
-    errno.EFBIG: "Raise the limit on the size of files there (`ulimit -f`), and run the same command again",
-    errno.EROFS: _OTHER + ", or mount it so that it can be written",
+    errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`) and run the same command again",
+    errno.EROFS: _OTHER + ", or mount it writable",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
-    errno.ENOTDIR: _OTHER + ": a part of it is a file, where a folder should be",
-    errno.EISDIR: _OTHER + ": it is a folder, where a file should be",
-    errno.EEXIST: _OTHER + ", or remove what is there: a file, or a link to nothing, where a folder should be",
+    errno.ENOTDIR: _OTHER + ": a part of this one is a file, not a folder",
+    errno.EISDIR: _OTHER + ": this one is a folder, not a file",
+    errno.EEXIST: _OTHER + ", or remove the file or broken link that is there instead of a folder",
     errno.ENAMETOOLONG: "Choose a shorter path",
-    errno.ELOOP: _OTHER + ": its links lead in a circle",
+    errno.ELOOP: _OTHER + ": this one has links that form a loop",
     errno.EIO: _MOUNT,
     errno.ESTALE: _MOUNT,
     errno.ENODEV: _MOUNT,
     errno.ENOTCONN: _MOUNT,
-    errno.ENOENT: "Check the path; if it was there before, restore it and run the same command again",
+    errno.ENOENT: "Check the path; if it existed before, restore it and run the same command again",
     errno.EMFILE: _DESCRIPTORS,
     errno.ENFILE: _DESCRIPTORS,
 }
-# Without a path these say nothing, or nothing about a path.
+# Errors that say nothing useful without a path.
 _NEED_A_PATH = (
     errno.ENOENT,
     errno.EEXIST,
@@ -55,18 +54,18 @@ _NEED_A_PATH = (
     errno.ENODEV,
     errno.ENOTCONN,
 )
-# What writers in C++ and Rust say of an error of the file system: torch's of zip files, and safetensors'.
-_WRITERS_WORDS = ("iostream error", "inline_container", "PytorchStreamWriter failed", "os error")
-_LITTLE = 1 << 20
+# Words of file system errors from writers in C++ and Rust: torch's zip writer and safetensors.
+_WRITE_ERRORS = ("iostream error", "inline_container", "PytorchStreamWriter failed", "os error")
+_FULL_BELOW_BYTES = 1 << 20
 _PACKAGES = ("pipeline", "tokenize_offline", "training")
 
 
 def explain_path_error(error: OSError, folder: str | Path | None = None) -> str | None:
-    """One line on an error of a user's path; None where it is something else.
+    """Returns one line about an error on a user's path; None for any other error.
 
     Args:
-        error: As it was raised.
-        folder: Where work was done, for an error that names no path.
+        error: The raised error.
+        folder: Folder of the work, for an error without a path.
     """
     remedy = _REMEDIES.get(error.errno or 0)
     named = error.filename if isinstance(error.filename, str | bytes | os.PathLike) else None
@@ -79,7 +78,7 @@ def explain_path_error(error: OSError, folder: str | Path | None = None) -> str 
 
 
 def _is_own(path: str) -> bool:
-    """Whether a path is Python's or the project's own."""
+    """Whether a path belongs to Python or to the project."""
     package = Path(__file__).resolve().parents[1]
     parts = (Path(sys.prefix), Path(sys.base_prefix) / "lib", *(package.with_name(name) for name in _PACKAGES))
     return any(Path(path).absolute().is_relative_to(part) for part in parts)
@@ -87,40 +86,40 @@ def _is_own(path: str) -> bool:
 
 @contextlib.contextmanager
 def explained_write_errors(folder: str | Path) -> Iterator[None]:
-    """Name the folder that a library writes to in an error of the file system that it doesn't explain.
+    """Adds the folder that a library writes to, the reason and a remedy to its file system errors.
 
     Raises:
-        StorageError: The file system refused; the message says where, why and what to do.
+        StorageError: The file system refused a write.
     """
     try:
         yield
     except OSError as error:
-        told = None if isinstance(error, StorageError) else explain_path_error(error, folder)
-        if told is None:
+        message = None if isinstance(error, StorageError) else explain_path_error(error, folder)
+        if message is None:
             raise
-        raise StorageError(told) from error
+        raise StorageError(message) from error
     except Exception as error:
-        # torch raises a RuntimeError where a disk is full, safetensors an exception of its own.
-        if not any(word in str(error) for word in _WRITERS_WORDS):
+        # On a full disk torch raises a RuntimeError, safetensors its own exception.
+        if not any(word in str(error) for word in _WRITE_ERRORS):
             raise
         raise StorageError(f"{folder} can't be written: {_why(error, Path(folder))}. {_ROOM}") from error
 
 
 def _why(error: Exception, folder: Path) -> str:
-    """Why a writer failed that says little: the disk, if it is full, else its own words."""
+    """Returns why a writer failed: the disk if it is full, else the writer's own words."""
     with contextlib.suppress(OSError):
-        if shutil.disk_usage(folder).free < _LITTLE:
+        if shutil.disk_usage(folder).free < _FULL_BELOW_BYTES:
             return os.strerror(errno.ENOSPC)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def require_writable(path: str) -> None:
-    """Find out before the work whether an output folder can be made and written. URLs are taken at their word.
+    """Checks before the work that an output folder can be created and written. Does not check URLs.
 
-    Nothing is made: what is refused for another reason leaves nothing behind.
+    Creates nothing, so a command that fails later leaves nothing behind.
 
     Raises:
-        StorageError: It can't; the message says what to do.
+        StorageError: The folder can't be created or written; the message says what to do.
     """
     if not storage.is_local(path):
         return
@@ -130,17 +129,17 @@ def require_writable(path: str) -> None:
             file.write(b"0")
             file.flush()
     except OSError as error:
-        told = explain_path_error(OSError(error.errno, error.strerror, str(folder)))
-        if told is None:
+        message = explain_path_error(OSError(error.errno, error.strerror, str(folder)))
+        if message is None:
             raise
-        raise StorageError(f"--output {told}") from error
+        raise StorageError(f"--output {message}") from error
 
 
 def _nearest_folder(path: Path) -> Path:
-    """The folder itself, or the one in which the first of its missing parents would be made.
+    """Returns the folder itself, or its nearest existing parent.
 
     Raises:
-        OSError: As making the folder would.
+        OSError: The error that creating the folder would raise.
     """
     try:
         mode = path.stat().st_mode

@@ -1,4 +1,4 @@
-"""The one progress line of long work: count, rate and time left on stderr, redrawn on a terminal, seldom written in a log."""
+"""The progress line of long work: count, rate and time left on stderr. It refreshes often on a terminal, rarely in a log."""
 
 import sys
 from typing import Any
@@ -9,14 +9,14 @@ _LOG_SECONDS = 10.0
 
 
 def progress_line(total: int | None, unit: str, description: str, initial: int = 0, shown: bool = True) -> "tqdm[Any]":
-    """A progress line; use it as a context manager and call `update(n)`.
+    """Returns a progress line; use it as a context manager and call `update(n)`.
 
     Args:
-        total: Units of work in all, None where nobody knows.
-        unit: Such as `frame`.
+        total: Total number of units; None if unknown.
+        unit: Name of a unit, such as `frame`.
         description: What is being done.
-        initial: Units done before.
-        shown: Only one process of several should show a line.
+        initial: Units that are already done.
+        shown: False for all but one of several processes.
     """
     on_terminal = sys.stderr.isatty()
     return tqdm(

@@ -1,8 +1,8 @@
-"""Where files are written before they appear under their names: beside a local file, in `TMPDIR` for an object store.
+"""Stages files: writes them under a temporary name, next to a local file or in `TMPDIR` for an object store.
 
-What is being written is locked as long as its writer lives, so that what killed writers left is told from the work of living
-ones and cleared. On a local disk every file has a hidden folder to itself, found without looking at all names, of which there
-may be many. Where a file system knows no locks, nothing is ever cleared.
+A staged file is locked while its writer lives, so files of killed writers can be told from those of living ones and removed. On
+a local disk each final file has its own hidden folder, found without listing all names. Without file locks nothing is ever
+removed.
 """
 
 import contextlib
@@ -17,18 +17,18 @@ from pipeline.common.errors import StorageError
 from pipeline.common.locks import locked
 from pipeline.common.temp_dirs import locked_folder, remove_unheld
 
-# Names that end so are not for readers.
+# Ending of names that readers ignore.
 PARTIAL = ".partial"
-# What a local disk says that takes no more, or not from this user.
+# Errors of a local disk that is full or not writable.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
 def staged_on_disk(final: Path) -> Iterator[Path]:
-    """Yield a file name beside `final`; when the block ends well, what was written there becomes `final` by a rename.
+    """Yields a file name next to `final`; if the block succeeds, renames that file to `final`.
 
-    If the block raises, or the process dies, `final` is as it was. What a killed writer of the same file left is removed by
-    the next one that ends well; what a living one is writing stays, and the last one to end wins.
+    If the block raises an error or the process dies, `final` is unchanged. The next successful writer removes what a killed
+    writer of the same file left, but not the file of a living one; the last writer to finish wins.
 
     Raises:
         StorageError: The disk is full, or this user may not write there.
@@ -38,7 +38,7 @@ def staged_on_disk(final: Path) -> Iterator[Path]:
         yield file
         with file.open("rb") as written:
             os.fsync(written.fileno())
-        # Some writers make files that only their owner reads; shards are for everyone whom the umask lets in.
+        # Some writers make files that only their owner can read; shards follow the umask.
         file.chmod(mode)
         file.replace(final)
         _remove_abandoned(own)
@@ -46,11 +46,11 @@ def staged_on_disk(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_for_upload(url: str, name: str) -> Iterator[Path]:
-    """Yield a file name in a folder of `TMPDIR` that goes when the block ends.
+    """Yields a file name in a folder of `TMPDIR` that is removed when the block ends.
 
     Args:
-        url: Where the file is to go, for messages.
-        name: Of the file.
+        url: Target of the file, for messages.
+        name: Name of the file.
 
     Raises:
         StorageError: The disk is full, or this user may not write there.
@@ -63,28 +63,28 @@ def staged_for_upload(url: str, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _refusal_explained(path: str, folder: Path, staging: Path) -> Iterator[None]:
-    """Turn what a local disk says that can't take `path` in `folder`, or in the folder `staging`, into `StorageError`."""
+    """Turns refusals of a local disk to write `path` in `folder`, or in the folder `staging`, into `StorageError`."""
     try:
         yield
     except OSError as error:
-        # Whoever writes may be reading other files meanwhile, whose errors name them.
+        # The block may also read other files; errors on these name them.
         own = (
             error.filename is None or Path(error.filename).parent in (folder, staging) or staging.is_relative_to(error.filename)
         )
         if isinstance(error, StorageError) or error.errno not in _REFUSALS or not own:
             raise
         raise StorageError(
-            f"{path} can't be written in {folder}: {error.strerror}. Make room there, or let this user write there, "
-            "and run the same command again: what is done stays"
+            f"{path} can't be written in {folder}: {error.strerror}. Free some space or give this user permission, "
+            "and run the same command again: it resumes"
         ) from error
 
 
 @contextlib.contextmanager
 def _locked_file(own: Path) -> Iterator[tuple[Path, int]]:
-    """Yields a new, locked file in `own` and its mode; makes `own` and the folders above it.
+    """Yields a new, locked file in `own`, and its mode; makes `own` and the folders above it.
 
-    Another writer of the same file may clear the folder, or the file before it is locked. Then another one is made, always by a
-    new name: whoever is about to clear the old one goes by its name.
+    Another writer of the same file may remove the folder, or the file before it is locked. Then this makes another file, always
+    with a new name, because the other writer removes by name.
     """
     own.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -92,7 +92,7 @@ def _locked_file(own: Path) -> Iterator[tuple[Path, int]]:
             own.mkdir()
         file = own / f"{uuid.uuid4().hex}{PARTIAL}"
         with contextlib.ExitStack() as stack:
-            # After the lock is gone, since network disks keep a file that is open.
+            # After the unlock, because network disks keep an open file.
             stack.callback(_discard, file)
             try:
                 file.touch()
@@ -105,14 +105,14 @@ def _locked_file(own: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _discard(file: Path) -> None:
-    """Remove a staged file and its folder. What can't be removed, the next writer of the same file removes."""
+    """Removes a staged file and its folder. The next writer of the same file removes what can't be removed now."""
     with contextlib.suppress(OSError):
         file.unlink(missing_ok=True)
         file.parent.rmdir()
 
 
 def _remove_abandoned(own: Path) -> None:
-    """Remove the files in a folder of staged ones that nobody holds any more: those of killed writers."""
+    """Removes the staged files of killed writers: those in the folder that no process locks."""
     with contextlib.suppress(FileNotFoundError):
         for file in list(own.iterdir()):
             remove_unheld(file)

@@ -1,9 +1,9 @@
-"""Paths and URLs: open, list, and publish a file so that it is either whole under its name or not there at all.
+"""Paths and URLs: open, list and publish files, so that a file is either whole under its name or absent.
 
-Every path may be a local path or a URL that fsspec opens. On a local disk publishing is a rename; on an object store it is a
-single PUT of a file staged on local disk, or a multipart upload, which appears when it is complete. The price of staging is
-local disk space for one file. Links are what they point to. Nothing is remembered about a store between two calls, since
-other machines write to it meanwhile; the price is a request a call.
+Every path is a local path or a URL that fsspec opens. Publishing is a rename on a local disk. On an object store it uploads a
+file staged on local disk, by a single PUT or a multipart upload that appears when it is complete, which needs local space for
+one file. Follows links. Caches nothing about a store between calls, because other machines write to it; the price is a request
+a call.
 """
 
 import contextlib
@@ -20,40 +20,40 @@ from pipeline.common.listings import ListedFile, folders_on_disk, is_time_tag, l
 from pipeline.common.staging import PARTIAL, staged_for_upload, staged_on_disk
 from pipeline.common.temp_dirs import locked_folder
 
-# Read ahead from a store: large enough to keep its latency small beside the transfer, small enough for many open files.
+# Read-ahead in bytes: large enough to hide a store's latency, small enough for many open files.
 _BLOCK = 8 << 20
 _LONGEST_MESSAGE = 500
-# These lie in another file, whose URL follows `::`.
+# Protocols of files within another file, whose URL follows `::`.
 _CHAINED = ("zip", "tar", "libarchive", "reference")
-# Whose exceptions come out of fsspec as they are.
+# Libraries whose exceptions fsspec passes on unchanged.
 _STORE_LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs")
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` lies on a mounted file system (not on an object store or in memory)."""
+    """Whether `path` is on a mounted file system, not on an object store or in memory."""
     return "://" not in path or path.startswith("file://")
 
 
 def local_path(path: str) -> Path:
-    """The local `Path` behind a local path or `file://` URL."""
+    """Returns the `Path` of a local path or `file://` URL."""
     return Path(path.removeprefix("file://"))
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/part`, for paths and URLs alike. A part may begin with a slash, as the names of objects may."""
+    """Returns `base/part/part` for paths and URLs. A part may begin with a slash, as names of objects may."""
     return "/".join([base.rstrip("/"), *(part.rstrip("/") for part in parts)])
 
 
 def basename(path: str) -> str:
-    """The last component of a path or URL."""
+    """Returns the last component of a path or URL."""
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
-    """The file system of a path, which remembers no listings, and the path within it.
+    """Returns the file system of a path, without a cache of listings, and the path within it.
 
-    A path may end in a name that was listed. fsspec would take `::` in it for the border of two URLs and, of a local one, what
-    stands before `://` for a protocol, so it sees the whole of a path only where that begins with a chain of URLs.
+    A path may end in a listed name. fsspec would take `::` in that name for the border of two URLs, and text before `://` in a
+    local name for a protocol, so it gets the whole path only if the path begins with a chain of URLs.
     """
     protocol, separator, rest = path.partition("://")
     try:
@@ -72,7 +72,7 @@ def _filesystem(path: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _explained(path: str) -> Iterator[None]:
-    """Turn what a store raises into `StorageError`; a missing file stays `FileNotFoundError`, a local disk's errors its own."""
+    """Turns errors of a store into `StorageError`; keeps `FileNotFoundError` and errors of a local disk."""
     try:
         yield
     except (FileNotFoundError, StorageError):
@@ -93,47 +93,44 @@ def _store_error(path: str, error: Exception) -> StorageError:
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder exists."""
     fs, inner = _filesystem(path)
     with _explained(path):
         return bool(fs.exists(inner))
 
 
 def size(path: str) -> int:
-    """Bytes of a file."""
+    """Returns the size of a file in bytes."""
     fs, inner = _filesystem(path)
     with _explained(path):
         return int(fs.size(inner))
 
 
 def list_files(folder: str) -> list[str]:
-    """The names (not paths) of the files directly in `folder`, sorted; empty where the folder isn't there.
-
-    Files being staged are left out.
-    """
+    """Returns the names (not paths) of the files directly in `folder`, sorted, without staged ones; empty if it is missing."""
     return list(listing(folder))
 
 
 def file_sizes(folder: str, nested: bool = False) -> dict[str, int]:
-    """Name -> bytes of the files in `folder`; see `listing`."""
+    """Returns name -> bytes of the files in `folder`; see `listing`."""
     return {name: known.size for name, known in listing(folder, nested).items()}
 
 
 def content_tags(folder: str) -> dict[str, str]:
-    """Name -> what a store says of the content of the files in `folder` and below it: equal content, equal tag.
+    """Returns name -> the store's digest of each file in `folder` and below: equal digests mean equal content.
 
-    The reverse does not hold: S3's entity tag depends on how a file was uploaded too. A local disk says nothing.
+    Equal content may have different digests: S3's entity tag also depends on the upload. A local disk has no digests.
     """
     known = listing(folder, nested=True)
     return {name: one.tag for name, one in known.items() if one.tag is not None and not is_time_tag(one.tag)}
 
 
 def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
-    """Name -> what is known of the files directly in `folder`, in the order of names; empty where the folder isn't there.
+    """Returns name -> facts of the files directly in `folder`, sorted by name; empty if the folder is missing.
 
     Args:
         folder: A local path or URL.
-        nested: Files in folders below it too, named by their path relative to `folder`.
+        nested: Includes files in folders below, named by their path relative to `folder`.
     """
     if is_local(folder):
         found = listed_on_disk(str(local_path(folder).expanduser()), nested)
@@ -145,7 +142,7 @@ def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
 
 
 def list_folders(folder: str) -> list[str]:
-    """The names (not paths) of the folders directly in `folder`, sorted; empty where the folder isn't there."""
+    """Returns the names (not paths) of the folders directly in `folder`, sorted; empty if the folder is missing."""
     if is_local(folder):
         names = folders_on_disk(str(local_path(folder).expanduser()))
     else:
@@ -159,7 +156,7 @@ def list_folders(folder: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[IO[bytes]]:
-    """Open a file for reading, seekable, in binary."""
+    """Opens a file for reading in binary; it is seekable."""
     fs, inner = _filesystem(path)
     with _explained(path):
         file = fs.open(inner, "rb", block_size=_BLOCK, cache_type="readahead")
@@ -167,21 +164,21 @@ def open_read(path: str) -> Iterator[IO[bytes]]:
         try:
             yield file
         except Exception as error:
-            # A store may fail in the middle of a file; errors of whoever reads are their own.
+            # Translate a store's failure in the middle of a file, but not the block's own errors.
             if not _of_store(error):
                 raise
             raise _store_error(path, error) from error
 
 
 def read_bytes(path: str) -> bytes:
-    """The whole of a (small) file."""
+    """Returns all bytes of a (small) file."""
     fs, inner = _filesystem(path)
     with _explained(path):
         return bytes(fs.cat_file(inner))
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
-    """The bytes `start` to `end` of a file that has so many, without those around them."""
+    """Returns the bytes `start` to `end` of a file that has at least `end` bytes, without reading others."""
     fs, inner = _filesystem(path)
     with _explained(path):
         return bytes(fs.cat_file(inner, start=start, end=end)) if end > start else b""
@@ -189,9 +186,9 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
 @contextlib.contextmanager
 def staged(path: str) -> Iterator[Path]:
-    """Yield a local file name to write to; when the block ends well, publish that file as `path`.
+    """Yields a local file name to write to; if the block succeeds, publishes that file as `path`.
 
-    If the block raises, or the process dies, nothing appears under `path`. See `pipeline.common.staging`.
+    If the block raises an error or the process dies, nothing appears at `path`. See `pipeline.common.staging`.
 
     Raises:
         StorageError: The disk is full, or `path` can't be written.
@@ -208,13 +205,13 @@ def staged(path: str) -> Iterator[Path]:
 
 
 def write_bytes(path: str, data: bytes) -> None:
-    """Publish `data` as the file `path`, whole or not at all."""
+    """Publishes `data` as the file `path`, whole or not at all."""
     with staged(path) as staging:
         staging.write_bytes(data)
 
 
 def remove(path: str) -> None:
-    """Remove a file; no error where it isn't there."""
+    """Removes a file; no error if it does not exist."""
     fs, inner = _filesystem(path)
     with _explained(path), contextlib.suppress(FileNotFoundError):
         if fs.exists(inner):
@@ -223,10 +220,10 @@ def remove(path: str) -> None:
 
 @contextlib.contextmanager
 def local_file(path: str) -> Iterator[Path]:
-    """A file as a local one while this context lasts: itself where it is local, else a copy.
+    """Yields a local file with the content of `path`, for the time of the block: the file itself, or a copy of a remote one.
 
     Raises:
-        FileNotFoundError: It isn't there.
+        FileNotFoundError: The file does not exist.
     """
     if is_local(path):
         yield local_path(path)
@@ -236,7 +233,7 @@ def local_file(path: str) -> Iterator[Path]:
 
 
 def local_copy(path: str, folder: Path) -> Path:
-    """A local file with the content of `path`: itself where local, else a whole copy kept in `folder`."""
+    """Returns a local file with the content of `path`: the file itself, or a copy of a remote one, kept in `folder`."""
     if is_local(path):
         return local_path(path)
     target = folder / basename(path)

@@ -1,7 +1,7 @@
-"""Temporary folders that tell whether their process still lives, so that what killed processes leave can be cleared.
+"""Temporary folders that show whether their process still lives, so that those of killed processes can be removed.
 
-A folder is locked as long as the process that made it holds it; the lock goes with the process, however that ends. The name of
-the host is part of a folder's, since hosts that share a `TMPDIR` don't always see each other's locks.
+A process locks its folder while it lives. The folder's name includes the host, since hosts that share a `TMPDIR` may not see
+each other's locks.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from pipeline.common.locks import locked
 
 @contextlib.contextmanager
 def locked_folder(prefix: str) -> Iterator[Path]:
-    """A new folder in `TMPDIR`, gone after the block; this host's of the same prefix that nobody holds are cleared first.
+    """Yields a new folder in `TMPDIR`, removed after the block; first removes this host's abandoned ones with the same prefix.
 
-    Where a file system knows no locks, nothing is ever cleared.
+    Without file locks it never removes other folders.
     """
     parent, prefix = Path(tempfile.gettempdir()), f"{prefix}{socket.gethostname()}-"
     _clear_abandoned(parent, prefix)
@@ -29,13 +29,13 @@ def locked_folder(prefix: str) -> Iterator[Path]:
                 stack.enter_context(locked(folder, required=False))
             except FileNotFoundError:
                 continue
-            # Another process may have cleared it before it was locked.
+            # Another process may have removed it before it was locked.
             if not folder.exists():
                 continue
             try:
                 yield folder
             finally:
-                # Another process may be writing there still; what it leaves a later one clears.
+                # Child processes may still write here; a later process removes the rest.
                 shutil.rmtree(folder, ignore_errors=True)
             return
 
@@ -46,7 +46,7 @@ def _clear_abandoned(parent: Path, prefix: str) -> None:
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove a file or folder unless somebody holds a lock on it, or it can't be removed."""
+    """Removes a file or folder, unless another process has locked it or it can't be removed."""
     with contextlib.suppress(OSError), locked(path, wait=False):
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Versions of what runs: this project and the libraries that its results depend on."""
+"""Versions of this project and of the libraries that its results depend on."""
 
 import importlib.metadata
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ PROJECT = "ivideogpt-pipeline"
 
 
 def installed_version(name: str = PROJECT) -> str:
-    """The version of an installed distribution; words for one that isn't, as this project itself when run from a checkout."""
+    """Returns the version of a distribution, or says that it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -15,5 +15,5 @@ def installed_version(name: str = PROJECT) -> str:
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """Distribution -> `installed_version`."""
+    """Returns distribution -> `installed_version`."""
     return {name: installed_version(name) for name in names}

@@ -1,1 +1,1 @@
-"""Processes of one machine: children that end with their parents, interrupts, processors that may be used."""
+"""Child processes, signals, and the number of usable processors."""

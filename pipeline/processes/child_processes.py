@@ -1,8 +1,8 @@
-"""Processes that a command starts end with it: however it ends, whichever of them was meant, and whatever they are doing.
+"""Processes that a command starts end with it, however it ends and whatever they are doing.
 
-The kernel sees to it: a process that is killed can't, and one that is in the midst of a decoder's C code looks at nothing. A
-`Child` needs to know nothing of this. Processes that `multiprocessing`, Beam or a launcher starts call `follow_parent` or
-`end_with_parent` themselves. A process that called `adopt_orphans` finds the rest by `kill_descendants`.
+The kernel ends them, because a killed command can't, and a process inside a decoder's C code can't check. A `Child` needs no
+cooperation. Processes of `multiprocessing`, Beam or a launcher call `follow_parent` or `end_with_parent` themselves. A process
+that called `adopt_orphans` ends the rest with `kill_descendants`.
 """
 
 import contextlib
@@ -21,24 +21,24 @@ from typing import Any, Literal
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-# Set by torchrun and accelerate, and by deepspeed, for processes of which they are the parents.
+# Set by torchrun and accelerate, and by deepspeed, for their child processes.
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-_END_SECONDS, _LOOK_SECONDS = 5.0, 0.02
+_KILL_SECONDS, _POLL_SECONDS = 5.0, 0.02
 
 
 class Child(subprocess.Popen[Any]):
-    """A command in a process that is killed as soon as this process ends, or lets go of this object.
+    """A command in a process that is killed when this process ends or drops this object.
 
-    It holds one end of a pipe, whose other end is here; the kernel signals the process when that one closes (`F_SETSIG` in
-    fcntl(2)). Unlike `PR_SET_PDEATHSIG` this asks nothing of the command, and the thread that started it may end.
+    The child holds one end of a pipe and this process the other; when this end closes, the kernel signals the child (`F_SETSIG`
+    in fcntl(2)). Unlike `PR_SET_PDEATHSIG`, this needs nothing of the command, and the thread that started it may end.
     """
 
     def __init__(self, command: Sequence[str], **options: Any) -> None:
-        """Start it.
+        """Starts the command.
 
         Args:
             command: Program and arguments.
-            options: Of `subprocess.Popen`, but for `pass_fds`.
+            options: Options of `subprocess.Popen`, except `pass_fds`.
         """
         theirs, ours = os.pipe()
         self._lifeline = os.fdopen(ours, "wb", buffering=0)
@@ -51,34 +51,38 @@ class Child(subprocess.Popen[Any]):
             os.close(theirs)
 
     def __del__(self, *given: Any, **named: Any) -> None:
-        """Let go; Popen keeps the object of a process that still runs."""
+        """Kills the command if it still runs: Popen itself would keep its process."""
         self._lifeline.close()
         super().__del__(*given, **named)
 
 
 def follow_parent(parent: int | None = None) -> None:
-    """Leave the interrupt from the keyboard, which goes to a whole group, to the parent of this process, and end with it.
+    """Ignores keyboard interrupts, which the parent handles for the whole group, and ends with the parent.
 
     Args:
-        parent: Its number, where this process isn't one of `multiprocessing`'s, which knows.
+        parent: Process id of the parent; None in a process of `multiprocessing`, which knows it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Have the kernel kill this process when the one that started it ends. See `follow_parent`."""
+    """Makes the kernel kill this process when its parent ends.
+
+    Args:
+        parent: As in `follow_parent`.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    # It may have ended before.
+    # The parent may have ended already.
     known = multiprocessing.parent_process()
     if (known is not None and not known.is_alive()) or parent not in (None, os.getppid()):
         os._exit(1)
 
 
 def end_with_launcher(environment: Mapping[str, str]) -> None:
-    """End with the launcher that started this process, where one did: torchrun, accelerate launch or deepspeed.
+    """Ends with the launcher that started this process, if one did: torchrun, accelerate launch or deepspeed.
 
-    A process that nothing but a shell or Slurm started may well outlive its parent.
+    A process that only a shell or Slurm started may outlive its parent.
     """
     if any(name in environment for name in _LAUNCHERS):
         end_with_parent()
@@ -86,7 +90,7 @@ def end_with_launcher(environment: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def process_pool(processes: int, method: Literal["spawn", "forkserver"]) -> Iterator[ProcessPoolExecutor]:
-    """Processes that follow this one; where the block ends by an error, they don't finish what they are doing."""
+    """Yields a pool of processes that end with this one; if the block raises an error, kills their running work."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(method), initializer=follow_parent)
     try:
@@ -101,16 +105,16 @@ def process_pool(processes: int, method: Literal["spawn", "forkserver"]) -> Iter
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever loses its own among the processes that this one started, and those that they did."""
+    """Becomes the parent of any process below this one that loses its own parent."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants(root: int) -> set[int]:
-    """The processes that a process started, those that they did, and so on, as far as they run."""
+    """Returns the ids of the running processes that a process started, directly or indirectly."""
     children: dict[int, list[int]] = defaultdict(list)
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # After the name, in which there may be anything.
+            # The fields follow the name, which may hold any character.
             state, parent, *_ = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if state not in "ZX":
                 children[int(parent)].append(int(path.parent.name))
@@ -123,15 +127,15 @@ def descendants(root: int) -> set[int]:
     return found
 
 
-def kill_descendants(but: Collection[int] = ()) -> None:
-    """Kill all descendants of this process, and wait until they are gone.
+def kill_descendants(keep: Collection[int] = ()) -> None:
+    """Kills all descendants of this process and waits until they are gone.
 
     Args:
-        but: Those that stay.
+        keep: Ids of processes to keep.
     """
-    deadline = time.monotonic() + _END_SECONDS
-    while (left := descendants(os.getpid()).difference(but)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (left := descendants(os.getpid()).difference(keep)) and time.monotonic() < deadline:
         for process in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
-"""How many processors this process may use: the smaller of its CPU affinity and its container's CPU quota.
+"""Counts the processors that this process may use: the smaller of its CPU affinity and its container's CPU quota.
 
-A container with a limit of 12 CPUs on a node of 192 still sees 192 in its affinity; only its control groups know the limit. A
-group's quota binds all groups below it, so every level up to the mount is read.
+A container with a limit of 12 CPUs on a node with 192 sees all 192 in its affinity; only its control groups have the limit. A
+group's quota limits all groups below it, so this reads every level up to the mount.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class _Mount(NamedTuple):
-    """A mounted hierarchy of control groups: the group that its mount point shows, the point, and whether it is version 2."""
+    """A mounted control group hierarchy: the group at its mount point, the mount point, and whether it is version 2."""
 
     group: PurePosixPath
     point: PurePosixPath
@@ -20,10 +20,10 @@ class _Mount(NamedTuple):
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """Processors that this process may keep busy, at least 1; a quota of 1.5 counts as 2.
+    """Returns the number of processors that this process may keep busy, at least 1; a quota of 1.5 counts as 2.
 
     Args:
-        root: Where `/proc` and the control groups are looked up.
+        root: Folder that contains `/proc` and the control groups.
     """
     quota = cpu_quota(root)
     affinity = len(os.sched_getaffinity(0))
@@ -31,20 +31,20 @@ def usable_cpus(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Processors that the control groups of this process allow, None without a limit.
+    """Returns the number of processors that the control groups of this process allow; None without a limit.
 
-    Reads `cpu.max` (version 2) and `cpu.cfs_quota_us` (version 1), see the Linux kernel's documentation of `cgroup-v2` and
-    `sched-bwc`.
+    Reads `cpu.max` (version 2) and `cpu.cfs_quota_us` (version 1); see `cgroup-v2` and `sched-bwc` in the Linux kernel's
+    documentation.
 
     Args:
-        root: See `usable_cpus`.
+        root: Folder that contains `/proc` and the control groups.
     """
     quotas = [quota for folder, unified in _groups(root) if (quota := _quota_of(folder, unified)) is not None]
     return min(quotas, default=None)
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, bool]]:
-    """(folder, whether version 2) of the groups that this process is in, and of all groups above them that can be seen."""
+    """Yields (folder, whether version 2) of this process's groups and of all visible groups above them."""
     of_process = {}
     for _, controllers, group in (line.split(":", 2) for line in _lines(root / "proc/self/cgroup") if line.count(":") > 1):
         if not controllers or "cpu" in controllers.split(","):
@@ -53,7 +53,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, bool]]:
         if mount.unified not in of_process:
             continue
         path = of_process[mount.unified]
-        # Without a namespace of its own, a container sees the host's path here and only its own group in the mount.
+        # Without its own namespace, a container sees the host's path here but only its own group in the mount.
         below = path.relative_to(mount.group) if path.is_relative_to(mount.group) and ".." not in path.parts else None
         point = root / mount.point.relative_to("/")
         for level in [below, *below.parents] if below is not None else [PurePosixPath()]:
@@ -79,7 +79,7 @@ def _quota_of(group: Path, unified: bool) -> float | None:
         numbers = [line for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us") for line in _lines(group / name)]
     try:
         quota, period = map(int, numbers)
-    except ValueError:  # `max`, or no such file: no limit.
+    except ValueError:  # `max` or no file: no limit
         return None
     return quota / period if quota > 0 and period > 0 else None
 

@@ -1,6 +1,6 @@
-"""Importing this makes a process end with its parent: the first thing for a fork server of `multiprocessing` to load.
+"""Importing this module makes a process end with its parent; a fork server of `multiprocessing` loads it first.
 
-By itself such a server ends when it next looks, which takes seconds while it imports torch.
+Otherwise such a server only ends at its next check, seconds later while it imports torch.
 """
 
 from pipeline.processes.child_processes import end_with_parent

@@ -1,8 +1,8 @@
-"""How a command ends when it is told to: the first signal unwinds it, a second one or ten seconds end it where it is.
+"""Ends a command on a signal: the first signal unwinds it; a second signal, or ten seconds, ends it at once.
 
-Unwinding removes temporary folders, cancels work on clusters and ends other processes. But the exception comes between any two
-instructions, also in the midst of somebody's queue or lock, and what holds that later waits for ever. So a thread of its own
-hears of the signals too, from Python's C code, whatever the main thread is doing.
+Unwinding removes temporary folders, cancels work on clusters and ends other processes. But the exception may come between any
+two instructions, even inside another library's queue or lock, and a later user of that lock waits forever. So a separate thread
+also hears the signals, from Python's C code, whatever the main thread does.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from pipeline.processes.child_processes import kill_descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 10.0
-# A launcher hands on what the terminal has sent to its processes too: that is one signal.
-_ONE_SECONDS = 0.5
-# Past the thread's own end, which may come while Python itself is shutting down.
-_LAST_SECONDS = 3
+# A launcher forwards a signal that the terminal has also sent to its processes: count both as one.
+_SAME_SIGNAL_SECONDS = 0.5
+# Extra time of the timer that acts if the thread has ended, as it may while Python shuts down.
+_TIMER_MARGIN_SECONDS = 3
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal told the command to end.
+    """A signal ends the command.
 
     Attributes:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -38,13 +38,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Raises `Interrupted` in the main thread at the first of `SIGNALS`, while its context lasts; it is kept there.
+    """Within its context, raises `Interrupted` in the main thread at the first of `SIGNALS`.
 
-    A signal that was ignored (`nohup`, a shell's background) stays so, and one for which somebody else sets a handler meanwhile
-    is theirs. After a signal the process ends within `GRACE_SECONDS`, also when the context is left by then.
+    Ignored signals (`nohup`, a shell's background) stay ignored, and a signal with a new handler of other code is left to it.
+    After a signal the process ends within `GRACE_SECONDS`, even if the context is left by then.
 
     Attributes:
-        number: Of the signal that has come, or None.
+        number: Number of the received signal, or None.
     """
 
     _current: "Interruption | None" = None
@@ -63,25 +63,25 @@ class Interruption:
             os.set_blocking(self._write, False)
             self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
             threading.Thread(target=self._watch, args=(read,), name="signals", daemon=True).start()
-            heard = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-            self._before = {number: signal.signal(number, self._hear) for number in heard}
+            handled = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+            self._before = {number: signal.signal(number, self._on_signal) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._active and self.number is None:
-            self._let_go()
+            self._restore_handlers()
             signal.set_wakeup_fd(self._wakeup_before)
             os.close(self._write)
         elif self._active:
-            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS + _LAST_SECONDS)
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS + _TIMER_MARGIN_SECONDS)
 
-    def _let_go(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._hear:
+            if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, handler)
         Interruption._current = self._outer
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.number is None:
             self.number = number
             if not self._held:
@@ -105,37 +105,37 @@ class Interruption:
             ready, _, _ = select.select([read], [], [], left)
             if not ready and first is not None:
                 _end_now(first[0], f"still not ended after {GRACE_SECONDS:.0f} s")
-            heard = os.read(read, 1)
-            if not heard:
+            received = os.read(read, 1)
+            if not received:
                 os.close(read)
                 return
-            number = heard[0]
-            if signal.getsignal(number) != self._hear:
+            number = received[0]
+            if signal.getsignal(number) != self._on_signal:
                 continue
             if first is None:
                 first = (number, time.monotonic())
-            elif time.monotonic() > first[1] + _ONE_SECONDS:
-                _end_now(number, "told again")
+            elif time.monotonic() > first[1] + _SAME_SIGNAL_SECONDS:
+                _end_now(number, "second signal")
 
 
 def uninterrupted() -> contextlib.AbstractContextManager[None]:
-    """A block that no signal interrupts: it is heeded at the block's end. For the main thread."""
+    """Returns a context that delays a signal's exception to the end of the block. For the main thread."""
     current = Interruption._current
     return contextlib.nullcontext() if current is None else current._holding()
 
 
-def _end_now(number: int, why: str) -> None:
-    os.write(2, f"{why}: ending at once\n".encode())
+def _end_now(number: int, reason: str) -> None:
+    os.write(2, f"{reason}: ending at once\n".encode())
     kill_descendants()
     os._exit(128 + number)
 
 
 def _forget() -> None:
-    """A process that is merely forked writes its signals to no pipe of another one."""
+    """In a forked process, stops writing signals to the parent's pipe."""
     current = Interruption._current
     if current is not None:
         signal.set_wakeup_fd(-1)
-        current._let_go()
+        current._restore_handlers()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -92,14 +92,14 @@ def test_a_folder_that_became_read_only_is_named_and_the_next_run_completes(sour
     output = tmp_path / "out"
     output.mkdir(mode=0o555)
     said = failed(ingest(source, output, prepare=obey_permissions))
-    assert "Permission denied" in said and str(output) in said and "Let this user have it" in said
+    assert "Permission denied" in said and str(output) in said and "Give this user permission" in said
     assert hashes(output) == {}
     output.chmod(0o755)
     assert ingest(source, output, "--splits", "val", prepare=obey_permissions).returncode == 0
     # Permission is lost when part of the work is done.
     (output / NAME).chmod(0o555)
     said = failed(ingest(source, output, prepare=obey_permissions))
-    assert "Permission denied" in said and str(output / NAME) in said and "let this user write there" in said
+    assert "Permission denied" in said and str(output / NAME) in said and "give this user permission" in said
     (output / NAME).chmod(0o755)
     assert ingest(source, output, prepare=obey_permissions).returncode == 0
     assert hashes(output) == whole

@@ -98,7 +98,7 @@ def test_a_disk_that_is_full_is_told_in_a_line_and_with_more_room_the_run_goes_o
     status, _, said = _train(tokens, output, tmp_path / "said")
     assert status == 1 and "Traceback" not in said, said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert str(output) in line and "No space left on device" in line and "Make room there" in line
+    assert str(output) in line and "No space left on device" in line and "Free some space" in line
     disk("size=64m")
     status, out, said = _train(tokens, output, tmp_path / "said")
     assert status == 0, said

@@ -52,7 +52,7 @@ def run_stage(name: str, command: Sequence[str], log: Path, environment: Mapping
             process = Child(command, stdin=subprocess.DEVNULL, stdout=output, env=dict(environment), process_group=0)
             status = _ending(process)
     finally:
-        kill_descendants(but=others)
+        kill_descendants(keep=others)
     seconds = time.perf_counter() - started
     if status:
         raise ProjectError(f"the stage `{name}` ended with status {status}; its messages are above, its output is in {log}")

@@ -307,4 +307,4 @@ def test_the_progress_line_logs_unreadable_manifests_and_continues(tmp_path, cap
     stop.set()
     job._watch(jobs, line, stop)
     assert line.update.call_count == 2
-    assert "train-000000.json is not a shard record" in caplog.text
+    assert "train-000000.json is not a shard manifest" in caplog.text

@@ -119,7 +119,7 @@ def spoil_end(path):
         (lambda path: path.write_bytes(path.read_bytes()[:-512]), "bytes, but its manifest says"),
         (lambda path: path.unlink(), "is missing"),
         (lambda path: path.with_suffix(".json").unlink(), "has no manifest"),
-        (lambda path: path.with_suffix(".json").write_text("{}"), "is not a shard record"),
+        (lambda path: path.with_suffix(".json").write_text("{}"), "is not a shard manifest"),
     ],
 )
 def test_exactly_the_faulty_shard_is_named_with_what_to_do(folder, spoil, message):

@@ -125,7 +125,7 @@ def test_whoever_adopts_orphans_ends_them_too_and_spares_what_was_there_before()
         Child({orphaning!r}).wait()
         (orphan,) = descendants(os.getpid()) - others
         say(orphan)
-        kill_descendants(but=others)
+        kill_descendants(keep=others)
         say(before.pid, int(before.poll() is None), len(descendants(os.getpid())))
         kill_descendants()
         say(len(descendants(os.getpid())))

@@ -58,7 +58,7 @@ def test_a_second_signal_ends_a_command_that_is_unwinding():
                     time.sleep(1)
     """)
     assert done.returncode == 130
-    assert done.stderr == "told again: ending at once\n"
+    assert done.stderr == "second signal: ending at once\n"
 
 
 def test_a_signal_that_a_launcher_hands_on_as_well_is_the_same_one():

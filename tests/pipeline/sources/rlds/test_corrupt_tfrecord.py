@@ -263,7 +263,7 @@ def test_behind_a_stretch_of_unknown_records_no_public_test_episode_can_slip_thr
     [
         ("dataset_info.json", b'{"splits": [{"name": "train", "shardLengths": ["99999999999"]}]}', f"limit is {MAX_RECORDS}"),
         ("dataset_info.json", b'{"splits": [{"name": "train", "shardLengths": ["-1"]}]}', f"limit is {MAX_RECORDS}"),
-        ("dataset_info.json", b'{"splits": [{"name": "train", "numBytes": 1e999}]}', "no finite number"),
+        ("dataset_info.json", b'{"splits": [{"name": "train", "numBytes": 1e999}]}', "not a finite number"),
         ("dataset_info.json", b"\xff\xfe{}", "damaged"),
         ("dataset_info.json", b"[" * 100_000, "nests too deeply"),
         ("features.json", b"[" * 100_000, "nests too deeply"),
