@@ -1,7 +1,6 @@
-"""`ivideogpt-evaluate`: how good a world model's predictions are, on whole data sets, alone or over several processes.
+"""Implements `ivideogpt-evaluate`: scores a world model's predictions on whole data sets, on one or several processes.
 
-Clip i is scored by process i mod N and its scores gathered by number, and noise follows from the episode, so the number of
-processes changes nothing but the time.
+Process i mod N scores clip i, and the noise depends only on the episode, so scores do not depend on the number of processes.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from training.evaluation.coverage import counts_in_words, describe_coverage, in_
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
 from training.evaluation.kept_scores import KeptScores
 from training.evaluation.metrics import MetricSet, idle_weights_hint
-from training.evaluation.plan import Evaluation, describe_plan, plan, require_possible
+from training.evaluation.plan import EvaluateOptions, Evaluation, describe_plan, plan, require_valid
 from training.evaluation.scores import ClipScores, summarise
 from training.evaluation.scoring import empty_scores, score_all
 from training.inference.session import WorldModel
@@ -48,47 +47,47 @@ def _results(scores: ClipScores, sets: Sequence[TestSet], metrics: MetricSet, co
     return results
 
 
-def _tell(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int | None) -> None:
-    """Say on stderr what is evaluated and what isn't, before any work; `asked` is what `--episodes` was given."""
+def _log_coverage(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int | None) -> None:
+    """Logs what is evaluated and what is left out; `asked` is the value of `--episodes`."""
     unsure = data.trained_on > 0 or trained.held_out is None
     log.log(logging.WARNING if unsure else logging.INFO, "%s", in_words(data, trained, wanted))
     for test_set in data.sets:
         log.info("%s: %s", test_set.dataset, counts_in_words(test_set))
-        for told, doubtful in test_set.time_steps.items():
-            log.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", test_set.dataset, told)
+        for reason, doubtful in test_set.time_steps.items():
+            log.log(logging.WARNING if doubtful else logging.INFO, "%s: %s", test_set.dataset, reason)
         if asked is not None and len(test_set.clips) < asked:
-            log.warning("--episodes %d: %s has %d", asked, test_set.dataset, len(test_set.clips))
+            log.warning("--episodes %d: %s has only %d", asked, test_set.dataset, len(test_set.clips))
     for dataset, reason in data.left_out.items():
         log.warning("%s is left out: %s", dataset, reason)
 
 
-def _publish(options: Any, card: dict[str, Any], kept: KeptScores) -> StorageError | None:
-    """Write the report and print the results; what is wrong where the report can't be written, with the results printed."""
+def _publish(options: EvaluateOptions, card: dict[str, Any], kept: KeptScores) -> StorageError | None:
+    """Writes the report and prints the results; returns the error if the report cannot be written."""
     output, failure = options.output, None
     try:
         write_card(output, card)
     except (OSError, ProjectError) as error:
         failure = StorageError(
-            f"the report can't be written to {output}: {error}. The results stand on stdout, and all scores by clip in "
-            f"{kept.folder}: the same command sums them up again"
+            f"the report cannot be written to {output}: {error}. The results are on stdout, and the scores of all clips are in "
+            f"{kept.folder}: run the same command again to write the report"
         )
         failure.__cause__ = error
     line = {"output": output, "evaluated": card["evaluated"]["in_words"], "results": card["results"]}
     if bad := describe_not_finite(card["results"]):
-        log.warning("not all results are finite: %s", bad)
+        log.warning("some results are not finite: %s", bad)
     show(line, options, look_at=None if failure else storage.join(output, CARD_MARKDOWN))
     return failure
 
 
-def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
-    """The command's body; see `training.predict.run`."""
-    require_possible(options)
+def run(parser: CommandParser, recipe: Recipe, options: EvaluateOptions) -> int:
+    """Runs the command; returns its exit status. Arguments are those of `training.predict.run`."""
+    require_valid(options)
     folder = locate_model(options.model_dir)
     given = parser.given("clips")
     rank_info = find_rank_info(os.environ)
     first = rank_info.rank == 0
     if first and not options.held_out:
-        log.warning("--held_out false: episodes that the model was trained on are scored too")
+        log.warning("--held_out false: training episodes are scored too")
     clips, trained = clips_as_trained(folder, recipe.clips, given, tells=first), read_trained_on(folder)
     with Processes(rank_info) as processes:
         model = WorldModel.from_pretrained(folder, str(processes.device))
@@ -100,7 +99,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
         data = open_test_data(options.shards, wanted, trained)
         require_enough(data.sets, metrics.with_fvd)
         if first:
-            _tell(data, trained, wanted, options.episodes)
+            _log_coverage(data, trained, wanted, options.episodes)
             if hint := idle_weights_hint(options.metrics):
                 log.info("%s", hint)
         weights = weights_hashes(folder)
@@ -128,7 +127,7 @@ def run(parser: CommandParser, recipe: Recipe, options: Any) -> int:
 
 
 def _command(weights: Mapping[str, str], evaluation: Evaluation, metrics: MetricSet) -> dict[str, Any]:
-    """Everything that decides the scores of a clip beside the clip."""
+    """Returns everything except the clip that decides the scores of a clip."""
     clips = evaluation.wanted.clips
     return {
         "weights": weights,

@@ -1,4 +1,4 @@
-"""An evaluation that was killed goes on where it was, alone or over several processes, and finds the same numbers."""
+"""A killed evaluation resumes on one or several processes and gives the same scores."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from training import evaluate
 from training.evaluation import kept_scores, scoring
 
 CLIPS = 24
-# Parts at once, and clips slow enough for a kill to come between them.
+# Scores are written at once, and clips are slow enough for a kill between them.
 _SLOWLY = """
 import sys, time
 from training import evaluate
@@ -42,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _killed(command: list[str], output: Path, number: signal.Signals, parts: int) -> tuple[int, str]:
-    """Start an evaluation and end it once so many parts are there."""
+    """Starts an evaluation and kills it after it has written a number of files."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", _SLOWLY, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
@@ -57,7 +57,7 @@ def _killed(command: list[str], output: Path, number: signal.Signals, parts: int
 
 
 def _evaluate_counting(command: list[str]) -> int:
-    """Evaluate; returns how many clips were scored."""
+    """Evaluates; returns the number of clips scored."""
     scored = []
     score = scoring.score_clip
     scoring.score_clip = lambda *given: (scored.append(given[1].key), score(*given))[1]
@@ -68,7 +68,7 @@ def _evaluate_counting(command: list[str]) -> int:
     return len(scored)
 
 
-def test_a_killed_evaluation_goes_on_with_any_number_of_processes_and_finds_the_same(world: Path, tmp_path: Path):
+def test_a_killed_evaluation_resumes_on_any_number_of_processes_with_the_same_scores(world: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     asked = ["--samples", "2", "--temperature", "0.7"]
     assert _evaluate_counting(arguments(world / "model", world / "episodes", whole, *asked)) == CLIPS
@@ -81,7 +81,7 @@ def test_a_killed_evaluation_goes_on_with_any_number_of_processes_and_finds_the_
     assert sorted(path.name for path in killed.iterdir()) == ["evaluation.json", "evaluation.md"]
 
 
-def test_an_interrupt_says_that_the_same_command_goes_on_and_it_does(world: Path, tmp_path: Path):
+def test_an_interrupt_says_that_the_same_command_resumes(world: Path, tmp_path: Path):
     command = arguments(world / "model", world / "episodes", tmp_path)
     status, err = _killed(command, tmp_path, signal.SIGINT, parts=2)
     assert status == 130
@@ -91,9 +91,7 @@ def test_an_interrupt_says_that_the_same_command_goes_on_and_it_does(world: Path
     assert kept_scores.SECONDS_BETWEEN > 0
 
 
-def test_another_command_in_the_output_of_an_unfinished_one_is_refused_by_all_processes_and_costs_no_score(
-    world: Path, tmp_path: Path
-):
+def test_another_command_in_the_same_output_is_refused_on_all_processes_and_keeps_the_scores(world: Path, tmp_path: Path):
     command = arguments(world / "model", world / "episodes", tmp_path)
     _killed(command, tmp_path, signal.SIGKILL, parts=2)
     kept = {path.name: path.read_bytes() for path in (tmp_path / "scores").iterdir() if path.is_file()}

@@ -1,4 +1,4 @@
-"""`ivideogpt-evaluate`, alone and over two processes, on small data sets and a small model."""
+"""Runs `ivideogpt-evaluate` on one and two processes with small data sets and a small model."""
 
 import json
 import os
@@ -49,9 +49,7 @@ def _evaluate_on_two(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def test_two_processes_measure_what_one_does_and_the_card_says_how(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_two_processes_give_the_scores_of_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     asked = ["--samples", "2", "--samples_at_once", "1", "--metrics", "[mse,psnr,ssim,lpips]"]
     asked += ["--vgg_weights", str(world / "vgg.safetensors")]
     assert evaluate.main(_arguments(world, tmp_path / "one", *asked)) == 0
@@ -78,7 +76,7 @@ def test_two_processes_measure_what_one_does_and_the_card_says_how(
     assert "VGG16" in markdown
 
 
-def test_lpips_and_fvd_find_the_weights_that_were_fetched_and_the_card_names_them(world: Path, tmp_path: Path):
+def test_lpips_and_fvd_use_the_fetched_weights_and_the_card_names_them(world: Path, tmp_path: Path):
     if not all(published.cached() for published in ALL):
         pytest.skip("no weights in the cache: run ivideogpt-fetch-weights")
     data_set(tmp_path / "episodes", "long", {"test": [9, 9]})
@@ -101,10 +99,10 @@ def test_lpips_and_fvd_find_the_weights_that_were_fetched_and_the_card_names_the
         (["--metrics", "[psnr,lpips]"], "--metrics lpips needs the weights of VGG16"),
         (["--metrics", "[fvd]"], "fvd needs clips of at least 9 frames, not 5"),
         (["--protocol", "bair"], "leave out --steps, --start, --clips.length"),
-        (["--split", "val"], "--split val: no data set has that split; there are test"),
+        (["--split", "val"], "--split val: no data set has that split; use one of: test"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(
+def test_a_metric_that_cannot_be_computed_is_a_one_line_error(
     world: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

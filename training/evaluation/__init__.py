@@ -1,1 +1,1 @@
-"""Evaluating a model under the published protocols: episodes in, scores and an evaluation card out."""
+"""Evaluates a model on data sets, with or without a published protocol, and writes an evaluation card."""

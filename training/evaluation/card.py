@@ -1,4 +1,4 @@
-"""The evaluation card: one JSON and one Markdown file that say what was measured, on what, with which weights, and how."""
+"""Writes the evaluation card: a JSON and a Markdown file with results, data, weights, protocol and versions."""
 
 import json
 import platform
@@ -22,42 +22,42 @@ _SCORES = ("best", "mean", "best_with_context")
 
 
 def weights_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every weights file of a model folder, by its name within."""
+    """Returns the SHA-256 of each weights file of a model folder, by its relative path."""
     return {str(file.relative_to(folder)): sha256_of(file) for file in sorted(folder.glob("*/*.safetensors"))}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that the numbers depend on."""
+    """Returns the versions of Python and of the libraries that affect the scores."""
     return {"python": platform.python_version()} | installed_versions(_LIBRARIES)
 
 
 def write_card(output: str, card: dict[str, Any]) -> None:
-    """Publish both files in a folder (or URL)."""
+    """Publishes both files in a folder or URL."""
     storage.write_bytes(storage.join(output, CARD_JSON), measured_json(card, indent=1).encode() + b"\n")
     storage.write_bytes(storage.join(output, CARD_MARKDOWN), as_markdown(card).encode())
 
 
 def as_markdown(card: dict[str, Any]) -> str:
-    """The card for people."""
+    """Returns the card as Markdown."""
     protocol = card["protocol"]
-    seen = ", on episodes that it was TRAINED ON" if card["evaluated"]["trained_on"] else ""
-    lines = [f"# Evaluation of {card['model']['name']}{seen}", "", f"{card['evaluated']['in_words']}.", ""]
+    trained_on = ", on episodes that it was TRAINED ON" if card["evaluated"]["trained_on"] else ""
+    lines = [f"# Evaluation of {card['model']['name']}{trained_on}", "", f"{card['evaluated']['in_words']}.", ""]
     lines += [
         f"{protocol['future']} frames predicted from {protocol['context']} at {protocol['resolution']} x "
-        f"{protocol['resolution']} pixels, {protocol['samples']} sample(s) a clip"
+        f"{protocol['resolution']} pixels, {protocol['samples']} sample(s) per clip"
         f"{', with actions' if protocol['with_actions'] else ''}. Protocol: {protocol['name'] or 'none published'}.",
         "",
     ]
-    lines += [f"- departs from the protocol: {text}" for text in protocol["departures"]]
+    lines += [f"- differs from the protocol: {text}" for text in protocol["departures"]]
     lines += [f"- {name} is left out: {reason}" for name, reason in card["evaluated"]["left_out_data_sets"].items()]
     for dataset, rows in card["results"].items():
         lines += ["", f"## {dataset}", "", *_table(rows, protocol["samples"]), "", *_per_frame(rows)]
     if protocol["published"]:
-        lines += ["", "## Reported in the literature under this protocol (SSIM and LPIPS times 100)", ""]
+        lines += ["", "## Published results with this protocol (SSIM and LPIPS times 100)", ""]
         lines += [
             f"- {name}: " + ", ".join(f"{m} {v:g}" for m, v in row.items()) for name, row in protocol["published"].items()
         ]
-    lines += ["", "## How it was measured", ""]
+    lines += ["", "## Metrics and sampling", ""]
     lines += [f"- {name}: {text}" for name, text in card["metrics"].items()]
     lines += [f"- {name}: {value}" for name, value in card["sampling"].items()]
     lines += [f"- frames: {protocol['frames']}", "", "## Data", ""]
@@ -69,8 +69,8 @@ def as_markdown(card: dict[str, Any]) -> str:
 
 
 def _coverage(dataset: str, facts: dict[str, Any]) -> list[str]:
-    """A table of how many of a data set's episodes were evaluated, and a line on those that weren't."""
-    lines = [f"{dataset}:", "", "| split | episodes | evaluated | of these trained on |", "|---|--:|--:|--:|"]
+    """Returns a table of a data set's evaluated episodes, and a line about the others."""
+    lines = [f"{dataset}:", "", "| split | episodes | evaluated | of these, trained on |", "|---|--:|--:|--:|"]
     for split, count in facts["splits"].items():
         lines.append(f"| {split} | {count['episodes']} | {count['evaluated']} | {count['trained_on']} |")
     left = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in facts["left_out"].items() if number)
@@ -78,9 +78,9 @@ def _coverage(dataset: str, facts: dict[str, Any]) -> list[str]:
 
 
 def _table(rows: dict[str, Any], samples: int) -> list[str]:
-    """A line a score, a column a row of the evaluation: there are many scores, and pages are narrow."""
+    """Returns a table with one line per score and one column per row of the evaluation, since pages are narrow."""
     metrics = list(rows["prediction"])
-    titles = {"best": f"best of {samples}", "mean": "mean of samples", "best_with_context": "best, context frames counted"}
+    titles = {"best": f"best of {samples}", "mean": "mean of samples", "best_with_context": "best, context frames included"}
     scores = [(name, score) for name in metrics for score in ((*_SCORES,) if name != "fvd" else ("all",))]
     lines = [f"| | {' | '.join(_TITLES[row] for row in ROWS)} |", "|---" + "|--:" * len(ROWS) + "|"]
     for name, score in scores:

@@ -1,4 +1,4 @@
-"""What an evaluation covers, in words and as facts: how much of it the model was trained on, and what is left out and why."""
+"""Describes what an evaluation covers: which episodes, whether the model was trained on them, and what is left out and why."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from training.model.files.trained_on import TrainedOn
 
 
 def in_words(data: TestData, trained: TrainedOn, wanted: Wanted) -> str:
-    """What was evaluated, in one sentence that leads every report."""
+    """Returns one sentence that says what is evaluated; every report starts with it."""
     clips = f"{len(data.clips)} clip{'s' if len(data.clips) != 1 else ''}"
     if trained.held_out is None:
         if not wanted.held_out:
-            return f"{clips}; the model doesn't say what it was trained on, and these episodes may be part of it"
+            return f"{clips}; the model does not record what it was trained on; these episodes may be part of it"
         return (
-            f"{clips}; the model doesn't say what it was trained on: splits other than {TRAINING_SPLIT}, and the "
-            f"{100 * wanted.clips.held_out:g} % of {TRAINING_SPLIT} that clips.held_out picks, are taken for new to it"
+            f"{clips}; the model does not record what it was trained on; assumed new to it: splits other than "
+            f"{TRAINING_SPLIT}, and the {100 * wanted.clips.held_out:g} % of {TRAINING_SPLIT} that clips.held_out selects"
         )
     if data.trained_on:
-        return f"TRAINED ON: {data.trained_on} of {clips} are of episodes that the model was trained on"
-    return f"{clips} of episodes that the model was never trained on"
+        return f"TRAINED ON: {data.trained_on} of {clips} are from episodes that the model was trained on"
+    return f"{clips} from episodes that the model was not trained on"
 
 
 def counts_in_words(test_set: TestSet) -> str:
-    """How many episodes of a data set are evaluated, of which splits, and why not the others."""
+    """Returns how many episodes of a data set are evaluated, by split, and why the others are left out."""
     reasons = {"not_held_out": "not held out from training", "too_short": "too short", "beyond_episodes": "beyond --episodes"}
     episodes = sum(count.episodes for count in test_set.splits.values())
     parts = ", ".join(f"{name} {count.evaluated}" for name, count in sorted(test_set.splits.items()))
@@ -32,7 +32,7 @@ def counts_in_words(test_set: TestSet) -> str:
 
 
 def describe_coverage(data: TestData, trained: TrainedOn, wanted: Wanted) -> dict[str, Any]:
-    """What an evaluation card says of all data sets together."""
+    """Returns the card's entry on all data sets together."""
     return {
         "in_words": in_words(data, trained, wanted),
         "split": wanted.split,

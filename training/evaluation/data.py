@@ -1,7 +1,7 @@
-"""The clips of an evaluation: one a episode, of the data sets' episode shards, read by offset so that a process opens its own.
+"""Selects the clips of an evaluation: one per episode, read by offset from the data sets' episode shards.
 
-What the model was trained on is left out unless it is asked for, and so are episodes too short for a clip: one that ended in
-repeated frames would flatter every row. Whatever is left out is counted, with the reason.
+It leaves out episodes that the model was trained on, unless requested, and episodes too short for a clip: repeating their last
+frame would improve every score. It counts what is left out, with the reason.
 """
 
 import hashlib
@@ -25,24 +25,23 @@ from training.model.files.trained_on import TrainedOn
 from training.prediction.clip_fit import frames_needed, what_fits
 from training.prediction.time_step import fit_time_step
 
-# Data sets named in one message.
-_NAMED = 5
+_NAMED_SETS = 5  # maximum number of data sets named in one message
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which episodes are evaluated, and how clips are cut of them.
+    """Which episodes to evaluate, and how to cut their clips.
 
     Attributes:
-        split: The split that they are of; None takes all splits.
-        held_out: Only episodes that the model was never trained on.
-        limit: Episodes of a data set at most; None takes all.
-        clips: With length filled in.
-        start: First frame of every clip.
-        context: Context frames of a clip.
-        side: Of the square frames that the model sees, in pixels.
-        stride_given: Whether the stride is the user's or a protocol's, and not the model's own.
-        free: Whether start, steps and stride may be chosen; a protocol sets them.
+        split: Split to evaluate; None means all splits.
+        held_out: Evaluate only episodes that the model was not trained on.
+        limit: Maximum number of episodes per data set; None means no limit.
+        clips: Clips section with `length` set.
+        start: First frame of each clip.
+        context: Number of context frames.
+        side: Height and width of the model's frames, in pixels.
+        stride_given: Whether the user or a protocol set the stride.
+        free: Whether the user may choose start, steps and stride; a protocol sets them.
     """
 
     split: str | None
@@ -58,24 +57,24 @@ class Wanted:
 
 @dataclass(frozen=True)
 class TestClip:
-    """The episode of a clip, and how the clip is cut."""
+    """The episode of a clip, and how to cut the clip."""
 
     row: EpisodeRow
     clips: ClipsConfig
 
     @property
     def stride(self) -> float:
-        """Frames between neighbours."""
+        """Distance of neighbouring frames, in frames."""
         return stride_of(self.clips, self.row.shape)
 
     def read(self) -> Episode:
-        """Its episode."""
+        """Reads the episode."""
         return read_sample(self.row.shard, self.row.offset, self.row.size)
 
 
 @dataclass
 class SplitCount:
-    """Of one split of a data set: its episodes, those evaluated, and those of these that the model was trained on."""
+    """Episodes of one split: all, evaluated, and evaluated although the model was trained on them."""
 
     episodes: int = 0
     evaluated: int = 0
@@ -87,13 +86,13 @@ class TestSet:
     """The clips of one data set.
 
     Attributes:
-        dataset: Its name.
-        folder: Where it lies.
-        clips: What is evaluated, in order: splits that no training took first, then held-out episodes.
+        dataset: Name of the data set.
+        folder: Folder of its shards.
+        clips: Clips to evaluate, in order: first those of splits without training, then held-out episodes.
         splits: Counts by split.
-        left_out: Reason -> episodes left out for it: `not_held_out`, `too_short`, `beyond_episodes`.
-        time_steps: How strides were found, in words -> whether that is doubtful.
-        short: The longest and the shortest of the episodes that are too short, as clips that don't fit.
+        left_out: Number of episodes left out, by reason: `not_held_out`, `too_short`, `beyond_episodes`.
+        time_steps: Text that says how a stride was chosen -> whether it is doubtful.
+        short: Clips that do not fit into the longest and the shortest of the episodes that are too short.
     """
 
     dataset: str
@@ -105,10 +104,10 @@ class TestSet:
     short: list[TestClip] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
-        """What an evaluation card says of it: where it is from, and a hash over the records of its shards."""
+        """Returns the card's entry on the data set, with a hash over the manifests of its shards."""
         used = {clip.row.shard for clip in self.clips}
-        records = [record for record in read_manifests(self.folder) if storage.join(self.folder, record.shard) in used]
-        digest = hashlib.sha256("\n".join(f"{record.shard} {record.sha256}" for record in records).encode())
+        manifests = [each for each in read_manifests(self.folder) if storage.join(self.folder, each.shard) in used]
+        digest = hashlib.sha256("\n".join(f"{each.shard} {each.sha256}" for each in manifests).encode())
         strides = [(clip.stride, clip.row.shape.rate) for clip in self.clips]
         seconds = [stride / rate for stride, rate in strides if rate is not None]
         return {
@@ -128,11 +127,11 @@ class TestSet:
 
 @dataclass(frozen=True)
 class TestData:
-    """What there is to evaluate.
+    """All clips of an evaluation.
 
     Attributes:
-        sets: With at least one clip each.
-        left_out: Data set -> why nothing of it is evaluated.
+        sets: Data sets with at least one clip.
+        left_out: Data set without a clip -> the reason.
     """
 
     sets: list[TestSet]
@@ -140,56 +139,55 @@ class TestData:
 
     @property
     def clips(self) -> list[TestClip]:
-        """Of all data sets, in order."""
+        """The clips of all data sets, in order."""
         return [clip for test_set in self.sets for clip in test_set.clips]
 
     @property
     def trained_on(self) -> int:
-        """Clips of episodes that the model was trained on."""
+        """Number of clips from episodes that the model was trained on."""
         return sum(count.trained_on for test_set in self.sets for count in test_set.splits.values())
 
 
 def open_test_data(shards: Sequence[str], wanted: Wanted, trained: TrainedOn) -> TestData:
-    """The first episodes of every data set that are long enough and new to the model, or all of them where asked for.
+    """Selects the episodes of all data sets that are long enough and, if requested, new to the model.
 
     Args:
         shards: Output folders of ingest, or folders of single data sets.
-        wanted: Which episodes.
-        trained: What the model was trained on. Where its share of held-out episodes is not known, `clips.held_out` counts.
+        wanted: Which episodes to evaluate.
+        trained: What the model was trained on. If it does not record the held-out fraction, `clips.held_out` is used.
 
     Raises:
-        ConfigError: No data set has the split, more would count as held out than was, or frames were shrunk too much.
-        ShardError: There is no episode to evaluate; the message says why and what would do.
+        ConfigError: No data set has the split, the held-out fraction is larger than in training, or frames are too small.
+        ShardError: There is no episode to evaluate; the message says why and what fits.
     """
     share = wanted.clips.held_out
     if wanted.held_out and trained.held_out is not None and share > trained.held_out:
         raise ConfigError(
-            f"clips.held_out is {share:g}, but the model was trained without {trained.held_out:g} of the episodes: the others "
-            "are no test. Leave it out, or score them with --held_out false"
+            f"clips.held_out is {share:g}, but training held out a fraction of {trained.held_out:g}: the model has seen the "
+            "others. Leave out clips.held_out, or score them with --held_out false"
         )
     tables = {name: (folder, read_episodes(folder)) for name, folder in sorted(find_datasets(shards).items())}
-    there = sorted({split for _, table in tables.values() for split in table["split"].unique().to_pylist()})
-    if wanted.split is not None and wanted.split not in there:
+    splits = sorted({split for _, table in tables.values() for split in table["split"].unique().to_pylist()})
+    if wanted.split is not None and wanted.split not in splits:
         raise ConfigError(
-            f"--split {wanted.split}: no data set has that split; there are {', '.join(there)}. "
-            "Leave --split out for all of them"
+            f"--split {wanted.split}: no data set has that split; use one of: {', '.join(splits)}; or leave out --split for all"
         )
     found = [_open_set(name, folder, table, wanted, trained) for name, (folder, table) in tables.items()]
     sets = [test_set for test_set in found if test_set.clips]
     left_out = {each.dataset: _why_empty(each, wanted, trained) for each in found if not each.clips}
     if not sets:
         named = [f"{name}: {reason}" for name, reason in left_out.items()]
-        more = f"; and {len(named) - _NAMED} more data sets" if len(named) > _NAMED else ""
-        raise ShardError(f"nothing to evaluate. {'; '.join(named[:_NAMED])}{more}: {_what_would_do(found, wanted)}")
+        more = f"; and {len(named) - _NAMED_SETS} more data sets" if len(named) > _NAMED_SETS else ""
+        raise ShardError(f"nothing to evaluate. {'; '.join(named[:_NAMED_SETS])}{more}: {_suggestion(found, wanted)}")
     return TestData(sets, left_out)
 
 
 def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, trained: TrainedOn) -> TestSet:
     test_set = TestSet(dataset, folder)
-    # Where episodes are limited, those of test splits come before those held out of a split that was trained on.
+    # With a limit on episodes, test splits come before episodes held out of a training split.
     order = np.argsort(np.array([split in trained.splits for split in table["split"].to_pylist()], bool), kind="stable")
     table = table.take(pa.array(order))
-    # Which episodes are held out follows from the name that they were ingested under, whatever their folder is called now.
+    # Held-out episodes depend on the name at ingest, not on the name of the folder now.
     own = read_summary(folder).get("dataset", dataset)
     splits, rows = table["split"].to_pylist(), EpisodeRows(own, folder, table)
     if len(rows):
@@ -214,7 +212,7 @@ def _open_set(dataset: str, folder: str, table: pa.Table, wanted: Wanted, traine
 
 
 def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: TestSet) -> TestClip | None:
-    """The clip of an episode, or None where that is too short, which is counted."""
+    """Returns the clip of an episode; counts an episode that is too short and returns None."""
     step = fit_time_step(row.shape, wanted.clips, trained.seconds_per_frame, ingested=True, given=wanted.stride_given)
     test_set.time_steps[step.reason] = step.doubtful
     clip = TestClip(row, step.clips)
@@ -227,7 +225,7 @@ def _clip_of(row: EpisodeRow, wanted: Wanted, trained: TrainedOn, test_set: Test
 
 
 def _why_empty(test_set: TestSet, wanted: Wanted, trained: TrainedOn) -> str:
-    """Why nothing of a data set is evaluated."""
+    """Returns why no episode of a data set is evaluated."""
     episodes = sum(count.episodes for count in test_set.splits.values())
     if not episodes:
         return "it has no episode" if wanted.split is None else f"it has no episode of split {wanted.split}"
@@ -242,29 +240,29 @@ def _why_empty(test_set: TestSet, wanted: Wanted, trained: TrainedOn) -> str:
     new = f" that the model was not trained on ({names})" if test_set.left_out["not_held_out"] else ""
     begun = f" from frame {wanted.start}" if wanted.start else ""
     return (
-        f"its {test_set.left_out['too_short']} episodes{new} have {frames} frames, and a clip of {wanted.clips.length} at a "
+        f"its {test_set.left_out['too_short']} episodes{new} have {frames} frames, but a clip of {wanted.clips.length} at a "
         f"stride of {stride:g} needs {needed}{begun}"
     )
 
 
-def _what_would_do(sets: Sequence[TestSet], wanted: Wanted) -> str:
-    """What to ask for where nothing is left to evaluate."""
+def _suggestion(sets: Sequence[TestSet], wanted: Wanted) -> str:
+    """Returns options that leave something to evaluate, as text."""
     short = [test_set.short[0] for test_set in sets if test_set.short]
     if not short:
-        return "name data sets with a test split, or score what the model was trained on with --held_out false"
+        return "use data sets with a test split, or score training episodes with --held_out false"
     longest = max(short, key=lambda clip: clip.row.shape.num_frames)
     return what_fits(longest.clips, wanted.start, longest.row.shape, wanted.context, wanted.free)
 
 
 def require_enough(sets: Sequence[TestSet], with_fvd: bool) -> None:
-    """Refuse what could not be summed up in the end.
+    """Checks that there are enough clips for the metrics.
 
     Raises:
-        ConfigError: FVD is asked for, and a data set has a single clip.
+        ConfigError: FVD is requested, but a data set has a single clip.
     """
     for test_set in sets:
         if with_fvd and len(test_set.clips) < 2:
             raise ConfigError(
-                f"fvd compares sets of clips, and {test_set.dataset} has {len(test_set.clips)} to evaluate: "
-                "raise --episodes, or leave fvd out"
+                f"fvd needs at least 2 clips per data set, but {test_set.dataset} has {len(test_set.clips)}: "
+                "raise --episodes, or leave out fvd"
             )

@@ -1,8 +1,8 @@
-"""Scores that outlive their process: those of some clips a file, in a folder of the output until the evaluation is done.
+"""Keeps the scores of clips on disk until the evaluation is finished, so that a killed evaluation can resume.
 
-`scores/command.json` says what the scores are of, and trying to write it is how an output that can't be written is found before
-any work. A part is published whole or not at all, so a killed evaluation loses seconds. What is done is asked of rank 0 alone:
-it is the one that sums up, and disks of several machines may hold different parts.
+Scores are files in the folder `scores` of the output; each file has the scores of some clips. `scores/command.json` says which
+evaluation they belong to; writing it first also shows whether the output can be written. A file is published whole or not at
+all, so a kill costs seconds. Only rank 0 says what is done, because it makes the summary and machines may have separate disks.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import logging
 import time
 import zipfile
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,36 +23,36 @@ from pipeline.common.manifests import describe_difference, fingerprint
 from training.evaluation.scores import ClipScores
 
 FOLDER, COMMAND = "scores", "command.json"
-# Between two parts of a process: what a kill costs at most, beside the clip in work.
+# Seconds between two files of a process: a kill costs this much, plus the clip in progress.
 SECONDS_BETWEEN = 5.0
 log = logging.getLogger(__name__)
 
 
 class KeptScores:
-    """The scores in an evaluation's output folder. As a context, it writes what waits however the block ends.
+    """The scores in an evaluation's output folder. Leaving its `with` block writes pending scores, also after an error.
 
     Args:
         output: Folder or URL.
-        command: Everything that decides the scores of a clip beside the clip itself, in a form that JSON holds.
+        command: Everything except the clip that decides the scores of a clip, as JSON values.
         form: Scores of one clip, for their shape.
     """
 
-    def __init__(self, output: str, command: Mapping[str, Any], form: ClipScores) -> None:
+    def __init__(self, output: str, command: Mapping[str, object], form: ClipScores) -> None:
         self.folder = storage.join(output, FOLDER)
         self._command = json.loads(json.dumps(command))
         self._fingerprint = fingerprint(self._command)
         self._shape = tuple(tuple(part.shape[1:]) for part in (form.frames, form.features))
-        self._waiting: dict[str, ClipScores] = {}
+        self._pending: dict[str, ClipScores] = {}
         self._written: list[str] = []
         self._last = time.monotonic()
         self._refused = False
 
     def claim(self) -> dict[str, ClipScores]:
-        """Take the folder for this command, and what is there of it already: clip -> scores. Call it on rank 0.
+        """Claims the folder for this command; returns the scores in it, by clip. Call it on rank 0.
 
         Raises:
-            ConflictError: Scores of another command are there.
-            StorageError: The folder can't be written.
+            ConflictError: The folder has scores of another command.
+            StorageError: The folder cannot be written.
         """
         try:
             return self._claim(storage.join(self.folder, COMMAND))
@@ -61,15 +60,15 @@ class KeptScores:
             raise
         except OSError as error:
             raise StorageError(
-                f"{self.folder} can't be written: {error.strerror or error}. Choose another --output, or mend that one"
+                f"{self.folder} cannot be written: {error.strerror or error}. Fix it or choose another --output"
             ) from error
 
     def _claim(self, path: str) -> dict[str, ClipScores]:
         found = self._read_command(path)
         if found is not None and found != self._command:
             raise ConflictError(
-                f"{self.folder} holds scores of another evaluation that was not finished: "
-                f"{describe_difference(found, self._command)}. Choose another --output, or delete {self.folder} to begin anew"
+                f"{self.folder} has scores of another, unfinished evaluation: "
+                f"{describe_difference(found, self._command)}. Choose another --output, or delete {self.folder} to start again"
             )
         text = json.dumps(self._command, indent=1, sort_keys=True, ensure_ascii=False)
         storage.write_bytes(path, text.encode() + b"\n")
@@ -82,56 +81,56 @@ class KeptScores:
         self.flush()
 
     def add(self, clip: str, scores: ClipScores) -> None:
-        """Keep the scores of a clip; now, or with the next ones within seconds."""
-        self._waiting[clip] = scores
+        """Keeps the scores of a clip; they are written within seconds."""
+        self._pending[clip] = scores
         if time.monotonic() - self._last >= SECONDS_BETWEEN:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits. A disk that takes no more ends no evaluation: it is told of once, and tried again."""
-        if not self._waiting:
+        """Writes pending scores. If that fails, it logs the first failure, and the next call tries again."""
+        if not self._pending:
             return
         self._last = time.monotonic()
-        parts = list(self._waiting.values())
+        parts = list(self._pending.values())
         buffer = io.BytesIO()
         np.savez(
             buffer,
             command=np.frombuffer(self._fingerprint.encode(), np.uint8),
-            clips=np.frombuffer(json.dumps(list(self._waiting)).encode(), np.uint8),
+            clips=np.frombuffer(json.dumps(list(self._pending)).encode(), np.uint8),
             frames=torch.cat([part.frames for part in parts]).numpy(),
             features=torch.cat([part.features for part in parts]).numpy(),
         )
-        # A clip is scored by one process, once, so no other part begins with the same one.
-        path = storage.join(self.folder, f"{fingerprint({'clip': next(iter(self._waiting))})}.npz")
+        # Each clip is scored once, by one process, so no other file starts with the same clip.
+        path = storage.join(self.folder, f"{fingerprint({'clip': next(iter(self._pending))})}.npz")
         try:
             storage.write_bytes(path, buffer.getvalue())
         except (OSError, ProjectError) as error:
             if not self._refused:
-                log.warning("scores so far can't be kept: %s", error)
+                log.warning("cannot keep the scores so far: %s", error)
             self._refused = True
             return
         self._written.append(path)
-        self._waiting = {}
+        self._pending = {}
 
     def remove(self) -> None:
-        """Remove all scores: they are summed up. Every process does, since each may have written to a disk of its own."""
+        """Removes all scores. Call it on all ranks, since each may have its own disk."""
         names = [storage.join(self.folder, name) for name in storage.list_files(self.folder)]
         parts = {*names, *self._written} - {storage.join(self.folder, COMMAND)}
-        # The record goes last: without it nobody knows what the parts are of.
+        # The command file goes last: without it nobody knows which evaluation the scores belong to.
         for path in [*sorted(parts), storage.join(self.folder, COMMAND)]:
             storage.remove(path)
         if storage.is_local(self.folder):
-            with contextlib.suppress(OSError):  # Another process removes its own at the same time.
+            with contextlib.suppress(OSError):  # Another process may be removing files at the same time.
                 storage.local_path(self.folder).rmdir()
 
-    def _read_command(self, path: str) -> Any:
+    def _read_command(self, path: str) -> object:
         try:
             return parse_json(storage.read_bytes(path))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ConflictError(
-                f"{path} is no record of an evaluation ({error}): delete {self.folder} to begin anew"
+                f"{path} does not describe an evaluation ({error}): delete {self.folder} to start again"
             ) from error
 
     def _read(self) -> dict[str, ClipScores]:
@@ -145,7 +144,7 @@ class KeptScores:
         try:
             with np.load(io.BytesIO(storage.read_bytes(path)), allow_pickle=False) as part:
                 if part["command"].tobytes().decode() != self._fingerprint:
-                    raise ValueError("it is of another command")
+                    raise ValueError("it belongs to another command")
                 clips = json.loads(part["clips"].tobytes())
                 frames, features = (torch.from_numpy(part[name].astype(np.float64)) for name in ("frames", "features"))
             shapes = (tuple(frames.shape[1:]), tuple(features.shape[1:]))
@@ -153,5 +152,5 @@ class KeptScores:
                 raise ValueError(f"scores of shape {shapes}, not {self._shape}")
             return {str(clip): ClipScores(frames[i : i + 1], features[i : i + 1]) for i, clip in enumerate(clips)}
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-            log.warning("%s can't be read (%s): its clips are scored again", path, error)
+            log.warning("%s cannot be read (%s): its clips are scored again", path, error)
             return {}

@@ -1,8 +1,8 @@
-"""The metrics of an evaluation by name; what computes them is in `training.evaluation.metrics`."""
+"""Names of the metrics; `training.evaluation.metrics` computes them."""
 
 from typing import Literal
 
 Metric = Literal["mse", "psnr", "ssim", "lpips", "fvd"]
 FRAME_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim", "lpips")
-# Need no weights.
+# These need no weights.
 DEFAULT_METRICS: tuple[Metric, ...] = ("mse", "psnr", "ssim")

@@ -1,6 +1,6 @@
-"""The metrics of an evaluation: which were asked for, with which backbones, and the scores of videos under them.
+"""Computes the metrics of an evaluation.
 
-A metric whose backbone is missing is refused before any work, never left out.
+A metric whose weights are missing is an error before the evaluation starts; it is never left out silently.
 """
 
 from collections.abc import Sequence
@@ -17,28 +17,28 @@ from training.metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per
 from training.metrics.lpips import LEAST_SIDE, LPIPS
 from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS
 
-# Metrics of which more is better.
-RISING = ("psnr", "ssim")
-# I3D sees frames of 224 x 224 whatever their own size, 60 MB of activations a frame in its first layers.
+# Metrics where higher is better.
+HIGHER_IS_BETTER = ("psnr", "ssim")
+# I3D resizes all frames to 224 x 224; its first layers take 60 MB of activations per frame.
 _VIDEOS_AT_ONCE = 4
 
 
 def idle_weights_hint(metrics: Sequence[str]) -> str | None:
-    """What the cache holds weights for and the default metrics leave out, for a person; None where there is nothing to say."""
+    """Returns a hint on metrics that are not requested although their weights are cached; None if there are none."""
     if tuple(metrics) != DEFAULT_METRICS:
         return None
     idle = [name for name, weights in (("lpips", VGG16_LPIPS), ("fvd", I3D_KINETICS)) if weights.cached()]
     if not idle:
         return None
-    return f"the weights for {' and '.join(idle)} are there too: --metrics [{','.join([*DEFAULT_METRICS, *idle])}] uses them"
+    return f"the weights for {' and '.join(idle)} are cached: use them with --metrics [{','.join([*DEFAULT_METRICS, *idle])}]"
 
 
 class MetricSet:
-    """Scores videos.
+    """Scores videos with the requested metrics.
 
     Attributes:
-        frame_metrics: Those of single frames, in the order of `frame_scores`.
-        with_fvd: Whether features for FVD are wanted.
+        frame_metrics: Metrics of single frames, in the order of `frame_scores`.
+        with_fvd: Whether FVD is requested.
     """
 
     def __init__(
@@ -50,26 +50,26 @@ class MetricSet:
         side: int,
         device: torch.device,
     ) -> None:
-        """Load what the metrics need.
+        """Loads the networks that the metrics need.
 
         Args:
-            metrics: Their names.
-            vgg_weights: File with the weights of VGG16, for LPIPS; None takes the cache's.
-            i3d_weights: File with the weights of I3D, for FVD; None takes the cache's.
-            frames: Frames of the clips.
-            side: Their side in pixels.
-            device: Where to compute.
+            metrics: Names of the metrics.
+            vgg_weights: File with VGG16 weights for LPIPS; None uses the cache.
+            i3d_weights: File with I3D weights for FVD; None uses the cache.
+            frames: Number of frames per clip.
+            side: Height and width of frames, in pixels.
+            device: Device to compute on.
 
         Raises:
             ConfigError: Weights are missing, or clips are too small or too short for a metric.
-            SourceError: A file holds other weights.
+            SourceError: A file has other weights.
         """
         least = {"ssim": SSIM_WINDOW, "lpips": LEAST_SIDE}
         for name in metrics:
             if side < least.get(name, 1):
-                raise ConfigError(f"{name} needs frames of at least {least[name]} pixels a side, not {side}: leave it out")
+                raise ConfigError(f"{name} needs frames of at least {least[name]} pixels a side, not {side}: leave out {name}")
         if "fvd" in metrics and frames < i3d.LEAST_FRAMES:
-            raise ConfigError(f"fvd needs clips of at least {i3d.LEAST_FRAMES} frames, not {frames}: leave it out")
+            raise ConfigError(f"fvd needs clips of at least {i3d.LEAST_FRAMES} frames, not {frames}: leave out fvd")
         self.frame_metrics = tuple(name for name in FRAME_METRICS if name in metrics)
         self.with_fvd = "fvd" in metrics
         self._lpips = LPIPS(vgg_weights, "--metrics lpips").to(device) if "lpips" in metrics else None
@@ -78,17 +78,17 @@ class MetricSet:
 
     @torch.no_grad()
     def frame_scores(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """Every frame under every metric.
+        """Scores each frame with each metric.
 
         Args:
-            predicted: (N, T, 3, S, S) in [0, 1], N videos of the same clip.
+            predicted: (N, T, 3, S, S) in [0, 1], N videos of one clip.
             truth: (T, 3, S, S).
 
         Returns:
             (N, metrics, T) float64 on the CPU.
         """
         truth = truth.to(self._device)
-        # One video at a time bounds memory whatever N is.
+        # One video at a time, to bound memory for any N.
         return torch.stack([self._scores_of_one(video.to(self._device), truth) for video in predicted])
 
     def _scores_of_one(self, video: Tensor, truth: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ class MetricSet:
         return torch.stack(rows).double().cpu() if rows else torch.empty(0, len(video), dtype=torch.float64)
 
     def features(self, videos: Tensor) -> Tensor:
-        """What FVD compares: (N, T, 3, S, S) in [0, 1] to (N, 400) float64 on the CPU."""
+        """Returns the features of FVD, (N, 400) float64 on the CPU, for videos (N, T, 3, S, S) in [0, 1]."""
         if self._i3d is None:
-            raise ValueError("FVD was not asked for")
+            raise ValueError("FVD was not requested")
         parts = [self._i3d(part.to(self._device)) for part in videos.split(_VIDEOS_AT_ONCE)]
         return torch.cat(parts).double().cpu()
 
     def describe(self) -> dict[str, str]:
-        """What each metric is, with every resize and backbone, in words."""
+        """Returns a description of each metric, with every resize and the weights."""
         known = {
             "mse": "mean squared error of values in [0, 1]",
             "psnr": f"10 log10(1 / mse) in dB of each frame, at most {MAX_PSNR:g}",

@@ -1,6 +1,7 @@
-"""What an evaluation does, settled from its command line, and how it departs from a published protocol."""
+"""Turns a command line into an evaluation, and lists how it differs from a published protocol."""
 
 import dataclasses
+import typing
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,21 +9,40 @@ from typing import Any
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
 from training.evaluation.data import TestSet, Wanted
+from training.evaluation.metric_names import Metric
 from training.evaluation.protocols import PROTOCOLS, Protocol, require_fit
 from training.inference.session import WorldModel
 from training.prediction.clip_prediction import Sampling, clips_for
-from training.prediction.start_options import sampling_of
+from training.prediction.start_options import SamplingOptions, sampling_of
+
+
+class EvaluateOptions(SamplingOptions, typing.Protocol):
+    """The options of `training.cli.evaluate`."""
+
+    model_dir: str
+    shards: list[str]
+    output: str
+    protocol: str | None
+    metrics: list[Metric]
+    vgg_weights: str | None
+    i3d_weights: str | None
+    split: str | None
+    held_out: bool
+    episodes: int | None
+    start: int
+    steps: int | None
+    samples_at_once: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated.
+    """The settings of an evaluation.
 
     Attributes:
-        wanted: Which episodes, and how clips are cut of them.
-        sampling: How futures are drawn.
-        at_once: Samples in a batch.
-        protocol: Name of a published one; None without.
+        wanted: Which episodes to evaluate, and how to cut their clips.
+        sampling: Sampling options.
+        at_once: Samples per batch.
+        protocol: Name of a published protocol; None for none.
     """
 
     wanted: Wanted
@@ -32,31 +52,32 @@ class Evaluation:
 
     @property
     def length(self) -> int:
-        """Frames of a clip."""
+        """Number of frames per clip."""
         return self.wanted.clips.length or 0
 
 
-def require_possible(options: Any) -> None:
-    """Refuse numbers that can't be, before a model is opened.
+def require_valid(options: EvaluateOptions) -> None:
+    """Checks the numbers of a command line, before a model is opened.
 
     Raises:
-        ConfigError: One is too small.
+        ConfigError: A number is too small.
     """
-    for name in ("samples", "episodes", "samples_at_once"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {getattr(options, name)}")
+    numbers = {"samples": options.samples, "episodes": options.episodes, "samples_at_once": options.samples_at_once}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {number}")
     if options.start < 0:
         raise ConfigError(f"--start must be at least 0, not {options.start}")
 
 
-def plan(model: WorldModel, clips: ClipsConfig, options: Any, given: Container[str] = ()) -> Evaluation:
-    """The evaluation that a command line asks for.
+def plan(model: WorldModel, clips: ClipsConfig, options: EvaluateOptions, given: Container[str] = ()) -> Evaluation:
+    """Returns the evaluation that a command line asks for.
 
     Args:
-        model: To be evaluated.
-        clips: The recipe's section, as the model was trained where the user left it open.
-        options: As parsed.
-        given: Keys of the section that the user gave.
+        model: Model to evaluate.
+        clips: Clips section: the user's keys, and those of the model's training for the rest.
+        options: Parsed options.
+        given: Keys of the section that the user set.
 
     Raises:
         ConfigError: Options contradict each other, the protocol or the model.
@@ -65,7 +86,7 @@ def plan(model: WorldModel, clips: ClipsConfig, options: Any, given: Container[s
     context, side = model.id_layout.context_length, model.tokenizer.config.resolution
     if options.protocol is not None:
         if steps is not None or "length" in given or clips.goal or options.start:
-            raise ConfigError("--protocol decides on the clips: leave out --steps, --start, --clips.length and --clips.goal")
+            raise ConfigError("--protocol sets the clips: leave out --steps, --start, --clips.length and --clips.goal")
         protocol = require_fit(options.protocol, context, side)
         samples, episodes, steps = options.samples or protocol.samples, options.episodes or protocol.clips, protocol.future
         clips = dataclasses.replace(clips, stride="1")
@@ -84,7 +105,7 @@ def plan(model: WorldModel, clips: ClipsConfig, options: Any, given: Container[s
 
 
 def describe_plan(model: WorldModel, evaluation: Evaluation, sets: Sequence[TestSet]) -> dict[str, Any]:
-    """What an evaluation card says of how clips were cut and predicted."""
+    """Returns the card's entry on how clips were cut and predicted."""
     name, side, clips = evaluation.protocol, evaluation.wanted.side, evaluation.wanted.clips
     return {
         "name": name,
@@ -105,12 +126,12 @@ def describe_plan(model: WorldModel, evaluation: Evaluation, sets: Sequence[Test
 def _departures(protocol: Protocol, evaluation: Evaluation, sets: Sequence[TestSet]) -> list[str]:
     texts = []
     if evaluation.sampling.samples != protocol.samples:
-        texts.append(f"{evaluation.sampling.samples} samples a clip in place of {protocol.samples}")
+        texts.append(f"{evaluation.sampling.samples} samples per clip, not {protocol.samples}")
     clips = sum(len(test_set.clips) for test_set in sets)
     if clips != protocol.clips:
-        texts.append(f"{clips} clips in place of {protocol.clips}")
+        texts.append(f"{clips} clips, not {protocol.clips}")
     if (evaluation.sampling.top_k, evaluation.sampling.temperature) != (100, 1.0):
         texts.append("top_k and temperature are not 100 and 1.0")
     if trained := sum(count.trained_on for test_set in sets for count in test_set.splits.values()):
-        texts.append(f"{trained} clips are of episodes that the model was trained on")
+        texts.append(f"{trained} clips are from episodes that the model was trained on")
     return texts

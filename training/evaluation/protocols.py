@@ -1,7 +1,6 @@
-"""The published evaluation protocols: what is predicted from what, how often, and what was reported under it.
+"""The published evaluation protocols of iVideoGPT (arXiv 2405.15223), with the published results.
 
-From the evaluation of iVideoGPT (arXiv 2405.15223). A run may depart from a protocol (fewer samples on a small machine); what
-it departs in is said beside its numbers.
+A run may differ from a protocol (fewer samples on a small machine); the evaluation card lists the differences.
 """
 
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ class Protocol:
     """One protocol.
 
     Attributes:
-        context: Frames a prediction starts from.
-        future: Frames predicted.
-        resolution: Side of the frames.
-        samples: Futures drawn per clip.
-        clips: Test clips, each the beginning of an episode, at a stride of one frame.
-        published: Model -> metric -> what was reported; FVD, PSNR in dB, SSIM and LPIPS times 100.
+        context: Number of context frames.
+        future: Number of predicted frames.
+        resolution: Height and width of the frames, in pixels.
+        samples: Number of futures per clip.
+        clips: Number of test clips; each is the beginning of an episode, at a stride of one frame.
+        published: Model -> metric -> published result; PSNR in dB, SSIM and LPIPS times 100.
     """
 
     context: int
@@ -52,10 +51,10 @@ PROTOCOLS = {
 
 
 def require_fit(name: str, context: int, resolution: int) -> Protocol:
-    """The protocol of a name, for a model of this context length and resolution.
+    """Returns a protocol by name, for a model of this context length and resolution.
 
     Raises:
-        ConfigError: The model can't be evaluated under it.
+        ConfigError: The model does not fit the protocol.
     """
     protocol = PROTOCOLS[name]
     for what, wanted, found in (
@@ -64,7 +63,7 @@ def require_fit(name: str, context: int, resolution: int) -> Protocol:
     ):
         if wanted != found:
             raise ConfigError(
-                f"--protocol {name} is defined for {wanted} {what}, and the model has {found}: "
-                "choose a model trained for it, or leave --protocol out"
+                f"--protocol {name} is defined for {wanted} {what}, but the model has {found}: "
+                "use a model trained for it, or leave out --protocol"
             )
     return protocol

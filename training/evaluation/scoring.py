@@ -1,4 +1,4 @@
-"""Scoring the clips of an evaluation over all processes, and going on where a former one of the same command was ended."""
+"""Scores the clips of an evaluation on all processes, and resumes an earlier run of the same command."""
 
 import logging
 from collections.abc import Sequence
@@ -30,30 +30,30 @@ def score_all(
     metrics: MetricSet,
     processes: Processes,
 ) -> ClipScores | None:
-    """Score what was not scored before. Call it on all ranks.
+    """Scores all clips that have no score yet. Call it on all ranks.
 
     Args:
-        model: To predict with.
-        clips: Of all data sets.
-        evaluation: How they are cut and predicted.
-        kept: Scores by clip, in the output.
-        metrics: To score with.
-        processes: Each scores its share of the clips.
+        model: World model.
+        clips: Clips of all data sets.
+        evaluation: How to cut and predict clips.
+        kept: Scores kept in the output folder.
+        metrics: Metrics to compute.
+        processes: Process group; each process scores a part of the clips.
 
     Returns:
-        Scores of all clips in order, on rank 0; None on the others.
+        Scores of all clips in order, on rank 0; None on other ranks.
 
     Raises:
-        ConflictError: The output holds scores of another evaluation.
-        StorageError: It can't be written.
+        ConflictError: The output has scores of another evaluation.
+        StorageError: The output cannot be written.
     """
     names = [_name(clip) for clip in clips]
     done = _claim(kept, processes)
-    # What is done, rank 0 says: it holds the scores.
+    # Rank 0 says what is done, because it has the scores.
     missing = processes.gather_tensor(torch.tensor([name not in done for name in names], dtype=torch.uint8))[0]
     todo = missing.nonzero().flatten().tolist()
     if processes.is_first and len(todo) < len(clips):
-        log.info("%d of %d clips were scored before", len(clips) - len(todo), len(clips))
+        log.info("%d of %d clips are already scored", len(clips) - len(todo), len(clips))
     own = empty_scores(-(-len(todo) // processes.world_size), evaluation, metrics)
     mine = todo[processes.rank :: processes.world_size]
     with progress_line(len(mine), "clip", "evaluate", shown=processes.is_first) as progress, kept:
@@ -75,31 +75,31 @@ def score_all(
 
 
 def empty_scores(clips: int, evaluation: Evaluation, metrics: MetricSet) -> ClipScores:
-    """Room for the scores of so many clips."""
+    """Returns empty scores for a number of clips."""
     return ClipScores.empty(clips, evaluation.sampling.samples, metrics, evaluation.length, i3d.FEATURES)
 
 
 def _claim(kept: KeptScores, processes: Processes) -> dict[str, ClipScores]:
-    """What was scored before, on rank 0, else nothing. Where rank 0 can't take the output, all raise and none waits."""
+    """Returns the scores kept so far on rank 0, and nothing on other ranks. If rank 0 fails, all ranks raise."""
     done: dict[str, ClipScores] = {}
-    refusal: Exception | None = None
+    failure: Exception | None = None
     if processes.is_first:
         try:
             done = kept.claim()
         except (OSError, ProjectError) as error:
-            refusal = error
-    refused = processes.any(refusal is not None)
-    if refused:
-        raise refusal or StorageError("process 0 can't take --output, and says why")
+            failure = error
+    failed = processes.any(failure is not None)
+    if failed:
+        raise failure or StorageError("process 0 cannot use --output; its message says why")
     return done
 
 
 def _name(clip: TestClip) -> str:
-    """Everything that tells a clip from all others of an evaluation, and its episode from one that was made anew."""
+    """Returns a unique name of a clip, which changes if its episode is ingested again."""
     row = clip.row
     return canonical_json([row.shape.dataset, row.shape.key, storage.basename(row.shard), row.offset, row.size, clip.stride])
 
 
 def _interleaved(parts: Sequence[torch.Tensor], count: int) -> torch.Tensor:
-    """What process r holds at place j belongs at j N + r."""
+    """Returns parts in order: entry j of process r is entry j N + r of the result, for N processes."""
     return torch.stack(list(parts), dim=1).flatten(0, 1)[:count]

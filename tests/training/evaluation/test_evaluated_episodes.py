@@ -1,4 +1,4 @@
-"""Which episodes are evaluated by default and on request, and that an evaluation says so wherever it is read."""
+"""Which episodes are evaluated by default and on request, and that all reports say so."""
 
 import logging
 import shutil
@@ -16,13 +16,13 @@ LENGTHS = {"train": [8] * 8, "test": [8, 8, 8]}
 
 
 @pytest.fixture(autouse=True)
-def _all_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def _all_log_levels(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained and a published model, and three data sets: one of short episodes, one without a test split."""
+    """A trained and a published model, and three data sets: one has short episodes, one has no test split."""
     root = tmp_path_factory.mktemp("world")
     model_folder(root / "model", CLIPS)
     model_folder(root / "published")
@@ -37,9 +37,7 @@ def _held_out(dataset: str) -> list[str]:
     return [key for key in keys if is_held_out(dataset, key, SHARE)]
 
 
-def test_only_episodes_that_the_model_never_saw_are_evaluated_unless_more_is_asked_for(
-    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_only_episodes_new_to_the_model_are_evaluated_by_default(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path)) == 0
     found = card(tmp_path)
     held_out = {name: len(_held_out(name)) for name in ("left", "right")}
@@ -53,13 +51,13 @@ def test_only_episodes_that_the_model_never_saw_are_evaluated_unless_more_is_ask
     assert found["data"]["left"]["left_out"]["not_held_out"] == 8 - held_out["left"]
     assert found["evaluated"]["trained_on"] == 0
     clips = sum(held_out.values()) + 3
-    words = f"{clips} clips of episodes that the model was never trained on"
+    words = f"{clips} clips from episodes that the model was not trained on"
     assert words in found["evaluated"]["in_words"]
     assert words in caplog.text
     assert words in (tmp_path / "evaluation.md").read_text().splitlines()[2]
 
 
-def test_a_folder_of_another_name_holds_out_the_same_episodes(world: Path, tmp_path: Path):
+def test_a_renamed_folder_has_the_same_held_out_episodes(world: Path, tmp_path: Path):
     (tmp_path / "episodes").mkdir()
     shutil.copytree(world / "episodes" / "right", tmp_path / "episodes" / "moved")
     assert evaluate.main(arguments(world / "model", tmp_path / "episodes", tmp_path / "out")) == 0
@@ -69,7 +67,7 @@ def test_a_folder_of_another_name_holds_out_the_same_episodes(world: Path, tmp_p
     assert _held_out("moved") != held_out
 
 
-def test_the_score_of_episodes_that_were_trained_on_is_asked_for_and_called_so_first(
+def test_scores_of_training_episodes_need_an_option_and_are_marked_first(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     asked = arguments(world / "model", world / "episodes", tmp_path, "--split", "train", "--held_out", "false")
@@ -78,8 +76,8 @@ def test_the_score_of_episodes_that_were_trained_on_is_asked_for_and_called_so_f
     trained_on = 16 - len(_held_out("left")) - len(_held_out("right"))
     assert found["evaluated"]["trained_on"] == trained_on
     assert found["data"]["left"]["splits"]["train"]["trained_on"] == 8 - len(_held_out("left"))
-    assert "trained on are scored" in caplog.records[0].getMessage()
-    words = f"TRAINED ON: {trained_on} of 16 clips are of episodes that the model was trained on"
+    assert "training episodes are scored" in caplog.records[0].getMessage()
+    words = f"TRAINED ON: {trained_on} of 16 clips are from episodes that the model was trained on"
     assert found["evaluated"]["in_words"].startswith(words)
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
     assert "TRAINED ON" in lines[0] and lines[2].startswith(words)
@@ -87,16 +85,16 @@ def test_the_score_of_episodes_that_were_trained_on_is_asked_for_and_called_so_f
     assert any(record.levelno == logging.WARNING and words in record.getMessage() for record in caplog.records)
 
 
-def test_of_a_model_that_does_not_say_what_it_was_trained_on_the_assumption_is_told(world: Path, tmp_path: Path):
+def test_without_a_record_of_the_training_the_assumption_is_reported(world: Path, tmp_path: Path):
     asked = arguments(world / "published", world / "episodes", tmp_path, "--clips.length", "5", "--clips.held_out", "0.4")
     assert evaluate.main([*asked, "--clips.stride", "1"]) == 0
     found = card(tmp_path)
     assert found["evaluated"]["trained_on"] is None
-    assert "doesn't say what it was trained on" in found["evaluated"]["in_words"]
+    assert "does not record what it was trained on" in found["evaluated"]["in_words"]
     assert "40 % of train" in found["evaluated"]["in_words"]
 
 
-def test_a_share_above_that_which_the_model_was_trained_without_is_refused(
+def test_a_larger_held_out_fraction_than_in_training_is_refused(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     asked = arguments(world / "model", world / "episodes", tmp_path, "--clips.held_out", "0.9")
@@ -105,11 +103,11 @@ def test_a_share_above_that_which_the_model_was_trained_without_is_refused(
     assert "clips.held_out is 0.9" in error and "0.4" in error and "--held_out false" in error
 
 
-def test_data_sets_and_episodes_that_are_left_out_are_named_with_counts_and_reasons(
+def test_left_out_data_sets_and_episodes_are_reported_with_counts_and_reasons(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path)) == 0
-    reason = "its 2 episodes have 3 to 4 frames, and a clip of 5 at a stride of 1 needs 5"
+    reason = "its 2 episodes have 3 to 4 frames, but a clip of 5 at a stride of 1 needs 5"
     assert card(tmp_path)["evaluated"]["left_out_data_sets"] == {"short": reason}
     assert f"short is left out: {reason}" in caplog.text
     assert f"short is left out: {reason}" in (tmp_path / "evaluation.md").read_text()
@@ -122,18 +120,18 @@ def test_data_sets_and_episodes_that_are_left_out_are_named_with_counts_and_reas
         (
             ["--start", "4"],
             1,
-            "needs 9 from frame 4; short: its 2 episodes have 3 to 4 frames, and a clip of 5 at a stride of 1 needs 9",
+            "needs 9 from frame 4; short: its 2 episodes have 3 to 4 frames, but a clip of 5 at a stride of 1 needs 9",
         ),
         (["--start", "4"], 1, ": use --start 3 or less, or use --steps 2"),
         (["--start", "90"], 1, ": use --start 3 or less"),
         (["--steps", "9"], 1, ": use --steps 6"),
         (["--clips.stride", "3"], 1, ": use --steps 1, or use --clips.stride 1"),
-        (["--split", "all"], 2, "--split all: no data set has that split; there are test, train"),
+        (["--split", "all"], 2, "--split all: no data set has that split; use one of: test, train"),
         (["--start", "-1"], 2, "--start must be at least 0, not -1"),
         (["--episodes", "0"], 2, "--episodes must be at least 1, not 0"),
     ],
 )
-def test_what_leaves_nothing_to_evaluate_says_what_would_fit(
+def test_options_that_leave_nothing_to_evaluate_are_refused_with_a_suggestion(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
 ):
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path / "out", *options)) == status
@@ -141,7 +139,7 @@ def test_what_leaves_nothing_to_evaluate_says_what_would_fit(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_that_holds_out_nothing_names_the_share_and_the_way_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_data_set_without_held_out_episodes_is_refused_with_a_suggestion(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = model_folder(tmp_path / "model", ClipsConfig(length=5, stride="1", held_out=0.0))
     data_set(tmp_path / "episodes", "left", {"train": [8, 8]})
     assert evaluate.main(arguments(model, tmp_path / "episodes", tmp_path / "out")) == 1
@@ -150,10 +148,8 @@ def test_a_data_set_that_holds_out_nothing_names_the_share_and_the_way_out(tmp_p
     assert "--held_out false" in error
 
 
-def test_fewer_episodes_than_were_asked_for_is_said_of_every_data_set(
-    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_fewer_episodes_than_requested_are_logged_per_data_set(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path, "--episodes", "5", "--split", "test")) == 0
-    assert "--episodes 5: left has 3" in caplog.text
+    assert "--episodes 5: left has only 3" in caplog.text
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path, "--episodes", "2", "--split", "test")) == 0
     assert card(tmp_path)["data"]["left"]["left_out"]["beyond_episodes"] == 1

@@ -1,4 +1,4 @@
-"""How scores of clips become a table, and which model a published protocol takes."""
+"""Scores of clips are summarised, and a published protocol needs a model that fits it."""
 
 import math
 
@@ -15,25 +15,25 @@ from training.prediction.clip_prediction import Sampling, clips_for, cut_clip
 
 
 def _scores() -> ClipScores:
-    """Two clips of three samples, one context and two future frames; the repeat and the reconstruction last."""
+    """Two clips of three samples, one context and two future frames; both baselines come last."""
     first = [[0.0, 10.0, 20.0], [9.0, 30.0, 10.0], [90.0, 12.0, 14.0], [1.0, 2.0, 4.0], [5.0, 50.0, 60.0]]
     second = [[1.0, 8.0, 8.0], [1.0, 6.0, 6.0], [1.0, 2.0, 2.0], [1.0, 4.0, 8.0], [5.0, 70.0, 80.0]]
     return ClipScores(torch.tensor([first, second], dtype=torch.float64)[:, :, None], torch.empty(2, 6, 0))
 
 
-def test_the_best_sample_is_chosen_per_clip_by_its_future_frames():
+def test_the_best_sample_is_chosen_per_clip_by_future_frames():
     rows = summarise(_scores(), ["psnr"], context=1)
     found = rows["prediction"]["psnr"]
     assert found["best"] == pytest.approx((20 + 8) / 2)
     assert found["per_frame"] == pytest.approx([(30 + 8) / 2, (10 + 8) / 2])
     assert found["mean"] == pytest.approx(((15 + 20 + 13) / 3 + (8 + 6 + 2) / 3) / 2, rel=1e-5)
-    # Counting the context frame, as the published code does, another sample is the best one.
+    # With the context frame, as in the published code, another sample is the best.
     assert found["best_with_context"] == pytest.approx(((90 + 12 + 14) / 3 + 17 / 3) / 2, rel=1e-5)
     assert rows["repeat_last_frame"]["psnr"]["best"] == pytest.approx((3 + 6) / 2)
     assert rows["reconstruction"]["psnr"]["best"] == pytest.approx((55 + 75) / 2)
 
 
-def test_of_an_error_the_smallest_is_best():
+def test_the_smallest_error_is_best():
     found = summarise(_scores(), ["lpips"], context=1)["prediction"]["lpips"]
     assert found["best"] == pytest.approx((13 + 2) / 2)
 
@@ -48,7 +48,7 @@ def test_fvd_compares_all_samples_with_the_truth():
     assert rows["repeat_last_frame"]["fvd"]["all"] > 40 > rows["prediction"]["fvd"]["all"] > 0
 
 
-def test_scores_that_are_not_finite_are_told_and_end_no_evaluation():
+def test_scores_that_are_not_finite_do_not_stop_the_evaluation():
     scores = _scores()
     scores.frames[0, 0, 0, 2] = torch.nan
     features = torch.randn(2, 6, 3, dtype=torch.float64)
@@ -58,7 +58,7 @@ def test_scores_that_are_not_finite_are_told_and_end_no_evaluation():
     assert math.isfinite(rows["reconstruction"]["fvd"]["all"])
 
 
-def test_samples_are_the_same_however_many_are_drawn_at_once():
+def test_samples_do_not_depend_on_the_batch_size():
     model = tiny_models.world_model()
     clip = cut_clip(waves.episode(), model, clips_for(model, waves.CLIPS, None), start=0)
     metrics = MetricSet(["mse"], None, None, len(clip.frames), clip.frames.shape[-1], torch.device("cpu"))
@@ -68,9 +68,9 @@ def test_samples_are_the_same_however_many_are_drawn_at_once():
         torch.testing.assert_close(other, scores[0])
 
 
-def test_a_protocol_takes_only_the_models_it_is_defined_for():
+def test_a_protocol_refuses_models_it_is_not_defined_for():
     assert require_fit("robonet", 2, 64) is PROTOCOLS["robonet"]
-    with pytest.raises(ConfigError, match="1 context frames, and the model has 2"):
+    with pytest.raises(ConfigError, match="1 context frames, but the model has 2"):
         require_fit("bair", 2, 64)
-    with pytest.raises(ConfigError, match="256 pixels a side, and the model has 64"):
+    with pytest.raises(ConfigError, match="256 pixels a side, but the model has 64"):
         require_fit("robonet-256", 2, 64)

@@ -1,4 +1,4 @@
-"""Scores by clip outlive their process, are never mixed with those of another command, and go when they are summed up."""
+"""Scores of clips survive a kill, are never mixed with those of another command, and are removed at the end."""
 
 import errno
 from pathlib import Path
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("place", ["disk", "memory"])
-def test_what_was_kept_comes_back_to_the_bit_and_then_goes(tmp_path: Path, place: str, written_at_once: None):
+def test_kept_scores_are_read_back_exactly_and_then_removed(tmp_path: Path, place: str, written_at_once: None):
     output = str(tmp_path / "out") if place == "disk" else "memory://out"
     assert _kept(output).claim() == {}
     with _kept(output) as kept:
@@ -55,7 +55,7 @@ def test_what_was_kept_comes_back_to_the_bit_and_then_goes(tmp_path: Path, place
         assert [path.name for path in (tmp_path / "out" / "scores").iterdir()] == ["command.json"]
 
 
-def test_what_waits_is_written_when_the_work_ends_in_an_error(tmp_path: Path):
+def test_pending_scores_are_written_after_an_error(tmp_path: Path):
     kept = _kept(str(tmp_path))
     kept.claim()
     with pytest.raises(KeyboardInterrupt), kept:
@@ -64,13 +64,13 @@ def test_what_waits_is_written_when_the_work_ends_in_an_error(tmp_path: Path):
     assert _kept(str(tmp_path)).claim().keys() == {"clip"}
 
 
-def test_scores_of_another_command_are_refused_with_what_differs(tmp_path: Path):
+def test_scores_of_another_command_are_refused_with_the_difference(tmp_path: Path):
     _kept(str(tmp_path), samples=1).claim()
     with pytest.raises(ConflictError, match=r"samples: 1 -> 2.*Choose another --output, or delete"):
         _kept(str(tmp_path), samples=2).claim()
 
 
-def test_a_damaged_or_foreign_part_is_scored_again_and_told_of(
+def test_clips_of_a_damaged_or_foreign_file_are_scored_again_with_a_warning(
     tmp_path: Path, written_at_once: None, caplog: pytest.LogCaptureFixture
 ):
     for name in ("first", "second", "third"):
@@ -85,7 +85,7 @@ def test_a_damaged_or_foreign_part_is_scored_again_and_told_of(
     assert caplog.text.count("its clips are scored again") == 3
 
 
-def test_an_output_that_can_not_be_written_is_an_error_before_any_clip_is_scored(
+def test_an_unwritable_output_is_an_error_before_the_first_clip(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def scored(*_: object) -> None:
@@ -98,7 +98,7 @@ def test_an_output_that_can_not_be_written_is_an_error_before_any_clip_is_scored
     assert error.startswith("error: ") and "file/out" in error and "Not a directory" in error
 
 
-def test_results_are_printed_though_the_report_can_not_be_written_and_the_same_command_writes_it_later(
+def test_results_are_printed_if_the_report_cannot_be_written_and_the_same_command_writes_it_later(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: object) -> None:
@@ -107,16 +107,16 @@ def test_results_are_printed_though_the_report_can_not_be_written_and_the_same_c
     with monkeypatch.context() as broken:
         broken.setattr(evaluate, "write_card", full)
         assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path)) == 1
-    told = capsys.readouterr()
-    assert '"results": {"left"' in told.out
-    assert f"scores by clip in {tmp_path}/scores" in told.err
+    printed = capsys.readouterr()
+    assert '"results": {"left"' in printed.out
+    assert f"the scores of all clips are in {tmp_path}/scores" in printed.err
     monkeypatch.setattr(scoring, "score_clip", lambda *_: pytest.fail("a clip was scored again"))
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path)) == 0
     assert card(tmp_path)["results"].keys() == {"left"}
     assert not (tmp_path / "scores").exists()
 
 
-def test_a_disk_that_takes_no_scores_ends_no_evaluation(
+def test_an_evaluation_finishes_if_scores_cannot_be_kept(
     world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, written_at_once: None
 ):
     write = kept_scores.storage.write_bytes
@@ -128,5 +128,5 @@ def test_a_disk_that_takes_no_scores_ends_no_evaluation(
 
     monkeypatch.setattr(kept_scores.storage, "write_bytes", refuse_parts)
     assert evaluate.main(arguments(world / "model", world / "episodes", tmp_path)) == 0
-    assert caplog.text.count("scores so far can't be kept") == 1
+    assert caplog.text.count("cannot keep the scores so far") == 1
     assert card(tmp_path)["data"]["left"]["clips"] == 4
