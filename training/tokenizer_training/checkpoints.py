@@ -1,6 +1,6 @@
-"""Checkpoints of tokenizer training on disk: folders of accelerate's files, and `latest.json`, which names the whole one.
+"""Checkpoints of version 0.1: folders of accelerate's files, and `latest.json`, which names the complete one.
 
-A checkpoint that is not whole ends the command: to begin anew would cut the run's metrics and remove what is left of it.
+They get the marker of today's checkpoints; then both kinds of training find, check and remove checkpoints with the same code.
 """
 
 import json
@@ -9,81 +9,71 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from pipeline.common import storage
 from pipeline.common.errors import ConflictError
-from training.trainer.checkpoints.durable import flush_tree
-from training.trainer.checkpoints.files import checkpoint_names
+from pipeline.common.measured_json import json_values, restored
+from training.trainer.checkpoints.files import LATEST_NAME, checkpoint_names, mark_complete
+from training.trainer.checkpoints.states import COMPLETE_NAME, RunProgress
 
-LATEST_NAME = "latest.json"
-_ANEW = ", or choose another --output to begin anew"
+POINTER_NAME = "latest.json"
+_OR_ANEW = ", or choose another --output to start again"
 
 
-def publish(folder: Path, name: str, state: Mapping[str, Any]) -> None:
-    """Make a written checkpoint the one to go on from; older ones go.
+def mark_earlier(folder: Path, run: str) -> None:
+    """Marks the complete checkpoint of version 0.1 and removes the others. Changes nothing if there is none.
 
     Args:
-        folder: Of all checkpoints.
-        name: Of the checkpoint's folder.
-        state: What it must know beside accelerate's files, ready for JSON.
-    """
-    written = folder / name
-    # On disk before what it replaces goes.
-    flush_tree(written)
-    files = {path.relative_to(written).as_posix(): path.stat().st_size for path in written.rglob("*") if path.is_file()}
-    pointer = {"name": name, "files": dict(sorted(files.items())), **state}
-    storage.write_bytes(str(folder / LATEST_NAME), json.dumps(pointer).encode())
-    flush_tree(folder, below=False)
-    for other in checkpoint_names(folder):
-        if other != name and (folder / other).is_dir():
-            shutil.rmtree(folder / other)
-
-
-def find(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from and its state; None where the run has none yet.
+        folder: Folder of the checkpoints.
+        run: Fingerprint of the run.
 
     Raises:
-        ConflictError: There was one, and it isn't whole any more.
+        ConflictError: There was one, and it isn't complete any more.
     """
-    latest = folder / LATEST_NAME
+    pointer = folder / POINTER_NAME
     names = checkpoint_names(folder)
-    if not latest.exists():
-        # Killed while it wrote its first one.
-        if len(names) <= 1:
-            return None
-        raise ConflictError(
-            f"{folder} has {', '.join(names[-3:])} but no {LATEST_NAME} that says which is whole: bring that file back{_ANEW}"
-        )
+    if not pointer.exists():
+        # A run that was killed while it wrote its first checkpoint leaves one folder.
+        if (
+            len(names) > 1
+            and not (folder / LATEST_NAME).exists()
+            and not any((folder / n / COMPLETE_NAME).exists() for n in names)
+        ):
+            raise ConflictError(
+                f"{folder} has {', '.join(names[-3:])} but no {POINTER_NAME} that says which is complete: "
+                f"restore that file{_OR_ANEW}"
+            )
+        return
     try:
-        pointer = dict(json.loads(latest.read_bytes()))
-        checkpoint, step = folder / str(pointer["name"]), int(pointer["step"])
+        state = dict(json.loads(pointer.read_bytes()))
+        checkpoint, step = folder / str(state["name"]), int(state["step"])
     except (ValueError, TypeError, KeyError) as error:
-        raise ConflictError(f"{latest} is damaged ({error}): bring it back{_ANEW}") from error
-    if fault := _fault(checkpoint, pointer.get("files", {})):
+        raise ConflictError(f"{pointer} is damaged ({error}): restore it{_OR_ANEW}") from error
+    if fault := _fault(checkpoint, state.get("files", {})):
         raise ConflictError(
-            f"{checkpoint}, which the run would go on from at step {step}, is not whole: {fault}. Nothing was changed. "
-            f"Bring it back from a copy{_ANEW}"
+            f"{checkpoint}, from which the run would resume at step {step}, is not complete: {fault}. Nothing was changed. "
+            f"Restore it from a copy{_OR_ANEW}"
         )
-    return checkpoint, pointer
+    mark_complete(checkpoint, _progress(checkpoint, step, state, run))
+    for name in names:
+        if name != checkpoint.name:
+            shutil.rmtree(folder / name)
+    storage.write_bytes(str(folder / LATEST_NAME), checkpoint.name.encode())
+    pointer.unlink()
 
 
-def load(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Restore all that accelerate keeps.
-
-    Raises:
-        ConflictError: The files can't be loaded.
-    """
-    try:
-        accelerator.load_state(str(checkpoint))
-    except Exception as error:
-        # Rotten bytes come out of torch's and safetensors' readers as errors of many types.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConflictError(f"{checkpoint} can't be loaded ({reason}): bring it back from a copy{_ANEW}") from error
+def _progress(checkpoint: Path, step: int, state: Mapping[str, Any], run: str) -> RunProgress:
+    processes = len(list(checkpoint.glob("random_states_*.pkl")))
+    results = {
+        "held_out": restored(state.get("results", {})),
+        "skipped_steps": state.get("skipped_steps", 0),
+        "samples_replaced": state.get("samples_replaced", 0),
+        "left_out": state.get("left_out", []),
+    }
+    return RunProgress(step, processes, [0.0] * processes, 0, run, state.get("skipped_in_row", 0), json_values(results))
 
 
 def _fault(folder: Path, files: Mapping[str, int]) -> str:
-    """What a checkpoint lacks; empty where nothing does. One of before sizes were written down is only looked for."""
+    """Returns what a checkpoint lacks; empty if nothing. The first checkpoints have no list of files."""
     if not folder.is_dir():
         return "it is gone"
     for name, size in files.items():

@@ -1,11 +1,14 @@
 """The tokenizer's training loss, as named terms with weights; the adversarial term is that of `adversary`."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pipeline.config.model import TokenizerConfig
 from tokenize_offline.tokenizer import TokenizerOutput
 from training.metrics.lpips import LPIPS
+from training.trainer.nonfinite import SkippedStep, json_number
 
 # Two levels of 255: the noise that JPEG leaves in a patch where nothing moved.
 _NOISE = 0.01
@@ -43,6 +46,19 @@ def tokenizer_losses(
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,
     }
+
+
+def skipped_terms(terms: Mapping[str, Tensor]) -> SkippedStep:
+    """Describes a skipped step by the loss terms of this process that are not finite."""
+    values = {name: json_number(float(term.detach())) for name, term in terms.items()}
+    bad = ", ".join(f"{name} is {value}" for name, value in values.items() if isinstance(value, str))
+    return SkippedStep(
+        entry={"terms": values},
+        what=bad or "its gradient is not finite",
+        part="loss" if bad else "gradient",
+        where=bad or "with finite loss terms",
+        advice="Lower tokenizer.learning_rate or the weights of the losses, and start again in another --output.",
+    )
 
 
 def stillness(frames: Tensor, context_length: int, patches: int) -> Tensor:

@@ -4,21 +4,17 @@ The trained one may come to another context length, or get codebooks of another 
 """
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TokenizerConfig, TokenizerShape
-from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.tokenizer_training.attention import attend_locally
 from training.tokenizer_training.codebooks import cluster_centres
 
-log = logging.getLogger(__name__)
 _CONTEXT_ROWS, _CODES = "kv_pos_emb", "quantize.embedding.weight"
 _CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
 
@@ -96,13 +92,3 @@ def _with_context(rows: Tensor, wanted: int, context_length: int) -> Tensor:
     grid = len(rows) // context_length
     added = max(wanted - len(rows), 0) // grid
     return torch.cat([rows[:grid]] * added + [rows])[-wanted:].clone()
-
-
-def in_one_precision(recipe: Recipe) -> Recipe:
-    """The recipe in fp32 as soon as one process has it so, where machines of several kinds train together."""
-    found = gather_object([recipe.tokenizer.training_precision])
-    if "fp32" not in found or recipe.tokenizer.training_precision == "fp32":
-        return recipe
-    ranks = ", ".join(str(rank) for rank, precision in enumerate(found) if precision == "fp32")
-    log.warning("tokenizer.training_precision: fp32 on all ranks, as the CPU of ranks %s is slow at bf16", ranks)
-    return dataclasses.replace(recipe, tokenizer=dataclasses.replace(recipe.tokenizer, training_precision="fp32"))

@@ -4,42 +4,45 @@ A checkpoint is accelerate's whole state: tokenizer, discriminator, both optimiz
 order of samples needs the step alone.
 """
 
+import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator, PartialState
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pipeline.common.errors import ConfigError
-from pipeline.common.measured_json import describe_not_finite, json_values, measured_json, restored
+from pipeline.common.measured_json import describe_not_finite, json_values, restored
+from pipeline.common.path_errors import explained_write_errors
 from pipeline.common.progress import progress_line
 from pipeline.config.catalog import mixture
-from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
 from tokenize_offline.tokenizer import CompressiveVQModel, TokenizerOutput
 from training.data.episode_index import open_episode_indexes
+from training.distributed import Processes
 from training.metrics.lpips import LPIPS
-from training.tokenizer_training import checkpoints
+from training.tokenizer_training.accelerator import load_state, open_accelerator
 from training.tokenizer_training.codebooks import CodebookKeeper
-from training.tokenizer_training.data import DrawnBatch, StepBatches, TokenizerClips, begin_reading, collate
+from training.tokenizer_training.data import DrawnBatch, TokenizerClips, collate
 from training.tokenizer_training.discriminator import AdversarialLoss, measure_of
 from training.tokenizer_training.ema import ExponentialMovingAverage
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
-from training.tokenizer_training.losses import stillness, tokenizer_losses
-from training.tokenizer_training.nonfinite import SkippedSteps
+from training.tokenizer_training.loader import ClipLoader
+from training.tokenizer_training.losses import skipped_terms, stillness, tokenizer_losses
+from training.tokenizer_training.run import TokenizerRun
 from training.tokenizer_training.skipped_episodes import SkippedEpisodes, summarized
-from training.tokenizer_training.start import in_one_precision, starting_model
-from training.trainer.checkpoints.states import tag
-from training.trainer.logs.throughput import METRICS_NAME, truncate_metrics
-from training.trainer.nonfinite import propagate_nonfinite
-from training.trainer.signals import StopRequest, block_stop_signals
+from training.tokenizer_training.start import starting_model
+from training.trainer.checkpoints.files import mark_damaged
+from training.trainer.checkpoints.saving import save_checkpoint
+from training.trainer.checkpoints.states import RunProgress, State
+from training.trainer.logs.loggers import MetricsWriter, WandbRun
+from training.trainer.logs.throughput import StepClock, peak_memory, reset_peak_memory, truncate_lines, truncate_metrics
+from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, propagate_nonfinite
+from training.trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
 _EVALUATION_BATCHES = 8
@@ -51,47 +54,37 @@ _GRADIENT_NORM = 1.0
 
 
 class TokenizerTrainer:
-    """One run: model, optimizer, step, and the folder it writes to.
+    """Trains the tokenizer of a run in one of its processes.
 
     Args:
-        recipe: Its `tokenizer`, `clips` and `data` sections are used.
+        run: The run; its recipe's sections `tokenizer`, `clips`, `data`, `quality` and `training` are used.
+        processes: All processes of the run.
         shards: Output folders of ingest.
-        output: Run folder.
         workers: Processes that read clips.
         trained: A tokenizer to start from; None starts with random weights.
 
-    Attributes:
-        recipe: As the processes agreed on it.
-
     Raises:
         ConfigError: The batch does not divide among the processes, or a loss lacks its weights.
-        ShardError: There are no episodes.
+        ShardError: There are no episodes, or the checkpoint can't be loaded.
     """
 
     def __init__(
-        self, recipe: Recipe, shards: Sequence[str], output: Path, workers: int, trained: CompressiveVQModel | None = None
+        self,
+        run: TokenizerRun,
+        processes: Processes,
+        shards: Sequence[str],
+        workers: int,
+        trained: CompressiveVQModel | None = None,
     ) -> None:
-        # Without `cpu`, accelerate leaves several processes on a machine without a GPU unconnected.
-        on_cpu = not torch.cuda.is_available()
-        PartialState(cpu=on_cpu)
-        self.recipe = in_one_precision(recipe)
-        self.config = self.recipe.tokenizer
-        self.output = output
-        self.step = 0
-        self._workers = workers
-        self._left_out, self._skipped = SkippedEpisodes(), SkippedSteps()
-        # What held-out clips measured last; nothing where there are none.
-        self._results: dict[str, Any] = {}
-        bf16 = self.config.training_precision == "bf16"
-        self.accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=on_cpu)
-        processes = self.accelerator.num_processes
-        # On the host, so that asking each other never waits for a GPU.
-        self._host_group = dist.new_group(backend="gloo") if processes > 1 else None
-        self._local_batch, rest = divmod(self.config.batch_size, processes)
+        recipe = run.recipe
+        self._run, self._processes = run, processes
+        self.config = recipe.tokenizer
+        self.step = run.first_step
+        self._local_batch, rest = divmod(self.config.batch_size, processes.world_size)
         if rest or not self._local_batch:
             raise ConfigError(
-                f"tokenizer.batch_size {self.config.batch_size} does not divide among {processes} processes; "
-                f"take a multiple of {processes}"
+                f"tokenizer.batch_size {self.config.batch_size} does not divide among {processes.world_size} processes; "
+                f"take a multiple of {processes.world_size}"
             )
         weights = recipe.data.weights or (mixture(recipe.data.mixture) if recipe.data.mixture else None)
         table, held_out = open_episode_indexes(shards, "train", recipe.clips.held_out, recipe.quality)
@@ -99,9 +92,11 @@ class TokenizerTrainer:
             raise ConfigError(f"clips.held_out {recipe.clips.held_out} leaves no episode of {', '.join(shards)} to train on")
         for dataset, rows in table.items():
             require_detail(rows.shrunk, self.config.resolution, dataset)
-        self._clips = TokenizerClips(table, self.config, recipe.clips, weights)
         plain = dataclasses.replace(recipe.clips, views=1)
         self._held_out = TokenizerClips(held_out, self.config, plain, None) if held_out else None
+        clips = TokenizerClips(table, self.config, recipe.clips, weights)
+        self._loader = ClipLoader(clips, range(self.step, self.config.steps), self._local_batch, workers, processes)
+        self.accelerator = open_accelerator(processes, self.config.training_precision)
         self._lpips = self._open_lpips()
         torch.manual_seed(self.config.seed)
         model = starting_model(self.config, trained)
@@ -117,6 +112,9 @@ class TokenizerTrainer:
         if self.config.ema_decay:
             self._average = ExponentialMovingAverage(self.bare, self.config.ema_decay)
             self.accelerator.register_for_checkpointing(self._average)
+        self._clock = StepClock()
+        self._writer: MetricsWriter | None = None
+        self._resume()
 
     @property
     def bare(self) -> CompressiveVQModel:
@@ -125,125 +123,125 @@ class TokenizerTrainer:
         return model
 
     def run(self, stop: StopRequest) -> dict[str, Any]:
-        """Train up to the recipe's last step, or until asked to stop, and write the tokenizer.
+        """Trains up to the recipe's last step, or until asked to stop, and writes the tokenizer.
 
         Args:
             stop: Looked at after every step.
 
         Returns:
-            How far it came, and the numbers of the last evaluation.
+            A summary: how far the run came, and the numbers of the last evaluation.
         """
-        config, main = self.config, self.accelerator.is_main_process
+        config, first = self.config, self._processes.is_first
         with (
-            progress_line(config.steps, "step", "train tokenizer", self.step, main) as progress,
-            closing(self._batches()) as batches,
+            self._open_writer() as self._writer,
+            progress_line(config.steps, "step", "train tokenizer", self.step, first) as progress,
+            contextlib.closing(iter(self._loader)) as batches,
         ):
-            for clips in batches:
-                terms = self._train_step(clips)
+            reset_peak_memory(self._processes.device)
+            self._clock.restart()
+            for batch in batches:
+                terms = self._train_step(self._checked(batch).to(self._processes.device, non_blocking=True))
+                self._clock.add(self._loader.last_wait)
                 progress.update()
                 if self.step % config.log_every == 0:
                     progress.set_postfix_str(self._log(terms), refresh=False)
                 if config.dead_code_reset_every and self.step % config.dead_code_reset_every == 0:
-                    self._codebooks.revive(clips, self.optimizer, self._average)
+                    self._codebooks.revive(batch.clips.to(self._processes.device), self.optimizer, self._average)
                 due = self.step % config.checkpoint_every == 0 or self.step == config.steps
-                stopping = self._any(stop.requested)
-                if due:
-                    with self._judged():
-                        self._evaluate()
-                if due or stopping:
-                    self.save_checkpoint()
+                stopping = self._processes.any(stop.requested)
+                with self._clock.paused():
+                    if due:
+                        with self._judged():
+                            self._evaluate()
+                    if due or stopping:
+                        self._save_checkpoint()
                 if stopping:
                     log.info("stopped after step %d; the same command goes on from there", self.step)
                     break
         self._write_tokenizer()
-        summary = {"steps": self.step, "finished": self.step >= config.steps, "tokenizer": str(self.output / "tokenizer")}
-        return summary | self._skipped.state() | summarized(self._left_out.gathered(self._gather)) | self._results
+        return {
+            "steps": self.step,
+            "finished": self.step >= config.steps,
+            "tokenizer": str(self._run.folder / "tokenizer"),
+            "skipped_steps": self._skipped.total,
+            "skipped_in_row": self._skipped.in_row,
+            **summarized(self._left_out.gathered(self._processes.gather_objects)),
+            **self._results,
+        }
 
-    def save_checkpoint(self) -> None:
-        """Write the whole state under a new name, then point `latest.json` to it; older checkpoints go."""
-        name, folder = tag(self.step), self.output / "checkpoints"
+    def _resume(self) -> None:
+        """Loads the checkpoint, if there is one; then brings the run folder to the step of this run."""
+        run, processes = self._run, self._processes
+        progress = run.checkpoint.progress if run.checkpoint else None
+        results = progress.results if progress else {}
+        self._skipped = SkippedSteps(
+            run.folder,
+            processes.is_first,
+            run.recipe.training.nonfinite_limit,
+            in_row=progress.skipped if progress else 0,
+            total=results.get("skipped_steps", 0),
+        )
+        self._left_out = SkippedEpisodes()
+        self._left_out.restore(results, processes.is_first)
+        # What held-out clips measured last; nothing where there are none.
+        self._results: dict[str, Any] = restored(results).get("held_out", {})
+        if run.checkpoint is not None:
+            load_state(self.accelerator, run.checkpoint)
+            log.info("continuing from step %d", self.step)
+        if processes.is_first:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            for verdict in run.damaged:
+                if verdict.state is State.DAMAGED:
+                    mark_damaged(verdict)
+            run.write_recipe()
+            truncate_metrics(run.folder, self.step)
+            truncate_lines(run.folder / SKIPPED_NAME, self.step)
+        processes.barrier()
+
+    def _open_writer(self) -> AbstractContextManager[MetricsWriter | None]:
+        run = self._run
+        if not self._processes.is_first:
+            return nullcontext()
+        project = run.recipe.training.wandb_project
+        wandb = WandbRun(project, run.folder, run.recipe.as_dict()) if project else None
+        return MetricsWriter(run.folder, self.step, wandb)
+
+    def _save_checkpoint(self) -> None:
+        """Writes the whole state. Call it on all ranks."""
+        run, processes = self._run, self._processes
+        if self._writer is not None:
+            self._writer.flush()
         self._codebooks.gather()
-        state = {"step": self.step, **self._skipped.state(), **self._left_out.gathered(self._gather)}
-        state["results"] = json_values(self._results)
-        self.accelerator.save_state(str(folder / name), safe_serialization=True)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            checkpoints.publish(folder, name, state)
-        self.accelerator.wait_for_everyone()
+        results = {
+            "held_out": self._results,
+            "skipped_steps": self._skipped.total,
+            **self._left_out.gathered(processes.gather_objects),
+        }
+        size = processes.world_size
+        # Lines of metrics hold the losses of single steps, so there are no running sums.
+        progress = RunProgress(self.step, size, [0.0] * size, 0, run.fingerprint, self._skipped.in_row, json_values(results))
+        training = run.recipe.training
+        with explained_write_errors(run.checkpoints):
+            save_checkpoint(
+                run.checkpoints,
+                lambda folder: self.accelerator.save_state(str(folder), safe_serialization=True),
+                processes,
+                progress,
+                training.keep_checkpoints,
+                training.keep_every,
+            )
+        processes.barrier()
 
-    def load_checkpoint(self) -> bool:
-        """Continue from the newest checkpoint; False where there is none.
-
-        Raises:
-            ConflictError: There was one, and it isn't whole any more, or can't be loaded.
-        """
-        found = checkpoints.find(self.output / "checkpoints")
-        if found is None:
-            return False
-        folder, pointer = found
-        checkpoints.load(self.accelerator, folder)
-        self.step = int(pointer["step"])
-        self._skipped.restore(pointer)
-        self._left_out.restore(pointer, self.accelerator.is_main_process)
-        self._results = restored(pointer.get("results", {}))
-        log.info("continuing from step %d", self.step)
-        return True
-
-    def begin(self, resume: bool) -> None:
-        """Continue from the newest checkpoint where there is one and `resume` asks for it; cut what a crash left behind."""
-        if resume:
-            self.load_checkpoint()
-        if self.accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            truncate_metrics(self.output, self.step)
-        self.accelerator.wait_for_everyone()
-
-    def _any(self, flag: bool) -> bool:
-        """Whether any process says so; all get the same answer."""
-        if self._host_group is None:
-            return flag
-        count = torch.tensor(float(flag))
-        dist.all_reduce(count, group=self._host_group)
-        return bool(count > 0)
-
-    def _gather(self, value: Any) -> list[Any]:
-        """An object of every process."""
-        parts = [value]
-        if self._host_group is not None:
-            parts = [None] * self.accelerator.num_processes
-            dist.all_gather_object(parts, value, group=self._host_group)
-        return parts
-
-    def _batches(self) -> Generator[Tensor]:
-        accelerator = self.accelerator
-        sampler = StepBatches(
-            self.step, self.config.steps, self._local_batch, accelerator.process_index, accelerator.num_processes
-        )
-        loader: Iterable[DrawnBatch] = DataLoader(
-            self._clips,
-            batch_sampler=sampler,
-            num_workers=self._workers,
-            collate_fn=collate,
-            pin_memory=accelerator.device.type == "cuda",
-            # Spawned workers are this process's children and end with it, also where it is killed; a fork server's are not.
-            multiprocessing_context="spawn" if self._workers else None,
-            worker_init_fn=begin_reading,
-        )
-        with block_stop_signals():
-            batches = iter(loader)
-        try:
-            for batch in batches:
-                self._left_out.add(batch.unread, batch.replaced)
-                if batch.failure is not None:
-                    raise batch.failure
-                yield batch.clips.to(accelerator.device, non_blocking=True)
-        finally:
-            # Its workers end when nothing refers to it any more; an error's traceback would.
-            del batches
+    def _checked(self, batch: DrawnBatch) -> Tensor:
+        """Returns a batch's clips, and counts its episodes that can't be read."""
+        self._left_out.add(batch.unread, batch.replaced)
+        if batch.failure is not None:
+            raise batch.failure
+        return batch.clips
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
         # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
-        torch.manual_seed(step_seed(self.config.seed, self.step, self.accelerator.process_index))
+        torch.manual_seed(step_seed(self.config.seed, self.step, self._processes.rank))
         warmup = min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
@@ -267,8 +265,8 @@ class TokenizerTrainer:
             if self._average is not None:
                 self._average.update(self.bare)
             self._codebooks.add(output)
+        self._skipped.count(self.step, applied, functools.partial(skipped_terms, terms))
         self.step += 1
-        self._skipped.count(self.step, applied, terms, self.accelerator.is_main_process)
         return terms
 
     def _still_patches(self, clips: Tensor) -> Tensor | None:
@@ -279,39 +277,43 @@ class TokenizerTrainer:
         return stillness(clips, config.context_length, id_layout.future_grid) > 0.5
 
     def _log(self, terms: dict[str, Tensor]) -> str:
-        """Write a line of metrics and return a short one for people."""
-        values = self.accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
-        line: dict[str, Any] = {"step": self.step} | dict(zip(terms, values.tolist(), strict=True))
-        line |= self._codebooks.describe() | {"skipped_steps": self._skipped.total}
-        self._append(line)
+        """Writes a line of metrics and returns a short one for the progress line. Call it on all ranks."""
+        device = self._processes.device
+        means = self.accelerator.reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
+        line: dict[str, Any] = dict(zip(terms, means.tolist(), strict=True))
+        seconds = self._clock.seconds
+        own = torch.tensor([self._clock.waited, peak_memory(device)], dtype=torch.float64)
+        waits, memory = torch.stack(self._processes.gather_tensor(own)).unbind(dim=1)
+        line |= self._codebooks.describe() | {
+            "skipped_steps": self._skipped.total,
+            "clips_per_second": self._clock.steps * self.config.batch_size / seconds,
+            "data_wait": float(waits.max()) / seconds,
+            "memory_bytes": int(memory.max()),
+        }
+        if self._writer is not None:
+            self._writer.write(self.step, line)
+        reset_peak_memory(device)
+        self._clock.restart()
         return f"future l1 {line['future_l1']:.4f}, codes used {line['context_codes_used']:.0%}/{line['future_codes_used']:.0%}"
 
-    def _append(self, line: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.output / METRICS_NAME).open("a", encoding="utf-8") as file:
-                file.write(measured_json(line) + "\n")
-
     def _evaluate(self) -> None:
-        """Measure and show held-out clips, on the first process alone."""
-        if self._held_out is None or not self.accelerator.is_main_process:
+        """Measures and shows held-out clips, on the first process alone."""
+        if self._held_out is None or self._writer is None:
             return
         batches = (self._held_out_clips(batch * self._local_batch, self._local_batch) for batch in range(_EVALUATION_BATCHES))
-        report = evaluate_tokenizer(self.bare, (frames.to(self.accelerator.device) for frames in batches), self._lpips)
-        self._results = report.as_dict()
-        self._append({"step": self.step, "held_out": self._results})
+        self._results = evaluate_tokenizer(self.bare, batches, self._lpips).as_dict()
+        self._writer.write(self.step, {"held_out": self._results})
         if bad := describe_not_finite(self._results):
             log.warning("step %d: results on held-out clips are not finite: %s", self.step, bad)
-        shown = self._held_out_clips(0, _SHOWN_CLIPS).to(self.accelerator.device)
-        write_reconstructions(str(self.output / "reconstructions" / f"step-{self.step:08d}.png"), self.bare, shown)
+        picture = self._run.folder / "reconstructions" / f"step-{self.step:08d}.png"
+        write_reconstructions(str(picture), self.bare, self._held_out_clips(0, _SHOWN_CLIPS))
+        self._writer.log_pictures(self.step, {"reconstructions": picture})
 
     def _held_out_clips(self, first: int, count: int) -> Tensor:
-        """Clips of held-out episodes, from sample `first` on."""
+        """Returns clips of held-out episodes, from sample `first` on, on the device."""
         assert self._held_out is not None
         batch = collate([self._held_out[first + number] for number in range(count)])
-        self._left_out.add(batch.unread, batch.replaced)
-        if batch.failure is not None:
-            raise batch.failure
-        return batch.clips
+        return self._checked(batch).to(self._processes.device)
 
     def _open_lpips(self) -> LPIPS | None:
         """LPIPS for loss and evaluation, where the recipe asks for it or has the weights."""
@@ -319,18 +321,18 @@ class TokenizerTrainer:
         if not config.lpips_weight and config.vgg_weights is None:
             return None
         asked = "tokenizer.lpips_weight" if config.lpips_weight else "tokenizer.vgg_weights"
-        return LPIPS(config.vgg_weights, f"the perceptual loss ({asked})").to(self.accelerator.device)
+        return LPIPS(config.vgg_weights, f"the perceptual loss ({asked})").to(self._processes.device)
 
     def _judged(self) -> AbstractContextManager[None]:
         """The weights that are evaluated and written: the averaged ones where there are any."""
         return nullcontext() if self._average is None else self._average.applied(self.bare)
 
     def _write_tokenizer(self) -> None:
-        if self.accelerator.is_main_process:
+        if self._processes.is_first:
             precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
             with self._judged():
-                self.bare.save_pretrained(str(self.output / "tokenizer"), precision)
-        self.accelerator.wait_for_everyone()
+                self.bare.save_pretrained(str(self._run.folder / "tokenizer"), precision)
+        self._processes.barrier()
 
 
 def step_seed(seed: int, step: int, process: int) -> int:

@@ -1,13 +1,14 @@
 """Settles the precision of a training run: one that its machines are fast at, and the same on all of them."""
 
 import logging
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from tokenize_offline.precision import choose_precision, slow_precisions
 from training.distributed import Processes, local_device
 
 log = logging.getLogger(__name__)
 Name = TypeVar("Name", bound=str)
+Precision = Literal["fp32", "bf16"]
 
 
 def suitable_precision(key: str, asked: Name, known: str | None, tell: bool) -> Name:
@@ -25,7 +26,7 @@ def suitable_precision(key: str, asked: Name, known: str | None, tell: bool) -> 
     return choice.precision
 
 
-def agree_on_precision(key: str, precision: str, processes: Processes) -> str:
+def agree_on_precision(key: str, precision: Precision, processes: Processes) -> Precision:
     """Returns fp32 if it is the precision of any process, where machines of several kinds train together. Call it on all ranks.
 
     Args:

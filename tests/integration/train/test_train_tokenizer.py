@@ -1,7 +1,6 @@
 """`ivideogpt-train-tokenizer` as users run it, on small episodes that the test makes."""
 
 import dataclasses
-import fcntl
 import json
 import multiprocessing
 import os
@@ -12,13 +11,18 @@ import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_logs import logged
+from worlds import run_world
 
+from pipeline.common.locks import locked
 from pipeline.common.manifests import ShardManifest, write_manifest
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import encode_jpeg
@@ -29,6 +33,8 @@ from tokenize_offline.tokenizer import CompressiveVQConfig, CompressiveVQModel
 from training.metrics.lpips import VGGFeatures
 from training.tokenizer_training.trainer import TokenizerTrainer
 from training.train_tokenizer import main
+from training.trainer.checkpoints import saving
+from training.trainer.checkpoints.states import DAMAGED_NAME, State, check_checkpoint, tag
 
 RECIPE = """
 clips: {stride: "1", held_out: 0.3}
@@ -37,6 +43,9 @@ tokenizer: {resolution: 32, context_length: 1, block_out_channels: [32, 32], lay
   checkpoint_every: 3, dead_code_reset_every: 2, warmup_steps: 1, lpips_weight: 1.0, disc_weight: 0.8, disc_start: 1,
   balanced_loss: true, ema_decay: 0.9}
 """
+
+
+RATES = ("clips_per_second", "data_wait", "memory_bytes")
 
 
 def _episode(number: int) -> Episode:
@@ -90,9 +99,14 @@ def _train(
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-def _losses(output: Path, name: str = "future_l1") -> list[float]:
+def _lines(output: Path) -> list[dict[str, Any]]:
+    """The lines of metrics, without what depends on the machine."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [line[name] for line in lines if name in line]
+    return [{key: value for key, value in line.items() if key not in RATES} for line in lines]
+
+
+def _losses(output: Path, name: str = "future_l1") -> list[float]:
+    return [line[name] for line in _lines(output) if name in line]
 
 
 def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupted(episodes: Path, tmp_path: Path):
@@ -143,8 +157,7 @@ def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_not
     stopped = json.loads(capsys.readouterr().out)
     assert (stopped["steps"], stopped["finished"]) == (2, False)
     assert main(_arguments(episodes, tmp_path / "parts", *options)) == 0
-    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "parts")]
-    assert lines[0] == lines[1]
+    assert _lines(tmp_path / "whole") == _lines(tmp_path / "parts")
     weights = [load_file(tmp_path / run / "tokenizer" / "diffusion_pytorch_model.safetensors") for run in ("whole", "parts")]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -184,8 +197,8 @@ def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes
 
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused(episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with (tmp_path / ".lock").open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    (tmp_path / ".lock").touch()
+    with locked(tmp_path / ".lock"):
         assert main(_arguments(episodes, tmp_path)) == 1
     assert "another run is at work" in capsys.readouterr().err
 
@@ -277,7 +290,7 @@ def test_damaged_episodes_are_replaced_told_once_and_listed_and_a_resumed_run_se
     assert main([*parts, "--resume", "auto"]) == 0
     resumed = json.loads(capsys.readouterr().out)
     assert {**resumed, "tokenizer": ""} == {**whole, "tokenizer": ""}
-    assert (tmp_path / "parts" / "metrics.jsonl").read_text() == (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "run")
     for one in whole["left_out"]:
         assert sum(one["key"] in record.getMessage() for record in caplog.records) == 1
 
@@ -297,8 +310,12 @@ def test_steps_that_are_not_finite_change_nothing_are_told_and_end_a_lost_run(
     given = _arguments(episodes, tmp_path, *QUICK, "--tokenizer.learning_rate", "1e30", "--tokenizer.steps", "20")
     assert main(given) == 1
     said = capsys.readouterr().err
-    assert "5 steps in a row were not finite" in said and "lower tokenizer.learning_rate" in said
+    assert "was not finite in 5 steps in a row" in said and "Lower tokenizer.learning_rate" in said
     assert sum("is skipped" in record.getMessage() for record in caplog.records) == 5
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["in_row"], line["terms"]["future_l1"]) for line in skipped] == [
+        (step, step - 1, "nan") for step in range(2, 7)
+    ]
     assert not (tmp_path / "tokenizer").exists()
 
 
@@ -314,3 +331,74 @@ def test_what_a_run_measured_outlives_its_end_between_the_last_checkpoint_and_th
     summary = json.loads(capsys.readouterr().out)
     held_out = [json.loads(line)["held_out"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]]
     assert held_out and held_out[0].items() <= summary.items()
+
+
+def _weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "tokenizer" / "diffusion_pytorch_model.safetensors")
+
+
+def _killed_in_save(arguments: list[str], part: str, save: int) -> None:
+    """Train, and be killed before a part of save number `save`."""
+    original, calls = getattr(saving, part), []
+
+    def last(*given: Any) -> None:
+        calls.append(part)
+        if len(calls) == save:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(*given)
+
+    setattr(saving, part, last)
+    main(arguments)
+
+
+def test_a_run_killed_in_a_save_or_with_a_damaged_newest_checkpoint_ends_with_the_weights_of_an_undisturbed_run(
+    episodes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    options = ["--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "2"]
+    assert main(_arguments(episodes, tmp_path / "whole", *options)) == 0
+    given = _arguments(episodes, tmp_path / "run", *options)
+    for part, save in (("mark_complete", 2), ("prune", 1)):
+        with pytest.raises(AssertionError, match="the process died"):
+            run_world(1, _killed_in_save, given, part, save)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [check_checkpoint(path).state for path in sorted(checkpoints.glob("step-*"))] == [State.WHOLE] * 2
+    weights = checkpoints / tag(4) / "model.safetensors"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    caplog.clear()
+    assert main(given) == 0
+    assert any("step-00000004 is damaged (model.safetensors has SHA-256" in line for line in caplog.messages)
+    assert (checkpoints / f"damaged-{tag(4)}" / DAMAGED_NAME).exists()
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == [tag(step) for step in (2, 4, 6)]
+    whole, run = _weights(tmp_path / "whole"), _weights(tmp_path / "run")
+    assert all(np.array_equal(whole[name], run[name]) for name in whole)
+    assert _lines(tmp_path / "run") == _lines(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_run_is_refused(episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, rate in (("one", "1e-4"), ("other", "1e-5")):
+        given = _arguments(episodes, tmp_path / name, *QUICK, "--tokenizer.steps", "1", "--tokenizer.learning_rate", rate)
+        assert main(given) == 0
+    (tmp_path / "one" / "checkpoints").rename(tmp_path / "own")
+    (tmp_path / "other" / "checkpoints").rename(tmp_path / "one" / "checkpoints")
+    given = _arguments(episodes, tmp_path / "one", *QUICK, "--tokenizer.steps", "2", "--tokenizer.learning_rate", "1e-4")
+    capsys.readouterr()
+    assert main(given) == 1
+    assert "was written by a run of another recipe" in capsys.readouterr().err
+
+
+def test_metrics_and_reconstructions_reach_tensorboard_and_weights_and_biases(
+    episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    options = ["--tokenizer.steps", "2", "--tokenizer.checkpoint_every", "2", "--training.wandb_project", "tests"]
+    assert main(_arguments(episodes, tmp_path, *QUICK, *options)) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    losses = _losses(tmp_path)
+    assert [event.value for event in events.Scalars("future_l1")] == pytest.approx(losses)
+    (picture,) = events.Images("reconstructions")
+    assert picture.encoded_image_string == (tmp_path / "reconstructions" / "step-00000002.png").read_bytes()
+    assert [event.step for event in events.Scalars("held_out/future_psnr")] == [2]
+    _, rows, exits = logged(tmp_path, runs=1)
+    assert [row["future_l1"] for row in rows if "future_l1" in row] == pytest.approx(losses)
+    assert sum("reconstructions/_type" in row for row in rows) == 1 and exits == [0]

@@ -18,8 +18,9 @@ from pipeline.common.manifests import sha256_of
 
 COMPLETE_NAME = "complete.json"
 DAMAGED_NAME = "damaged.json"
-# What DeepSpeed puts into a checkpoint: files of torch's, and a folder where the optimizer lies on NVMe disks.
-_ENDING = ".pt"
+# What DeepSpeed and accelerate put into a checkpoint: files of torch's and of safetensors', and DeepSpeed a folder where the
+# optimizer lies on NVMe disks.
+_ENDINGS = (".pt", ".bin", ".pkl", ".safetensors")
 _OFFLOADED = "offloaded_tensors"
 
 
@@ -153,7 +154,7 @@ def _without_marker(folder: Path) -> CheckResult:
     if not folder.is_dir():
         return CheckResult(folder, State.DAMAGED, "it is a link to nothing" if folder.is_symlink() else "it is no folder")
     names = [PurePosixPath(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if not path.is_dir()]
-    if all(name.suffix == _ENDING or _OFFLOADED in name.parts for name in names):
+    if all(name.suffix in _ENDINGS or _OFFLOADED in name.parts for name in names):
         return CheckResult(folder, State.UNFINISHED, f"it has no {COMPLETE_NAME}")
     return CheckResult(folder, State.DAMAGED, f"it has no {COMPLETE_NAME}, and files that no save leaves behind")
 

@@ -11,7 +11,8 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from PIL import Image
 
@@ -74,20 +75,24 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(step, numbers)
 
-    def log_videos(self, step: int, animations: Mapping[str, Path]) -> None:
-        """Show GIF files, by name, as the state after `step` steps."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=error is not None)
+
+    def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Shows GIF (animated) and PNG files, by tag, as the state after `step` steps."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        for name, path in animations.items():
+        for tag, path in pictures.items():
             with Image.open(path) as picture:
                 width, height = picture.size
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
             with uninterrupted():
-                self._board._get_file_writer().add_summary(
-                    Summary(value=[Summary.Value(tag=f"predictions/{name}", image=image)]), step
-                )
+                self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
         if self._wandb is not None:
-            self._wandb.log_videos(step, animations)
+            self._wandb.log_pictures(step, pictures)
 
     def flush(self) -> None:
         """Bring everything to disk, as is due before a checkpoint."""
@@ -143,10 +148,14 @@ class WandbRun:
         """Add numbers by name, as of after `step` steps."""
         self._run.log({"step": step, **numbers})
 
-    def log_videos(self, step: int, animations: Mapping[str, Path]) -> None:
-        """Add GIF files by name, as of after `step` steps."""
-        videos = {f"predictions/{name}": self._package.Video(str(path), format="gif") for name, path in animations.items()}
-        self._run.log({"step": step, **videos})
+    def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
+        """Adds GIF (animated) and PNG files by tag, as of after `step` steps."""
+        package = self._package
+        media = {
+            tag: package.Video(str(path), format="gif") if path.suffix == ".gif" else package.Image(str(path))
+            for tag, path in pictures.items()
+        }
+        self._run.log({"step": step, **media})
 
     def close(self, failed: bool) -> None:
         """Send or write what is left."""

@@ -3,11 +3,10 @@
 Only time spent in steps counts for the rates: evaluating and saving stop the clock, and show on the progress line alone.
 """
 
-import contextlib
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +19,7 @@ from training.distributed import Processes
 from training.trainer.checkpoints.states import RunProgress
 from training.trainer.logs.loggers import MetricsWriter, WandbRun
 from training.trainer.logs.peak_flops import peak_flops
-from training.trainer.logs.throughput import RunningLoss, flops_per_token, peak_memory, reset_peak_memory
+from training.trainer.logs.throughput import RunningLoss, StepClock, flops_per_token, peak_memory, reset_peak_memory
 from training.trainer.run_dir import run_fingerprint
 from training.trainer.setup import Run
 from training.trainer.validation_loss import ValidationScores
@@ -46,9 +45,7 @@ class Reporter:
         self._run = run
         self._processes = processes
         self._loss = RunningLoss(processes.device)
-        self._timed_steps = 0
-        self._seconds = 0.0
-        self._waited = 0.0
+        self._clock = StepClock()
         self.results: dict[str, Any] = dict.fromkeys(_SUMMARIZED) | dict.fromkeys(_HELD_OUT)
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
@@ -62,7 +59,7 @@ class Reporter:
         self._writer = MetricsWriter(run.folder, run.first_step, wandb) if first else None
         self._line = progress_line(run.recipe.training.steps, "step", "pre-train", run.first_step, shown=first)
         reset_peak_memory(self._processes.device)
-        self._began = time.perf_counter()
+        self._clock.restart()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -80,8 +77,7 @@ class Reporter:
         """
         if applied:
             self._loss.add(losses)
-        self._timed_steps += 1
-        self._waited += waited
+        self._clock.add(waited)
         self._line.update(1)
 
     def write_line(self, done: int, learning_rate: float, gradient_norm: float | torch.Tensor | None, skipped: int) -> None:
@@ -94,13 +90,13 @@ class Reporter:
             skipped: Steps of the run that were skipped so far, on rank 0.
         """
         run, device, world_size = self._run, self._processes.device, self._processes.world_size
-        own = torch.tensor([self._loss.total, self._waited, peak_memory(device)], dtype=torch.float64)
+        own = torch.tensor([self._loss.total, self._clock.waited, peak_memory(device)], dtype=torch.float64)
         # The loss above has waited for the device, so the clock is read when the work is done.
-        seconds = self._seconds + time.perf_counter() - self._began
+        seconds = self._clock.seconds
         totals, waits, memory = torch.stack(self._processes.gather_tensor(own)).unbind(dim=1)
         loss = float(totals.mean()) / self._loss.steps if self._loss.steps else None
         layout = run.store.layout
-        clips_per_second = self._timed_steps * run.plan.global_batch / seconds
+        clips_per_second = self._clock.steps * run.plan.global_batch / seconds
         ids_per_second = clips_per_second * layout.sequence_length
         peak = peak_flops(device) * world_size
         drawn = run.order.drawn(done * run.plan.global_batch)
@@ -124,9 +120,8 @@ class Reporter:
             shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:,.0f} ids/s"
             self._line.set_postfix_str(shown + (f", MFU {values['mfu']:.0%}" if peak else ""), refresh=False)
         self._loss.reset()
-        self._timed_steps, self._seconds, self._waited = 0, 0.0, 0.0
         reset_peak_memory(device)
-        self._began = time.perf_counter()
+        self._clock.restart()
 
     def write_validation(self, done: int, scores: ValidationScores) -> None:
         """Write the losses on held-out clips after `done` steps."""
@@ -145,7 +140,7 @@ class Reporter:
     def log_videos(self, done: int, animations: Mapping[str, Path]) -> None:
         """Show predictions of held-out clips after `done` steps, GIF files by name."""
         if self._writer is not None:
-            self._writer.log_videos(done, animations)
+            self._writer.log_pictures(done, {f"predictions/{name}": path for name, path in animations.items()})
 
     def progress(self, done: int, skipped: int) -> RunProgress:
         """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.
@@ -161,9 +156,6 @@ class Reporter:
         results = json_values(self.results)
         return RunProgress(done, self._processes.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """What happens in this context isn't training."""
-        self._seconds += time.perf_counter() - self._began
-        yield
-        self._began = time.perf_counter()
+        return self._clock.paused()

@@ -4,9 +4,12 @@ Losses are averaged over the steps since the line before, in fp64 on the device,
 synchronisation in ten. The running sums go into checkpoints: an interrupted run's lines equal an uninterrupted run's.
 """
 
+import contextlib
 import json
 import logging
 import resource
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +61,40 @@ def target_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
         layout: Of these clips.
     """
     return entropy(np.bincount(ids[:, layout.prefix_length :].reshape(-1), minlength=layout.vocabulary))
+
+
+class StepClock:
+    """Times the steps since the last line of metrics.
+
+    Attributes:
+        steps: Steps added.
+        waited: Seconds of these steps in which the process waited for data.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts again from zero."""
+        self.steps, self.waited, self._earlier = 0, 0.0, 0.0
+        self._began = time.perf_counter()
+
+    def add(self, waited: float) -> None:
+        """Adds a step that waited so many seconds for data."""
+        self.steps += 1
+        self.waited += waited
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start, without pauses."""
+        return self._earlier + time.perf_counter() - self._began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock while this context lasts."""
+        self._earlier = self.seconds
+        yield
+        self._began = time.perf_counter()
 
 
 class RunningLoss:

@@ -43,7 +43,7 @@ def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp
 def test_predictions_move_in_tensorboard(tmp_path):
     path = _animation(tmp_path)
     writer = MetricsWriter(tmp_path, 0)
-    writer.log_videos(7, {"00-alpha": path})
+    writer.log_pictures(7, {"predictions/00-alpha": path})
     writer.close()
     (event,) = _events(tmp_path).Images("predictions/00-alpha")
     assert (event.step, event.encoded_image_string) == (7, path.read_bytes())
@@ -58,7 +58,7 @@ def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(t
     for step, failed in ((1, True), (2, False)):
         writer = MetricsWriter(tmp_path, step - 1, WandbRun("tests", tmp_path, {"training": {"steps": 2}}))
         writer.write(step, {"loss": step / 2, "gradient_norm": None, "samples": {"alpha": 3}})
-        writer.log_videos(step, {"00-alpha": path})
+        writer.log_pictures(step, {"predictions/00-alpha": path})
         writer.close(failed)
     ids, rows, exits = logged(tmp_path, runs=2)
     assert ids == {json.loads((tmp_path / WANDB_NAME).read_text())["id"]}
