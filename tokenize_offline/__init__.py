@@ -1,1 +1,1 @@
-"""Stage 2: episode shards become token shards, by a frozen compressive VQ tokenizer."""
+"""Stage 2: turns episode shards into token shards with a frozen compressive VQ tokenizer."""

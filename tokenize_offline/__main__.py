@@ -1,4 +1,4 @@
-"""The command `ivideogpt-tokenize`. Heavy imports wait until it runs: reader processes import the main module again."""
+"""The command `ivideogpt-tokenize`. It imports torch only when it runs, because reader processes import this module too."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from tokenize_offline.cli import build_parser
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The command: its command line, then its body; see `run_command` for errors."""
+    """Parse the command line and tokenize; returns the exit status. `run_command` reports errors."""
     parser = build_parser()
     recipe, options = parse_recipe(parser, arguments)
     from tokenize_offline.command import tokenize

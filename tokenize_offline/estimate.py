@@ -1,7 +1,7 @@
-"""What tokenizing and training will take, from the indexes of ingested data sets and a recipe alone; nothing is decoded.
+"""Estimates the cost of tokenizing and training from the indexes of ingested data sets and a recipe. It decodes nothing.
 
-Rows are counted as the tokenize stage would make them: episodes beyond the recipe's quality limits are left out, held-out ones
-told apart by the same hash. Bytes leave out the few hundred that a file's schema takes.
+Rows are counted exactly as the tokenize stage makes them, with the same quality limits and held-out episodes. Byte counts omit
+the few hundred bytes of each file's schema.
 """
 
 import json
@@ -25,19 +25,19 @@ from tokenize_offline.filtering import count_reasons, dataset_weights, excluded_
 from tokenize_offline.token_layout import id_layout
 
 log = logging.getLogger(__name__)
-# episode (dictionary index), start, stride, view.
-_BYTES_BESIDE_IDS = 4 + 4 + 4 + 2
+# Columns episode (dictionary index), start, stride and view.
+_OTHER_BYTES_PER_ROW = 4 + 4 + 4 + 2
 
 
 @dataclass(frozen=True)
 class DatasetEstimate:
-    """What one data set will give.
+    """The estimate of one data set.
 
     Attributes:
-        positions: Clip positions for training: what an epoch visits, each in one view.
-        rows: Rows that are tokenized, all views, held-out ones included.
-        bytes: Of its token shards, about.
-        excluded: Reason -> episodes that the recipe's quality limits leave out.
+        positions: Clip positions for training; an epoch visits each once, in one view.
+        rows: Rows to tokenize, including all views and held-out episodes.
+        bytes: Approximate size of the token shards in bytes.
+        excluded: Reason -> number of episodes that the recipe's quality limits exclude.
     """
 
     positions: int
@@ -47,10 +47,10 @@ class DatasetEstimate:
 
 
 def recipe_tokens_per_clip(recipe: Recipe) -> int:
-    """Ids that a tokenizer of the recipe's shape makes of one of its clips.
+    """Tokens per clip for the recipe's tokenizer shape and clip settings.
 
     Raises:
-        ConfigError: The recipe's clips don't go together.
+        ConfigError: The clip settings don't match each other.
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None and clips.context_length is not None
@@ -61,13 +61,13 @@ def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> Dataset
     """Count the clips of one data set.
 
     Args:
-        folder: Of the data set, with its index.
-        recipe: Its sections `clips` and `tokenizer`, and `training.splits`.
-        excluded: Its episodes that give no clips; see `selection.select`.
+        folder: Folder of the data set, with its index.
+        recipe: Its sections `clips` and `tokenizer`, and `training.splits`, are used.
+        excluded: Excluded episodes of the data set; see `filtering.excluded_episodes`.
 
     Raises:
-        ShardError: There is no index.
-        ConfigError: The recipe's clips don't go together.
+        ShardError: The index is missing.
+        ConfigError: The clip settings don't match each other.
     """
     clips = resolve_clips(recipe.clips, recipe.tokenizer.context_length)
     assert clips.length is not None
@@ -81,22 +81,22 @@ def estimate_dataset(folder: str, recipe: Recipe, excluded: pa.Table) -> Dataset
     training = training[stays]
     action_dim = pc.fill_null(index["action_dim"], 0).to_numpy().astype(np.int64)[stays]
     rows = clips.per_episode * np.where(training, clips.views, 1)
-    row_bytes = rows * (2 * ids + 4 * clips.length * action_dim + _BYTES_BESIDE_IDS)
+    row_bytes = rows * (2 * ids + 4 * clips.length * action_dim + _OTHER_BYTES_PER_ROW)
     positions = clips.per_episode * int(training.sum())
     return DatasetEstimate(positions, int(rows.sum()), int(row_bytes.sum()), count_reasons(excluded))
 
 
-def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
-    """Data set -> share of the training samples, by the recipe's mixture or weights, else by clip positions.
+def sample_shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
+    """Data set -> share of the training samples: by the recipe's mixture or weights, or else by clip positions.
 
-    Data sets of the mixture that are not there have their share too, unless the recipe skips them (`data.missing`).
+    Missing data sets of the mixture have a share too, unless the recipe skips them (`data.missing`).
 
     Raises:
-        ConfigError: No data set of the mixture is there.
+        ConfigError: No data set of the mixture exists.
     """
     weights = dataset_weights(recipe.data) or positions
     if not any(positions.get(name) for name in weights):
-        raise ConfigError(f"the recipe's mixture names none of the data sets that are there: {', '.join(sorted(positions))}")
+        raise ConfigError(f"the recipe's mixture contains none of the data sets found: {', '.join(sorted(positions))}")
     skips = recipe.data.missing == "skip"
     chosen = {name: weight for name, weight in weights.items() if name in positions or not skips}
     total = sum(chosen.values())
@@ -104,30 +104,30 @@ def shares(recipe: Recipe, positions: Mapping[str, int]) -> dict[str, float]:
 
 
 def estimate(folder: str, recipe: Recipe, clips_per_second: float | None) -> list[dict[str, Any]]:
-    """A mapping per data set in `folder`, an output folder of ingest, ready for JSON.
+    """Estimate every data set in an output folder of ingest; returns a JSON mapping for each.
 
     Args:
-        folder: Path or URL.
-        recipe: The whole of it.
-        clips_per_second: Of one GPU, such as `scripts/benchmarks/tokenize_stage.py` measures; None leaves GPU-hours out.
+        folder: Path or URL of the folder.
+        recipe: The whole recipe.
+        clips_per_second: Speed of one GPU, as `scripts/benchmarks/tokenize_stage.py` measures it; None omits GPU-hours.
 
     Raises:
-        ConfigError: There are no data sets, or see `shares`.
-        ShardError: One has no index, because its ingest is not finished.
+        ConfigError: There are no data sets; see also `sample_shares`.
+        ShardError: A data set has no index because its ingest did not finish.
     """
     folders = find_datasets([folder])
     named = dataset_weights(recipe.data)
-    taken = [path for name, path in folders.items() if named is None or name in named]
-    excluded = excluded_episodes(taken, recipe.quality, recipe.clips.held_out)
-    planned = {
+    selected = [path for name, path in folders.items() if named is None or name in named]
+    excluded = excluded_episodes(selected, recipe.quality, recipe.clips.held_out)
+    estimates = {
         name: estimate_dataset(path, recipe, excluded.filter(pc.equal(excluded["dataset"], name)))
         for name, path in folders.items()
     }
-    ids = recipe_tokens_per_clip(recipe)
-    share = shares(recipe, {name: dataset.positions for name, dataset in planned.items()})
+    tokens_per_clip = recipe_tokens_per_clip(recipe)
+    shares = sample_shares(recipe, {name: dataset.positions for name, dataset in estimates.items()})
     samples = recipe.training.steps * recipe.training.global_batch
-    absent = {name: part for name, part in share.items() if name not in planned}
-    _tell_mixture(folder, share, absent, len(planned))
+    missing = {name: share for name, share in shares.items() if name not in estimates}
+    _log_mixture(folder, shares, missing, len(estimates))
     rows: list[dict[str, Any]] = [
         {
             "dataset": name,
@@ -136,53 +136,53 @@ def estimate(folder: str, recipe: Recipe, clips_per_second: float | None) -> lis
             "bytes": dataset.bytes,
             "excluded": dataset.excluded,
             "gpu_hours": round(dataset.rows / clips_per_second / 3600, 4) if clips_per_second else None,
-            "ids_per_epoch": dataset.positions * ids,
-            "share_of_samples": round(share[name], 6),
-            "epochs": round(samples * share[name] / dataset.positions, 3) if dataset.positions else None,
+            "ids_per_epoch": dataset.positions * tokens_per_clip,
+            "share_of_samples": round(shares[name], 6),
+            "epochs": round(samples * shares[name] / dataset.positions, 3) if dataset.positions else None,
             "missing": False,
         }
-        for name, dataset in planned.items()
+        for name, dataset in estimates.items()
     ]
-    nothing = dict.fromkeys(rows[0])
+    empty = dict.fromkeys(rows[0])
     return rows + [
-        {**nothing, "dataset": name, "share_of_samples": round(part, 6), "missing": True} for name, part in absent.items()
+        {**empty, "dataset": name, "share_of_samples": round(share, 6), "missing": True} for name, share in missing.items()
     ]
 
 
-def _tell_mixture(folder: str, share: Mapping[str, float], absent: Mapping[str, float], found: int) -> None:
-    """Say which data sets of the mixture are not in the folder, and which in the folder are not in the mixture."""
-    if absent:
+def _log_mixture(folder: str, shares: Mapping[str, float], missing: Mapping[str, float], found: int) -> None:
+    """Warn about data sets of the mixture that are missing in the folder, and about those that are not in the mixture."""
+    if missing:
         log.warning(
             "%d data sets of the mixture, with %.1f %% of its samples, are not in %s: %s. The shares and epochs of the %d "
-            "others are those of a training that has all of them",
-            *(len(absent), 100 * sum(absent.values()), folder, ", ".join(absent), found),
+            "others assume a training with all of them",
+            *(len(missing), 100 * sum(missing.values()), folder, ", ".join(missing), found),
         )
-    if unused := [name for name, part in share.items() if not part]:
-        log.warning("not in the recipe's mixture, so training draws no samples of: %s", ", ".join(unused))
+    if unused := [name for name, share in shares.items() if not share]:
+        log.warning("not in the recipe's mixture, so not used in training: %s", ", ".join(unused))
 
 
 def clips_per_second(text: str) -> float:
-    """The rate that `--rate` means.
+    """Parse the value of `--rate`.
 
     Args:
-        text: A number, or a file whose last line is what `ivideogpt-tokenize` or `scripts/benchmarks/tokenize_stage.py`
-            printed. A fleet's rate is divided by its processes.
+        text: A number, or a file whose last line was printed by `ivideogpt-tokenize` or
+            `scripts/benchmarks/tokenize_stage.py`. The rate of a fleet is divided by its processes.
 
     Raises:
-        ConfigError: It is neither, or no rate above 0.
+        ConfigError: It is neither of these, or not above 0.
     """
     try:
         rate = float(text)
     except ValueError:
         rate = _measured(text)
     if not (rate > 0 and math.isfinite(rate)):
-        raise ConfigError(f"--rate {text}: clips a second must be above 0, not {rate}")
+        raise ConfigError(f"--rate {text}: clips per second must be above 0, not {rate}")
     return rate
 
 
 def _measured(path: str) -> float:
     if not storage.exists(path):
-        raise ConfigError(f"--rate {path} is neither a number of clips a second nor a file")
+        raise ConfigError(f"--rate {path} is neither a number (clips per second) nor a file")
     lines = storage.read_bytes(path).decode(errors="replace").strip().splitlines()
     try:
         printed: Any = json.loads(lines[-1])
@@ -191,6 +191,6 @@ def _measured(path: str) -> float:
         return float(printed["rows_per_second"]) / int(printed["processes"])
     except (IndexError, ValueError, AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(
-            f"--rate {path}: its last line is no result of ivideogpt-tokenize that made shards, nor of "
-            f"scripts/benchmarks/tokenize_stage.py ({error!r}); give clips a second as a number"
+            f"--rate {path}: its last line is not a result of ivideogpt-tokenize (with new shards) or of "
+            f"scripts/benchmarks/tokenize_stage.py ({error!r}); pass clips per second as a number"
         ) from error

@@ -1,6 +1,6 @@
-"""`ivideogpt-inspect` with what needs more than records: plans, codebooks of token shards, rows decoded back to pictures.
+"""The command `ivideogpt-inspect`: adds cost estimates, codebook statistics and decoded rows to `pipeline.inspection.inspect`.
 
-It adds to `pipeline.inspection.inspect`, which knows nothing of tokens; torch is imported only to decode.
+It imports torch only to decode.
 """
 
 import sys
@@ -25,55 +25,55 @@ _MARGIN = 2
 
 
 def parser() -> CommandParser:
-    """The command line: that of `pipeline.inspection.inspect`, and what decodes."""
-    made = inspect.parser()
-    made.add_argument(
+    """The parser of the command line: that of `pipeline.inspection.inspect` with more options."""
+    extended = inspect.parser()
+    extended.add_argument(
         "--codebooks",
         action="store_true",
-        help="Of token shards: codes used, perplexity, and PSNR of the clips decoded while tokenizing. Reads all ids.",
+        help="Print codes used, perplexity and reconstruction PSNR of token shards (reads all ids).",
     )
-    made.add_argument(
+    extended.add_argument(
         "--plan",
         metavar="RECIPE",
         type=str | None,
         default=None,
-        help="Say what tokenizing and training by this recipe will take: clips, bytes, GPU-hours, epochs.",
+        help="Estimate clips, bytes, GPU-hours and epochs of tokenizing and training with this recipe.",
     )
-    made.add_argument(
+    extended.add_argument(
         "--rate",
         metavar="CLIPS_PER_SECOND",
         type=str | None,
         default=None,
-        help="With --plan: of one GPU; a number, or a file with what tokenizing or its benchmark printed.",
+        help="With --plan: speed of one GPU, as a number or a file with the output of ivideogpt-tokenize.",
     )
-    made.add_argument(
-        "--rows", type=list[int] | None, default=None, help="Draw these rows of one token shard as pictures, e.g. [0,5,9]."
+    extended.add_argument(
+        "--rows", type=list[int] | None, default=None, help="Decode these rows of one token shard to a picture, e.g. [0,5,9]."
     )
-    made.add_argument(
+    extended.add_argument(
         "--tokenizer", metavar="DIR", type=str | None, default=None, help="With --rows: the tokenizer that made the shard."
     )
-    made.add_argument(
-        "--picture", metavar="FILE", type=str, default="rows.png", help="With --rows: the file to draw into, a line a row."
+    extended.add_argument(
+        "--picture", metavar="FILE", type=str, default="rows.png", help="With --rows: picture file to write, one line per row."
     )
-    return made
+    return extended
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The body of the command: what `pipeline.inspection` prints, and a JSON line per data set for its codebooks and samples.
+    """Run the command; returns the exit status.
 
     Raises:
-        ProjectError: Of all kinds; the message says what to do.
+        ProjectError: Any kind; the message says what to do.
     """
     options = parser().parse_args(list(arguments) if arguments is not None else None)
     _require_effect(options)
     if options.rows is not None:
         if options.tokenizer is None or not str(options.folder).endswith(".arrow"):
-            raise ConfigError("--rows needs one token shard (.arrow) in place of the folder, and --tokenizer")
+            raise ConfigError("--rows needs one token shard (.arrow) instead of a folder, and --tokenizer")
         draw_rows(options.folder, options.rows, options.tokenizer, options.picture)
         return 0
     if options.plan is not None:
         if options.folder is None:
-            raise ConfigError("--plan needs a folder of episode shards, an output folder of ivideogpt-ingest")
+            raise ConfigError("--plan needs a folder of episode shards: an output folder of ivideogpt-ingest")
         rate = None if options.rate is None else clips_per_second(options.rate)
         show(estimate(str(options.folder).rstrip("/"), read_recipe(options.plan), rate), options)
         return 0
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-# Each way of using the command, by the option that asks for it, and the options that have an effect then.
+# Mode, named by its option -> the options that have an effect in it.
 _MODES = {
     "rows": ("tokenizer", "picture"),
     "plan": ("rate",),
@@ -93,48 +93,48 @@ _MODES = {
 
 
 def _require_effect(options: Any) -> None:
-    """Refuse an option that what was asked for has no use for.
+    """Check that every given option has an effect.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: An option has no effect with the others, or two modes are given.
     """
-    asked = [mode for mode in _MODES if mode and getattr(options, mode) is not None]
-    if len(asked) > 1:
-        raise ConfigError(f"--{asked[0]} and --{asked[1]} are two things to do: run the command once for each")
-    mode = asked[0] if asked else ""
-    for of_mode, names in _MODES.items():
-        for name in names if of_mode != mode else ():
+    modes = [mode for mode in _MODES if mode and getattr(options, mode) is not None]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[0]} and --{modes[1]} can't be combined: run the command once for each")
+    mode = modes[0] if modes else ""
+    for other, names in _MODES.items():
+        for name in names if other != mode else ():
             if getattr(options, name) != parser().get_default(name):
-                here = f"with --{mode}" if mode else f"without --{of_mode}"
-                raise ConfigError(f"--{name} has no effect {here}: leave it out")
+                condition = f"with --{mode}" if mode else f"without --{other}"
+                raise ConfigError(f"--{name} has no effect {condition}: omit it")
 
 
 def _codebooks(path: str) -> Iterator[dict[str, Any]]:
-    """Codebooks and reconstruction of every folder of token shards at or below `path`.
+    """Codebook and reconstruction statistics of every folder of token shards at or below `path`.
 
     Raises:
-        ShardError: There are none.
+        ShardError: There are no token shards.
     """
     found = False
     for folder, shards in inspect.find_shards(path):
         arrows = [storage.join(folder, name) for name in shards if name.endswith(".arrow")]
         if arrows:
             found = True
-            recorded = [path for path in map(manifest_path, arrows) if storage.exists(path)]
-            reconstruction = merged_reconstruction([read_manifest(path).statistics for path in recorded])
+            manifests = [path for path in map(manifest_path, arrows) if storage.exists(path)]
+            reconstruction = merged_reconstruction([read_manifest(path).statistics for path in manifests])
             yield {"folder": folder, "codebooks": codebooks_of(arrows), "reconstruction": reconstruction}
     if not found:
         raise ShardError(f"--codebooks: {path} holds no token shards (.arrow), which ivideogpt-tokenize writes")
 
 
 def read_recipe(path: str) -> Recipe:
-    """The recipe in a YAML file, what it leaves out filled in."""
+    """Read a recipe from a YAML file and fill in the defaults."""
     recipe, _ = parse_recipe(recipe_parser("ivideogpt-inspect --plan", "A recipe."), ["--config", path])
     return recipe
 
 
 def codebooks_of(shards: Sequence[str]) -> dict[str, float]:
-    """Codes used and perplexities over all ids of token shards of one layout, which may lie on an object store."""
+    """Codes used and perplexities over all ids of token shards, which must have one layout. Paths may be URLs."""
     first, counts = None, np.zeros(0, np.int64)
     for shard in shards:
         with storage.local_file(shard) as path:
@@ -150,10 +150,10 @@ def codebooks_of(shards: Sequence[str]) -> dict[str, float]:
 
 
 def draw_rows(shard: str, rows: Sequence[int], tokenizer: str, picture: str) -> None:
-    """Decode rows of a token shard and draw their frames, a line a row, the context first.
+    """Decode rows of a token shard and write their frames to a picture, one line per row, context first.
 
     Raises:
-        ConfigError: There is no such row, or the tokenizer is another one than that which made the shard.
+        ConfigError: A row does not exist, or another tokenizer made the shard.
     """
     with storage.local_file(shard) as path:
         info, table = open_token_shard(path)
@@ -168,13 +168,13 @@ def draw_rows(shard: str, rows: Sequence[int], tokenizer: str, picture: str) -> 
     model = CompressiveVQModel.from_pretrained(tokenizer)
     if model.weights_sha256 != info.layout.tokenizer_sha256:
         raise ConfigError(
-            f"{shard} was made by the tokenizer with weights {info.layout.tokenizer_sha256[:12]}.., {tokenizer} has "
-            f"{str(model.weights_sha256)[:12]}..: name the one that made it"
+            f"{shard} was made by a tokenizer with weights {info.layout.tokenizer_sha256[:12]}.., but {tokenizer} has "
+            f"{str(model.weights_sha256)[:12]}..: pass the tokenizer that made it"
         )
     model.set_context_length(info.layout.context_length)
     frames = model.detokenize(torch.from_numpy(ids.astype(np.int64))).clamp(0, 1)
     pixels = (frames * 255).round().byte().permute(0, 3, 1, 4, 2)
-    # (rows, S, T, S, 3): a margin after every frame and every line.
+    # (rows, S, T, S, 3), with a margin after every frame and every line.
     lines = np.pad(pixels.numpy(), ((0, 0), (0, _MARGIN), (0, 0), (0, _MARGIN), (0, 0)), constant_values=255)
     sheet = lines.reshape(lines.shape[0] * lines.shape[1], -1, 3)
     with storage.staged(picture) as staging:

@@ -1,29 +1,34 @@
-"""The measures that every stage reports: PSNR of frames, entropy and perplexity of ids. Without torch, for inspection."""
+"""Computes metrics that several stages report: PSNR of frames, entropy and perplexity of ids. It does not import torch."""
 
 import numpy as np
 
-# Equal frames have an infinite PSNR, which neither a mean nor JSON can hold. The published evaluation adds 1e-8 to the error,
-# which leaves them 80 dB.
+# Equal frames would have an infinite PSNR, which breaks means and JSON. The published evaluation adds 1e-8 to the error, which
+# also limits PSNR to 80 dB.
 MAX_PSNR = 80.0
 
 
-def psnr(squared_error: np.ndarray | float) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB, at most `MAX_PSNR`: 10 log10(1 / error).
+def psnr(mean_squared_error: np.ndarray | float) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / error), at most `MAX_PSNR`.
 
     Args:
-        squared_error: Mean squared errors of values in [0, 1], of any shape.
+        mean_squared_error: Mean squared errors of values in [0, 1], of any shape.
 
     Returns:
-        Likewise, float64.
+        PSNRs of the same shape, float64.
     """
-    return -10 * np.log10(np.maximum(squared_error, 10 ** (-MAX_PSNR / 10), dtype=np.float64))
+    return -10 * np.log10(np.maximum(mean_squared_error, squared_error(MAX_PSNR), dtype=np.float64))
+
+
+def squared_error(psnr: float) -> float:
+    """Mean squared error of values in [0, 1] that gives a PSNR in dB: the inverse of `psnr`."""
+    return float(10 ** (-psnr / 10))
 
 
 def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of a distribution; 0 where nothing was counted.
+    """Entropy of a distribution in nats; 0 if all counts are 0.
 
     Args:
-        counts: How often each value occurs, one dimension.
+        counts: Number of occurrences of each value, one dimension.
     """
     used = counts[counts > 0]
     shares = used / used.sum()
@@ -31,5 +36,5 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def perplexity(counts: np.ndarray) -> float:
-    """exp of the entropy: the number of values that, used evenly, would say as much; 0 where nothing was counted."""
+    """exp(entropy): the number of equally frequent values with the same entropy; 0 if all counts are 0."""
     return float(np.exp(entropy(counts))) if (counts > 0).any() else 0.0

@@ -1,10 +1,10 @@
-"""Which of many hashes are the first of their kind: exact, and without comparing every two of them.
+"""Finds near duplicates among many hashes: exact, without comparing every pair.
 
-Two hashes that differ in at most r bits agree in one at least of any r + 1 bands of bits (the pigeonhole principle; multi-index
-hashing, Norouzi et al. 2012), so a hash is compared with those alone that share a band with it. Bits are dealt to bands by how
-much they tell. Where bands tell too little, because nearly all hashes share them, a hash is compared with all whose number of
-ones is near its own, by its most telling bits first. Equal hashes are counted once, and only hashes that stay are kept, so
-copies cost nothing however many there are. Memory is at most about 700 bytes a hash at 24 bits of 568.
+If two hashes differ in at most r bits, they agree in at least one of any r + 1 bands of bits (pigeonhole principle; multi-index
+hashing, Norouzi et al. 2012). So a hash is compared only with hashes that share a band with it. Bits are distributed over the
+bands by information content. If a band is useless because nearly all hashes share it, a hash is compared with all hashes of a
+similar number of ones instead, most informative bits first. Only the first of equal or near hashes is stored, so copies cost
+nothing. Memory is at most about 700 bytes per hash at 24 bits of 568.
 """
 
 from typing import NamedTuple
@@ -13,34 +13,34 @@ import numpy as np
 import pyarrow as pa
 
 _BLOCK = 4096
-_WITHIN = 512
-# Levels of one size before they become one of the next: fewer are searched, more is sorted.
+_SUBBLOCK = 512
+# So many levels of one size merge into a level of the next size. A lower number searches fewer levels but sorts more.
 _MERGED = 4
-# A candidate of the bands costs as much as so many hashes that are compared in a row.
+# Comparing a candidate from the bands costs as much as comparing so many hashes in a linear scan.
 _COST_OF_CANDIDATE = 16
 _PAIRS = 1 << 18
-# Hashes that are compared in a row together.
+# Hashes compared together in a linear scan.
 _QUERIES = 64
-# Hashes by which it is judged how much each bit tells.
+# Hashes that measure the information content of the bits.
 _SAMPLE = 1 << 16
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def first_of_near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
-    """Whether each hash differs in more than `bits` bits from all before it that are first of their kind, (N,) bool.
+    """Whether each hash is kept: it differs in more than `bits` bits from all earlier hashes that are kept. (N,) bool.
 
     Args:
         hashes: (N, B) uint8.
-        bits: Greatest distance of two that are of one kind.
+        bits: Largest distance of near duplicates in bits.
     """
     first = _first_occurrences(hashes)
     if not bits or len(hashes) < 2:
         return first
-    places = np.flatnonzero(first)
-    order = _telling_bits(hashes[places[:: max(1, len(places) // _SAMPLE)]])
+    distinct = np.flatnonzero(first)
+    order = _informative_bits(hashes[distinct[:: max(1, len(distinct) // _SAMPLE)]])
     index = _Index(bits)
-    for start in range(0, len(places), _BLOCK):
-        block = places[start : start + _BLOCK]
+    for start in range(0, len(distinct), _BLOCK):
+        block = distinct[start : start + _BLOCK]
         ones = np.unpackbits(hashes[block], axis=1)[:, order]
         words, keys = _words(ones), _band_keys(ones, bits + 1)
         fresh = np.flatnonzero(~index.near(words, keys))
@@ -52,32 +52,32 @@ def first_of_near_duplicates(hashes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
-    """Whether no hash before equals it, (N,) bool."""
+    """Whether each hash differs from all earlier hashes, (N,) bool."""
     if not len(hashes):
         return np.zeros(0, bool)
     data = pa.py_buffer(np.ascontiguousarray(hashes))
     column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(hashes.shape[1]), len(hashes), [None, data])
-    # Codes are given in order of appearance.
+    # Dictionary codes count up in order of first occurrence.
     codes = column.dictionary_encode().indices.to_numpy()
     return np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
 
 
-def _telling_bits(hashes: np.ndarray) -> np.ndarray:
-    """The bits of hashes (N, B), those first that are nearest to one half ones."""
+def _informative_bits(hashes: np.ndarray) -> np.ndarray:
+    """Bit positions of hashes (N, B), sorted by information: bits that are set in about half of the hashes come first."""
     ones = np.unpackbits(hashes, axis=1)
     return np.argsort(np.abs(ones.mean(axis=0) - 0.5), kind="stable")
 
 
 def _words(ones: np.ndarray) -> np.ndarray:
-    """Bits (N, D) uint8 of 0 and 1, packed into (N, W) uint64."""
+    """Pack bits (N, D) uint8 of 0 and 1 into words (N, W) uint64."""
     padded = np.pad(ones, ((0, 0), (0, -ones.shape[1] % 64)))
     return np.ascontiguousarray(np.packbits(padded, axis=1)).view(np.uint64)
 
 
 def _band_keys(ones: np.ndarray, bands: int) -> np.ndarray:
-    """(bands, N) uint32: equal wherever two hashes agree in a band; where they don't, equal by rare chance.
+    """Hash values of the bands of bits (N, D), (bands, N) uint32. Different bands rarely have equal values.
 
-    Bits (N, D), in order of how much they tell, are dealt to and fro, so that each band tells about as much.
+    Bits come sorted by information and are dealt back and forth, so that all bands are about equally informative.
     """
     keys = np.empty((bands, len(ones)), np.uint32)
     period = np.arange(ones.shape[1]) % (2 * bands)
@@ -92,16 +92,16 @@ def _band_keys(ones: np.ndarray, bands: int) -> np.ndarray:
 
 
 def _first_within(words: np.ndarray, bits: int) -> np.ndarray:
-    """As `first_of_near_duplicates`, for a few hashes (N, W), each compared with all."""
+    """`first_of_near_duplicates` for a few hashes (N, W), by comparing all pairs."""
     fresh = np.ones(len(words), bool)
-    for start in range(0, len(words), _WITHIN):
-        block = words[start : start + _WITHIN]
+    for start in range(0, len(words), _SUBBLOCK):
+        block = words[start : start + _SUBBLOCK]
         kept = words[:start][fresh[:start]]
         block_fresh = np.logical_not(_distances(block, kept, bits).any(axis=1))
         near = np.tril(_distances(block, block, bits), -1)
-        for place in np.flatnonzero(near.any(axis=1) & block_fresh):
-            block_fresh[place] = not block_fresh[near[place]].any()
-        fresh[start : start + _WITHIN] = block_fresh
+        for row in np.flatnonzero(near.any(axis=1) & block_fresh):
+            block_fresh[row] = not block_fresh[near[row]].any()
+        fresh[start : start + _SUBBLOCK] = block_fresh
     return fresh
 
 
@@ -116,11 +116,11 @@ def _distances(one: np.ndarray, other: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _close(one: np.ndarray, other: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (places in `one`, places in `other`) that differ in at most `bits` bits; all are looked at, two words first."""
+    """Index pairs (into `one`, into `other`) that differ in at most `bits` bits. Compares two words first, for all pairs."""
     differing = np.bitwise_count(one[:, None, 0] ^ other[None, :, 0])
     if one.shape[1] > 1:
         differing += np.bitwise_count(one[:, None, 1] ^ other[None, :, 1])
-    # Few pairs pass, and numpy finds them several times faster in one row.
+    # Few pairs pass, and numpy finds them several times faster in a flat array.
     left, right = np.divmod(np.flatnonzero((differing <= bits).ravel()), len(other))
     near = _differ_little(one, other, left, right, bits)
     return left[near], right[near]
@@ -137,13 +137,13 @@ def _differ_little(one: np.ndarray, other: np.ndarray, left: np.ndarray, right: 
 
 
 class _Level(NamedTuple):
-    """Hashes that are kept, in order of their number of ones.
+    """Stored hashes, sorted by their number of ones.
 
     Attributes:
-        words: (K, W).
-        weights: (K,) numbers of ones.
-        keys: (bands, K), each band in order.
-        rows: (bands, K) whose key it is.
+        words: (K, W) hashes.
+        weights: (K,) number of ones of each hash.
+        keys: (bands, K) band values, sorted within each band.
+        rows: (bands, K) row in `words` of each entry of `keys`.
     """
 
     words: np.ndarray
@@ -165,60 +165,60 @@ class _Level(NamedTuple):
         return cls(words, weights, ordered, rows)
 
     def unordered_keys(self) -> np.ndarray:
-        """Keys (bands, K) in the order of `words`."""
+        """Band values (bands, K) in the order of `words`."""
         keys = np.empty_like(self.keys)
         np.put_along_axis(keys, self.rows, self.keys, axis=1)
         return keys
 
     def near(self, words: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
-        """Whether each hash (N, W) with keys (bands, N) is near to one of these, (N,) bool."""
+        """Whether each hash (N, W) with band values (bands, N) is near a stored hash, (N,) bool."""
         weights = np.bitwise_count(words).sum(axis=1, dtype=np.int64)
         first, last = np.empty((2, *keys.shape), np.int64)
         for band, (ours, theirs) in enumerate(zip(self.keys, keys, strict=True)):
-            # Twice as fast in order.
+            # Sorted queries are twice as fast.
             order = np.argsort(theirs)
             first[band, order] = np.searchsorted(ours, theirs[order])
             last[band, order] = np.searchsorted(ours, theirs[order], "right")
         candidates = (last - first).sum(axis=0)
         window = np.searchsorted(self.weights, weights + bits, "right") - np.searchsorted(self.weights, weights - bits)
-        in_a_row = candidates * _COST_OF_CANDIDATE > window
+        scanned = candidates * _COST_OF_CANDIDATE > window
         found = np.zeros(len(words), bool)
-        found[in_a_row] = self._near_in_a_row(words[in_a_row], weights[in_a_row], bits)
+        found[scanned] = self._near_by_scan(words[scanned], weights[scanned], bits)
         for band in range(len(keys)):
-            left = np.flatnonzero(~found & ~in_a_row & (last[band] > first[band]))
+            left = np.flatnonzero(~found & ~scanned & (last[band] > first[band]))
             counts = last[band, left] - first[band, left]
-            # The numbers first .. last - 1 of every hash, one after the other.
+            # The indices first .. last - 1 of every hash, concatenated.
             steps = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             right = self.rows[band, np.repeat(first[band, left], counts) + steps]
             left = np.repeat(left, counts)
             found[left[_differ_little(words, self.words, left, right, bits)]] = True
         return found
 
-    def _near_in_a_row(self, words: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
+    def _near_by_scan(self, words: np.ndarray, weights: np.ndarray, bits: int) -> np.ndarray:
         found = np.zeros(len(words), bool)
         order = np.argsort(weights, kind="stable")
         for start in range(0, len(order), _QUERIES):
-            mine = order[start : start + _QUERIES]
-            begin = np.searchsorted(self.weights, weights[mine[0]] - bits)
-            end = np.searchsorted(self.weights, weights[mine[-1]] + bits, "right")
+            queries = order[start : start + _QUERIES]
+            begin = np.searchsorted(self.weights, weights[queries[0]] - bits)
+            end = np.searchsorted(self.weights, weights[queries[-1]] + bits, "right")
             for part in range(begin, end, _PAIRS // _QUERIES):
-                left, _ = _close(words[mine], self.words[part : min(end, part + _PAIRS // _QUERIES)], bits)
-                found[mine[left]] = True
-                mine = mine[~found[mine]]
-                if not len(mine):
+                left, _ = _close(words[queries], self.words[part : min(end, part + _PAIRS // _QUERIES)], bits)
+                found[queries[left]] = True
+                queries = queries[~found[queries]]
+                if not len(queries):
                     break
         return found
 
 
 class _Index:
-    """Hashes that are kept, in levels of growing size, so that adding one costs little."""
+    """Stored hashes in levels of growing size, so that adding hashes is cheap."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
         self._levels: list[list[_Level]] = []
 
     def near(self, words: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Whether each hash is near to one that is kept, (N,) bool."""
+        """Whether each hash is near a stored hash, (N,) bool."""
         found = np.zeros(len(words), bool)
         for level in (level for size in reversed(self._levels) for level in size):
             left = np.flatnonzero(~found)
@@ -226,13 +226,13 @@ class _Index:
         return found
 
     def add(self, words: np.ndarray, keys: np.ndarray) -> None:
-        """Keep hashes."""
-        made = _Level.of(words, keys)
+        """Store hashes."""
+        level = _Level.of(words, keys)
         for size in self._levels:
-            size.append(made)
+            size.append(level)
             if len(size) < _MERGED:
                 return
             all_keys = np.concatenate([level.unordered_keys() for level in size], axis=1)
-            made = _Level.of(np.concatenate([level.words for level in size]), all_keys)
+            level = _Level.of(np.concatenate([level.words for level in size]), all_keys)
             size.clear()
-        self._levels.append([made])
+        self._levels.append([level])

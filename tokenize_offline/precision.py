@@ -1,8 +1,8 @@
-"""In which precision a machine computes what a recipe asks for: half precision only where its processor is fast at it.
+"""Chooses the precision of a run: half precision only on devices that are fast at it.
 
-GPUs are. A CPU needs instructions for it; one without them (AMD before Zen 4, Intel's desktops) takes numbers apart one by one:
-a core then makes 3.3 GFLOP/s in bf16 and 42 in fp32. The choice belongs to a run: it is written into its recipe or its token
-shards, and a run goes on in the precision that it has, on whatever machine.
+GPUs are fast at it. A CPU needs special instructions; without them (AMD before Zen 4, Intel desktop CPUs) a core computes 3.3
+GFLOP/s in bf16 and 42 in fp32. The precision is stored in the run's recipe or in its token shards, and the run keeps it when it
+resumes on another machine.
 """
 
 import os
@@ -14,9 +14,9 @@ import torch
 
 Name = TypeVar("Name", bound=str)
 
-# The instructions that make a CPU fast, as `torch.cpu.get_capabilities` names them.
+# The instructions that make a CPU fast, under the names of `torch.cpu.get_capabilities`.
 _NEEDED = {"bf16": ("avx512_bf16", "amx_bf16"), "fp16": ("avx512_fp16", "amx_fp16")}
-# What oneDNN, which computes torch's products, goes without when its environment variable holds it to one of these.
+# Values of oneDNN's environment variable that disable these instructions. torch computes its matrix products with oneDNN.
 _WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 _WITHOUT = {"bf16": _WITHOUT_BF16, "fp16": _WITHOUT_BF16 | {"AVX512_CORE_BF16"}}
 _INSTRUCTIONS = {"bf16": "AVX-512 BF16 or AMX", "fp16": "AVX-512 FP16 or AMX-FP16"}
@@ -24,11 +24,11 @@ _INSTRUCTIONS = {"bf16": "AVX-512 BF16 or AMX", "fp16": "AVX-512 FP16 or AMX-FP1
 
 @dataclass(frozen=True)
 class PrecisionChoice(Generic[Name]):
-    """What is computed in.
+    """The chosen precision.
 
     Attributes:
-        used: The precision.
-        why: One line for people where it isn't simply what the recipe asks for, or is slow; else None.
+        precision: The precision to compute in.
+        reason: One line for the user if it differs from the recipe or is slow; else None.
     """
 
     precision: Name
@@ -36,7 +36,7 @@ class PrecisionChoice(Generic[Name]):
 
 
 def slow_precisions(device: torch.device) -> frozenset[str]:
-    """The half precisions that a device is slower at than at fp32: none for a GPU; for a CPU as oneDNN will use it."""
+    """The half precisions in which a device is slower than in fp32. None for a GPU; for a CPU it depends on oneDNN."""
     if device.type != "cpu":
         return frozenset()
     capabilities = torch.cpu.get_capabilities() if torch.backends.mkldnn.is_available() else {}
@@ -48,28 +48,29 @@ def slow_precisions(device: torch.device) -> frozenset[str]:
     )
 
 
-def choose_precision(key: str, asked: Name, slow: Collection[str], known: str | None = None) -> PrecisionChoice[Name]:
-    """The precision that a run computes in.
+def choose_precision(key: str, requested: Name, slow: Collection[str], current: str | None = None) -> PrecisionChoice[Name]:
+    """Choose the precision of a run.
 
     Args:
-        key: Of the recipe that asks, for the line that says why.
-        asked: What the recipe asks for.
-        slow: What the device is slow at, of `slow_precisions`.
-        known: In which the run computed so far; None begins it. A run in fp32 goes on so where a recipe asks for half
-            precision, because it may have begun on a CPU that is slow at that. Other differences are for the caller to refuse.
+        key: Recipe key of the precision, for messages.
+        requested: Precision in the recipe.
+        slow: Precisions at which the device is slow, from `slow_precisions`.
+        current: Precision of the run so far; None for a new run. A run in fp32 stays in fp32 if the recipe requests half
+            precision, because it may have started on a slow CPU. The caller checks all other differences.
     """
-    if known is None:
-        if asked not in slow:
-            return PrecisionChoice(asked)
+    if current is None:
+        if requested not in slow:
+            return PrecisionChoice(requested)
         return PrecisionChoice(
-            cast(Name, "fp32"), f"{key}: fp32 in place of {asked}, at which this CPU is slow (it has no {_INSTRUCTIONS[asked]})"
+            cast(Name, "fp32"),
+            f"{key}: fp32 instead of {requested}, at which this CPU is slow (it has no {_INSTRUCTIONS[requested]})",
         )
-    if known == "fp32" and asked in _NEEDED:
-        return PrecisionChoice(cast(Name, "fp32"), f"{key}: stays fp32, in which this run began, in place of {asked}")
-    if known == asked and asked in slow:
+    if current == "fp32" and requested in _NEEDED:
+        return PrecisionChoice(cast(Name, "fp32"), f"{key}: stays fp32, in which this run started, instead of {requested}")
+    if current == requested and requested in slow:
         return PrecisionChoice(
-            asked,
-            f"{key}: stays {asked}, in which this run began, though this CPU is slow at it (it has no {_INSTRUCTIONS[asked]}); "
-            "a run with another --output takes fp32",
+            requested,
+            f"{key}: stays {requested}, in which this run started, though this CPU is slow at it (it has no "
+            f"{_INSTRUCTIONS[requested]}); a run with another --output uses fp32",
         )
-    return PrecisionChoice(asked)
+    return PrecisionChoice(requested)

@@ -1,6 +1,6 @@
-"""What there is to tokenize: episode shards found, what decides each token shard's bytes, and which are done already.
+"""Plans the work: finds episode shards, defines the inputs of each token shard, and skips those that are done.
 
-The plan is made once, by one process, before any model runs, so that a conflict stops the command before work is spent.
+One process plans, before any model runs, so that a conflict stops the command before work is spent.
 """
 
 import dataclasses
@@ -24,27 +24,27 @@ from tokenize_offline.clips.sampling import held_out_thresholds, resolve_clips
 from tokenize_offline.token_layout import FORMAT_VERSION, TokenLayout
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
-# Records are small files, on an object store some 30 ms away each.
+# Manifests are small files; an object store takes about 30 ms for each.
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One unit of work: an episode shard, as its record states it.
+    """One unit of work: an episode shard, as its manifest describes it.
 
     Attributes:
-        dataset: Its data set.
-        split: Its split.
-        index: Its number in the split.
+        dataset: Name of the data set.
+        split: Name of the split.
+        index: Index of the shard in the split.
         source: Path or URL of the episode shard.
-        bytes: Its size.
-        sha256: Of the file.
-        samples: Its episodes.
-        shrunk: Short side to which its frames were shrunk; see `pipeline.episodes.frames.shrunk_to`.
-        action_dims: Widths of its episodes' actions, 0 where they have none; all different ones, in order.
-        held_out_threshold: Lowest `clips.held_out` above which one of its episodes is held out; see `held_out_thresholds`.
-        excluded: Numbers, from 0 and in order, of those that the recipe's quality limits leave out; see `selection`.
-        excluded_keys: Fingerprint of their keys (`fingerprint_of_keys`); empty where the recipe has no limits.
+        bytes: File size in bytes.
+        sha256: SHA-256 of the file.
+        samples: Number of episodes.
+        shrunk: Short side in pixels to which ingest shrank the frames; see `pipeline.episodes.frames.shrunk_to`.
+        action_dims: Distinct action widths of the episodes, sorted; 0 for episodes without actions.
+        held_out_threshold: Value of `clips.held_out` above which some episode is held out; see `held_out_thresholds`.
+        excluded: Sorted indices of the episodes that the recipe's quality limits exclude; see `filtering`.
+        excluded_keys: Fingerprint of the excluded keys (`fingerprint_of_keys`); empty if the recipe has no limits.
     """
 
     dataset: str
@@ -62,20 +62,20 @@ class ShardTask:
 
     @classmethod
     def from_json(cls, task: Mapping[str, Any]) -> "ShardTask":
-        """A task that JSON held (`dataclasses.asdict`)."""
+        """A task read back from JSON (`dataclasses.asdict`)."""
         return cls(**{**task, **{name: tuple(task[name]) for name in ("action_dims", "excluded")}})
 
 
 @dataclass(frozen=True)
 class TokenizeJob:
-    """What is the same for all shards of one run.
+    """The settings that all shards of a run share.
 
     Attributes:
-        clips: With everything filled in (`resolve_clips`).
-        layout: Of all token shards.
-        output: Folder or URL under which `{dataset}/{split}-{shard}.arrow` are published.
-        overwrite: Whether shards that were made in another way are made anew.
-        quality: Which episodes the tasks leave out.
+        clips: Clip settings with everything filled in (`resolve_clips`).
+        layout: Layout of the token shards.
+        output: Folder or URL; token shards are published as `{output}/{dataset}/{split}-{shard}.arrow`.
+        overwrite: Whether to replace shards that another recipe or tokenizer made.
+        quality: Quality limits that exclude episodes.
     """
 
     clips: ClipsConfig
@@ -85,31 +85,31 @@ class TokenizeJob:
     quality: QualityConfig = field(default_factory=QualityConfig)
 
     def folder(self, task: ShardTask) -> str:
-        """Where the token shards of a data set lie."""
+        """Folder of the token shards of a task's data set."""
         return storage.join(self.output, task.dataset)
 
     def split(self, task: ShardTask, held_out: bool) -> str:
-        """Split of a task's training (or plain) rows, or of its held-out ones."""
+        """Split of a task's held-out rows, or of its other rows."""
         return held_out_split(task.split) if held_out else task.split
 
     def shard(self, task: ShardTask, held_out: bool) -> str:
-        """File name of the token shard that `split` belongs to."""
+        """File name of the token shard for the split that `split` returns."""
         return shard_name(self.split(task, held_out), task.index, "arrow")
 
     def views(self, task: ShardTask, held_out: bool) -> int:
-        """Views of every clip position: evaluation sees plain frames only."""
+        """Views of each clip position; 1 for rows that only evaluation reads."""
         return self.clips.views if task.split == TRAINING_SPLIT and not held_out else 1
 
     def held_out_share(self, task: ShardTask) -> float:
-        """Share of a task's episodes that go to the held-out shard."""
+        """Fraction of a task's episodes that go to the held-out shard."""
         return self.clips.held_out if task.split == TRAINING_SPLIT else 0.0
 
     def planned_rows(self, task: ShardTask) -> int:
-        """About how many rows a task gives, for a progress line: held-out episodes, which have fewer, aren't told apart."""
+        """Estimated rows of a task, for the progress line. Counts held-out episodes, which have fewer rows, like the others."""
         return (task.samples - len(task.excluded)) * self.clips.per_episode * self.views(task, held_out=False)
 
     def inputs(self, task: ShardTask, held_out: bool) -> dict[str, Any]:
-        """Everything that decides the bytes of a token shard, for its record."""
+        """All inputs that determine the bytes of a token shard, for its manifest."""
         return {
             "stage": "tokenize",
             "version": FORMAT_VERSION,
@@ -124,27 +124,27 @@ class TokenizeJob:
         }
 
     def in_precision(self, precision: Precision) -> "TokenizeJob":
-        """The same job with the tokenizer in another precision."""
+        """A copy of the job with another tokenizer precision."""
         return dataclasses.replace(self, layout=dataclasses.replace(self.layout, precision=precision))
 
     def _excluded(self, task: ShardTask) -> dict[str, Any]:
-        # Without limits nothing is said, and shards that were made before there were any stay what they are.
+        # No entry without limits: shards made before limits existed keep their fingerprint.
         if not self.quality.active:
             return {}
         keys = {"excluded": len(task.excluded), "excluded_keys": task.excluded_keys}
         return {"quality": {**dataclasses.asdict(self.quality), **keys}}
 
-    def facts(self) -> dict[str, Any]:
-        """All of it in a form that JSON holds, for processes that must agree on it."""
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values; processes compare it to check that they agree."""
         return {**dataclasses.asdict(self), "clips": _as_json(self.clips)}
 
     def is_done(self, task: ShardTask) -> bool:
-        """Whether a task's token shards are there.
+        """Whether a task's token shards are published.
 
-        The record of the plain shard is published last and says how many held-out rows there are beside it.
+        The manifest of the plain shard is published last and counts the held-out rows.
 
         Raises:
-            ConflictError: They are, but were made in another way, and `overwrite` is false.
+            ConflictError: They are published but have other inputs, and `overwrite` is false.
         """
         plain, held_out = (
             find_done(self.folder(task), self.shard(task, held), self.inputs(task, held), self.overwrite)
@@ -160,17 +160,17 @@ def token_layout(
     tokenizer_sha256: str,
     quality: QualityConfig | None = None,
 ) -> TokenLayout:
-    """What is frozen into ids made by this tokenizer and recipe.
+    """Layout of the token shards that a tokenizer makes with a recipe.
 
     Args:
-        config: Of the tokenizer, with its own context length.
-        clips: The recipe's section; what it leaves open is filled in from the tokenizer.
-        precision: In which the tokenizer runs.
-        tokenizer_sha256: Of its weights file.
-        quality: The recipe's section; where it leaves anything out, shards of other limits are not opened together with these.
+        config: Config of the tokenizer, with its own context length.
+        clips: The recipe's section `clips`; `resolve_clips` fills in what it leaves open.
+        precision: Precision in which the tokenizer runs.
+        tokenizer_sha256: SHA-256 of the tokenizer's weights.
+        quality: The recipe's section `quality`. Its limits are part of `clips_fingerprint`.
 
     Raises:
-        ConfigError: Recipe and tokenizer don't go together, see `resolve_clips`.
+        ConfigError: Recipe and tokenizer don't match; see `resolve_clips`.
     """
     limits = {"quality": dataclasses.asdict(quality)} if quality is not None and quality.active else {}
     resolved = resolve_clips(clips, config.context_length)
@@ -188,20 +188,20 @@ def token_layout(
 
 
 def _as_json(clips: ClipsConfig) -> dict[str, Any]:
-    # Tuples become lists, as they come back from a record, so that equal recipes compare equal.
+    # Tuples become lists, as a manifest reads back, so that equal recipes compare equal.
     return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(clips).items()}
 
 
 def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> list[ShardTask]:
-    """All episode shards under `folders`, largest first.
+    """All episode shards in `folders`, largest first.
 
     Args:
         folders: Output folders of ingest, or data set folders in them; paths or URLs.
-        splits: Which splits to take; None takes all.
+        splits: Splits to take; None takes all.
 
     Raises:
-        ConfigError: A folder holds no shards, two of them hold the same data set, or a split is nowhere.
-        ShardError: A shard has no record, or a record is damaged.
+        ConfigError: A folder has no shards, two folders have the same data set, or no shard belongs to a split.
+        ShardError: A shard has no manifest, or a manifest is damaged.
     """
     tasks = [task for name, path in find_datasets(folders).items() for task in _tasks_of(name, path)]
     require_splits(tasks, splits)
@@ -210,54 +210,54 @@ def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> 
 
 
 def require_splits(tasks: Sequence[ShardTask], splits: Sequence[str] | None) -> None:
-    """Refuse splits that none of the tasks has.
+    """Check that each split has at least one task.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A split has none.
     """
     known = sorted({task.split for task in tasks})
     for split in splits or ():
         if split not in known:
-            raise ConfigError(f"--splits {split}: no shard has that split; there are {', '.join(known)}")
+            raise ConfigError(f"--splits {split}: no shard has that split; the splits found are {', '.join(known)}")
 
 
 def work_order(tasks: Sequence[ShardTask], random: Random) -> list[ShardTask]:
-    """Larger tasks first, those of about one size (within a power of two) in an order that `random` draws.
+    """Tasks sorted largest first, and shuffled by `random` within sizes of the same power of two.
 
-    Two runs that know nothing of each other then rarely have the same shard in hand, and each skips what the other has made.
+    So two independent runs on one output rarely work on the same shard, and each skips what the other has made.
     """
     return sorted(tasks, key=lambda task: (-task.bytes.bit_length(), random.random()))
 
 
 def dataset_folders(tasks: Sequence[ShardTask]) -> list[str]:
-    """Folders of the data sets that tasks belong to, in order."""
+    """Sorted folders of the data sets that the tasks belong to."""
     return sorted({task.source.rpartition("/")[0] for task in tasks})
 
 
 def exclude_episodes(tasks: Sequence[ShardTask], excluded: pa.Table) -> list[ShardTask]:
-    """The tasks, each with those of the `excluded` episodes (see `selection.select`) that lie in its shard."""
-    places = {(task.dataset, storage.basename(task.source)): place for place, task in enumerate(tasks)}
+    """The tasks with the `excluded` episodes of their shards filled in; see `filtering.excluded_episodes`."""
+    positions = {(task.dataset, storage.basename(task.source)): position for position, task in enumerate(tasks)}
     none = fingerprint_of_keys([])
-    made = [dataclasses.replace(task, excluded=(), excluded_keys=none) for task in tasks]
-    of_shard = excluded.select(["dataset", "shard", "row", "key"]).unify_dictionaries().group_by(["dataset", "shard"])
-    lists = of_shard.aggregate([("row", "list"), ("key", "list")])
+    filtered = [dataclasses.replace(task, excluded=(), excluded_keys=none) for task in tasks]
+    by_shard = excluded.select(["dataset", "shard", "row", "key"]).unify_dictionaries().group_by(["dataset", "shard"])
+    lists = by_shard.aggregate([("row", "list"), ("key", "list")])
     for batch in lists.to_batches(max_chunksize=1):
         (shard,) = batch.to_pylist()
-        place = places.get((shard["dataset"], shard["shard"]))
-        # Splits that are not asked for have duplicates too.
-        if place is not None:
+        position = positions.get((shard["dataset"], shard["shard"]))
+        # `excluded` also covers splits that this run does not tokenize.
+        if position is not None:
             rows, keys = tuple(sorted(shard["row_list"])), fingerprint_of_keys(shard["key_list"])
-            made[place] = dataclasses.replace(made[place], excluded=rows, excluded_keys=keys)
-    return made
+            filtered[position] = dataclasses.replace(filtered[position], excluded=rows, excluded_keys=keys)
+    return filtered
 
 
 def fingerprint_of_keys(keys: Iterable[str]) -> str:
-    """What tells one set of episodes from another."""
+    """Fingerprint of a set of episode keys."""
     return fingerprint({"keys": sorted(keys)})
 
 
 def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-    """The tasks whose token shards are not there yet, in their order.
+    """The tasks whose token shards are not published yet, in the given order.
 
     Raises:
         ConflictError: See `TokenizeJob.is_done`.
@@ -267,19 +267,19 @@ def unfinished(job: TokenizeJob, tasks: Sequence[ShardTask]) -> list[ShardTask]:
 
 
 def existing_precision(job: TokenizeJob, tasks: Sequence[ShardTask]) -> str | None:
-    """The precision of a token shard that one of the tasks has made already, whichever is found first; None without any.
+    """Precision of the first published token shard of the tasks; None if there is none.
 
     Raises:
-        ShardError: Its record is damaged.
+        ShardError: The shard's manifest is damaged.
     """
     names: dict[str, set[str]] = {}
     for task in tasks:
         folder = job.folder(task)
         if folder not in names:
             names[folder] = set(storage.list_files(folder))
-        record = manifest_path(job.shard(task, held_out=False))
-        if record in names[folder]:
-            layout = read_manifest(storage.join(folder, record)).inputs.get("layout", {})
+        manifest = manifest_path(job.shard(task, held_out=False))
+        if manifest in names[folder]:
+            layout = read_manifest(storage.join(folder, manifest)).inputs.get("layout", {})
             return str(layout["precision"]) if "precision" in layout else None
     return None
 
@@ -293,20 +293,20 @@ def _task_of(dataset: str, path: str) -> ShardTask:
     parsed = parse_shard_name(storage.basename(path))
     assert parsed is not None
     if parsed[0].endswith(HELD_OUT_SUFFIX):
-        raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which names held-out token shards")
+        raise ConfigError(f"{path}: splits must not end in {HELD_OUT_SUFFIX}, which is reserved for held-out token shards")
     if not storage.exists(manifest_path(path)):
-        raise ShardError(f"{path} has no record, so its ingest never finished; run the ingest again")
-    record = read_manifest(manifest_path(path))
-    short_sides = (min(entry["height"], entry["width"]) for entry in record.entries)
-    shrunk = shrunk_to(record.inputs.get("frames", {}), short_sides)
+        raise ShardError(f"{path} has no manifest (.json), so its ingest did not finish; run the ingest again")
+    manifest = read_manifest(manifest_path(path))
+    short_sides = (min(entry["height"], entry["width"]) for entry in manifest.entries)
+    shrunk = shrunk_to(manifest.inputs.get("frames", {}), short_sides)
     return ShardTask(
         dataset,
         *parsed,
         path,
-        record.bytes,
-        record.sha256,
-        record.samples,
+        manifest.bytes,
+        manifest.sha256,
+        manifest.samples,
         shrunk,
-        tuple(sorted({int(entry.get("action_dim") or 0) for entry in record.entries})),
-        float(held_out_thresholds(dataset, (entry["key"] for entry in record.entries)).min(initial=1.0)),
+        tuple(sorted({int(entry.get("action_dim") or 0) for entry in manifest.entries})),
+        float(held_out_thresholds(dataset, (entry["key"] for entry in manifest.entries)).min(initial=1.0)),
     )

@@ -1,7 +1,6 @@
-"""How ids are laid out in a clip's sequence: the one place for 257, 17, the special ids and the labels' start.
+"""Defines how a clip's tokens are laid out: tokens per frame (257 and 17), special ids, and where labels start.
 
-Pure arithmetic without torch, shared by the tokenizer, the token shards and the world model, so that none of them spells
-a published constant.
+The tokenizer, the token shards and the world model share this arithmetic, so none of them repeats a published constant.
 """
 
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class IdLayout:
-    """Grids and codebooks that decide what an id means and where it stands (`docs/formats.md`).
+    """Token grids and codebook sizes, which decide the meaning and position of each id (`docs/formats.md`).
 
-    A sequence is the context frames' ids joined by `start_of_context`, then `start_of_future` and its ids for every
-    future frame.
+    A sequence is the context frames' ids joined by `start_of_context`, then for each future frame `start_of_future` and the
+    frame's ids.
 
     Attributes:
-        context_length: Context frames t.
-        context_grid: Side of the grid of ids of a context frame.
-        future_grid: Side of the grid of ids of a future frame.
-        num_vq_embeddings: Codes for context frames.
-        num_dyn_embeddings: Codes for future frames.
+        context_length: Number of context frames t.
+        context_grid: Side of the token grid of a context frame.
+        future_grid: Side of the token grid of a future frame.
+        num_vq_embeddings: Size of the codebook for context frames.
+        num_dyn_embeddings: Size of the codebook for future frames.
     """
 
     context_length: int
@@ -34,40 +33,40 @@ class IdLayout:
 
     @property
     def tokens_per_context_frame(self) -> int:
-        """Ids of one context frame with the special id before it: 257 for a 16 x 16 grid."""
+        """Tokens of a context frame, including the special id before it: 257 for a 16 x 16 grid."""
         return self.context_grid**2 + 1
 
     @property
     def tokens_per_future_frame(self) -> int:
-        """Ids of one future frame with the special id before it: 17 for a 4 x 4 grid."""
+        """Tokens of a future frame, including the special id before it: 17 for a 4 x 4 grid."""
         return self.future_grid**2 + 1
 
     @property
     def prefix_length(self) -> int:
-        """Ids up to and including the first start-of-future-frame: what prediction starts from, and carries no label."""
+        """Tokens up to and including the first `start_of_future`. Prediction starts after them, and they carry no label."""
         return self.tokens_per_context_frame * self.context_length
 
     @property
     def start_of_context(self) -> int:
-        """The special id between context frames."""
+        """Special id between context frames."""
         return self.num_vq_embeddings + self.num_dyn_embeddings
 
     @property
     def start_of_future(self) -> int:
-        """The special id before each future frame."""
+        """Special id before each future frame."""
         return self.start_of_context + 1
 
     @property
     def vocabulary(self) -> int:
-        """Number of different ids."""
+        """Size of the vocabulary, special ids included."""
         return self.start_of_context + 2
 
     def tokens_per_clip(self, clip_length: int) -> int:
-        """Ids of a clip of `clip_length` frames, L = 257 t - 1 + 17 f."""
+        """Tokens of a clip of `clip_length` frames: L = 257 t - 1 + 17 f for 16 x 16 and 4 x 4 grids."""
         return self.prefix_length - 1 + self.tokens_per_future_frame * (clip_length - self.context_length)
 
     def future_frames(self, num_ids: int) -> int:
-        """Future frames of a sequence of `num_ids` ids.
+        """Number of future frames in a sequence of `num_ids` ids.
 
         Raises:
             ValueError: No clip of this layout has that many ids.
@@ -75,19 +74,19 @@ class IdLayout:
         frames, rest = divmod(num_ids - self.prefix_length + 1, self.tokens_per_future_frame)
         if rest or frames < 0:
             raise ValueError(
-                f"{num_ids} ids are no clip: {self.context_length} context frames take {self.prefix_length - 1}, "
-                f"every future frame {self.tokens_per_future_frame}"
+                f"{num_ids} ids are not a whole clip: {self.context_length} context frames take {self.prefix_length - 1}, "
+                f"each future frame {self.tokens_per_future_frame}"
             )
         return frames
 
 
 def latent_grid(shape: TokenizerShape) -> int:
-    """Side of the latent map: 16 for both published tokenizers."""
+    """Side of a tokenizer's latent map: 16 for both published tokenizers."""
     return shape.resolution >> (len(shape.block_out_channels) - 1)
 
 
 def id_layout(shape: TokenizerShape, context_length: int) -> IdLayout:
-    """Layout of the ids that a tokenizer of this shape makes of clips with so many context frames."""
+    """Id layout of a tokenizer of this shape with `context_length` context frames."""
     return IdLayout(
         context_length=context_length,
         context_grid=latent_grid(shape),
@@ -99,15 +98,15 @@ def id_layout(shape: TokenizerShape, context_length: int) -> IdLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout(IdLayout):
-    """What is frozen into the ids of a token shard, and the shape of its rows; grids and codebooks as in `IdLayout`.
+    """Layout of a token shard: everything its ids depend on, and the shape of its rows. Extends `IdLayout`.
 
     Attributes:
-        clip_length: Frames T of a clip, context included.
-        resolution: Side of the frames in pixels.
+        clip_length: Frames T of a clip, including the context.
+        resolution: Side of the square frames in pixels.
         goal: Whether the first context frame is the goal.
-        precision: In which the tokenizer ran.
-        tokenizer_sha256: Of the tokenizer's weights file.
-        clips_fingerprint: Of the recipe's clips section.
+        precision: Precision in which the tokenizer ran.
+        tokenizer_sha256: SHA-256 of the tokenizer's weights.
+        clips_fingerprint: Fingerprint of the recipe's section `clips`.
     """
 
     clip_length: int
@@ -119,5 +118,5 @@ class TokenLayout(IdLayout):
 
     @property
     def sequence_length(self) -> int:
-        """Ids of a clip, L = 257 t - 1 + 17 f."""
+        """Tokens L of a row."""
         return self.tokens_per_clip(self.clip_length)

@@ -99,18 +99,18 @@ def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
             tasks = exclude_episodes(
                 tasks_of(options.indexes, options.rows), excluded_episodes(folders(options.indexes), LIMITS, 0.01)
             )
-            fleet.tell(list(map(dataclasses.asdict, tasks)))
+            fleet.broadcast_plan(list(map(dataclasses.asdict, tasks)))
         else:
             began = time.perf_counter()
-            tasks = list(map(ShardTask.from_json, fleet.hear()))
+            tasks = list(map(ShardTask.from_json, fleet.receive_plan()))
             heard = time.perf_counter() - began
         claimed = len(list(fleet.claim(tasks)))
         excluded = sum(len(task.excluded) for task in tasks)
-        fleet.report({"claimed": claimed, "excluded": excluded, "peak_mib": _peak_mib()})
+        fleet.send_result({"claimed": claimed, "excluded": excluded, "peak_mib": _peak_mib()})
         if not fleet.is_first:
             print(f"process {fleet.rank} had the plan after {heard:.1f} s", file=sys.stderr)
             return None
-        reports, orphans = fleet.reports(tasks, lambda: None)
+        reports, orphans = fleet.collect_results(tasks, lambda: None)
         assert sum(report["claimed"] for report in reports) == len(tasks) and not orphans
         return {"tasks": len(tasks), "processes": reports}
 

@@ -1,4 +1,4 @@
-"""After any failure the same command completes with every shard as in an undisturbed run: tokenizing, with real processes."""
+"""After any failure of a tokenizing run, the same command completes with the bytes of an undisturbed run."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def finish_and_compare(undisturbed: Path, output: Path) -> None:
     assert all(path.stat().st_mtime_ns == time_then for path, time_then in before.items()), "a finished shard was made again"
 
 
-def test_kill_9_and_the_same_command_again_equal_an_undisturbed_run(undisturbed, tmp_path):
+def test_after_kill_9_the_same_command_gives_the_bytes_of_an_undisturbed_run(undisturbed, tmp_path):
     process = subprocess.Popen(command(undisturbed, tmp_path), env=environment())
     wait_for_a_record(process, tmp_path)
     family = descendants(process.pid)
@@ -57,7 +57,7 @@ def test_kill_9_and_the_same_command_again_equal_an_undisturbed_run(undisturbed,
     finish_and_compare(undisturbed, tmp_path)
 
 
-def test_kill_9_of_one_process_of_a_fleet_loses_only_what_it_held(undisturbed, tmp_path):
+def test_kill_9_of_one_process_of_a_fleet_loses_only_its_shards(undisturbed, tmp_path):
     process = subprocess.Popen(command(undisturbed, tmp_path, TORCHRUN), env=environment())
     wait_for_a_record(process, tmp_path)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_a_fleet_that_may_restart_survives_kill_9_of_its_first_process(undisturb
     assert files(tmp_path) == files(undisturbed / "out")
 
 
-def test_kill_9_of_a_reader_goes_unnoticed(undisturbed, tmp_path):
+def test_kill_9_of_a_reader_changes_nothing(undisturbed, tmp_path):
     process = subprocess.Popen(command(undisturbed, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_a_record(process, tmp_path)
     readers = [reader for server in children(process.pid) for reader in children(server)]
@@ -88,7 +88,7 @@ def test_an_input_that_kills_its_reader_twice_is_left_out_and_listed(undisturbed
     shutil.copytree(undisturbed / "tok", tmp_path / "tok")
     write_shards(tmp_path / "eps", shards=2, episodes=4)
     episodes = [make_episode(index, 5 + index * 7 % 20) for index in range(8, 12)]
-    # A frame with a comment in it, at which the decoder of this test's processes crashes.
+    # The decoder of this test's processes crashes at this JPEG comment.
     episodes[1].frames[:] = [frame[:2] + b"\xff\xfe\x00\x08POISON" + frame[2:] for frame in episodes[1].frames]
     write_shard(tmp_path / "eps", 2, episodes)
     (tmp_path / "site").mkdir()
@@ -115,7 +115,7 @@ def test_an_input_that_kills_its_reader_twice_is_left_out_and_listed(undisturbed
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for some of the shards; `more` makes it large enough."""
+    """A file system that is too small for all shards."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(disk)], capture_output=True).returncode:
@@ -124,17 +124,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_room_is_all_it_takes(undisturbed, small_disk):
+def test_a_full_disk_is_a_one_line_error_and_the_run_resumes_with_more_space(undisturbed, small_disk):
     done = run(undisturbed, small_disk)
     assert done.returncode == 1
-    assert "error: token shards can't be written" in done.stderr and "make room" in done.stderr
+    assert "error: token shards can't be written" in done.stderr and "free some space" in done.stderr
     assert "Traceback" not in done.stderr
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     finish_and_compare(undisturbed, small_disk)
 
 
-def test_memory_that_runs_out_halves_the_batch_and_later_runs_know(undisturbed, tmp_path):
-    # Builds of torch differ by half a GB in what importing them takes.
+def test_out_of_memory_halves_the_batch_and_later_runs_remember(undisturbed, tmp_path):
+    # Builds of torch differ by half a GB in the memory that importing them takes.
     status = subprocess.run(
         [sys.executable, "-c", "import torch; print(open('/proc/self/status').read())"], capture_output=True
     )
@@ -149,7 +149,7 @@ def test_memory_that_runs_out_halves_the_batch_and_later_runs_know(undisturbed, 
     assert halved >= 1
     assert summary_of(done)["clips_per_batch"] == 800 >> halved
     (limit,) = tmp_path.glob("clips-per-batch-*.json")
-    # Another process, which is not told that memory is short.
+    # Another process has enough memory but reads the limit.
     records(tmp_path)[0].unlink()
     again = summary_of(run(undisturbed, tmp_path, more=many))
     assert (again["shards"], again["clips_per_batch"]) == (1, 800 >> halved)
@@ -157,7 +157,7 @@ def test_memory_that_runs_out_halves_the_batch_and_later_runs_know(undisturbed, 
     assert files(tmp_path) == files(undisturbed / "out")
 
 
-def test_an_array_of_jobs_without_a_launcher_shares_the_work(undisturbed, tmp_path):
+def test_jobs_of_an_array_divide_the_work(undisturbed, tmp_path):
     shards = []
     for index in ("0", "1"):
         more = ("--worker_count", "2")

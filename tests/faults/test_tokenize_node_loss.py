@@ -1,4 +1,4 @@
-"""A node of a tokenizing fleet vanishes with all that runs on it: what is left of the work is made, byte for byte the same."""
+"""When a node of a tokenizing fleet is lost, the others make its shards, with the same bytes."""
 
 import json
 import subprocess
@@ -13,27 +13,27 @@ from tokenize_runs import SHARDS, command, environment, files, records, run, sum
 
 pytestmark = needs_hosts
 
-# Where HANG names a file, reading makes it and never ends. Where AWAIT does, reading goes on when that file is there: so both
-# hosts have their share. With a folder FREE_UNTIL_RECORD this begins when there is a record.
+# With HANG, reading creates that file and then hangs. With AWAIT, reading waits until that file exists, so that both hosts get
+# shards. With a folder FREE_UNTIL_RECORD, the wait starts after the first manifest in it.
 READING = """
     import os, time, simplejpeg
     from pathlib import Path
     decode = simplejpeg.decode_jpeg
-    place = {name: Path(os.environ[name]) for name in ("HANG", "AWAIT", "FREE_UNTIL_RECORD") if name in os.environ}
+    paths = {name: Path(os.environ[name]) for name in ("HANG", "AWAIT", "FREE_UNTIL_RECORD") if name in os.environ}
     def free():
-        return "FREE_UNTIL_RECORD" in place and not list(place["FREE_UNTIL_RECORD"].rglob("*.json"))
+        return "FREE_UNTIL_RECORD" in paths and not list(paths["FREE_UNTIL_RECORD"].rglob("*.json"))
     def read(*rest, **options):
-        if "HANG" in place:
-            place["HANG"].touch()
+        if "HANG" in paths:
+            paths["HANG"].touch()
             time.sleep(1000)
-        while "AWAIT" in place and not place["AWAIT"].exists() and not free():
+        while "AWAIT" in paths and not paths["AWAIT"].exists() and not free():
             time.sleep(0.05)
         return decode(*rest, **options)
     simplejpeg.decode_jpeg = read
 """
 
 
-# Nodes that join later wait in vain for an address in torchrun's own store (torch 2.13), so processes are to make theirs.
+# With torch 2.13, nodes that join later wait forever for an address in torchrun's store, so processes create their own.
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
@@ -54,7 +54,7 @@ def start(host: Host, words: list[str], folder: Path, **more: str) -> "subproces
 
 
 def srun(rank: int) -> dict[str, str]:
-    """What `srun --nodes 2 --ntasks-per-node 1` tells the task on node `rank`."""
+    """Variables that `srun --nodes 2 --ntasks-per-node 1` sets on node `rank`."""
     return {
         "SLURM_JOB_ID": "7",
         "SLURM_STEP_NUM_TASKS": "2",
@@ -73,7 +73,7 @@ def wait_for(file: Path, seconds: float = 200.0) -> None:
         time.sleep(0.02)
 
 
-def test_the_shards_of_a_lost_node_are_made_by_the_first_process(undisturbed, tmp_path):
+def test_the_first_process_makes_the_shards_of_a_lost_node(undisturbed, tmp_path):
     words, hanging = command(undisturbed, tmp_path / "out"), tmp_path / "hanging"
     with network_hosts(2) as (first, second):
         survivor = start(first, words, undisturbed, AWAIT=str(hanging), **srun(0))
@@ -82,12 +82,12 @@ def test_the_shards_of_a_lost_node_are_made_by_the_first_process(undisturbed, tm
         second.kill()
         said, _ = survivor.communicate(timeout=240)
     assert survivor.returncode == 0, said
-    assert "1 processes are gone without a word" in said
+    assert "1 processes stopped responding" in said
     assert json.loads(said.strip().splitlines()[-1])["processes_lost"] == 1
     assert files(tmp_path / "out") == files(undisturbed / "out")
 
 
-def test_without_the_node_that_keeps_the_store_the_others_end_and_the_same_command_completes(undisturbed, tmp_path):
+def test_when_the_node_of_the_store_is_lost_the_others_end_and_the_same_command_completes(undisturbed, tmp_path):
     words, hanging = command(undisturbed, tmp_path / "out"), tmp_path / "hanging"
     with network_hosts(2) as (first, second):
         start(first, words, undisturbed, HANG=str(hanging), **srun(0))
@@ -102,7 +102,7 @@ def test_without_the_node_that_keeps_the_store_the_others_end_and_the_same_comma
     assert files(tmp_path / "out") == files(undisturbed / "out")
 
 
-def test_a_node_joins_an_elastic_fleet_and_is_lost_again(undisturbed, tmp_path):
+def test_a_node_joins_an_elastic_fleet_and_is_lost(undisturbed, tmp_path):
     launcher = ["--nnodes", "1:2", "--nproc_per_node", "1", "--max-restarts", "3", "--rdzv_backend", "c10d"]
     rendezvous = ["--rdzv_endpoint", "host0:29400", "--rdzv_id", "fleet", "--rdzv_conf", "last_call_timeout=1"]
     words = command(undisturbed, tmp_path / "out", ("torch.distributed.run", *launcher, *rendezvous))
@@ -122,7 +122,7 @@ def test_a_node_joins_an_elastic_fleet_and_is_lost_again(undisturbed, tmp_path):
     assert files(tmp_path / "out") == files(undisturbed / "out")
 
 
-def test_a_lost_member_of_an_array_of_jobs_is_run_again_elsewhere(undisturbed, tmp_path):
+def test_a_lost_job_of_an_array_can_run_again_on_another_node(undisturbed, tmp_path):
     words, hanging = command(undisturbed, tmp_path / "out", more=("--worker_count", "2")), tmp_path / "hanging"
     with network_hosts(2) as (first, second):
         start(second, words, undisturbed, HANG=str(hanging), JOB_COMPLETION_INDEX="1")

@@ -1,4 +1,4 @@
-"""Several real processes under their launchers make what one process makes, byte for byte."""
+"""Several processes under a launcher make the same bytes as one process."""
 
 import json
 import os

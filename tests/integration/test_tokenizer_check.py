@@ -1,4 +1,4 @@
-"""The one command that measures a device runs to its end, and lists what it can't run."""
+"""The device check of the tokenizer measures speed and agreement, and lists combinations that fail."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from synthetic_episodes import tiny_model, tiny_tokenizer
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "tokenizer_check.py"
 
 
-def test_speeds_and_agreement_with_parity_are_measured(tmp_path):
+def test_speed_and_agreement_with_reference_ids_are_measured(tmp_path):
     tiny_tokenizer(tmp_path / "context2")
     frames = np.random.default_rng(0).random((2, 4, 3, 32, 32), dtype=np.float32)
     tokens = tiny_model().tokenize(torch.from_numpy(frames)).numpy()

@@ -1,4 +1,4 @@
-"""An estimate says what tokenizing then makes, and how often training will see it."""
+"""An estimate matches what tokenizing makes and how often training reads it."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from pipeline.config.model import TokenizerConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from pipeline.episodes.index import read_manifests, write_index
 from tokenize_offline.clips.sampling import resolve_clips
-from tokenize_offline.estimate import estimate, recipe_tokens_per_clip, shares
+from tokenize_offline.estimate import estimate, recipe_tokens_per_clip, sample_shares
 from tokenize_offline.inspect import main
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
 from tokenize_offline.worker.encoder import BatchEncoder
@@ -43,21 +43,21 @@ def episodes(tmp_path_factory):
     return folder
 
 
-def test_a_plan_is_what_tokenizing_makes(episodes, tmp_path):
+def test_an_estimate_equals_what_tokenizing_makes(episodes, tmp_path):
     made = recipe()
-    planned = estimate(str(episodes), made, clips_per_second=10.0)
+    estimated = estimate(str(episodes), made, clips_per_second=10.0)
     clips = resolve_clips(made.clips, 2)
     layout = token_layout(TINY, clips, "fp32", "ab" * 32)
     assert recipe_tokens_per_clip(made) == layout.sequence_length
     engine = BatchEncoder(tiny_model(), torch.device("cpu"), "fp32", 8)
     job = TokenizeJob(clips, layout, str(tmp_path))
     report = run_worker(find_shards([str(episodes)]), job, engine, readers=1)
-    assert sum(line["rows"] for line in planned) == report.rows and report.held_out_rows
-    assert sum(line["clips"] for line in planned) * 2 == report.rows - report.held_out_rows
+    assert sum(line["rows"] for line in estimated) == report.rows and report.held_out_rows
+    assert sum(line["clips"] for line in estimated) * 2 == report.rows - report.held_out_rows
     shards = list(tmp_path.rglob("*.arrow"))
     on_disk = sum(path.stat().st_size for path in shards)
-    assert 0 <= on_disk - sum(line["bytes"] for line in planned) < 4096 * len(shards)
-    for line in planned:
+    assert 0 <= on_disk - sum(line["bytes"] for line in estimated) < 4096 * len(shards)
+    for line in estimated:
         assert line["gpu_hours"] == round(line["rows"] / 36000, 4)
         assert line["ids_per_epoch"] == line["clips"] * layout.sequence_length
 
@@ -72,10 +72,10 @@ def test_epochs_follow_the_mixture(episodes):
     assert lines["one"]["epochs"] == 0
     assert lines["one"]["gpu_hours"] is None
     with pytest.raises(ConfigError, match="none of the data sets"):
-        shares(recipe(weights={"three": 1.0}), {"one": 1})
+        sample_shares(recipe(weights={"three": 1.0}), {"one": 1})
 
 
-def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
+def test_the_command_prints_a_line_per_data_set(episodes, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("clips: {length: 5}\n")
     assert main([str(episodes), "--plan", str(tmp_path / "recipe.yaml")]) == 0
     assert [json.loads(line)["dataset"] for line in capsys.readouterr().out.splitlines()] == ["one", "two"]
@@ -87,7 +87,7 @@ def test_the_command_prints_a_line_a_data_set(episodes, tmp_path, capsys):
     assert "no episode shards there" in capsys.readouterr().err
 
 
-def test_data_sets_of_the_mixture_that_are_not_there_have_their_share_and_a_word(episodes, caplog):
+def test_missing_data_sets_of_the_mixture_keep_their_share_and_give_a_warning(episodes, caplog):
     weights = {"one": 1.0, "absent": 3.0}
     rows = {row["dataset"]: row for row in estimate(str(episodes), recipe(weights=weights), None)}
     assert rows["absent"]["missing"] and rows["absent"]["share_of_samples"] == 0.75 and rows["absent"]["clips"] is None
@@ -95,4 +95,4 @@ def test_data_sets_of_the_mixture_that_are_not_there_have_their_share_and_a_word
     alone = {row["dataset"]: row for row in estimate(str(episodes), recipe(weights=weights, missing="skip"), None)}
     assert alone["one"]["share_of_samples"] == 1 and "absent" not in alone
     assert alone["one"]["epochs"] == pytest.approx(4 * rows["one"]["epochs"], rel=1e-3)
-    assert "75.0 % of its samples" in caplog.text and "no samples of: two" in caplog.text
+    assert "75.0 % of its samples" in caplog.text and "not used in training: two" in caplog.text

@@ -1,4 +1,4 @@
-"""Quality limits leave out what they name and nothing else, the same whatever the order, and leave a trace in what is made."""
+"""Quality limits exclude exactly the episodes beyond them, in any order, and are part of a shard's inputs."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from training.data.episode_index import open_episode_indexes
 
 
 def with_quality(output, episodes, dataset="made_up", split="train", number=0):
-    """A shard as ingest leaves it, with its episodes' quality in its record, and the index anew."""
+    """Write a shard like ingest, with quality measurements in its manifest, and rewrite the index."""
     write_shard(output, number, episodes, dataset, split)
     folder = str(output / dataset)
     records = {record.shard: record for record in read_manifests(folder)}
@@ -44,13 +44,13 @@ def with_quality(output, episodes, dataset="made_up", split="train", number=0):
 
 
 def frozen(index, frames=8):
-    """An episode that shows one picture throughout."""
+    """An episode whose frames are all equal."""
     episode = make_episode(index, frames)
     return dataclasses.replace(episode, frames=[episode.frames[0]] * frames)
 
 
 def copied(index, of, **how):
-    """Another episode with the pictures of episode `of`."""
+    """Another episode with the frames of episode `of`."""
     return dataclasses.replace(make_episode(index, 9, **how), frames=make_episode(of, 9).frames)
 
 
@@ -62,7 +62,7 @@ def measured(key, rank=2, frames=10, dataset="one", **quality):
 
 
 def excluded(episodes, limits):
-    """What `exclude` leaves out of episodes such as `measured` makes, by data set; each an object."""
+    """The episodes that `exclude` excludes, for episodes made by `measured`."""
     tables = []
     for name in sorted({episode["dataset"] for episode in episodes}):
         rows = [episode for episode in episodes if episode["dataset"] == name]
@@ -81,7 +81,7 @@ def listed(excluded):
     return [SimpleNamespace(**row) for row in excluded.to_pylist()]
 
 
-def test_each_limit_leaves_out_what_is_beyond_it():
+def test_each_limit_excludes_the_episodes_beyond_it():
     fine = measured("fine")
     cases = {
         "static": (measured("a", static_share=0.8), QualityConfig(max_static=0.5)),
@@ -98,7 +98,7 @@ def test_each_limit_leaves_out_what_is_beyond_it():
 
 
 @given(st.permutations(range(9)))
-def test_the_duplicate_that_stays_is_one_that_is_evaluated_whatever_the_order(order):
+def test_of_duplicates_an_evaluated_episode_is_kept_in_any_order(order):
     episodes = [
         measured(f"{dataset}-{rank}", rank, dataset=dataset, content_hash="same", perceptual_hash="0" * 142)
         for dataset in ("one", "two", "three")
@@ -112,7 +112,7 @@ def test_the_duplicate_that_stays_is_one_that_is_evaluated_whatever_the_order(or
 
 @pytest.fixture
 def episodes(tmp_path):
-    """Two data sets: one with a frozen episode and copies within itself, one whose training split repeats its evaluation."""
+    """Two data sets: one with a frozen episode and copies, one whose training split repeats its test split."""
     with_quality(tmp_path / "eps", [make_episode(0, 9), frozen(1), copied(2, of=0), make_episode(3, 12)], "one")
     with_quality(tmp_path / "eps", [make_episode(5, 9, "two", "val")], "two", "val")
     with_quality(tmp_path / "eps", [copied(6, of=5, dataset="two"), make_episode(7, 9, "two")], "two")
@@ -123,7 +123,7 @@ def folders(output):
     return [str(output / name) for name in ("one", "two")]
 
 
-def test_limits_are_held_against_the_indexes_of_all_data_sets(episodes):
+def test_limits_apply_across_all_data_sets(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
     found = {(e.dataset, e.shard, e.key): e.reason for e in listed(excluded_episodes(folders(episodes), limits, 0.0))}
     assert found == {
@@ -134,7 +134,7 @@ def test_limits_are_held_against_the_indexes_of_all_data_sets(episodes):
     assert excluded_episodes(folders(episodes), QualityConfig(), 0.0).num_rows == 0
 
 
-def test_a_held_out_episode_keeps_its_copies_from_training(tmp_path):
+def test_copies_of_a_held_out_episode_are_excluded_from_training(tmp_path):
     keys = [make_episode(index, 2).key for index in range(200)]
     last = max(index for index, key in enumerate(keys) if is_held_out("made_up", key, 0.05))
     with_quality(tmp_path, [copied(last - 1, of=0), copied(last, of=0), make_episode(last + 1, 9)])
@@ -142,22 +142,22 @@ def test_a_held_out_episode_keeps_its_copies_from_training(tmp_path):
     assert found.key == keys[last - 1] and not is_held_out("made_up", found.key, 0.05)
 
 
-def test_shards_from_before_quality_was_measured_work_without_limits_and_say_so_with_them(tmp_path):
+def test_shards_without_quality_measurements_work_without_limits_and_are_an_error_with_them(tmp_path):
     write_shards(tmp_path, 1, 2, "old")
     records = [dataclasses.replace(r, statistics={"filtered": 0, "actions": {}}) for r in read_manifests(str(tmp_path / "old"))]
     write_index(str(tmp_path / "old"), "old", records, [])
     assert excluded_episodes([str(tmp_path / "old")], QualityConfig(), 0.0).num_rows == 0
-    with pytest.raises(ShardError, match=r"no quality of 2 of its 2 episodes, the first in train-000000\.tar.*--overwrite"):
+    with pytest.raises(ShardError, match=r"measurements for 2 of its 2 episodes, the first in train-000000\.tar.*--overwrite"):
         excluded_episodes([str(tmp_path / "old")], QualityConfig(max_static=0.9), 0.0)
 
 
-def test_limits_that_cannot_be_are_refused():
+def test_invalid_limits_are_errors():
     for wrong in ({"max_static": 1.5}, {"max_uniform": -0.1}, {"max_swap_score": 2}, {"near_bits": 300}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             QualityConfig(**wrong)
 
 
-def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit_made(episodes, tmp_path, capsys):
+def test_tokenizing_excludes_what_the_estimate_says_and_other_limits_are_a_conflict(episodes, tmp_path, capsys):
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
     recipe = ["--clips.length=5", "--clips.per_episode=2", "--clips.held_out=0", "--tokenizer", str(tokenizer)]
     where = ["--shards", str(episodes), "--output", str(tmp_path / "tokens"), "--training.splits", "[train, val]"]
@@ -171,12 +171,12 @@ def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit
         tokenizer=TokenizerConfig(**shape, segment_length=3),
         training=TrainingConfig(splits=("train", "val")),
     )
-    planned = estimate(str(episodes), whole, None)
-    assert {line["dataset"]: line["excluded"] for line in planned} == {
+    estimated = estimate(str(episodes), whole, None)
+    assert {line["dataset"]: line["excluded"] for line in estimated} == {
         "one": {"duplicate": 1, "static": 1},
         "two": {"duplicate": 1},
     }
-    assert sum(line["rows"] for line in planned) == made["rows"] == 8
+    assert sum(line["rows"] for line in estimated) == made["rows"] == 8
     _, table = open_token_shard(tmp_path / "tokens" / "one" / "train-000000.arrow")
     assert set(table["episode"].to_pylist()) == {"train-00000-000000", "train-00000-000003"}
     assert tokenize([*recipe, *where, *limits]) == 0
@@ -187,7 +187,7 @@ def test_tokenizing_leaves_out_what_the_plan_says_and_refuses_what_another_limit
         tokenize([*recipe, *where])
 
 
-def test_a_copy_that_comes_in_with_another_data_set_is_noticed(episodes, tmp_path):
+def test_a_copy_in_a_new_data_set_is_a_conflict(episodes, tmp_path):
     tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
     recipe = ["--clips.length=5", "--clips.held_out=0", "--tokenizer", str(tokenizer), "--quality.duplicates=exact"]
     output = ["--output", str(tmp_path / "tokens"), "--shards"]
@@ -209,7 +209,7 @@ def test_token_shards_of_different_limits_are_different_layouts(episodes):
     assert len(find_shards([str(episodes)])) == 3
 
 
-def test_training_a_tokenizer_leaves_out_the_same_episodes(episodes):
+def test_tokenizer_training_excludes_the_same_episodes(episodes):
     limits = QualityConfig(max_static=0.9, duplicates="exact")
     left = {(e.dataset, e.key) for e in listed(excluded_episodes(folders(episodes), limits, 0.0))}
     whole, limited = (

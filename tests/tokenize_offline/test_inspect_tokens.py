@@ -1,4 +1,4 @@
-"""Inspecting token shards: codebooks over all ids of a data set, and rows decoded to a picture by the right tokenizer only."""
+"""Token shards can be inspected: codebook statistics of a data set, and rows decoded by the right tokenizer."""
 
 import json
 
@@ -23,7 +23,7 @@ def made(tmp_path_factory):
     return folder
 
 
-def test_perplexity_is_the_number_of_codes_when_they_are_used_evenly_and_special_ids_do_not_count():
+def test_perplexity_counts_evenly_used_codes_and_no_special_ids():
     id_layout = TINY.id_layout
     ids = np.array([[0, 1, 2, 3, id_layout.start_of_context, 40, 40, id_layout.start_of_future]], np.uint16)
     statistics = codebook_statistics(code_counts(ids, id_layout), id_layout)
@@ -36,7 +36,7 @@ def test_perplexity_is_the_number_of_codes_when_they_are_used_evenly_and_special
     assert codebook_statistics(np.zeros(id_layout.vocabulary), id_layout)["future_perplexity"] == 0.0
 
 
-def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys):
+def test_codebook_statistics_of_a_data_set_cover_all_its_shards(made, capsys):
     assert main([str(made / "out"), "--codebooks"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0]["splits"]["train"]["shards"] == 2
@@ -50,7 +50,7 @@ def test_a_data_sets_codebooks_are_those_of_all_its_shards_together(made, capsys
         assert min(part[name] for part in parts) <= reconstruction[name] <= max(part[name] for part in parts)
 
 
-def test_one_token_shard_is_inspected_alone(made, capsys):
+def test_a_single_token_shard_can_be_inspected(made, capsys):
     assert main([str(made / "out" / "made_up" / "train-000001.arrow"), "--codebooks", "--verify"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     record = json.loads((made / "out" / "made_up" / "train-000001.json").read_text())
@@ -58,7 +58,7 @@ def test_one_token_shard_is_inspected_alone(made, capsys):
     assert lines[1]["codebooks"]["context_codes_used"] == record["statistics"]["context_codes_used"]
 
 
-def test_rows_are_drawn_a_line_a_row(made, tmp_path):
+def test_each_row_is_drawn_as_a_line(made, tmp_path):
     picture = tmp_path / "rows.png"
     shard = str(made / "out" / "made_up" / "train-000000.arrow")
     assert main([shard, "--rows", "[0,3]", "--tokenizer", str(made / "tok"), "--picture", str(picture)]) == 0
@@ -66,16 +66,16 @@ def test_rows_are_drawn_a_line_a_row(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rows", "seed", "said"), [("[99]", 0, "has rows 0 to 7"), ("[0]", 1, "was made by the tokenizer with weights")]
+    ("rows", "seed", "said"), [("[99]", 0, "has rows 0 to 7"), ("[0]", 1, "was made by a tokenizer with weights")]
 )
-def test_wrong_rows_and_wrong_tokenizers_are_refused(made, tmp_path, capsys, rows, seed, said):
+def test_wrong_rows_and_wrong_tokenizers_are_errors(made, tmp_path, capsys, rows, seed, said):
     tiny_tokenizer(tmp_path / "tok", seed)
     shard = str(made / "out" / "made_up" / "train-000000.arrow")
     assert main([shard, "--rows", rows, "--tokenizer", str(tmp_path / "tok")]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_codebooks_of_shards_on_an_object_store_are_those_of_the_local_ones(made, capsys):
+def test_codebook_statistics_are_the_same_on_an_object_store(made, capsys):
     fs = fsspec.filesystem("memory")
     for path in (made / "out" / "made_up").iterdir():
         if path.is_file():
@@ -86,7 +86,7 @@ def test_codebooks_of_shards_on_an_object_store_are_those_of_the_local_ones(made
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["codebooks"] == local["codebooks"]
 
 
-def test_a_page_of_token_shards_counts_their_clips(made, tmp_path):
+def test_the_page_of_token_shards_counts_clips(made, tmp_path):
     assert main([str(made / "out"), "--html", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     rows = sum(json.loads(path.read_text())["samples"] for path in (made / "out" / "made_up").glob("*.json"))
@@ -103,7 +103,7 @@ def test_a_page_of_token_shards_counts_their_clips(made, tmp_path):
         (["{out}", "--picture", "x.png"], "--picture has no effect without --rows"),
         (["{eps}", "--plan", "demo", "--html", "x.html"], "--html has no effect with --plan"),
         (["--doctor", "{eps}", "--verify"], "--verify has no effect with --doctor"),
-        (["--doctor", "{eps}", "--plan", "demo"], "--plan and --doctor are two things to do"),
+        (["--doctor", "{eps}", "--plan", "demo"], "--plan and --doctor can't be combined"),
         (["--plan", "demo"], "--plan needs a folder of episode shards"),
         (["{eps}", "--codebooks"], "holds no token shards"),
         (["{out}/nothing"], "nothing"),
@@ -111,7 +111,7 @@ def test_a_page_of_token_shards_counts_their_clips(made, tmp_path):
         (["--codebooks"], "pass a folder of shards"),
     ],
 )
-def test_what_would_have_no_effect_or_nothing_to_look_at_is_refused(made, capsys, words, said):
+def test_options_without_effect_and_missing_inputs_are_errors(made, capsys, words, said):
     folders = {name: str(made / name) for name in ("out", "eps", "tok")}
     assert main([word.format(**folders) for word in words]) in (1, 2)
     assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Near duplicates are found as by comparing every two hashes, whatever the hashes look like, and copies cost little."""
+"""The search finds the same near duplicates as comparing all pairs, and copies cost little."""
 
 from unittest import mock
 
@@ -12,7 +12,7 @@ from tokenize_offline.near_duplicates import first_of_near_duplicates
 
 
 def by_comparing_all(hashes, bits):
-    """As the function is defined: one after the other, with all that stay."""
+    """The definition: compare each hash with all kept hashes."""
     first = np.zeros(len(hashes), bool)
     kept = np.empty_like(hashes)
     for place, one in enumerate(hashes):
@@ -25,7 +25,7 @@ def by_comparing_all(hashes, bits):
 
 @st.composite
 def crowds(draw):
-    """Hashes around a few centres, some bits of which are hardly ever set; and what counts as near."""
+    """Hashes around a few centres, with some rarely set bits, and the largest near distance."""
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     width, count = draw(st.integers(1, 20)), draw(st.integers(0, 150))
     share = draw(st.sampled_from([0.02, 0.1, 0.5])) * generator.random(8 * width)
@@ -35,21 +35,21 @@ def crowds(draw):
     return np.packbits(ones.reshape(count, 8 * width), axis=1), draw(st.integers(0, 40))
 
 
-# Small blocks, so that few hashes go through all of the index.
-SMALL = {"_BLOCK": 8, "_WITHIN": 3, "_MERGED": 2, "_PAIRS": 16, "_QUERIES": 4, "_SAMPLE": 16}
+# Small blocks, so that a few hashes exercise the whole index.
+SMALL = {"_BLOCK": 8, "_SUBBLOCK": 3, "_MERGED": 2, "_PAIRS": 16, "_QUERIES": 4, "_SAMPLE": 16}
 
 
 @settings(deadline=None)
 @given(crowds(), st.sampled_from([0, 1, 16, 1000]))
-def test_the_first_of_their_kind_are_those_that_comparing_all_finds(crowd, cost):
+def test_the_search_finds_the_same_as_comparing_all_pairs(crowd, cost):
     hashes, bits = crowd
-    # A candidate's cost decides between bands (0: always) and comparing in a row (1000: nearly always).
+    # The cost chooses between bands (0: always) and a linear scan (1000: nearly always).
     with mock.patch.multiple(near_duplicates, **SMALL, _COST_OF_CANDIDATE=cost):
         assert np.array_equal(first_of_near_duplicates(hashes, bits), by_comparing_all(hashes, bits))
 
 
 @pytest.mark.parametrize("share", [0.03, 0.25])
-def test_real_block_sizes_find_the_same(share):
+def test_the_default_block_sizes_find_the_same(share):
     generator = np.random.default_rng(0)
     hashes = np.packbits(generator.random((4500, 568)) < share, axis=1)
     near = generator.permutation(4500)[:1500]
@@ -60,7 +60,7 @@ def test_real_block_sizes_find_the_same(share):
 
 @pytest.fixture
 def compared(monkeypatch):
-    """How many pairs are compared in a row, call by call."""
+    """The number of pairs compared in each linear scan."""
     counts = []
     real = near_duplicates._close
 
@@ -79,11 +79,11 @@ def test_copies_are_never_compared(compared):
     assert sum(compared) <= 4
 
 
-def test_a_crowd_of_nearly_equal_hashes_is_compared_with_the_few_that_stay(compared):
+def test_nearly_equal_hashes_are_compared_only_with_the_few_that_are_kept(compared):
     generator = np.random.default_rng(0)
     hashes = np.zeros((20_000, 71), np.uint8)
     for _ in range(3):
         hashes[np.arange(20_000), generator.integers(0, 71, 20_000)] ^= 1 << generator.integers(0, 8, 20_000, dtype=np.uint8)
     assert first_of_near_duplicates(hashes, 24).sum() == 1
-    # Every two would be 2e8.
+    # All pairs would be 2e8.
     assert sum(compared) < 1e7

@@ -1,4 +1,4 @@
-"""Half precision is for processors that are fast at it, and a run keeps the precision that it has."""
+"""Half precision is used only on fast processors, and a run keeps its precision."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from tokenize_offline.__main__ import main
 from tokenize_offline.precision import choose_precision, slow_precisions
 
 CPU = torch.device("cpu")
-# Each limit that oneDNN knows, and what a CPU held to it is slow at, whatever else it has.
+# Each limit of oneDNN, and the precisions at which a CPU with that limit is slow.
 LIMITS = {"AVX2": {"bf16", "fp16"}, "avx512_core": {"bf16", "fp16"}, "AVX512_CORE_BF16": {"fp16"}}
 
 
 @pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_cpu_held_to_older_instructions_is_slow_at_half_precision(monkeypatch, variable, limit):
+def test_a_cpu_limited_to_older_instructions_is_slow_at_half_precision(monkeypatch, variable, limit):
     monkeypatch.setenv(variable, limit)
     assert slow_precisions(CPU) >= LIMITS[limit]
 
@@ -34,7 +34,7 @@ def test_a_cpu_held_to_older_instructions_is_slow_at_half_precision(monkeypatch,
         ({"neon": True, "sve": True}, {"bf16", "fp16"}),
     ],
 )
-def test_a_cpu_is_fast_at_what_it_has_instructions_for(monkeypatch, capabilities, slow):
+def test_a_cpu_is_fast_at_precisions_it_has_instructions_for(monkeypatch, capabilities, slow):
     for variable in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -51,7 +51,7 @@ SLOW = st.sets(st.sampled_from(["bf16", "fp16"]))
 
 
 @given(PRECISIONS, SLOW)
-def test_a_new_run_takes_what_is_asked_for_or_fp32_and_says_so(asked, slow):
+def test_a_new_run_uses_the_requested_precision_or_fp32_with_a_reason(asked, slow):
     chosen = choose_precision("training.precision", asked, slow)
     assert chosen.precision not in slow
     assert (chosen.precision, chosen.reason is None) == ((asked, True) if asked not in slow else ("fp32", False))
@@ -60,10 +60,10 @@ def test_a_new_run_takes_what_is_asked_for_or_fp32_and_says_so(asked, slow):
 
 
 @given(PRECISIONS, PRECISIONS, SLOW, SLOW)
-def test_what_a_run_goes_on_in_does_not_depend_on_the_machine(asked, known, slow, other):
+def test_the_precision_of_a_resumed_run_does_not_depend_on_the_machine(asked, known, slow, other):
     one, two = (choose_precision("training.precision", asked, there, known) for there in (slow, other))
     assert one.precision == two.precision
-    # Either the run's own, or what is asked for, which the run's owner refuses.
+    # Either the current precision, or the requested one, which the caller then rejects.
     assert one.precision in (known, asked)
     if known == asked or (known == "fp32" and asked in ("bf16", "fp16")):
         assert one.precision == known
@@ -72,7 +72,7 @@ def test_what_a_run_goes_on_in_does_not_depend_on_the_machine(asked, known, slow
 
 
 @given(PRECISIONS, SLOW)
-def test_a_run_that_was_moved_to_a_slow_cpu_and_back_is_still_itself(asked, slow):
+def test_a_run_keeps_its_precision_on_a_slow_cpu_and_back(asked, slow):
     begun = choose_precision("training.precision", asked, slow).precision
     assert choose_precision("training.precision", asked, set(), begun).precision == begun
     assert choose_precision("training.precision", begun, slow, begun).precision == begun
@@ -94,17 +94,17 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_tokenizing_on_a_slow_cpu_makes_the_shards_of_fp32(folder, monkeypatch, capsys, caplog):
+def test_tokenizing_on_a_slow_cpu_makes_fp32_shards(folder, monkeypatch, capsys, caplog):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     with caplog.at_level("INFO"):
         assert _tokenize(folder, "slow") == 0
     assert json.loads(capsys.readouterr().out)["precision"] == "fp32"
-    assert [text for text in caplog.messages if "tokenizer.precision: fp32 in place of bf16" in text]
+    assert [text for text in caplog.messages if "tokenizer.precision: fp32 instead of bf16" in text]
     assert _tokenize(folder, "asked", "--tokenizer.precision", "fp32") == 0
     assert _files(folder / "slow") == _files(folder / "asked")
 
 
-def test_shards_begun_in_bf16_are_finished_in_bf16_on_a_slow_cpu(folder, monkeypatch, capsys):
+def test_a_run_started_in_bf16_is_finished_in_bf16_on_a_slow_cpu(folder, monkeypatch, capsys):
     monkeypatch.setattr("tokenize_offline.command.slow_precisions", lambda device: frozenset())
     assert _tokenize(folder, "whole") == 0
     assert _tokenize(folder, "parts") == 0
@@ -119,7 +119,7 @@ def test_shards_begun_in_bf16_are_finished_in_bf16_on_a_slow_cpu(folder, monkeyp
     assert _files(folder / "parts") == _files(folder / "whole")
 
 
-def test_jobs_without_a_common_launcher_all_keep_what_the_recipe_says(folder, monkeypatch, capsys):
+def test_independent_jobs_keep_the_precision_of_the_recipe(folder, monkeypatch, capsys):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert _tokenize(folder, "shared", "--worker_count", "2", "--worker_index", "0") == 0
     captured = capsys.readouterr()

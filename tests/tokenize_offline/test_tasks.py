@@ -1,4 +1,4 @@
-"""What there is to tokenize: shards found, conflicts told, done ones skipped."""
+"""Planning finds all shards, reports conflicts and skips finished shards."""
 
 import dataclasses
 import itertools
@@ -36,27 +36,27 @@ def test_shards_are_found_from_the_output_or_the_data_set_folder_largest_first(t
 
 
 @given(st.lists(st.integers(1, 1 << 30), min_size=12, max_size=40), st.integers(0, 99))
-def test_work_goes_from_large_to_small_and_in_another_order_in_every_run(sizes, seed):
+def test_tasks_are_ordered_from_large_to_small_and_shuffled_differently_in_every_run(sizes, seed):
     tasks = [ShardTask("made_up", "train", index, f"{index}.tar", size, SHA, 1) for index, size in enumerate(sizes)]
     order = work_order(tasks, Random(seed))
     assert sorted(order, key=tasks.index) == tasks
     assert all(after.bytes < 2 * before.bytes for before, after in itertools.pairwise(order))
     alike = [dataclasses.replace(task, bytes=1000) for task in tasks]
-    # Of 12! orders two are hardly ever the same, and these two never are.
+    # 12! orders: two seeds practically never give the same one, and these two do not.
     assert work_order(alike, Random(1)) != work_order(alike, Random(2))
 
 
-def test_wrong_folders_and_splits_are_named(tmp_path):
+def test_wrong_folders_and_splits_are_errors_that_name_them(tmp_path):
     write_shards(tmp_path / "a", shards=1, episodes=1)
     write_shards(tmp_path / "b", shards=1, episodes=1)
     with pytest.raises(ConfigError, match="nowhere: no episode shards"):
         find_shards([str(tmp_path / "nowhere")])
     with pytest.raises(ConfigError, match="made_up is in both"):
         find_shards([str(tmp_path / "a"), str(tmp_path / "b")])
-    with pytest.raises(ConfigError, match="--splits tset: no shard has that split; there are train"):
+    with pytest.raises(ConfigError, match="--splits tset: no shard has that split; the splits found are train"):
         find_shards([str(tmp_path / "a")], ["tset"])
     (tmp_path / "a" / "made_up" / "train-000000.json").unlink()
-    with pytest.raises(ShardError, match="never finished"):
+    with pytest.raises(ShardError, match="did not finish"):
         find_shards([str(tmp_path / "a")])
 
 
@@ -65,14 +65,14 @@ def test_the_layout_follows_tokenizer_and_recipe():
     assert (layout.context_length, layout.clip_length, layout.resolution) == (2, 17, 32)
     assert (layout.context_grid, layout.future_grid, layout.precision, layout.goal) == (16, 4, "bf16", True)
     assert token_layout(TINY, ClipsConfig(context_length=1), "fp32", SHA).prefix_length == 257
-    # What a recipe leaves open and what it says come to the same.
+    # A default and the same value written out give the same layout.
     assert token_layout(TINY, ClipsConfig(), "fp32", SHA) == token_layout(
         TINY, ClipsConfig(length=16, context_length=2), "fp32", SHA
     )
     assert token_layout(TINY, ClipsConfig(seed=1), "fp32", SHA) != token_layout(TINY, ClipsConfig(), "fp32", SHA)
 
 
-def test_only_training_shards_are_augmented_and_lose_held_out_episodes(tmp_path):
+def test_only_training_shards_have_augmented_views_and_held_out_episodes(tmp_path):
     write_shards(tmp_path, shards=1, episodes=1)
     (task,) = find_shards([str(tmp_path)])
     made = tokenize_job(tmp_path / "out", views=3, held_out=0.1)
@@ -82,7 +82,7 @@ def test_only_training_shards_are_augmented_and_lose_held_out_episodes(tmp_path)
     assert made.shard(task, True) == "train_heldout-000000.arrow"
 
 
-def test_a_unit_is_done_when_all_its_records_are_there(tmp_path):
+def test_a_task_is_done_when_all_its_manifests_exist(tmp_path):
     write_shards(tmp_path, shards=1, episodes=1)
     (task,) = find_shards([str(tmp_path)])
     made = tokenize_job(tmp_path / "out")
@@ -96,7 +96,7 @@ def test_a_unit_is_done_when_all_its_records_are_there(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"sha": "cd" * 32}, {"per_episode": 5}])
-def test_units_made_in_another_way_conflict_and_name_both_ways(tmp_path, change):
+def test_shards_with_other_inputs_are_a_conflict_that_names_both_values(tmp_path, change):
     write_shards(tmp_path, shards=1, episodes=1)
     (task,) = find_shards([str(tmp_path)])
     finish(tokenize_job(tmp_path / "out"), task, held_out_rows=0)
@@ -106,7 +106,7 @@ def test_units_made_in_another_way_conflict_and_name_both_ways(tmp_path, change)
     assert not tokenize_job(tmp_path / "out", overwrite=True, **change).is_done(task)
 
 
-def test_an_episode_shard_that_was_made_anew_conflicts(tmp_path):
+def test_a_changed_episode_shard_is_a_conflict(tmp_path):
     write_shards(tmp_path, shards=1, episodes=1)
     (task,) = find_shards([str(tmp_path)])
     made = tokenize_job(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The command: one line for every mistake, the recipe's resolution checked only where it is given."""
+"""The command reports every mistake in one line, and checks the resolution only if it is given."""
 
 import dataclasses
 import json
@@ -36,10 +36,10 @@ def test_the_summary_is_one_json_line(command, capsys):
     ("more", "changes", "said"),
     [
         ([], {"shards": "/nowhere"}, "/nowhere: no episode shards"),
-        ([], {"tokenizer": "/nowhere"}, "/nowhere is neither a folder nor an id"),
+        ([], {"tokenizer": "/nowhere"}, "/nowhere is neither a folder nor a Hugging Face hub id"),
         (["--data.resolution", "64"], {}, "is a tokenizer for 32 x 32 frames"),
         (["--clips.context_length", "3"], {}, "clips.context_length must be 1 to 2"),
-        (["--splits", "test"], {}, "there are train"),
+        (["--splits", "test"], {}, "the splits found are train"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(command, capsys, more, changes, said):
@@ -49,19 +49,19 @@ def test_a_mistake_is_one_line_that_says_what_to_do(command, capsys, more, chang
     assert len([line for line in captured.err.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_a_resolution_that_fits_and_one_that_is_only_the_default_pass(command):
+def test_a_matching_or_default_resolution_is_accepted(command):
     assert main(arguments(command, "--data.resolution", "32")) == 0
     assert main(arguments(command)) == 0
 
 
-def test_an_unknown_key_names_the_nearest(command, capsys):
+def test_an_unknown_key_is_an_error_that_suggests_the_nearest_key(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments(command, "--clips.veiws", "2"))
     assert caught.value.code == 2
     assert "clips.views" in capsys.readouterr().err
 
 
-def test_outputs_of_another_tokenizer_are_not_mixed(command, tmp_path, capsys):
+def test_shards_of_another_tokenizer_in_the_output_are_a_conflict(command, tmp_path, capsys):
     assert main(arguments(command)) == 0
     tiny_tokenizer(tmp_path / "tok2", seed=1)
     assert main(arguments(command, tokenizer=str(tmp_path / "tok2"))) == 1
@@ -69,7 +69,7 @@ def test_outputs_of_another_tokenizer_are_not_mixed(command, tmp_path, capsys):
     assert main(arguments(command, "--overwrite", tokenizer=str(tmp_path / "tok2"))) == 0
 
 
-def test_a_damaged_shard_fails_the_command_by_name(command, tmp_path, capsys):
+def test_a_damaged_shard_is_an_error_that_names_it(command, tmp_path, capsys):
     path = tmp_path / "eps" / "made_up" / "train-000000.tar"
     path.write_bytes(path.read_bytes()[:-2000])
     assert main(arguments(command)) == 1
@@ -78,9 +78,7 @@ def test_a_damaged_shard_fails_the_command_by_name(command, tmp_path, capsys):
     assert len(json.loads(captured.out)["failures"]) == 1
 
 
-def test_frames_that_ingest_made_smaller_than_the_tokenizers_are_refused_and_natively_small_ones_are_not(
-    command, tmp_path, capsys
-):
+def test_frames_that_ingest_shrank_too_far_are_an_error_but_small_sources_are_not(command, tmp_path, capsys):
     path = write_shard(tmp_path / "small", 0, [make_episode(0, 8)])
     record = read_manifest(manifest_path(str(path)))
     for short_side, status in ((30, 2), (40, 0)):

@@ -1,1 +1,1 @@
-"""Clips of episodes: which frames, which transforms, and their decoding."""
+"""Clips of episodes: sampling, decoding and transforms."""

@@ -1,4 +1,4 @@
-"""From an episode to the pixels and step arrays of its clips; runs in reader processes ahead of the model (`reader_pool`)."""
+"""Decodes an episode into the pixels, actions and rewards of its clips. Reader processes run it (`decode_pool`)."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pipeline.common.errors import BadEpisodeError
 from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import MAX_NUMBER, Episode
 from pipeline.episodes.frames import decode
-from tokenize_offline.clips.sampling import ClipPlan, EpisodeShape, is_held_out, plan_clips
+from tokenize_offline.clips.sampling import Augmentation, ClipPlan, EpisodeShape, is_held_out, plan_clips
 from tokenize_offline.clips.transforms import augment, to_square
 
 
@@ -18,15 +18,15 @@ class EpisodeClips:
     """The clips of one episode.
 
     Attributes:
-        key: Of the episode.
-        held_out: Whether it is held out.
-        action_meaning: What the columns of its actions mean.
-        plans: One per row, in order.
-        pixels: Different clips, (T, 3, S, S) float32 in [0, 1]; short episodes repeat the same clip, which is read once.
-        clip_index: Per plan, its place in `pixels`.
-        action: (rows, T, A) float32 or None; action[:, i] is what the episode did at the clip's frame i.
+        key: Key of the episode.
+        held_out: Whether the episode is held out.
+        action_meaning: Meaning of the action columns.
+        plans: One plan per row, in order.
+        pixels: Unique clips, each (T, 3, S, S) float32 in [0, 1]. Rows of a short episode may share a clip.
+        clip_index: For each plan, the index of its clip in `pixels`.
+        action: (rows, T, A) float32 or None; action[:, i] is the action at the clip's frame i.
         reward: (rows, T) float32 or None.
-        seconds_per_frame: Between neighbouring frames of its clips; None where its rate is not known.
+        seconds_per_frame: Seconds between neighbouring frames of a clip; None if the episode's rate is unknown.
     """
 
     key: str
@@ -43,20 +43,20 @@ class EpisodeClips:
 def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share: float, side: int) -> EpisodeClips:
     """Plan, decode, crop and resize the clips of an episode.
 
-    Actions and rewards are taken at the clip's frame indices: with a stride above 1 the action at the frame itself, not a sum
-    over the frames in between, as the published models were trained. Where the last frame is repeated, so are they.
+    Actions and rewards are those at the clip's frames, as the published models were trained: a stride above 1 does not sum
+    the actions in between. A repeated last frame repeats its action and reward.
 
     Args:
-        episode: With encoded frames.
-        clips: Resolved, see `clips.resolve_clips`.
-        views: Views of every position if the episode is not held out; held-out episodes have the plain one.
+        episode: The episode, with encoded frames.
+        clips: Clip settings with everything filled in (`resolve_clips`).
+        views: Views of each clip position; held-out episodes get only the plain view.
         held_out_share: Share of the split's episodes that are held out.
-        side: S in pixels.
+        side: Side S of the square frames in pixels.
 
     Raises:
-        BadEpisodeError: It has no frames, a frame can't be decoded or has another size, or actions or rewards have another
-            length or are not finite at some step, used by a clip or not.
-        ConfigError: The stride is a time and the episode's rate is not known.
+        BadEpisodeError: The episode has no frames, a frame is damaged or has another size, or actions or rewards have
+            another length or a value that is not finite (at any step).
+        ConfigError: The stride is in seconds and the episode's rate is unknown.
     """
     if not episode.num_frames:
         raise BadEpisodeError("no frames")
@@ -79,31 +79,31 @@ def read_clips(episode: Episode, clips: ClipsConfig, views: int, held_out_share:
 
 
 def _pixels(episode: Episode, plans: list[ClipPlan], side: int) -> tuple[list[Tensor], list[int]]:
-    needed = sorted({index for plan in plans for index in plan.frames})
-    place = {index: number for number, index in enumerate(needed)}
-    decoded = np.stack([decode_frame(episode, index) for index in needed])
+    needed = sorted({frame for plan in plans for frame in plan.frames})
+    position = {frame: number for number, frame in enumerate(needed)}
+    decoded = np.stack([decode_frame(episode, frame) for frame in needed])
     plain = to_square(decoded, side)
     pixels: list[Tensor] = []
     clip_index: list[int] = []
-    seen: dict[object, int] = {}
+    seen: dict[tuple[tuple[int, ...], Augmentation | None], int] = {}
     for plan in plans:
-        different = (plan.frames, plan.augmentation)
-        if different not in seen:
-            seen[different] = len(pixels)
-            places = [place[index] for index in plan.frames]
+        clip = (plan.frames, plan.augmentation)
+        if clip not in seen:
+            seen[clip] = len(pixels)
+            positions = [position[frame] for frame in plan.frames]
             if plan.augmentation is None:
-                pixels.append(plain[places])
+                pixels.append(plain[positions])
             else:
-                pixels.append(augment(decoded[places], side, plan.augmentation))
-        clip_index.append(seen[different])
+                pixels.append(augment(decoded[positions], side, plan.augmentation))
+        clip_index.append(seen[clip])
     return pixels, clip_index
 
 
 def decode_frame(episode: Episode, index: int) -> np.ndarray:
-    """(H, W, 3) uint8: one frame of an episode.
+    """Decode one frame of an episode, (H, W, 3) uint8.
 
     Raises:
-        BadEpisodeError: It is damaged, or of another size than the episode's.
+        BadEpisodeError: The frame is damaged, or its size differs from the episode's.
     """
     pixels = decode(episode.frames[index], checksummed=episode.stray_bytes)
     if pixels.shape != (episode.height, episode.width, 3):
@@ -120,7 +120,7 @@ def _at_frames(name: str, values: np.ndarray | None, frames: np.ndarray, num_fra
         raise BadEpisodeError(f"{len(values)} values of {name} for {num_frames} frames")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
-    # No comparison with NaN is true.
+    # A comparison with NaN is false.
     bad = np.flatnonzero(~(np.abs(values) <= MAX_NUMBER).reshape(num_frames, -1).all(axis=1))
     if len(bad):
         raise BadEpisodeError(f"{name} is NaN or infinite at {len(bad)} of {num_frames} steps, the first is step {bad[0]}")

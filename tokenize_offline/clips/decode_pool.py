@@ -1,9 +1,8 @@
-"""Processes that read episodes ahead of the model; one that dies takes nothing with it but the episode it held.
+"""Reads episodes in a pool of processes, so that a crash costs one episode and not the run.
 
-Image decoders are C code over hostile input: they may crash, or be killed for their memory. Each process holds one episode
-at a time, so whatever kills it is known. Pixels come back through a socket straight into the tensor that the model will see.
-The price is that copy, about 1 ms for an episode of eight clips, and the start of the processes: they are forked from one
-server that has imported what they need.
+Image decoders are C code that reads untrusted input: they may crash, or run out of memory. A process reads one episode at a
+time, so the episode that kills it is known. Pixels come back through a socket directly into the tensor that the model reads,
+which costs about 1 ms for an episode of eight clips. Processes are forked from a server that has imported torch already.
 """
 
 import dataclasses
@@ -31,11 +30,11 @@ log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pipeline.processes.fork_server", "tokenize_offline.clips.decode"])
-# How often an episode may kill its reader before it is left out: once may be bad luck.
-_LIVES = 2
-# No episode takes that long; a decoder in an endless loop does, and is then killed.
-_PATIENCE_SECONDS = 600.0
-_FAREWELL_SECONDS = 5.0
+# An episode that kills its reader so many times is left out: the first time may be chance.
+_MAX_ATTEMPTS = 2
+# Only a decoder in an endless loop takes that long.
+_TIMEOUT_SECONDS = 600.0
+_EXIT_SECONDS = 5.0
 
 Read = Callable[[Episode, ClipsConfig, int, float, int], EpisodeClips]
 
@@ -49,32 +48,32 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Reply:
-    """What a reader sends before the pixels: the clips without them, and their shape."""
+    """A reader's answer: the clips without pixels, and the shape of the pixels, which follow."""
 
     clips: EpisodeClips
     shape: tuple[int, ...]
 
 
 class _ReaderDiedError(Exception):
-    """The process is gone; the message says how it ended."""
+    """The reader process ended; the message says how."""
 
 
 def prepare_readers() -> None:
-    """Start the server that readers are forked from, which imports torch meanwhile; call it before other slow beginnings."""
+    """Start the server that readers are forked from. It imports torch in the background, so call this early."""
     forkserver.ensure_running()
 
 
 class ReaderPool:
-    """Reads episodes in processes. Use it as a context manager, and `read` from as many threads as it has processes."""
+    """Reads episodes in processes. Use it as a context manager, and call `read` from as many threads as it has processes."""
 
     def __init__(self, clips: ClipsConfig, side: int, size: int, read: Read = read_clips) -> None:
-        """Prepare; processes start when they are first needed.
+        """Create the pool; a process starts when it is first needed.
 
         Args:
-            clips: Resolved, see `clips.resolve_clips`.
-            side: S in pixels.
-            size: Processes.
-            read: What they run: `read_clips`, or another function of a module, with its arguments.
+            clips: Clip settings with everything filled in (`resolve_clips`).
+            side: Side S of the square frames in pixels.
+            size: Number of processes.
+            read: The function they call: `read_clips`, or another module-level function with its arguments.
         """
         self._work = (clips, side, read)
         self._starting = threading.Lock()
@@ -91,19 +90,19 @@ class ReaderPool:
         readers = [self._idle.get() for _ in range(self._size)]
         for reader in readers:
             if reader is not None:
-                reader.dismiss()
+                reader.stop()
 
     def read(self, episode: Episode, views: int, held_out_share: float) -> EpisodeClips:
-        """The clips of an episode, see `read_clips`.
+        """The clips of an episode, read by `read_clips` in a process.
 
         Raises:
-            BadEpisodeError: As `read_clips` says, or it killed its reader twice.
-            ProjectError: As `read_clips` says, or readers can't be started.
+            BadEpisodeError: `read_clips` raised it, or the episode killed its reader twice.
+            ProjectError: `read_clips` raised it, or a reader can't start.
         """
         request = _Request(episode, views, held_out_share)
         reader = self._idle.get()
         try:
-            for _ in range(_LIVES):
+            for _ in range(_MAX_ATTEMPTS):
                 if reader is None:
                     reader = self._start()
                 try:
@@ -116,7 +115,7 @@ class ReaderPool:
                     reader = None
         finally:
             self._idle.put(reader)
-        raise BadEpisodeError(f"killed its reader process {_LIVES} times")
+        raise BadEpisodeError(f"killed its reader process {_MAX_ATTEMPTS} times")
 
     def _start(self) -> "_Reader":
         with self._starting:
@@ -124,27 +123,27 @@ class ReaderPool:
 
 
 class _Reader:
-    """One process, from the side of its parent."""
+    """The parent's handle of one reader process."""
 
     def __init__(self, clips: ClipsConfig, side: int, read: Read) -> None:
-        self._connection, theirs = _CONTEXT.Pipe()
-        self._process = _CONTEXT.Process(target=_serve, args=(theirs, clips, side, read), name="reader", daemon=True)
+        self._connection, child = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(child, clips, side, read), name="reader", daemon=True)
         self._process.start()
-        theirs.close()
+        child.close()
         try:
             self._connection.recv()
         except (EOFError, OSError) as error:
             raise ProjectError(
-                f"a reader process ended with {self._ending()} before it could start: see its message above, and whether this "
-                "machine has the memory for another process"
+                f"a reader process ended with {self._exit_reason()} while starting: read its message above, and check whether "
+                "this machine has memory for another process"
             ) from error
 
     def ask(self, request: _Request) -> EpisodeClips:
         try:
             self._connection.send(request)
-            if not self._connection.poll(_PATIENCE_SECONDS):
+            if not self._connection.poll(_TIMEOUT_SECONDS):
                 self._process.kill()
-                raise _ReaderDiedError(f"no answer in {_PATIENCE_SECONDS:.0f} s")
+                raise _ReaderDiedError(f"no answer in {_TIMEOUT_SECONDS:.0f} s")
             reply = self._connection.recv()
             if isinstance(reply, BaseException):
                 raise reply
@@ -152,24 +151,24 @@ class _Reader:
             _receive(self._connection.fileno(), pixels.numpy().data.cast("B"))
         except (EOFError, OSError) as error:
             self._connection.close()
-            raise _ReaderDiedError(self._ending()) from error
+            raise _ReaderDiedError(self._exit_reason()) from error
         return dataclasses.replace(reply.clips, pixels=list(pixels))
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         self._connection.close()
-        self._process.join(_FAREWELL_SECONDS)
+        self._process.join(_EXIT_SECONDS)
         self._process.kill()
 
-    def _ending(self) -> str:
-        self._process.join(_FAREWELL_SECONDS)
+    def _exit_reason(self) -> str:
+        self._process.join(_EXIT_SECONDS)
         code = self._process.exitcode
         return f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
 
 
 def _serve(connection: Connection, clips: ClipsConfig, side: int, read: Read) -> None:
-    """The process: answers requests until its parent closes the connection or is gone."""
+    """Answer requests until the parent closes the connection or ends."""
     follow_parent()
-    # Parallelism is across episodes, and the model needs the cores.
+    # Episodes are read in parallel, and the model needs the cores.
     torch.set_num_threads(1)
     try:
         connection.send(None)

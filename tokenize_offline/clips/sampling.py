@@ -1,8 +1,8 @@
-"""Which clips an episode gives: starts, stride, frame indices, crop and colour jitter, as pure functions of its key.
+"""Samples the clips of an episode: starts, stride, frame indices, crop and colour jitter, as pure functions of its key.
 
-Every choice is a keyed hash of (seed, data set, episode key, what is chosen), so no order of work, number of processes or
-library version changes it. Starts are stratified: each of the K clips falls into its own K-th of the episode, which covers
-it evenly and leaves a clip picked at random uniform over all starts.
+Every random number is a hash of (seed, data set, episode key, name of the number), so it does not depend on the order of work,
+the number of processes or a library version. Starts are stratified: each of the K clips starts in its own K-th of the episode,
+so the clips cover it evenly, and a randomly picked clip is uniform over all starts.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 
 _PUBLISHED_LENGTH = 16
-# KeyedRandom of a crop before the centred square is taken instead, as in torchvision's RandomResizedCrop.
+# After so many random crops that don't fit, the centred square is used, as in torchvision's RandomResizedCrop.
 _CROP_ATTEMPTS = 10
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels."""
+    """A rectangle in pixels."""
 
     top: int
     left: int
@@ -36,10 +36,10 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One draw, the same for all frames of a clip.
+    """The random crop and colour jitter of a clip, the same for all its frames.
 
     Attributes:
-        crop: The part of the frame that is kept and resized to the square.
+        crop: The part of the frame that is resized to the square.
         jitter: (`brightness`, `contrast`, `saturation` or `hue`, factor or shift), in the order of application.
     """
 
@@ -52,11 +52,11 @@ class ClipPlan:
     """One clip of an episode.
 
     Attributes:
-        start: First frame (that of the goal not counted).
-        stride: Frames between neighbours; fractional where it follows from a time.
-        frames: (T) indices into the episode, the last frame repeated where it is too short.
-        view: 0 is plain, the others are augmented.
-        augmentation: None for a plain view.
+        start: Index of the first frame in the episode, not counting a goal frame.
+        stride: Episode frames between neighbouring clip frames; may be fractional if the stride is in seconds.
+        frames: (T) frame indices in the episode. A clip past the episode's end repeats the last frame.
+        view: Number of the view; 0 is plain, the others are augmented.
+        augmentation: Augmentation of the view; None for the plain view.
     """
 
     start: int
@@ -68,7 +68,7 @@ class ClipPlan:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """What `plan_clips` needs to know of an episode; see `pipeline.Episode`."""
+    """The properties of an episode that `plan_clips` needs; see `pipeline.Episode`."""
 
     dataset: str
     key: str
@@ -80,62 +80,62 @@ class EpisodeShape:
 
     @classmethod
     def of(cls, episode: Episode) -> "EpisodeShape":
-        """The shape of an opened episode."""
+        """The shape of an open episode."""
         return cls(**{field.name: getattr(episode, field.name) for field in dataclasses.fields(cls)})
 
 
 class KeyedRandom:
-    """Uniform numbers that depend on nothing but a key and the name of what is drawn."""
+    """Random numbers that depend only on a key and the name of the number."""
 
     def __init__(self, *key: str | int) -> None:
         self.key = key
 
     def uniform(self, name: str, low: float = 0.0, high: float = 1.0) -> float:
-        """A number in [low, high)."""
+        """A number uniform in [low, high)."""
         digest = hashlib.blake2b(canonical_json([*self.key, name]).encode(), digest_size=8).digest()
         return low + (high - low) * ((int.from_bytes(digest, "little") >> 11) / 2**53)
 
     def below(self, name: str, count: int) -> int:
-        """A whole number in [0, count)."""
+        """An integer uniform in [0, count)."""
         return min(int(self.uniform(name) * count), count - 1)
 
 
 def resolve_clips(config: ClipsConfig, context_length: int) -> ClipsConfig:
-    """Fill in what a recipe leaves to the tokenizer: 16 frames (17 with a goal), and its context length.
+    """Fill in clip length and context length: by default 16 frames (17 with a goal), and the tokenizer's context.
 
     Args:
-        config: The recipe's section.
-        context_length: The tokenizer's own.
+        config: The recipe's section `clips`.
+        context_length: Context frames of the tokenizer.
 
     Raises:
-        ConfigError: Context and clip length don't go together.
+        ConfigError: Context length and clip length don't match.
     """
     length = config.length if config.length is not None else _PUBLISHED_LENGTH + config.goal
     context = config.context_length if config.context_length is not None else context_length
     if not 1 <= context <= context_length:
         raise ConfigError(
             f"clips.context_length must be 1 to {context_length}, the tokenizer's context frames, not {context}; "
-            "train a tokenizer with more"
+            "for more, train another tokenizer"
         )
     if context >= length:
-        raise ConfigError(f"clips.length {length} leaves no future frames after {context} context frames: make it longer")
+        raise ConfigError(f"clips.length {length} leaves no future frames after {context} context frames: increase it")
     if config.goal and context < 2:
-        raise ConfigError("clips.goal needs at least 2 context frames, the goal and one of the clip; use another tokenizer")
+        raise ConfigError("clips.goal needs 2 or more context frames, the goal and one of the clip; use another tokenizer")
     return dataclasses.replace(config, length=length, context_length=context)
 
 
 def is_held_out(dataset: str, key: str, share: float) -> bool:
-    """Whether an episode never enters training clips; independent of the seed, so that no new seed leaks it."""
+    """Whether an episode is kept out of training clips. It does not depend on the seed, so a new seed can't leak it."""
     return KeyedRandom("held_out", dataset, key).uniform("share") < share
 
 
 def are_held_out(dataset: str, keys: Iterable[str], share: float) -> np.ndarray:
-    """`is_held_out` of many episodes of a data set, (N,) bool, in a fifth of the time."""
+    """`is_held_out` for many episodes of a data set, (N,) bool, five times as fast."""
     return held_out_thresholds(dataset, keys) < share
 
 
 def held_out_thresholds(dataset: str, keys: Iterable[str]) -> np.ndarray:
-    """The share of held-out episodes above which each of many episodes is held out, (N,) float64."""
+    """For each episode, the value of `clips.held_out` above which it is held out, (N,) float64."""
     before, after = canonical_json(["held_out", dataset])[:-1] + ",", ',"share"]'
     text = json.JSONEncoder(ensure_ascii=False).encode
     digests = (hashlib.blake2b((before + text(key) + after).encode(), digest_size=8).digest() for key in keys)
@@ -143,13 +143,13 @@ def held_out_thresholds(dataset: str, keys: Iterable[str]) -> np.ndarray:
 
 
 def stride_of(clips: ClipsConfig, episode: EpisodeShape) -> float:
-    """Frames between neighbours of a clip.
+    """Episode frames between neighbouring frames of a clip.
 
-    `reference` is max(round(base_step / 3), 1), for episodes shorter than such a clip at most max(1, frames // length)
-    (the rule of the published models). Seconds and whole frames are kept as they are: a time is a time.
+    `reference` follows the published models: max(round(base_step / 3), 1), and for episodes shorter than such a clip at most
+    max(1, frames // length). A stride in seconds or in frames is used for short episodes too.
 
     Raises:
-        ConfigError: The stride is a time and the episode's rate is not known.
+        ConfigError: The stride is in seconds and the episode's rate is unknown.
     """
     length = _length(clips)
     if clips.stride == "reference":
@@ -158,22 +158,22 @@ def stride_of(clips: ClipsConfig, episode: EpisodeShape) -> float:
         return int(clips.stride)
     if episode.rate is None:
         raise ConfigError(
-            f"clips.stride {clips.stride} needs a frame rate, and data set {episode.dataset} has none: "
+            f"clips.stride {clips.stride} needs a frame rate, but data set {episode.dataset} has none: "
             "use `reference` or a number of frames, or add the rate to the catalog and ingest again"
         )
     return float(clips.stride[:-1]) * episode.rate
 
 
 def plan_clips(episode: EpisodeShape, clips: ClipsConfig, views: int) -> list[ClipPlan]:
-    """The clips of an episode, position by position, view 0 first.
+    """Plan the clips of an episode.
 
     Args:
-        episode: Its size, rate and key.
-        clips: With length and context length filled in (`resolve_clips`).
-        views: Views of every position; 1 for held-out and evaluation splits.
+        episode: Size, rate and key of the episode.
+        clips: Clip settings with everything filled in (`resolve_clips`).
+        views: Views of each position; 1 for held-out episodes and evaluation splits.
 
     Returns:
-        `clips.per_episode` x `views` plans.
+        `clips.per_episode` x `views` plans, ordered by position, then by view.
 
     Raises:
         ConfigError: See `stride_of`.
@@ -194,14 +194,14 @@ def plan_clips(episode: EpisodeShape, clips: ClipsConfig, views: int) -> list[Cl
 
 
 def frame_indices(clips: ClipsConfig, start: int, stride: float, num_frames: int) -> tuple[int, ...]:
-    """(T) indices into an episode of a clip that starts at `start`; the last frame is repeated where it is too short."""
+    """(T) frame indices of the clip that starts at `start`. A clip past the episode's end repeats the last frame."""
     last = num_frames - 1
     frames = tuple(min(start + _nearest(step * stride), last) for step in range(_length(clips) - clips.goal))
     return (last, *frames) if clips.goal else frames
 
 
 def draw_augmentation(draws: KeyedRandom, clips: ClipsConfig, episode: EpisodeShape) -> Augmentation:
-    """Crop and colour jitter, with torchvision's distributions: area uniform, aspect log-uniform, factors uniform."""
+    """Random crop and colour jitter with torchvision's distributions: uniform area, log-uniform aspect, uniform factors."""
     ranges = {
         "brightness": (1 - clips.brightness, 1 + clips.brightness),
         "contrast": (1 - clips.contrast, 1 + clips.contrast),
@@ -235,10 +235,10 @@ def _draw_crop(draws: KeyedRandom, clips: ClipsConfig, height: int, width: int) 
 
 def _length(clips: ClipsConfig) -> int:
     if clips.length is None:
-        raise ValueError("clip length is not filled in; call resolve_clips first")
+        raise ValueError("clips.length is None; call resolve_clips first")
     return clips.length
 
 
 def _nearest(value: float) -> int:
-    # Halves go up, so that a stride of 2.5 gives steps of 3, 2, 3, 2 (Python's round would give 2, 3, 3, 2).
+    # Rounds halves up, so that a stride of 2.5 gives steps of 3, 2, 3, 2 (Python's round gives 2, 3, 3, 2).
     return math.floor(value + 0.5)

@@ -1,6 +1,6 @@
-"""Pixels of a clip: crop, resize to the square, colour jitter, batched over the clip's frames.
+"""Crops, resizes and colour-jitters the frames of a clip, all at once.
 
-The colour operations compute what torchvision documents for its ColorJitter, on floats, so that no step rounds to 8 bits.
+The colour operations are those of torchvision's ColorJitter, computed on floats, so that no step rounds to 8 bits.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def to_square(frames: np.ndarray, side: int, crop: Box | None = None) -> Tensor:
-    """Resize frames to a square with an antialiased bilinear filter; without a crop the whole frame is squashed.
+    """Resize frames to a square with an antialiased bilinear filter.
 
     Args:
         frames: (N, H, W, 3) uint8.
-        side: S in pixels.
-        crop: The part that is kept.
+        side: Side S of the square in pixels.
+        crop: Part of the frame to use; None uses the whole frame, whatever its aspect.
 
     Returns:
         (N, 3, S, S) float32 in [0, 1].
@@ -36,7 +36,7 @@ def to_square(frames: np.ndarray, side: int, crop: Box | None = None) -> Tensor:
 
 
 def augment(frames: np.ndarray, side: int, augmentation: Augmentation) -> Tensor:
-    """Frames (N, H, W, 3) uint8 cropped, resized to (N, 3, side, side) float32 in [0, 1], and jittered."""
+    """Crop frames (N, H, W, 3) uint8, resize them to (N, 3, side, side) float32 in [0, 1], and apply the jitter."""
     pixels = to_square(frames, side, augmentation.crop)
     for name, amount in augmentation.jitter:
         pixels = _JITTER[name](pixels, amount)
@@ -44,7 +44,7 @@ def augment(frames: np.ndarray, side: int, augmentation: Augmentation) -> Tensor
 
 
 def adjust_brightness(pixels: Tensor, factor: float) -> Tensor:
-    """Blend (N, 3, H, W) in [0, 1] with black: 0 is black, 1 leaves it as it is."""
+    """Blend (N, 3, H, W) in [0, 1] with black: factor 0 gives black, 1 changes nothing."""
     return (pixels * factor).clamp(0, 1)
 
 
@@ -60,7 +60,7 @@ def adjust_saturation(pixels: Tensor, factor: float) -> Tensor:
 
 
 def adjust_hue(pixels: Tensor, shift: float) -> Tensor:
-    """Turn the hue of (N, 3, H, W) in [0, 1] by `shift` turns of the colour circle."""
+    """Rotate the hue of (N, 3, H, W) in [0, 1] by `shift` turns of the colour circle."""
     value, brightest = pixels.max(dim=1, keepdim=True)
     chroma = value - pixels.min(dim=1, keepdim=True).values
     red, green, blue = pixels.split(1, dim=1)

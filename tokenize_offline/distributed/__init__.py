@@ -1,1 +1,1 @@
-"""Worker processes that share the shards of one job."""
+"""Distributes the shards of a job over worker processes."""

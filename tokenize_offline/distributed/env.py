@@ -1,7 +1,7 @@
-"""What a launcher says about a process: its place among those that share a store, and its share where there is none.
+"""Reads a process's rank and share of the work from the environment variables that launchers set.
 
-torchrun and accelerate set RANK and its companions; a bare `srun` sets its own variables, which come to the same. An array of
-jobs (Slurm, Kubernetes) has no store in common: each of its n jobs takes every n-th shard, so the shares are fixed beforehand.
+torchrun and accelerate set RANK, WORLD_SIZE and so on; `srun` sets its own variables, which are translated. The jobs of an
+array (Slurm, Kubernetes) have no common store, so each of n jobs takes every n-th shard.
 """
 
 import re
@@ -11,44 +11,45 @@ from typing import TypeVar
 from pipeline.common.errors import ConfigError
 
 Task = TypeVar("Task")
-# Where array jobs say which one of them this is; Slurm arrays and Kubernetes indexed jobs, both counted from 0.
+# Index of an array job, from 0: Slurm arrays and Kubernetes indexed jobs.
 _INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
-# Ports for srun steps, below those that Linux hands out by itself (32768 and up).
+# Ports for srun steps, below Linux's ephemeral ports (32768 and up).
 _FIRST_PORT, _PORTS = 20000, 12000
 
 
 def environment_number(environment: Mapping[str, str], name: str, default: int | None = None, least: int = 0) -> int:
-    """A whole number that a launcher put into the environment.
+    """Read an integer environment variable that a launcher sets.
 
     Args:
-        environment: Of the process.
-        name: Of the variable.
-        default: Where it is not set, or empty; None requires it.
-        least: It must be no less.
+        environment: Environment variables of the process.
+        name: Name of the variable.
+        default: Value if the variable is unset or empty; None makes the variable required.
+        least: Lowest valid value.
 
     Raises:
-        ConfigError: It is no such number.
+        ConfigError: The variable is missing, not an integer, or below `least`.
     """
     text = environment.get(name, "").strip()
     if not text and default is not None:
         return default
-    # Digits alone: Python takes `1_0` for a number, no launcher writes it.
+    # Only digits: Python's int also accepts `1_0`, which no launcher writes.
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text) or int(text) < least:
         given = f"is {text!r}" if text else "is not set"
         raise ConfigError(
-            f"{name} {given} in the environment, where a launcher puts a whole number of {least} or more: start with torchrun, "
+            f"environment variable {name} {given}, but must be an integer of at least {least}: start with torchrun, "
             f"accelerate launch or srun, or unset {name} to run alone"
         )
     return int(text)
 
 
 def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK and its companions of a process that srun started directly; empty for all others.
+    """RANK, WORLD_SIZE and so on for a process that srun started directly; empty for all others.
 
-    The first node of the step hosts the store, on a port that follows from the job's and the step's number, unless MASTER_ADDR
-    and MASTER_PORT say otherwise. A shell of `salloc` is a step of one task, and no process among many.
+    Unless MASTER_ADDR and MASTER_PORT are set, the first node of the step hosts the store, on a port computed from the ids of
+    job and step.
     """
     size = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    # A shell of `salloc` is a step with one task, so it runs alone.
     if "RANK" in environment or size == "1" or "SLURM_PROCID" not in environment:
         return {}
     number = environment_number(environment, "SLURM_JOB_ID", 0) * 31 + environment_number(environment, "SLURM_STEP_ID", 0)
@@ -65,19 +66,19 @@ def slurm_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int:
-    """Tasks of the srun step on this node."""
+    """Number of tasks of the srun step on this node."""
     text, node = environment.get("SLURM_STEP_TASKS_PER_NODE", ""), environment_number(environment, "SLURM_NODEID", 0)
     try:
         return tasks_per_node(text)[node]
     except (ValueError, IndexError) as error:
         raise ConfigError(
-            f"SLURM_STEP_TASKS_PER_NODE {text!r} doesn't say how many tasks node {node} has: set RANK, WORLD_SIZE, LOCAL_RANK, "
+            f"SLURM_STEP_TASKS_PER_NODE {text!r} has no task count for node {node}: set RANK, WORLD_SIZE, LOCAL_RANK, "
             "MASTER_ADDR and MASTER_PORT instead"
         ) from error
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's `2(x3),1` as [2, 2, 2, 1]."""
+    """Parse Slurm's task counts: `2(x3),1` gives [2, 2, 2, 1]."""
     counts: list[int] = []
     for part in text.split(","):
         count, _, times = part.rstrip(")").partition("(x")
@@ -86,35 +87,35 @@ def tasks_per_node(text: str) -> list[int]:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of Slurm's list of nodes: `gpu[007-010,12],login` begins with `gpu007`."""
+    """First host of Slurm's node list: `gpu007` for `gpu[007-010,12],login`."""
     plain = re.match(r"[^,\[]+(?=,|$)", nodes)
     if plain:
         return plain[0]
     ranged = re.match(r"(?P<name>[^,\[]+)\[(?P<number>\d+)[^\]]*\](?P<rest>[^,\[]*)", nodes)
     if not ranged:
-        raise ConfigError(f"SLURM_STEP_NODELIST {nodes!r} is no list of nodes: set MASTER_ADDR, RANK and WORLD_SIZE instead")
+        raise ConfigError(f"SLURM_STEP_NODELIST {nodes!r} is not a node list: set MASTER_ADDR, RANK and WORLD_SIZE instead")
     return ranged["name"] + ranged["number"] + ranged["rest"]
 
 
 def worker_share(tasks: Sequence[Task], index: int | None, count: int, environment: Mapping[str, str]) -> list[Task]:
-    """Every `count`-th task from the `index`-th on: together the shares of all indices are all tasks, each once.
+    """The tasks of job `index`: every `count`-th task. The jobs' shares don't overlap and cover all tasks.
 
     Args:
-        tasks: All of them, in the same order in every job, the longest first.
-        index: Of this job; None takes it from the environment of a Slurm array or a Kubernetes indexed job.
-        count: Jobs in all.
-        environment: Of the process.
+        tasks: All tasks, in the same order in every job, largest first.
+        index: Index of this job; None reads it from the environment of a Slurm array or Kubernetes indexed job.
+        count: Number of jobs.
+        environment: Environment variables of the process.
 
     Raises:
-        ConfigError: The index is missing or not below the count.
+        ConfigError: The index is missing, or not below `count`.
     """
     if index is None and count > 1:
         given = [name for name in _INDEX_VARIABLES if name in environment]
         if not given:
             raise ConfigError(
-                f"--worker_count {count} needs --worker_index, or one of {' and '.join(_INDEX_VARIABLES)} in the environment"
+                f"--worker_count {count} needs --worker_index, or environment variable {' or '.join(_INDEX_VARIABLES)}"
             )
         index = environment_number(environment, given[0])
     if count < 1 or not 0 <= (index or 0) < count:
-        raise ConfigError(f"--worker_index {index} must be 0 to {count - 1}, one below --worker_count")
+        raise ConfigError(f"--worker_index {index} must be from 0 to {count - 1} (--worker_count {count})")
     return list(tasks[index or 0 :: count])

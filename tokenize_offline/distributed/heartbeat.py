@@ -1,8 +1,8 @@
-"""Which processes of a fleet are still there, when nobody says goodbye.
+"""Detects processes of a fleet that stopped, by heartbeats in the store.
 
-A launcher sees a process of its own node die, but a node that vanishes with its launcher ends no connection: whoever waits for
-it waits for good. So every process beats in the store. The first one hears who fell silent, and a process that no longer
-reaches the store ends itself, which is safe at any moment: shards are published whole.
+A launcher notices when a process of its node ends. But when a whole node is lost, no connection is closed, and the others would
+wait forever. So every process counts up a heartbeat in the store, and the first process watches the counters. A process that
+can't reach the store ends itself, which is safe at any time because shards are published whole.
 """
 
 import contextlib
@@ -15,23 +15,23 @@ import torch.distributed as dist
 
 log = logging.getLogger(__name__)
 
-_BEAT_SECONDS = 2.0
-# Rounds without a beat before a process counts as gone. A false alarm costs work done twice, no more.
-_PATIENCE = 15
+_INTERVAL_SECONDS = 2.0
+# Intervals without a heartbeat before a process counts as lost. A false alarm only costs work done twice.
+_MAX_MISSED = 15
 
 
 @contextlib.contextmanager
 def sending_heartbeats(store: dist.Store, rank: int) -> Iterator[None]:
-    """Beat for the length of a block, from threads of their own, as the process may be busy for long.
+    """Send heartbeats from background threads while the block runs.
 
-    Ends the process with status 1 where the store does not answer. (An operation on a store whose host vanished returns after
-    a quarter of an hour, when TCP gives up; no timeout of the store's applies to it.)
+    Ends the process with status 1 if the store stops answering. The watching thread is needed because an operation on a store
+    whose host is lost returns only when TCP gives up, after a quarter of an hour; the store's timeout does not apply to it.
     """
     stopped = threading.Event()
-    beaten = threading.Event()
+    sent = threading.Event()
     threads = [
-        threading.Thread(target=_beat, args=(store, rank, stopped, beaten), name="pulse", daemon=True),
-        threading.Thread(target=_watch, args=(stopped, beaten), name="pulse watch", daemon=True),
+        threading.Thread(target=_send_heartbeats, args=(store, rank, stopped, sent), name="heartbeat", daemon=True),
+        threading.Thread(target=_watch, args=(stopped, sent), name="heartbeat watch", daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -40,47 +40,51 @@ def sending_heartbeats(store: dist.Store, rank: int) -> Iterator[None]:
     finally:
         stopped.set()
         for thread in threads:
-            thread.join(2 * _BEAT_SECONDS)
+            thread.join(2 * _INTERVAL_SECONDS)
 
 
-def _beat(store: dist.Store, rank: int, stopped: threading.Event, beaten: threading.Event) -> None:
-    while not stopped.wait(_BEAT_SECONDS):
+def heartbeats(store: dist.Store, rank: int, add: int = 0) -> int:
+    """The number of heartbeats of a process, after adding `add`."""
+    return int(store.add(f"heartbeats/{rank}", add))
+
+
+def _send_heartbeats(store: dist.Store, rank: int, stopped: threading.Event, sent: threading.Event) -> None:
+    while not stopped.wait(_INTERVAL_SECONDS):
         try:
-            store.add(f"beats of {rank}", 1)
+            heartbeats(store, rank, add=1)
         except dist.DistError:
-            # The process hears the same at its own next use of the store, if the watch doesn't end it before.
+            # The main thread gets the same error at its next use of the store, or `_watch` ends the process.
             return
-        beaten.set()
+        sent.set()
 
 
-def _watch(stopped: threading.Event, beaten: threading.Event) -> None:
-    # Rounds are counted, not seconds, so that a process that was suspended as a whole does not end itself when it goes on.
-    silent = 0
-    while not stopped.wait(_BEAT_SECONDS):
-        silent = 0 if beaten.is_set() else silent + 1
-        beaten.clear()
-        if silent > _PATIENCE:
-            log.error("the fleet's store is out of reach, its host may be gone: ending; run the same command again to go on")
+def _watch(stopped: threading.Event, sent: threading.Event) -> None:
+    # Counts intervals instead of seconds, so that a suspended process does not end itself when it continues.
+    missed = 0
+    while not stopped.wait(_INTERVAL_SECONDS):
+        missed = 0 if sent.is_set() else missed + 1
+        sent.clear()
+        if missed > _MAX_MISSED:
+            log.error("can't reach the fleet's store, its host may be lost: stopping; run the same command again to resume")
             os._exit(1)
 
 
 class HeartbeatMonitor:
-    """Tells from the numbers of beats, looked at in rounds `interval` seconds apart, who fell silent."""
+    """Finds silent processes from their heartbeat counts; call `silent` every `interval` seconds."""
 
-    interval = _BEAT_SECONDS
+    interval = _INTERVAL_SECONDS
 
     def __init__(self) -> None:
-        self._heard: dict[int, int] = {}
-        self._silent: dict[int, int] = {}
+        self._last: dict[int, int] = {}
+        self._missed: dict[int, int] = {}
 
-    def silent(self, beats: Mapping[int, int]) -> set[int]:
-        """Ranks whose number has not changed for many rounds.
+    def silent(self, counts: Mapping[int, int]) -> set[int]:
+        """Ranks whose count has not changed in the last calls.
 
         Args:
-            beats: Rank -> beats so far, of all processes that should be there; one call is one round.
+            counts: Rank -> number of heartbeats, for all processes to watch.
         """
-        for rank, number in beats.items():
-            same = self._heard.get(rank) == number
-            self._silent[rank] = self._silent.get(rank, 0) + 1 if same else 0
-            self._heard[rank] = number
-        return {rank for rank in beats if self._silent[rank] >= _PATIENCE}
+        for rank, count in counts.items():
+            self._missed[rank] = self._missed.get(rank, 0) + 1 if self._last.get(rank) == count else 0
+            self._last[rank] = count
+        return {rank for rank in counts if self._missed[rank] >= _MAX_MISSED}

@@ -1,7 +1,6 @@
-"""The fleet's progress on one line of the first process: clips, rate, time left, shards, and how long devices waited.
+"""Shows the fleet's progress on one line of the first process: clips, rate, time left, shards, and time spent waiting.
 
-Every process adds what it did to counters in the store, a few times a second at most, so that a large fleet doesn't keep the
-store busy.
+Every process adds to counters in the store, at most twice a second, so that a large fleet does not overload the store.
 """
 
 import time
@@ -18,13 +17,13 @@ _SECONDS_BETWEEN = 0.5
 
 @dataclass(frozen=True)
 class WorkerProgress:
-    """What a worker did since it last said so.
+    """Work done by a worker since its last report.
 
     Attributes:
-        rows: Rows that went to the model, and those of shards made elsewhere.
-        shards: Shards handed to the writer, failed ones included.
-        waited: Seconds in which the model had nothing to do for want of clips.
-        passed: Seconds in all.
+        rows: Rows given to the model, plus rows of shards that another run made.
+        shards: Shards given to the writer, failed ones included.
+        waited: Seconds in which the model waited for clips.
+        passed: Total seconds.
     """
 
     rows: int = 0
@@ -39,12 +38,12 @@ class WorkerProgress:
 
 
 class FleetProgress:
-    """Counts of the whole fleet, shown on `line`.
+    """Adds up the progress of all processes and shows it on `line`.
 
     Args:
-        fleet: Of which this process is part.
-        line: Of the first process; in the others it is not shown.
-        shards: Shards to be made in all.
+        fleet: The fleet of this process.
+        line: Progress line; only the first process shows it.
+        shards: Number of shards to make.
     """
 
     def __init__(self, fleet: Fleet, line: "tqdm[object]", shards: int) -> None:
@@ -55,26 +54,26 @@ class FleetProgress:
         self._sent = 0.0
 
     def __call__(self, progress: WorkerProgress) -> None:
-        """Add what this process did."""
+        """Add progress of this process."""
         self._pending += progress
         if time.monotonic() - self._sent > _SECONDS_BETWEEN:
             self.send()
 
     def send(self) -> None:
-        """Add what is not yet in the store to it, and show the sums."""
+        """Send pending progress to the store and show the sums."""
         pending, self._pending = self._pending, WorkerProgress()
         self._sent = time.monotonic()
-        rows = self._fleet.count("rows", pending.rows)
-        shards = self._fleet.count("shards", pending.shards)
-        # The store counts whole numbers.
-        waited = self._fleet.count("waited", round(1000 * pending.waited))
-        passed = self._fleet.count("passed", round(1000 * pending.passed))
+        rows = self._fleet.add_to_counter("rows", pending.rows)
+        shards = self._fleet.add_to_counter("shards", pending.shards)
+        # The store counts integers, so times are sent in milliseconds.
+        waited = self._fleet.add_to_counter("waited", round(1000 * pending.waited))
+        passed = self._fleet.add_to_counter("passed", round(1000 * pending.passed))
         share = f", {waited / passed:.0%} of the time waiting for clips" if passed else ""
         self._line.set_postfix_str(f"{shards}/{self._shards} shards{share}", refresh=False)
         self._line.update(rows - self._line.n)
 
     def end(self) -> None:
-        """Show that all is done: held-out and left-out episodes gave fewer clips than were planned."""
+        """Show 100 %: held-out and skipped episodes gave fewer clips than estimated."""
         self.send()
         self._line.total = self._line.n
         self._line.refresh()

@@ -1,12 +1,12 @@
-"""The processes that share the shards: who is in the fleet, and which shard is next.
+"""Connects the processes of a fleet: shares the plan, hands out shards, and collects results.
 
-Shards are claimed one at a time from a counter in the launcher's key-value store, so fast and slow processes both stay busy
-and there is no collective operation to hang in. Started alone, a process is a fleet of one with a store of its own.
+Processes claim shards one at a time from a counter in the launcher's key-value store, so fast and slow processes both stay
+busy, and no collective operation can hang. A process started alone is a fleet of one with a local store.
 
-torchrun keeps one store through its restarts, with all that earlier processes left in it. So the first process gives every
-generation a name of its own, and tells it to those that ask; all keys of a generation carry that name.
+torchrun keeps its store across restarts, with the keys of earlier processes. So the first process creates a random name for
+each generation of processes and sends it to those that ask; all keys of a generation start with that name.
 
-A process that falls silent (`pulse`) is not waited for: the first one makes what nobody else accounts for.
+The first process does not wait for lost processes (`heartbeat`): it makes the shards that they left.
 """
 
 import base64
@@ -28,12 +28,12 @@ from torch.distributed.rendezvous import rendezvous
 from pipeline.common.errors import ConfigError, ProjectError
 from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.distributed.env import environment_number, slurm_variables
-from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, sending_heartbeats
+from tokenize_offline.distributed.heartbeat import HeartbeatMonitor, heartbeats, sending_heartbeats
 
 Task = TypeVar("Task")
 _POLL_SECONDS = 0.2
-# The store of torch 2.13 cuts the connection of whoever sends it a value above 8 MiB.
-_PIECE_BYTES = 1 << 20
+# The store of torch 2.13 closes the connection if a value is larger than 8 MiB.
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Fleet:
     """The processes started together by accelerate launch, torchrun, srun, or anything else that sets RANK and WORLD_SIZE.
 
     Attributes:
-        rank: Of this process, from 0.
-        size: Processes in all.
-        local_size: Processes on this machine.
-        device: Where this process's model runs.
+        rank: Rank of this process, from 0.
+        size: Number of processes.
+        local_size: Number of processes on this machine.
+        device: Device of this process's model.
         store: Key-value store that all processes share.
-        claims: Numbers of the tasks that this process claimed.
+        claims: Indices of the tasks that this process claimed.
     """
 
     rank: int
@@ -59,11 +59,11 @@ class Fleet:
     @classmethod
     @contextlib.contextmanager
     def join(cls) -> Iterator[Self]:
-        """Be part of the fleet for the length of a block.
+        """Join the fleet while the block runs.
 
         Raises:
-            ConfigError: What a launcher sets is missing or makes no sense.
-            ProjectError: The process that keeps the store is gone.
+            ConfigError: An environment variable of the launcher is missing or invalid.
+            ProjectError: The process that hosts the store is lost.
         """
         os.environ.update(slurm_variables(os.environ))
         size = environment_number(os.environ, "WORLD_SIZE", 1, least=1)
@@ -82,92 +82,92 @@ class Fleet:
             )
         try:
             store, rank, size = next(rendezvous("env://"))
-            with _generation(store, rank, size) as own, sending_heartbeats(own, rank):
-                yield cls(rank, size, local_size, device, own)
+            with _generation(store, rank, size) as generation, sending_heartbeats(generation, rank):
+                yield cls(rank, size, local_size, device, generation)
         except dist.DistError as error:
             raise ProjectError(
                 f"process {os.environ.get('RANK')} lost the fleet's store ({str(error).splitlines()[0]}): the process that "
-                "keeps it is gone. Run the same command again to go on"
+                "hosts it ended. Run the same command again to resume"
             ) from error
 
     @property
     def is_first(self) -> bool:
-        """Whether this process plans, shows progress and reports."""
+        """Whether this process plans, shows progress and prints the summary."""
         return self.rank == 0
 
     @property
     def cores(self) -> int:
-        """Processor cores that are this process's share."""
+        """CPU cores for this process: an equal share of the machine's."""
         return max(1, usable_cpus() // self.local_size)
 
-    def tell(self, plan: Any) -> None:
-        """Give all other processes the plan, any value that JSON holds, of any size."""
+    def broadcast_plan(self, plan: Any) -> None:
+        """Send the plan, a JSON value of any size, to all other processes."""
         _put(self.store, "plan", plan)
 
-    def hear(self) -> Any:
-        """The plan that the first process gave; waits for it."""
-        # Not by a `get` that waits: it would keep this process's beats from the store.
+    def receive_plan(self) -> Any:
+        """Wait for the plan of the first process and return it."""
+        # Polls, because a blocking `get` would block this process's heartbeats too.
         while not self.store.check(["plan"]):
             time.sleep(_POLL_SECONDS)
-        return _take(self.store, "plan")
+        return _get(self.store, "plan")
 
     def claim(self, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Tasks that no other process has; each is claimed when it is asked for."""
+        """Iterate over tasks that no other process has; each is claimed when it is requested."""
         while (number := self.store.add("claimed", 1) - 1) < len(tasks):
             self.claims.append(number)
             yield tasks[number]
 
-    def count(self, what: str, units: int) -> int:
-        """Add `units` of something; returns the whole fleet's sum."""
-        return int(self.store.add(f"count of {what}", units))
+    def add_to_counter(self, name: str, amount: int) -> int:
+        """Add to a counter of the fleet and return its new value."""
+        return int(self.store.add(f"counter/{name}", amount))
 
-    def report(self, result: Any) -> None:
-        """Leave this process's result, any value that JSON holds, for the first one. Nothing of the fleet is used after it."""
-        _put(self.store, f"result {self.rank}", {"result": result, "claims": self.claims})
+    def send_result(self, result: Any) -> None:
+        """Send this process's result, a JSON value, to the first process. Other processes must not use the fleet afterwards."""
+        _put(self.store, f"result/{self.rank}", {"result": result, "claims": self.claims})
 
-    def reports(self, tasks: Sequence[Task], while_waiting: Callable[[], None]) -> tuple[list[Any], list[Task]]:
-        """Wait for all processes that are still there. For the first process, after its own `report`.
+    def collect_results(self, tasks: Sequence[Task], while_waiting: Callable[[], None]) -> tuple[list[Any], list[Task]]:
+        """Wait for the results of all processes that are alive. The first process calls it, after its own `send_result`.
 
         Args:
-            tasks: Those that were given to `claim`.
-            while_waiting: Called again and again.
+            tasks: The tasks that were given to `claim`.
+            while_waiting: Called repeatedly while waiting.
 
         Returns:
-            The results by rank, and the tasks that processes claimed which are gone without one; they may be done or not.
+            The results in order of rank, and the tasks that lost processes claimed, some of which may be done.
         """
-        listener, listened = HeartbeatMonitor(), time.monotonic()
+        monitor, checked = HeartbeatMonitor(), time.monotonic()
         silent: set[int] = set()
-        while missing := {rank for rank in range(self.size) if not self.store.check([f"result {rank}"])}:
-            if time.monotonic() - listened > listener.interval:
-                listened = time.monotonic()
-                silent = listener.silent({rank: self.store.add(f"beats of {rank}", 0) for rank in missing})
+        while missing := {rank for rank in range(self.size) if not self.store.check([f"result/{rank}"])}:
+            if time.monotonic() - checked > monitor.interval:
+                checked = time.monotonic()
+                silent = monitor.silent({rank: heartbeats(self.store, rank) for rank in missing})
             if missing <= silent:
                 break
             while_waiting()
             time.sleep(_POLL_SECONDS)
-        reports = [_take(self.store, f"result {rank}") for rank in range(self.size) if rank not in missing]
-        accounted = {number for report in reports for number in report["claims"]}
-        orphans = [task for number, task in enumerate(tasks) if number not in accounted]
-        return [report["result"] for report in reports], orphans
+        received = [_get(self.store, f"result/{rank}") for rank in range(self.size) if rank not in missing]
+        claimed = {number for entry in received for number in entry["claims"]}
+        orphans = [task for number, task in enumerate(tasks) if number not in claimed]
+        return [entry["result"] for entry in received], orphans
 
 
 def _put(store: dist.Store, key: str, value: Any) -> None:
-    """Keep a value of any size: in pieces, and under its key their number, which comes last."""
+    """Store a JSON value of any size in chunks. The key itself holds their number and is written last."""
     data = base64.b64encode(zlib.compress(json.dumps(value).encode(), 1)).decode()
-    pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
-    for number, piece in enumerate(pieces):
-        store.set(f"{key}, piece {number}", piece)
-    store.set(key, str(len(pieces)))
+    chunks = [data[start : start + _CHUNK_BYTES] for start in range(0, len(data), _CHUNK_BYTES)]
+    for number, chunk in enumerate(chunks):
+        store.set(f"{key}/{number}", chunk)
+    store.set(key, str(len(chunks)))
 
 
-def _take(store: dist.Store, key: str) -> Any:
-    """The value that `_put` keeps under a key; it must be there."""
-    pieces = [store.get(f"{key}, piece {number}") for number in range(int(store.get(key)))]
-    return json.loads(zlib.decompress(base64.b64decode(b"".join(pieces))))
+def _get(store: dist.Store, key: str) -> Any:
+    """The value that `_put` stored under `key`, which must exist."""
+    chunks = [store.get(f"{key}/{number}") for number in range(int(store.get(key)))]
+    return json.loads(zlib.decompress(base64.b64decode(b"".join(chunks))))
 
 
 def _device(local_rank: int) -> torch.device:
-    """This process's accelerator, or the CPU where there is none."""
+    """This process's accelerator, or the CPU if there is none."""
     kind = torch.accelerator.current_accelerator(check_available=True)
     if kind is None:
         return torch.device("cpu")
@@ -178,35 +178,36 @@ def _device(local_rank: int) -> torch.device:
 
 @contextlib.contextmanager
 def _generation(store: dist.Store, rank: int, size: int) -> Iterator[dist.Store]:
-    """The part of a store that belongs to the processes which run at the same time as this one."""
+    """The part of the store that belongs to the processes of this generation."""
     if rank == 0:
         name = uuid.uuid4().hex
-        own = dist.PrefixStore(name, store)
+        generation = dist.PrefixStore(name, store)
         stopped = threading.Event()
-        registrar = threading.Thread(target=_register, args=(store, own, name, size, stopped), name="registrar", daemon=True)
+        arguments = (store, generation, name, size, stopped)
+        registrar = threading.Thread(target=_answer_requests, args=arguments, name="registrar", daemon=True)
         registrar.start()
         try:
-            yield own
+            yield generation
         finally:
             stopped.set()
             registrar.join()
         return
-    asking = uuid.uuid4().hex
-    store.set(f"arrival {store.add('arrivals', 1)}", asking)
-    own = dist.PrefixStore(store.get(f"generation of {asking}").decode(), store)
-    own.add("joined", 1)
-    yield own
+    request = uuid.uuid4().hex
+    store.set(f"request/{store.add('requests', 1)}", request)
+    generation = dist.PrefixStore(store.get(f"generation/{request}").decode(), store)
+    generation.add("joined", 1)
+    yield generation
 
 
-def _register(store: dist.Store, own: dist.Store, name: str, size: int, stopped: threading.Event) -> None:
-    """Tell the generation's name to all that ask, until its last process has joined.
+def _answer_requests(store: dist.Store, generation: dist.Store, name: str, size: int, stopped: threading.Event) -> None:
+    """Send the generation's name to every process that asks, until all have joined.
 
-    Processes of generations before this one may have asked and died; an answer to them is heard by nobody.
+    It also answers requests of earlier generations, whose processes have ended; nobody reads those answers.
     """
     answered: set[int] = set()
-    while own.add("joined", 0) < size - 1 and not stopped.wait(_POLL_SECONDS):
-        for number in set(range(1, store.add("arrivals", 0) + 1)) - answered:
-            # A process may have died between taking its number and saying who it is.
-            if store.check([f"arrival {number}"]):
-                store.set(f"generation of {store.get(f'arrival {number}').decode()}", name)
+    while generation.add("joined", 0) < size - 1 and not stopped.wait(_POLL_SECONDS):
+        for number in set(range(1, store.add("requests", 0) + 1)) - answered:
+            # A process may have ended between taking its number and writing its request.
+            if store.check([f"request/{number}"]):
+                store.set(f"generation/{store.get(f'request/{number}').decode()}", name)
                 answered.add(number)

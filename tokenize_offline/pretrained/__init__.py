@@ -1,1 +1,1 @@
-"""Files of published models: from a folder, a URL or the hub, checked before they are used."""
+"""Finds, downloads and checks the files of published models."""

@@ -1,4 +1,4 @@
-"""Files of models on the Hugging Face hub, fetched and cached by the hub's own client."""
+"""Downloads model files from the Hugging Face hub with its own client, which caches them."""
 
 import os
 import re
@@ -16,20 +16,22 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def fetch(name: str, patterns: Sequence[str]) -> str:
-    """A local folder with the files of the model `name` that match `patterns`.
+    """Download the files of the model `name` that match `patterns`; returns the local folder.
 
     Raises:
-        SourceError: The name is no id, or the hub can't be reached or has no such model.
+        SourceError: The name is not a hub id, the hub can't be reached, or it has no such model.
     """
     if not _HUB_ID.fullmatch(name):
-        raise SourceError(f"{name} is neither a folder nor an id on the Hugging Face hub such as `owner/name`")
+        raise SourceError(f"{name} is neither a folder nor a Hugging Face hub id such as `owner/name`")
     try:
         return snapshot_download(name, allow_patterns=list(patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise SourceError(f"{name} is no local folder and could not be had from the Hugging Face hub: {reason}") from error
+        raise SourceError(
+            f"{name} is not a local folder, and downloading it from the Hugging Face hub failed: {reason}"
+        ) from error
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for copies of one kind: `$IVIDEOGPT_CACHE/{kind}`, or `~/.cache/ivideogpt/{kind}` where that isn't set."""
+    """Cache folder for one kind of files: `$IVIDEOGPT_CACHE/{kind}`, by default `~/.cache/ivideogpt/{kind}`."""
     return Path(os.environ.get("IVIDEOGPT_CACHE") or _DEFAULT).expanduser() / kind

@@ -1,9 +1,8 @@
-"""Weights in safetensors files: one file, or several with an index, as `transformers` and `diffusers` write them.
+"""Reads and checks weights in safetensors files: one file, or several with an index, as in `transformers` and `diffusers`.
 
-All that files can have wrong is found from their headers, before memory is taken for the weights: names that are missing, or
-that two files have; files that the index doesn't know; numbers of another kind than weights are kept in. Weights are read into
-fp32 one by one, and such as are no numbers are refused: a network computes with them without complaint. Pickles, which can
-run code when they are read, are never opened; the error says how they are converted.
+Files are checked by their headers, before memory is allocated: missing parameters, parameters in two files, files that the
+index does not list, wrong shapes, unsupported number types. Weights are read in fp32, and NaN or infinite values are an error.
+Pickles can run code when opened, so they are never opened; the error says how to convert them.
 """
 
 import hashlib
@@ -27,62 +26,62 @@ _INDEX = ".index.json"
 _MAX_INDEX_BYTES = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_WEIGHTS = re.compile(r"(diffusion_)?pytorch_model(-\d+-of-\d+)?\.bin")
-_KINDS = ("F64", "F32", "F16", "BF16")
-_NAMED = 4
+_NUMBER_TYPES = ("F64", "F32", "F16", "BF16")
+_MAX_LISTED = 4
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The weights of one model, by their files' headers.
+    """The weight files of one model, with the content of their headers.
 
     Attributes:
-        files: In order.
-        index: That names them; None where there is one file.
-        shapes: Of all parameters by name.
-        homes: The file of every parameter.
+        files: Paths of the files, in order.
+        index: Path of the index file; None if there is only one file.
+        shapes: Parameter name -> shape.
+        file_of: Parameter name -> file.
     """
 
     files: tuple[Path, ...]
     index: Path | None
     shapes: Shapes
-    homes: Mapping[str, Path]
+    file_of: Mapping[str, Path]
 
     @property
     def path(self) -> Path:
-        """What stands for all files in messages: the only one, or the index."""
+        """The path to name in messages: the index, or the only file."""
         return self.index or self.files[0]
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """Parameters in fp32 on the CPU.
+        """Read parameters in fp32 on the CPU.
 
         Raises:
-            SourceError: A file is damaged, or a parameter isn't kept as floating-point numbers or holds what is none.
+            SourceError: A file is damaged, or a parameter is not stored as floating-point numbers or is not finite.
         """
         by_file: dict[Path, list[str]] = {}
         for name in names:
-            by_file.setdefault(self.homes[name], []).append(name)
+            by_file.setdefault(self.file_of[name], []).append(name)
         tensors = {}
-        for path, held in by_file.items():
+        for path, parameters in by_file.items():
             try:
                 with safe_open(path, framework="pt") as file:
-                    for name in held:
-                        if (kind := file.get_slice(name).get_dtype()) not in _KINDS:
+                    for name in parameters:
+                        if (dtype := file.get_slice(name).get_dtype()) not in _NUMBER_TYPES:
                             raise SourceError(
-                                f"{path}: {name} is kept as {kind}; only {', '.join(_KINDS)} are read: a quantized model "
-                                "can't be used, convert it to one of these"
+                                f"{path}: {name} has type {dtype}, but only {', '.join(_NUMBER_TYPES)} are supported: "
+                                "convert a quantized model to one of these"
                             )
                         tensors[name] = file.get_tensor(name).float()
             except (SafetensorError, OSError) as error:
                 raise _unreadable(path, error) from error
-            if (bad := first_nonfinite({name: tensors[name] for name in held})) is not None:
+            if (bad := first_nonfinite({name: tensors[name] for name in parameters})) is not None:
                 raise SourceError(
-                    f"{path}: {bad} holds NaN or infinite numbers: this model can't be used; take an earlier checkpoint of "
+                    f"{path}: {bad} holds NaN or infinite numbers, so the model can't be used: take an earlier checkpoint of "
                     "its training, or fetch the file again"
                 )
         return tensors
 
     def sha256(self) -> str:
-        """SHA-256 of the file; of several, of the list of their names and SHA-256s."""
+        """SHA-256 of the file. For several files, SHA-256 of the list of their names and SHA-256s."""
         if self.index is None:
             return sha256_of(self.files[0])
         lines = "".join(f"{sha256_of(path)}  {path.name}\n" for path in sorted(self.files))
@@ -90,31 +89,57 @@ class WeightFiles:
 
 
 def first_nonfinite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Name of the first tensor that holds NaN or an infinite number; None where there is none."""
-    # A sum in double precision can't overflow for fp32, and needs no memory.
+    """Name of the first tensor that holds NaN or an infinite number; None if all are finite."""
+    # A sum of fp32 values in double precision can't overflow, and needs no memory.
     return next((name for name, value in tensors.items() if not torch.isfinite(value.sum(dtype=torch.float64))), None)
 
 
+def require_shapes(found: Shapes, expected: Mapping[str, torch.Tensor], where: str | Path) -> None:
+    """Check that weights have exactly a model's parameters.
+
+    Args:
+        found: Shapes of the weights.
+        expected: State dict of the model, on any device.
+        where: Path of the weights, for the message.
+
+    Raises:
+        SourceError: Parameters are missing, unknown or of another shape; the message counts and names them.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    problems = {
+        "missing": shapes.keys() - found.keys(),
+        "unknown": found.keys() - shapes.keys(),
+        "of another shape": {
+            f"{name} {found[name]} (expected {shapes[name]})"
+            for name in shapes.keys() & found.keys()
+            if found[name] != shapes[name]
+        },
+    }
+    texts = [f"{len(names)} {kind}: {_some(sorted(names))}" for kind, names in problems.items() if names]
+    if texts:
+        raise SourceError(f"{where} does not match its config.json; parameters {'; '.join(texts)}")
+
+
 def is_weight_file(name: str, file: str) -> bool:
-    """Whether the file `file` belongs to weights called `name`: the file itself, one of several, or their index."""
+    """Whether `file` is part of the weights `name`: the file itself, one of several, or their index."""
     stem = name.removesuffix(".safetensors")
     return file in (name, name + _INDEX) or bool(re.fullmatch(rf"{re.escape(stem)}-\d+-of-\d+\.safetensors", file))
 
 
 def weights_patterns(name: str) -> list[str]:
-    """What `is_weight_file` knows, as patterns of file names for a download."""
+    """File name patterns for downloading the files that `is_weight_file` accepts."""
     return [name, name + _INDEX, f"{name.removesuffix('.safetensors')}-*-of-*.safetensors"]
 
 
 def find_weights(folder: Path, name: str) -> WeightFiles:
-    """The weights in a local folder: the file `name`, or those that `{name}.index.json` lists.
+    """Find the weights in a local folder: the file `name`, or the files that `{name}.index.json` lists.
 
     Raises:
-        SourceError: There are none, they are pickles, or files and index disagree; the message names what and what to do.
+        SourceError: There are no weights, they are pickles, or files and index disagree.
     """
     single, index = folder / name, folder / (name + _INDEX)
     if single.is_file() and index.is_file():
-        raise SourceError(f"{folder} holds both {name} and {index.name}: remove the one that isn't the model's")
+        raise SourceError(f"{folder} holds both {name} and {index.name}: remove the one that does not belong to the model")
     if single.is_file():
         shapes = _header(single)
         return WeightFiles((single,), None, shapes, dict.fromkeys(shapes, single))
@@ -122,21 +147,21 @@ def find_weights(folder: Path, name: str) -> WeightFiles:
     if index.is_file():
         return _indexed(index, [file for file in present if is_weight_file(name, file) and file != index.name])
     if parts := [file for file in present if is_weight_file(name, file)]:
-        raise SourceError(f"{folder} holds {_some(parts)} but no {index.name}, which says what is in which: fetch it too")
+        raise SourceError(f"{folder} holds {_some(parts)} but not {index.name}, which lists their content: fetch it too")
     refuse_pickles(str(folder), present, name)
-    raise SourceError(f"{single} isn't there, nor {index.name}: weights are read from there")
+    raise SourceError(f"{folder} holds no weights: neither {name} nor {index.name} exists")
 
 
 def refuse_pickles(folder: str, names: Collection[str], wanted: str) -> None:
-    """Refuse a folder whose weights are pickles, and say how they are converted; no error where it holds none.
+    """Raise an error that says how to convert weights, if they are pickles.
 
     Args:
-        folder: For the message; a pickle's own name may be among `names` with "" for its folder.
-        names: Of its files.
-        wanted: Name of the safetensors file in place of them.
+        folder: Folder of the files, for the message; "" if `names` holds full paths.
+        names: Names of the files.
+        wanted: Name of the safetensors file to convert to.
 
     Raises:
-        SourceError: It holds any.
+        SourceError: At least one file is a pickle.
     """
     pickles = sorted(name for name in names if name.lower().endswith(_PICKLES))
     chosen = [name for name in pickles if _PICKLED_WEIGHTS.fullmatch(PurePath(name).name)] or pickles[:1]
@@ -145,13 +170,13 @@ def refuse_pickles(folder: str, names: Collection[str], wanted: str) -> None:
     paths = [str(PurePath(folder, name)) if "://" not in folder else f"{folder}/{name}" for name in chosen]
     target = str(PurePath(paths[0]).with_name(wanted))
     raise SourceError(
-        f"{_some(paths)} {'is a pickle' if len(paths) == 1 else 'are pickles'}, which can run code when read: only safetensors "
-        f"is read. Convert where it can do no harm, and lay the result beside config.json: {conversion(paths, target)}"
+        f"{_some(paths)} {'is a pickle' if len(paths) == 1 else 'are pickles'}, which can run code when opened, so only "
+        f"safetensors is read. Convert in a safe place and put the result next to config.json: {conversion(paths, target)}"
     )
 
 
 def conversion(pickles: Collection[str], target: str) -> str:
-    """A shell command that writes the weights in pickles (a state dict each, or one under `state_dict`) as safetensors."""
+    """A shell command that converts pickled state dicts (or dicts with a key `state_dict`) to one safetensors file."""
     code = (
         "import torch; from safetensors.torch import save_file; "
         f"files = {json.dumps(list(pickles))}; "
@@ -177,52 +202,54 @@ def _unreadable(path: Path, error: Exception) -> SourceError:
 
 
 def _indexed(index: Path, present: Collection[str]) -> WeightFiles:
-    """The files that an index lists, which must hold exactly what it says."""
+    """The files that an index lists. Their parameters must be exactly those in the index."""
     listed = _read_index(index)
     names = sorted(set(listed.values()))
     if missing := [name for name in names if not (index.parent / name).is_file()]:
-        raise SourceError(f"{index} lists {_some(missing)}, which {index.parent} doesn't hold: fetch what is missing")
+        raise SourceError(f"{index} lists {_some(missing)}, missing in {index.parent}: fetch what is missing")
     if extra := sorted(set(present) - set(names)):
         raise SourceError(
             f"{index.parent} holds {_some(extra)}, which {index.name} doesn't list: remove it, or fetch all again"
         )
     shapes: Shapes = {}
-    homes: dict[str, Path] = {}
+    file_of: dict[str, Path] = {}
     for name in names:
         path = index.parent / name
         header = _header(path)
         if twice := sorted(header.keys() & shapes.keys()):
-            raise SourceError(f"{_some(twice)} is in {homes[twice[0]].name} and in {name} of {index.parent}: fetch all again")
+            first_file = file_of[twice[0]].name
+            raise SourceError(f"{_some(twice)} is in both {first_file} and {name} of {index.parent}: fetch all files again")
         shapes |= header
-        homes |= dict.fromkeys(header, path)
-    wrong = sorted(name for name in shapes.keys() | listed.keys() if name not in homes or homes[name].name != listed.get(name))
-    if wrong:
+        file_of |= dict.fromkeys(header, path)
+    found = {name: path.name for name, path in file_of.items()}
+    if wrong := sorted(name for name in found.keys() | listed.keys() if found.get(name) != listed.get(name)):
         first = wrong[0]
-        there = f"in {homes[first].name}" if first in homes else "in no file"
-        said = f"in {listed[first]}" if first in listed else "nowhere"
-        raise SourceError(f"{index} and its files disagree: {_some(wrong)} ({first} is listed {said}, but is {there})")
-    return WeightFiles(tuple(index.parent / name for name in names), index, shapes, homes)
+        raise SourceError(
+            f"{index} and its files disagree about {_some(wrong)}: the index has {first} in {listed.get(first, 'no file')}, "
+            f"but it is in {found.get(first, 'no file')}; fetch all files again"
+        )
+    return WeightFiles(tuple(index.parent / name for name in names), index, shapes, file_of)
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """Parameter -> file name, each a plain name of a safetensors file."""
+    """Parameter name -> file name; each is the plain name of a safetensors file."""
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError(f"it is larger than {_MAX_INDEX_BYTES} bytes")
         raw: Any = json.loads(index.read_bytes())
         listed = raw["weight_map"]
         if not isinstance(listed, dict) or not listed:
-            raise ValueError("weight_map is empty, or no mapping")
+            raise ValueError("weight_map is empty or not a mapping")
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise SourceError(f"{index} is no index of weights ({error}): fetch it again") from error
+        raise SourceError(f"{index} is not a valid index of weights ({error}): fetch it again") from error
     for name, file in listed.items():
         if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise SourceError(
-                f"{index} says that {name} is in {file!r}: only safetensors files of the same folder are read, by plain names"
+                f"{index} lists {name} in {file!r}: it must be the plain name of a safetensors file in the same folder"
             )
     return dict(listed)
 
 
 def _some(names: Collection[str]) -> str:
-    shown = list(names)
-    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
+    listed = ", ".join(list(names)[:_MAX_LISTED])
+    return listed + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")

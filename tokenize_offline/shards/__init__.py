@@ -1,1 +1,1 @@
-"""Token shards: their schema, their writer, and the use of the codebooks."""
+"""Token shards: schema, writer and codebook statistics."""

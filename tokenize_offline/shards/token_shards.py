@@ -1,7 +1,7 @@
-"""Token shards: Arrow IPC files of tokenized clips, uncompressed so that they memory-map.
+"""Reads and writes token shards: Arrow IPC files of tokenized clips, uncompressed so that they can be memory-mapped.
 
-A row is a clip. The schema's metadata says everything that is frozen into the ids; shards that disagree on it are never
-opened together. Rows of one clip position stand together, view 0 first.
+A row is a clip. The schema's metadata holds everything that the ids depend on; shards with different metadata can't be opened
+together. The views of a clip position are neighbouring rows, view 0 first.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ class TokenShardInfo:
     """The metadata of one token shard.
 
     Attributes:
-        layout: What all shards that are opened together must share.
-        dataset: Data set of its episodes.
-        split: Split of its rows.
-        views: Views of every clip position; rows number positions x views.
-        action_dim: Columns of an action, 0 without.
-        action_meaning: What the columns mean.
-        has_reward: Whether rows carry rewards.
-        episode_shard: File name of the episode shard it was made from.
-        episode_shard_sha256: Of that file.
-        version: Of this format.
+        layout: Layout, the same for all shards that are opened together.
+        dataset: Data set of the episodes.
+        split: Split of the rows.
+        views: Views of each clip position; there are positions x views rows.
+        action_dim: Width A of an action; 0 without actions.
+        action_meaning: Meaning of the action columns.
+        has_reward: Whether rows have rewards.
+        episode_shard: File name of the source episode shard.
+        episode_shard_sha256: SHA-256 of the source episode shard.
+        version: Version of the format.
     """
 
     layout: TokenLayout
@@ -52,15 +52,15 @@ class TokenShardInfo:
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Rows for a token shard, N of them.
+    """N rows of a token shard.
 
     Attributes:
         ids: (N, L) integers below 65536.
-        episode: Key of each row's episode.
-        start: (N,) first frame of each clip in its episode.
-        stride: (N,) frames between neighbours.
-        view: (N,) view number.
-        action: (N, T, A) float32 or None; action[:, i] is taken at the clip's frame i.
+        episode: Episode key of each row.
+        start: (N,) index of each clip's first frame in its episode.
+        stride: (N,) episode frames between neighbouring clip frames.
+        view: (N,) number of the view.
+        action: (N, T, A) float32 or None; action[:, i] is the action at the clip's frame i.
         reward: (N, T) float32 or None.
     """
 
@@ -74,7 +74,7 @@ class TokenRows:
 
 
 def token_schema(info: TokenShardInfo) -> pa.Schema:
-    """The Arrow schema of a shard, metadata included."""
+    """The Arrow schema of a shard, including its metadata."""
     layout = info.layout
     fields = [
         pa.field("ids", pa.list_(pa.uint16(), layout.sequence_length), nullable=False),
@@ -92,16 +92,16 @@ def token_schema(info: TokenShardInfo) -> pa.Schema:
 
 
 def write_token_shard(path: Path, info: TokenShardInfo, rows: TokenRows) -> None:
-    """Write a whole token shard to a local file (stage it: `storage.staged`). The same rows give the same bytes.
+    """Write a token shard to a local file; use `storage.staged`. The same rows always give the same bytes.
 
     Raises:
-        ValueError: Rows don't have the shape that `info` states.
+        ValueError: The shapes of the rows disagree with `info`.
     """
     layout = info.layout
     count = len(rows.episode)
     _check_shape("ids", rows.ids, (count, layout.sequence_length))
     if layout.vocabulary > 65536:
-        raise ValueError(f"a vocabulary of {layout.vocabulary} does not fit 16-bit ids")
+        raise ValueError(f"a vocabulary of {layout.vocabulary} does not fit into 16-bit ids")
     episodes = list(dict.fromkeys(rows.episode))
     position = {key: number for number, key in enumerate(episodes)}
     dictionary = pa.DictionaryArray.from_arrays(
@@ -128,7 +128,7 @@ def write_token_shard(path: Path, info: TokenShardInfo, rows: TokenRows) -> None
 def _check_shape(name: str, array: np.ndarray | None, shape: tuple[int, ...]) -> None:
     found = None if array is None else array.shape
     if found != shape:
-        raise ValueError(f"{name} has shape {found}, the layout asks for {shape}")
+        raise ValueError(f"{name} has shape {found}, but must have {shape}")
 
 
 def _fixed_size_list(values: np.ndarray, length: int) -> pa.Array:
@@ -136,10 +136,10 @@ def _fixed_size_list(values: np.ndarray, length: int) -> pa.Array:
 
 
 def shard_info(schema: pa.Schema, where: str) -> TokenShardInfo:
-    """The metadata of an opened shard.
+    """Read the metadata of a shard from its schema.
 
     Raises:
-        ShardError: The file carries no such metadata, or of another version.
+        ShardError: The metadata is missing or has another version.
     """
     raw: dict[str, Any] | None = None
     try:
@@ -149,7 +149,7 @@ def shard_info(schema: pa.Schema, where: str) -> TokenShardInfo:
     except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{where} is not a token shard of this project ({error!r})") from error
     if info.version != FORMAT_VERSION:
-        raise ShardError(f"{where} has token shard format {info.version}, this version reads {FORMAT_VERSION}")
+        raise ShardError(f"{where} has token shard format {info.version}, but this release reads {FORMAT_VERSION}")
     return info
 
 
@@ -157,31 +157,31 @@ def open_token_shard(path: Path) -> tuple[TokenShardInfo, pa.Table]:
     """Memory-map a local token shard.
 
     Raises:
-        ShardError: The file is not there, cut short, or no token shard.
+        ShardError: The file is missing, truncated, or not a token shard.
     """
     if not path.is_file():
-        raise ShardError(f"{path}: there is no such file")
+        raise ShardError(f"{path} does not exist")
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowInvalid, OSError) as error:
         raise ShardError(
-            f"{path} can't be opened as an Arrow file ({error}); delete it and its record, and tokenize again"
+            f"{path} can't be opened as an Arrow file ({error}); delete it and its manifest (.json), and tokenize again"
         ) from error
     return shard_info(table.schema, str(path)), table
 
 
 def fixed_size_column(table: pa.Table, name: str, width: int) -> Iterator[np.ndarray]:
-    """The chunks of a fixed-size-list column as (rows, width) arrays over the mapped memory, without a copy."""
+    """Iterate over the chunks of a fixed-size-list column as (rows, width) arrays, without copying the mapped memory."""
     for chunk in table.column(name).chunks:
         values = chunk.values.to_numpy(zero_copy_only=True)
         yield values[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(-1, width)
 
 
 def require_same_layout(first: TokenShardInfo, first_path: str, other: TokenShardInfo, other_path: str) -> None:
-    """Refuse shards of two tokenizers, clip recipes or layouts together.
+    """Check that two shards have the same layout: tokenizer, clip settings and grids.
 
     Raises:
-        ShardError: They differ; the message names both files and the values that differ.
+        ShardError: They differ; the message names both files and the differing values.
     """
     if first.layout != other.layout:
         difference = describe_difference(dataclasses.asdict(first.layout), dataclasses.asdict(other.layout))

@@ -1,4 +1,4 @@
-"""The compressive VQ tokenizer: the model, its config and its quantizer."""
+"""The compressive VQ tokenizer: model, config and quantizer."""
 
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 from tokenize_offline.tokenizer.model import CompressiveVQModel, ContextFeatures, TokenizerOutput

@@ -1,7 +1,7 @@
-"""Cross-attention from a future frame's features to its clip's context features.
+"""Cross-attention from the features of future frames to the context features of their clip.
 
-Keys and values of a clip are projected once for all its future frames: the frames' queries stand side by side in one
-sequence, which is the same sum as attending frame by frame.
+The queries of all future frames of a clip form one sequence, so keys and values are projected once per clip. The result is the
+same as with attention frame by frame.
 """
 
 import torch
@@ -37,12 +37,12 @@ class CrossAttentionBlock(nn.Module):
         return F.silu(features + self.dropout(attended))
 
     def keep_last_context(self, context_length: int) -> None:
-        """Keep the rows of `kv_pos_emb` that belong to the last `context_length` context frames."""
+        """Reduce `kv_pos_emb` to the rows of the last `context_length` context frames."""
         rows = context_length * self.q_pos_emb.shape[0]
         self.kv_pos_emb = nn.Parameter(self.kv_pos_emb.detach()[-rows:].clone(), self.kv_pos_emb.requires_grad)
 
 
 def stack_context(features: Tensor, clips: int) -> Tensor:
-    """(B t, C, H, W) feature maps as one map a clip, (B, C, t H, W): frames are stacked along height, in order."""
+    """Stack the feature maps (B t, C, H, W) of each clip along height, in frame order: (B, C, t H, W)."""
     _, channels, height, width = features.shape
     return features.reshape(clips, -1, channels, height, width).transpose(1, 2).reshape(clips, channels, -1, width)

@@ -1,7 +1,6 @@
-"""Encoder and decoder, plain and conditional.
+"""The encoder and the decoder, plain or conditional (with cross-attention to context features).
 
-One class each: given context features and cross-attention blocks it is the conditional one. Parameter names are those of
-published checkpoints.
+Parameter names are those of published checkpoints.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from tokenize_offline.tokenizer.config import CompressiveVQConfig
 
 
 class Encoder(nn.Module):
-    """Frames to latent maps. The conditional one attends to a plain encoder's features on the way."""
+    """Encodes frames to latent maps. A conditional encoder attends to the features of a plain encoder."""
 
     def __init__(self, config: CompressiveVQConfig, conditional: bool) -> None:
         super().__init__()
@@ -24,7 +23,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         attention = nn.ModuleList()
-        # Block number -> place in `cross_att_blocks`.
+        # Block number -> index in `cross_att_blocks`.
         self._attends_after: dict[int, int] = {}
         resolution = config.resolution
         for number, (inner, outer) in enumerate(zip((channels[0], *channels), channels, strict=False)):
@@ -42,7 +41,7 @@ class Encoder(nn.Module):
 
     @property
     def attended_features(self) -> list[int]:
-        """Which of a plain encoder's features this one attends to: feature i + 1 after block i."""
+        """Indices of the plain encoder's features that this one attends to: i + 1 after block i."""
         return [number + 1 for number in self._attends_after]
 
     def forward(self, frames: Tensor, context: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
@@ -50,10 +49,10 @@ class Encoder(nn.Module):
 
         Args:
             frames: (N, 3, S, S) in [0, 1].
-            context: For a conditional encoder: per attended feature, in order, (B, C, t H, W).
+            context: Attended features, each (B, C, t H, W), in order; only for a conditional encoder.
 
         Returns:
-            Latent maps (N, D, S', S'), and the features: after `conv_in`, each down block, and the mid block.
+            Latent maps (N, D, S', S'), and the features after `conv_in`, each down block and the mid block.
         """
         hidden = self.conv_in(frames)
         features = [hidden]
@@ -69,7 +68,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent maps to frames. The conditional one attends to a plain decoder's features on the way."""
+    """Decodes latent maps to frames. A conditional decoder attends to the features of a plain decoder."""
 
     def __init__(self, config: CompressiveVQConfig, conditional: bool) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ class Decoder(nn.Module):
 
     @property
     def attended_features(self) -> list[int]:
-        """Which of a plain decoder's features this one attends to: feature 1 after the mid block, i + 2 after up block i."""
+        """Indices of the plain decoder's features that this one attends to: 1 after the mid block, i + 2 after up block i."""
         return [1, *(number + 2 for number in self._attends_after)]
 
     def forward(self, latents: Tensor, context: Sequence[Tensor] = ()) -> tuple[Tensor, list[Tensor]]:
@@ -104,10 +103,10 @@ class Decoder(nn.Module):
 
         Args:
             latents: (N, D, S', S').
-            context: For a conditional decoder: per attended feature, in order, (B, C, t H, W).
+            context: Attended features, each (B, C, t H, W), in order; only for a conditional decoder.
 
         Returns:
-            Frames (N, 3, S, S), and the features: after `conv_in`, the mid block, and each up block.
+            Frames (N, 3, S, S), and the features after `conv_in`, the mid block and each up block.
         """
         hidden = self.conv_in(latents)
         features = [hidden]

@@ -1,7 +1,7 @@
-"""The shape of a tokenizer, as its published `config.json` states it.
+"""Reads, checks and writes a tokenizer's `config.json` in its published form.
 
-Keys that published files carry but that change nothing here are kept for writing the file back; values that would need
-another network are refused, so that weights are never poured into the wrong shape, nor into the right one of other arithmetic.
+Published keys that this network does not depend on are written back unchanged. Values that need another network are an error,
+so that weights never run in a network of another shape or other arithmetic.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from tokenize_offline.pretrained.config_keys import unsupported_key, warn_unknow
 from tokenize_offline.token_layout import IdLayout, id_layout, latent_grid
 
 CLASS_NAME = "CompressiveVQModel"
-# What the published code's class also takes; its readers expect the keys, our network doesn't depend on them.
-_PASSIVE_KEYS: dict[str, Any] = {
+# Readers of the published code expect these keys, but the network does not depend on them.
+_IGNORED_KEYS: dict[str, Any] = {
     "force_upcast": True,
     "lookup_from_codebook": True,
     "sample_size": 32,
@@ -33,24 +33,24 @@ _FIXED_VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CompressiveVQConfig(TokenizerShape):
-    """The shape of a tokenizer that exists, checked, with what follows from it and its published form."""
+    """The checked shape of an existing tokenizer."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             values = getattr(self, field.name)
             for value in values if field.name == "block_out_channels" else (values,):
                 if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 20:
-                    raise ConfigError(f"tokenizer config: {field.name} must hold whole numbers from 1 to 2^20, not {values!r}")
+                    raise ConfigError(f"tokenizer config: {field.name} must be integers from 1 to 2^20, not {values!r}")
         if any(channels % NORM_GROUPS for channels in self.block_out_channels):
             raise ConfigError(
                 f"tokenizer config: block_out_channels must be multiples of {NORM_GROUPS} (group normalisation), "
                 f"not {self.block_out_channels}"
             )
-        halvings = len(self.block_out_channels) - 1
-        if self.resolution % (self.patch_size << halvings):
+        downsamplings = len(self.block_out_channels) - 1
+        if self.resolution % (self.patch_size << downsamplings):
             raise ConfigError(
-                f"tokenizer config: resolution {self.resolution} must be a multiple of {self.patch_size << halvings} "
-                f"({halvings} halvings, then patches of {self.patch_size})"
+                f"tokenizer config: resolution {self.resolution} must be a multiple of {self.patch_size << downsamplings} "
+                f"({downsamplings} downsamplings by 2, then patches of {self.patch_size})"
             )
 
     @property
@@ -60,14 +60,14 @@ class CompressiveVQConfig(TokenizerShape):
 
     @property
     def id_layout(self) -> IdLayout:
-        """How this tokenizer's ids are laid out."""
+        """Id layout of this tokenizer."""
         return id_layout(self, self.context_length)
 
     def to_json(self) -> str:
-        """The text of a `config.json` that the published code reads."""
+        """The text of a `config.json` that the published code can read."""
         published = {
             "_class_name": CLASS_NAME,
-            **_PASSIVE_KEYS,
+            **_IGNORED_KEYS,
             **_fixed_values(len(self.block_out_channels)),
             **dataclasses.asdict(self),
             "vq_embed_dim": None,
@@ -76,23 +76,23 @@ class CompressiveVQConfig(TokenizerShape):
 
 
 def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
-    """Read a published `config.json`. What would change the network is checked, known or not; other keys are passed over.
+    """Parse a published `config.json`. Keys that may change the network are checked; other unknown keys are ignored.
 
     Args:
         text: Content of the file.
-        where: Its name, for messages.
+        where: Path of the file, for messages.
 
     Raises:
-        ConfigError: It is not a tokenizer's config, lacks a key, or asks for a network that this code doesn't build.
+        ConfigError: It is not a tokenizer's config, lacks a key, or describes a network that this code can't build.
     """
     try:
         raw = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON ({error})") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where} holds no JSON object; a tokenizer's config.json is expected")
+        raise ConfigError(f"{where} is not a JSON object; expected the config.json of a tokenizer")
     if raw.get("_class_name", CLASS_NAME) != CLASS_NAME:
-        raise ConfigError(f"{where} describes a {raw['_class_name']}, not a {CLASS_NAME}; name a tokenizer's folder")
+        raise ConfigError(f"{where} describes a {raw['_class_name']}, not a {CLASS_NAME}; pass a tokenizer's folder")
     names = [field.name for field in dataclasses.fields(CompressiveVQConfig)]
     missing = [name for name in names if name not in raw]
     if missing:
@@ -101,7 +101,7 @@ def parse_config(text: bytes | str, where: str) -> CompressiveVQConfig:
     if not isinstance(channels, list) or not channels:
         raise ConfigError(f"{where}: block_out_channels must be a list of channels, not {channels!r}")
     _require_fixed(raw, len(channels), where)
-    known = {*names, *_PASSIVE_KEYS, *_fixed_values(len(channels)), "vq_embed_dim"}
+    known = {*names, *_IGNORED_KEYS, *_fixed_values(len(channels)), "vq_embed_dim"}
     if (reason := unsupported_key(raw, known)) is not None:
         raise ConfigError(f"{where}: {reason}")
     warn_unknown_keys(raw, known, where)

@@ -1,7 +1,7 @@
-"""The compressive VQ tokenizer: clips to ids and back, and the training forward.
+"""The compressive VQ tokenizer: converts clips to ids and back, and reconstructs clips for training.
 
-Context frames are encoded once a clip and future frames see them through cross-attention, so a clip is the unit of all
-work here; prediction frame by frame decodes the context once and keeps its features.
+The context frames of a clip are encoded once, and its future frames attend to them, so all methods work on whole clips. Frame
+by frame prediction decodes the context once and reuses its features.
 """
 
 import dataclasses
@@ -18,24 +18,24 @@ from tokenize_offline.tokenizer.autoencoder import Decoder, Encoder
 from tokenize_offline.tokenizer.config import CompressiveVQConfig
 from tokenize_offline.tokenizer.quantizer import Quantizer
 
-# What the conditional decoder attends to, per attended feature (B, C, t H, W): decoded once, kept for all future frames.
+# Context features that the conditional decoder attends to, each (B, C, t H, W). Computed once, used for all future frames.
 ContextFeatures = tuple[Tensor, ...]
 IGNORED_LABEL = -100
 
 
 class TokenizerOutput(NamedTuple):
-    """What the training forward gives. B clips, t context and f future frames, g and G ids a frame, D code width.
+    """Output of `forward` for B clips of t context and f future frames, with G and g codes per frame of width D.
 
     Attributes:
-        context_reconstruction: (B, t, 3, S, S).
-        future_reconstruction: (B, f, 3, S, S).
+        context_reconstruction: (B, t, 3, S, S) context frames.
+        future_reconstruction: (B, f, 3, S, S) future frames.
         context_commitment: Scalar commitment loss of `quantize`.
         future_commitment: Scalar commitment loss of `dynamics_quantize`.
         context_ids: (B, t, G) codes of `quantize`.
         future_ids: (B, f, g) codes of `dynamics_quantize`, from 0.
-        context_vectors: (B t G, D) what was quantised, without gradient: new values for dead codes.
-        future_vectors: (B f g, D) likewise, with its gradient.
-        future_codes: (B f g, D) what it was quantised to, without gradient.
+        context_vectors: (B t G, D) vectors before quantisation, without gradient; they replace dead codes.
+        future_vectors: (B f g, D) vectors before quantisation, with gradient.
+        future_codes: (B f g, D) codes of `future_vectors`, without gradient.
     """
 
     context_reconstruction: Tensor
@@ -50,13 +50,13 @@ class TokenizerOutput(NamedTuple):
 
 
 class CompressiveVQModel(nn.Module):
-    """The tokenizer of iVideoGPT (arXiv 2405.15223); parameter names and shapes are those of published checkpoints.
+    """The tokenizer of iVideoGPT (arXiv 2405.15223), with the parameter names and shapes of published checkpoints.
 
-    A new model is in training mode (dropout in cross-attention); `from_pretrained` gives it in evaluation mode.
+    A new model is in training mode (dropout in cross-attention); `from_pretrained` returns it in evaluation mode.
 
     Attributes:
-        config: Its shape.
-        weights_sha256: Of the weights file it was loaded from, None for a model made here.
+        config: Shape of the tokenizer.
+        weights_sha256: SHA-256 of the loaded weights; None for a new model.
     """
 
     def __init__(self, config: CompressiveVQConfig) -> None:
@@ -77,22 +77,22 @@ class CompressiveVQModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str, subfolder: str | None = None) -> Self:
-        """Open a published or saved tokenizer on the CPU, in fp32 and evaluation mode.
+        """Load a published or saved tokenizer on the CPU, in fp32 and evaluation mode.
 
         Args:
-            path: Folder (or URL) with `config.json` and `diffusion_pytorch_model.safetensors`, or with a `tokenizer/`
-                subfolder that has them; or an id on the Hugging Face hub.
-            subfolder: Where in `path` they lie, if neither directly nor in `tokenizer/`.
+            path: Folder (or URL) with `config.json` and `diffusion_pytorch_model.safetensors`, or with a subfolder
+                `tokenizer/` that holds them; or a Hugging Face hub id.
+            subfolder: Subfolder of `path` that holds the files, if neither `path` nor `tokenizer/` does.
 
         Raises:
-            ConfigError: `config.json` describes a network that this code doesn't build.
-            SourceError: Files are missing, or the weights don't fit the config; the message names the parameters.
+            ConfigError: `config.json` describes a network that this code can't build.
+            SourceError: Files are missing, or the weights don't match the config; the message names the parameters.
         """
         return cls.from_files(loading.locate(str(path), subfolder))
 
     @classmethod
     def from_files(cls, files: loading.TokenizerFiles) -> Self:
-        """Open a tokenizer whose files are found already; see `from_pretrained`."""
+        """Load a tokenizer from its files; see `from_pretrained`."""
         config = loading.read_config(files)
         with torch.device("meta"):
             model = cls(config)
@@ -101,24 +101,24 @@ class CompressiveVQModel(nn.Module):
         return model.eval()
 
     def save_pretrained(self, path: str, precision: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `diffusion_pytorch_model.safetensors` into the folder (or URL) `path`.
+        """Write `config.json` and `diffusion_pytorch_model.safetensors` to a folder.
 
         Args:
-            path: The folder.
-            precision: In which the weights are kept; `from_pretrained` gives fp32 whatever it is.
+            path: Folder or URL.
+            precision: Number type of the stored weights; `from_pretrained` always returns fp32.
         """
         loading.save(str(path), self.config, self.state_dict(), precision)
 
     @property
     def id_layout(self) -> IdLayout:
-        """How this tokenizer's ids are laid out."""
+        """Id layout of this tokenizer."""
         return self.config.id_layout
 
     def set_context_length(self, context_length: int) -> None:
-        """Use only the last `context_length` of the context frames it was made for.
+        """Reduce the number of context frames to `context_length`.
 
         Raises:
-            ConfigError: It was made for fewer; their positions were never learned.
+            ConfigError: The tokenizer was trained with fewer context frames.
         """
         if not 1 <= context_length <= self.config.context_length:
             raise ConfigError(
@@ -132,9 +132,9 @@ class CompressiveVQModel(nn.Module):
 
     @torch.no_grad()
     def tokenize(self, frames: Tensor) -> Tensor:
-        """Ids (B, L) int64 of clips `frames` (B, T, 3, S, S) in [0, 1], L = 257 t - 1 + 17 (T - t) at 64x64.
+        """Ids (B, L) int64 of clips `frames` (B, T, 3, S, S) in [0, 1]; L = 257 t - 1 + 17 (T - t) at 64x64.
 
-        T may be t: prediction starts from the context alone.
+        T may equal t, because prediction needs only the context.
         """
         context, future = self._split(frames, least_future=0)
         id_layout = self.id_layout
@@ -151,17 +151,17 @@ class CompressiveVQModel(nn.Module):
         return torch.cat([context_ids, future_ids], dim=1)
 
     def labels(self, ids: Tensor) -> Tensor:
-        """Labels (B, L) for `ids` (B, L): ignored up to and including the first start-of-future-frame, then the ids."""
+        """Labels (B, L) for `ids` (B, L): the ids, but ignored up to and including the first `start_of_future`."""
         labels = ids.clone()
         labels[:, : self.id_layout.prefix_length] = IGNORED_LABEL
         return labels
 
     @torch.no_grad()
     def detokenize(self, ids: Tensor) -> Tensor:
-        """Frames (B, T, 3, S, S) of `ids` (B, L), as the decoders give them: about [0, 1], not clamped.
+        """Decode `ids` (B, L) to frames (B, T, 3, S, S), roughly in [0, 1] but not clamped.
 
         Raises:
-            ValueError: L is no clip's length, or a context id is no code.
+            ValueError: No clip has length L, or a context id is not a code.
         """
         future = self.id_layout.future_frames(ids.shape[1])
         context_frames, features = self.decode_context(ids)
@@ -173,21 +173,21 @@ class CompressiveVQModel(nn.Module):
 
     @torch.no_grad()
     def decode_context(self, ids: Tensor) -> tuple[Tensor, ContextFeatures]:
-        """Decode the context once.
+        """Decode the context frames.
 
         Args:
-            ids: (B, 257 t - 1 or more); what follows the context's ids is not looked at.
+            ids: (B, at least 257 t - 1); ids after the context are ignored.
 
         Returns:
-            Context frames (B, t, 3, S, S), and what `decode_future` needs of them.
+            Context frames (B, t, 3, S, S), and the features that `decode_future` needs.
 
         Raises:
-            ValueError: Fewer ids than the context takes, or a context id that is no code.
+            ValueError: There are too few ids, or a context id is not a code.
         """
         id_layout = self.id_layout
         clips, needed = ids.shape[0], id_layout.prefix_length - 1
         if ids.shape[1] < needed:
-            raise ValueError(f"{ids.shape[1]} ids; {id_layout.context_length} context frames take {needed}")
+            raise ValueError(f"got {ids.shape[1]} ids, but {id_layout.context_length} context frames take {needed}")
         grid = nn.functional.pad(ids[:, :needed], (1, 0)).reshape(-1, id_layout.tokens_per_context_frame)[:, 1:]
         if grid.min() < 0 or grid.max() >= id_layout.num_vq_embeddings:
             raise ValueError(f"context ids must be 0 to {id_layout.num_vq_embeddings - 1}, not {grid.min()} to {grid.max()}")
@@ -196,12 +196,12 @@ class CompressiveVQModel(nn.Module):
 
     @torch.no_grad()
     def decode_future(self, ids: Tensor, context: ContextFeatures) -> Tensor:
-        """Decode future frames of clips whose context is decoded.
+        """Decode future frames of clips whose context is decoded already.
 
         Args:
-            ids: (B, n, g) ids of n future frames as they stand in the sequence, without special ids; what is no
-                dynamics code is clamped into the codebook.
-            context: From `decode_context`, for the same B clips.
+            ids: (B, n, g) ids of n future frames from the sequence, without special ids; ids outside the dynamics codebook
+                are clamped.
+            context: Features from `decode_context` of the same B clips.
 
         Returns:
             Frames (B, n, 3, S, S).
@@ -214,8 +214,8 @@ class CompressiveVQModel(nn.Module):
 
         Args:
             frames: The clips.
-            still: (B, f, g) bool, patches that are decoded from the code that most of them have, whatever their own is: the
-                decoder then has nothing but the context to show them from.
+            still: (B, f, g) bool, patches that are decoded from their most common code instead of their own, so that the
+                decoder must reconstruct them from the context.
         """
         context, future = self._split(frames)
         clips, codes = frames.shape[0], self.config.latent_channels
@@ -248,7 +248,7 @@ class CompressiveVQModel(nn.Module):
         least = context + least_future
         if frames.ndim != 5 or frames.shape[2:] != (3, side, side) or frames.shape[1] < least:
             raise ValueError(
-                f"frames have shape {tuple(frames.shape)}; this tokenizer takes (clips, at least {least}, 3, {side}, {side})"
+                f"frames have shape {tuple(frames.shape)}, but this tokenizer needs (clips, {least} or more, 3, {side}, {side})"
             )
         return frames[:, :context], frames[:, context:]
 
@@ -263,7 +263,7 @@ class CompressiveVQModel(nn.Module):
         return self.quant_linear(patchify(latents, self.config.patch_size)).flatten(0, 1)
 
     def _decode_context(self, codes: Tensor, clips: int) -> tuple[Tensor, ContextFeatures]:
-        """(B t, G, D) codes to frames (B, t, 3, S, S) and the features that the conditional decoder attends to."""
+        """Decode codes (B t, G, D) to frames (B, t, 3, S, S) and the features that the conditional decoder attends to."""
         grid = self.config.latent_grid
         latents = codes.transpose(1, 2).reshape(-1, self.config.latent_channels, grid, grid)
         frames, features = self.decoder(self.post_quant_conv(latents))
@@ -271,21 +271,21 @@ class CompressiveVQModel(nn.Module):
         return frames.unflatten(0, (clips, -1)), tuple(stack_context(feature, clips) for feature in attended)
 
     def _decode_future(self, codes: Tensor, context: ContextFeatures) -> Tensor:
-        """(B, n, g, D) codes to frames (B, n, 3, S, S)."""
+        """Decode codes (B, n, g, D) to frames (B, n, 3, S, S)."""
         joined = unpatchify(self.post_quant_linear(codes).flatten(0, 1), self.config.latent_grid, self.config.patch_size)
         frames, _ = self.cond_decoder(joined, context)
         return frames.unflatten(0, (codes.shape[0], -1))
 
 
 def patchify(latents: Tensor, size: int) -> Tensor:
-    """(N, D, H, W) maps as (N, H/size W/size, size size D) patches, row by row, each in (row, column, channel) order."""
+    """Cut maps (N, D, H, W) into patches (N, H/size W/size, size size D), row by row, each in (row, column, channel) order."""
     number, channels, height, width = latents.shape
     blocks = latents.reshape(number, channels, height // size, size, width // size, size)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(number, -1, size * size * channels)
 
 
 def unpatchify(patches: Tensor, side: int, size: int) -> Tensor:
-    """The inverse of `patchify` for square maps: (N, (side/size)^2, size size D) patches as (N, D, side, side) maps."""
+    """Join patches (N, (side/size)^2, size size D) to square maps (N, D, side, side): the inverse of `patchify`."""
     number, across = patches.shape[0], side // size
     blocks = patches.reshape(number, across, across, size, size, -1)
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(number, -1, side, side)

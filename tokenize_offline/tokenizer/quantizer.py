@@ -1,7 +1,7 @@
-"""A codebook: nearest code, straight-through gradients, the commitment loss, and replacement of dead codes.
+"""The vector quantizer: nearest code, straight-through gradients, commitment loss, and replacement of dead codes.
 
-Distances are always computed in fp32, whatever precision the network runs in, because the nearest code is a discrete
-decision; rows go through in chunks, which bounds the distance matrix.
+Distances are always computed in fp32, because the nearest code is a discrete decision, and in chunks, to limit the size of the
+distance matrix.
 """
 
 from typing import NamedTuple
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Rows of the distance matrix held at once: 4096 x 8192 codes in fp32 are 128 MiB.
+# Rows of the distance matrix per chunk: 4096 x 8192 codes in fp32 are 128 MiB.
 _ROWS_AT_ONCE = 4096
 
 
 class Quantized(NamedTuple):
-    """Vectors after quantisation.
+    """Quantised vectors.
 
     Attributes:
-        vectors: (N, D) codes; gradients pass straight through to the vectors that were quantised.
-        ids: (N,) int64 positions in the codebook.
+        vectors: (N, D) codes; gradients pass straight through to the vectors before quantisation.
+        ids: (N,) int64 indices into the codebook.
         commitment: Scalar commitment loss.
     """
 
@@ -32,14 +32,14 @@ class Quantizer(nn.Module):
     """A codebook of `codes` vectors of width `width`.
 
     Attributes:
-        strength: How far training moves a vector to its code, 0 to 1. Below 1 the decoder still sees what the codes can't say.
+        strength: Fraction of the way from vector to code in training, 0 to 1. Below 1 the decoder also sees part of the vector.
     """
 
     def __init__(self, codes: int, width: int) -> None:
         super().__init__()
         self.strength = 1.0
         self.embedding = nn.Embedding(codes, width)
-        # Uniform in +-1/codes: the usual start of VQ codebooks (van den Oord et al., arXiv 1711.00937, reference code).
+        # Uniform in +-1/codes, the usual initialisation (van den Oord et al., arXiv 1711.00937, reference code).
         nn.init.uniform_(self.embedding.weight, -1.0 / codes, 1.0 / codes)
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class Quantizer(nn.Module):
             codes = self.embedding.weight.float()
             squares = codes.square().sum(dim=1)
             chunks = vectors.float().split(_ROWS_AT_ONCE)
-            # |z - e|^2 without |z|^2, which is the same for every code.
+            # |z - e|^2 without |z|^2, which is the same for all codes.
             return torch.cat([torch.addmm(squares, chunk, codes.T, alpha=-2.0).argmin(dim=1) for chunk in chunks])
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Quantizer(nn.Module):
         """Quantise `vectors` (N, D) for training.
 
         The commitment loss is mse(z, sg(e)) + beta mse(e, sg(z)) with sg the stopped gradient and beta = 1.0, as the
-        published tokenizers were trained; the first term, which holds the vectors back, counts by `strength`.
+        published tokenizers were trained. The first term, which pulls vectors to their codes, is weighted by `strength`.
         """
         vectors = vectors.float()
         ids = self.nearest(vectors)
@@ -70,5 +70,5 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def replace_codes(self, indices: Tensor, vectors: Tensor) -> None:
-        """Overwrite the codes at `indices` (M,) with `vectors` (M, D): how dead codes are revived by current features."""
+        """Replace the (dead) codes at `indices` (M,) by `vectors` (M, D)."""
         self.embedding.weight[indices] = vectors.to(self.embedding.weight)

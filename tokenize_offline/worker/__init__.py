@@ -1,1 +1,1 @@
-"""What one worker process does: read clips, encode them in batches, write token shards."""
+"""The work of one worker process: read clips, encode them in batches, write token shards."""

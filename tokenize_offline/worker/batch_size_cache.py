@@ -1,8 +1,7 @@
-"""How many clips a device has room for, once it ran out of memory: kept beside the output for all who come after.
+"""Remembers the batch size that fits into a device's memory, in a small file next to the output.
 
-One small file for every kind of device and shape of clips, because a fleet may have several kinds and the next run another
-shape. Ids don't depend on the batch, so the file decides how fast the work goes and nothing else; whoever wants to try a
-larger batch again deletes it. Processes that write at the same time have the same device and found the same.
+There is a file for each kind of device and shape of clips. Ids don't depend on the batch size, so the file only affects speed;
+delete it to try a larger batch again. Processes that write the same file at once have the same device, so they write the same.
 """
 
 import json
@@ -20,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class BatchSizeCache:
-    """The limit for one device and layout.
+    """The batch size limit of one device and layout.
 
     Attributes:
-        path: The file, a path or URL.
+        path: Path or URL of the file.
     """
 
     def __init__(self, output: str, device: torch.device, layout: TokenLayout) -> None:
-        name, memory = _kind(device)
+        name, memory = _device_memory(device)
         self._work = {
             "device": name,
             "memory_bytes": memory,
@@ -39,34 +38,34 @@ class BatchSizeCache:
         }
         self.path = storage.join(output, f"clips-per-batch-{fingerprint(self._work)}.json")
 
-    def apply(self, clips: int) -> int:
-        """The smaller of `clips` and the limit, where there is one.
+    def limit(self, clips: int) -> int:
+        """The smaller of `clips` and the stored limit, if there is one.
 
         Raises:
-            ConfigError: The file holds no limit.
+            ConfigError: The file is invalid.
         """
         if not storage.exists(self.path):
             return clips
         try:
             limit = int(json.loads(storage.read_bytes(self.path))["clips_per_batch"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.path} holds no batch size ({error!r}): delete it") from error
+            raise ConfigError(f"{self.path} does not hold a batch size ({error!r}): delete it") from error
         if limit < clips:
-            log.warning("%d clips at once, as memory ran out with more before; to try again, delete %s", limit, self.path)
+            log.warning("batches of %d clips, because larger ones ran out of memory; to try again, delete %s", limit, self.path)
         return max(1, min(clips, limit))
 
-    def keep(self, clips: int) -> None:
-        """Write down that there is room for `clips` at most."""
+    def save(self, clips: int) -> None:
+        """Store `clips` as the limit."""
         text = json.dumps({**self._work, "clips_per_batch": clips}, indent=1)
         try:
             storage.write_bytes(self.path, text.encode() + b"\n")
         except OSError as error:
-            # The work at hand goes on without it; shards that can't be written either stop it with their own message.
-            log.warning("%s can't be written (%s): the next run will run out of memory again", self.path, error)
+            # The run doesn't need the file. If shards can't be written either, that is an error of its own.
+            log.warning("can't write %s (%s): the next run will run out of memory again", self.path, error)
 
 
-def _kind(device: torch.device) -> tuple[str, int]:
-    """Name and bytes of memory of a device; of the machine for the CPU."""
+def _device_memory(device: torch.device) -> tuple[str, int]:
+    """Name of a device and its memory in bytes; for the CPU, the memory of the machine."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return properties.name, properties.total_memory

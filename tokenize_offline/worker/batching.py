@@ -1,7 +1,7 @@
-"""Clips of many episodes and shards in full batches through the model, and their ids back to the shard they belong to.
+"""Groups clips of several shards into full batches, and returns the ids to the shards they belong to.
 
-The engine's ids of a clip don't depend on what shares its batch, so batches go across shards: small shards cost no half-empty
-batches. The price is that the end of a shard waits for clips of the next.
+A clip's ids don't depend on the rest of its batch, so a batch may span shards, and small shards don't cause half-empty batches.
+In return, the last clips of a shard wait for clips of the next one.
 """
 
 from collections import deque
@@ -16,22 +16,22 @@ from tokenize_offline.worker.encoder import BatchEncoder
 
 @dataclass
 class ShardTokens:
-    """Ids of one shard's clips, in order, as they arrive.
+    """The ids of one shard's clips, in order, as they arrive.
 
     Attributes:
-        parts: Arrays (n, L) uint16.
-        asked: Clips that were handed in.
-        arrived: Clips whose ids are in `parts`.
+        parts: Arrays of ids, each (n, L) uint16.
+        submitted: Number of clips submitted.
+        received: Number of clips whose ids are in `parts`.
     """
 
     parts: list[np.ndarray] = field(default_factory=list)
-    asked: int = 0
-    arrived: int = 0
+    submitted: int = 0
+    received: int = 0
 
     @property
     def complete(self) -> bool:
-        """Whether all ids that were asked for are there."""
-        return self.arrived == self.asked
+        """Whether the ids of all submitted clips have arrived."""
+        return self.received == self.submitted
 
     def array(self) -> np.ndarray:
         """Ids (clips, L) uint16; (0, 0) without clips."""
@@ -39,32 +39,32 @@ class ShardTokens:
 
 
 class Batcher:
-    """Collects clips, and runs the model whenever a batch is full."""
+    """Collects clips and encodes each full batch."""
 
-    def __init__(self, engine: BatchEncoder) -> None:
-        self._engine = engine
+    def __init__(self, encoder: BatchEncoder) -> None:
+        self._encoder = encoder
         self._clips: deque[Tensor] = deque()
         self._owners: deque[ShardTokens] = deque()
-        # Ids that are still being computed, and whose they are.
+        # Ids that the device still computes, and their shards.
         self._in_flight: tuple[Tensor, list[ShardTokens]] | None = None
 
     def add(self, clips: Sequence[Tensor], into: ShardTokens) -> None:
-        """Hand in clips (T, 3, S, S) of one shard."""
-        into.asked += len(clips)
+        """Submit clips (T, 3, S, S) of one shard."""
+        into.submitted += len(clips)
         self._clips.extend(clips)
         self._owners.extend([into] * len(clips))
-        while len(self._clips) >= self._engine.batch:
-            self._launch(self._engine.batch)
+        while len(self._clips) >= self._encoder.batch:
+            self._launch(self._encoder.batch)
 
     def flush(self) -> None:
-        """Compute what waits for a full batch, so that all ids have arrived."""
+        """Encode the remaining clips and wait for all ids."""
         if self._clips:
             self._launch(len(self._clips))
         self._collect()
 
     def _launch(self, count: int) -> None:
-        # The previous batch is fetched after this one is queued, so that the device goes from one to the next.
-        ids = self._engine.tokenize([self._clips.popleft() for _ in range(count)])
+        # The previous batch is collected after this one is queued, so that the device is never idle.
+        ids = self._encoder.tokenize([self._clips.popleft() for _ in range(count)])
         owners = [self._owners.popleft() for _ in range(count)]
         self._collect()
         self._in_flight = ids, owners
@@ -81,5 +81,5 @@ class Batcher:
             while end < len(owners) and owners[end] is owner:
                 end += 1
             owner.parts.append(array[start:end])
-            owner.arrived += end - start
+            owner.received += end - start
             start = end

@@ -1,11 +1,11 @@
-"""The frozen tokenizer as an engine: lists of clips in, ids out, in one static shape and one precision.
+"""Runs the frozen tokenizer on batches of clips, in one static shape and one precision.
 
-Every batch has the same shape, the last one padded, so that kernels never change between batches and the ids of a clip
-don't depend on how full its batch is. Running out of memory halves the batch for good (`batch_limit` keeps it for later runs).
+All batches have the same shape (the last one is padded), so kernels never change, and a clip's ids don't depend on how full its
+batch is. When memory runs out, the batch size is halved and stays so (`batch_size_cache` stores it for later runs).
 
-Convolutions run channels-last; on a GPU the encoders are compiled, which fuses normalisation and activation. On the CPU
-compiling took three minutes and gained nothing. In half precision only the encoders' weights are rounded: distances to codes
-and decoding stay fp32.
+Convolutions run channels-last. On a GPU the encoders are compiled, which fuses normalisation and activation; on the CPU
+compiling took three minutes and gained nothing. In half precision only the encoders' weights are rounded; code distances and
+decoding use fp32.
 """
 
 import copy
@@ -21,8 +21,8 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 log = logging.getLogger(__name__)
 
 _HALF: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# What tokenizing needs of a model, codebooks excepted.
-_ENCODING = ("encoder", "quant_conv", "cond_encoder", "quant_linear")
+# Modules of a model that encode, without the codebooks.
+_ENCODER_MODULES = ("encoder", "quant_conv", "cond_encoder", "quant_linear")
 
 
 class BatchEncoder:
@@ -30,8 +30,8 @@ class BatchEncoder:
 
     Attributes:
         model: The tokenizer in fp32 and evaluation mode, on `device`.
-        device: Where it runs.
-        batch: Clips that go through at once.
+        device: Device of the model.
+        batch: Batch size in clips.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class BatchEncoder:
         batch: int,
         on_halved: Callable[[int], None] = lambda batch: None,
     ) -> None:
-        """Move the model to the device.
+        """Move the model to the device and prepare it.
 
         Args:
-            model: In evaluation mode from now on.
-            device: Where it runs.
-            precision: Of its encoders.
-            batch: Clips at once, to begin with.
-            on_halved: Called with the new number of clips when memory ran out.
+            model: The tokenizer; it is set to evaluation mode.
+            device: Device to run on.
+            precision: Precision of the encoders.
+            batch: Initial batch size in clips.
+            on_halved: Called with the new batch size when memory ran out.
         """
         self.model = model.to(device).eval()
         for weight in self.model.parameters():
@@ -61,31 +61,31 @@ class BatchEncoder:
         self._type = _HALF.get(precision, torch.float32)
         encoding = self.model if self._type == torch.float32 else _rounded(self.model, self._type)
         self._tokenize = torch.compile(encoding.tokenize, dynamic=False) if device.type == "cuda" else encoding.tokenize
-        # cuDNN rounds convolutions to TF32 unless told otherwise; fp32 is to mean fp32, as in the published ids. Matrix
-        # products are never rounded, for the distances to codes are among them; nearly all work is in convolutions.
+        # By default cuDNN rounds convolutions to TF32, but fp32 must give the published ids. Matrix products are never rounded,
+        # because they include the distances to codes; nearly all work is in convolutions.
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = False
 
     def tokenize(self, clips: list[Tensor]) -> Tensor:
-        """Ids (N, L) int64, on the device and perhaps still being computed, of N clips (T, 3, S, S) in [0, 1]."""
+        """Encode N clips (T, 3, S, S) in [0, 1]; returns ids (N, L) int64 on the device, which may still compute them."""
         ids: list[Tensor] = []
         done = 0
         while done < len(clips):
-            part = clips[done : done + self.batch]
-            made = self._attempt(part)
-            if made is None:
+            batch = clips[done : done + self.batch]
+            batch_ids = self._attempt(batch)
+            if batch_ids is None:
                 self.batch = (self.batch + 1) // 2
                 if self.device.type != "cpu":
                     torch.accelerator.empty_cache()
-                log.warning("out of memory on %s: from now on %d clips at once", self.device, self.batch)
+                log.warning("out of memory on %s: reducing the batch size to %d clips", self.device, self.batch)
                 self._on_halved(self.batch)
                 continue
-            ids.append(made)
-            done += len(part)
+            ids.append(batch_ids)
+            done += len(batch)
         return torch.cat(ids)
 
     def _attempt(self, clips: list[Tensor]) -> Tensor | None:
-        """As `_run`, but None where memory is short; what the attempt held is free again then."""
+        """The result of `_run`, or None if memory ran out; the memory of the attempt is free again then."""
         try:
             return self._run(clips)
         except (RuntimeError, MemoryError) as error:
@@ -100,30 +100,30 @@ class BatchEncoder:
 
     @torch.inference_mode()
     def ids_of(self, frames: Tensor) -> Tensor:
-        """Ids (B, L) of one batch (B, T, 3, S, S) that is on the device already: the bare model, in the engine's precision."""
+        """Ids (B, L) of one batch (B, T, 3, S, S) on the device, without batching or retries."""
         return self._tokenize(frames.to(self._type))
 
     @torch.inference_mode()
     def squared_error(self, clip: Tensor, ids: Tensor) -> Tensor:
-        """Mean squared error (T), on the device, of the frames that a clip's ids (L) decode to; decoded alone, in fp32.
+        """Mean squared error of each frame of a clip after decoding its ids in fp32, (T) on the device.
 
         Args:
             clip: (T, 3, S, S) in [0, 1].
-            ids: Its own, int64.
+            ids: (L) int64, ids of the clip.
         """
         decoded = self.model.detokenize(ids[None].to(self.device))[0].clamp(0, 1)
         return (decoded - clip.to(self.device)).square().mean(dim=(1, 2, 3))
 
 
 def _rounded(model: CompressiveVQModel, dtype: torch.dtype) -> CompressiveVQModel:
-    """A copy whose encoders are in half precision; decoders and codebooks are shared and stay as they are."""
-    made = copy.copy(model)
-    made._modules = dict(model._modules)
-    for name in _ENCODING:
-        setattr(made, name, copy.deepcopy(getattr(model, name)).to(dtype))
-    return made
+    """A copy of the model with encoders in half precision. Decoders and codebooks are shared."""
+    rounded = copy.copy(model)
+    rounded._modules = dict(model._modules)
+    for name in _ENCODER_MODULES:
+        setattr(rounded, name, copy.deepcopy(getattr(model, name)).to(dtype))
+    return rounded
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError; `DefaultCPUAllocator` is what its messages have in common.
+    # On the CPU torch raises a plain RuntimeError whose message contains `DefaultCPUAllocator`.
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

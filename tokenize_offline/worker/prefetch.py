@@ -1,7 +1,7 @@
-"""Work done ahead: items of an iterator are produced in a background thread and processed by a pool, in order.
+"""Prefetches results: a background thread reads items from an iterator, and a thread pool processes them, in order.
 
-The queue between is bounded by items and by bytes, so memory is too: the source says how large an item will be before it reads
-it. An error anywhere comes out at the consumer, in its place in the order.
+The queue is limited in items and in bytes, which limits memory: the source announces the size of an item before it reads it.
+The consumer gets errors in the order of the items.
 """
 
 import queue
@@ -18,17 +18,17 @@ _STOP_POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class ReserveBytes:
-    """What a source yields before it reads an item, and goes on when there is room for it; the item comes next, or none does.
+    """A source yields this before it reads an item, and continues when there is memory for it.
 
     Attributes:
-        bytes: That the item and its result will take.
+        bytes: Memory of the item and its result in bytes.
     """
 
     bytes: int
 
 
 class ByteBudget:
-    """Bytes that may be taken at once; what is larger than all of them is let through alone."""
+    """A limit on bytes in use. An amount above the limit is granted when nothing else is in use."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -36,33 +36,33 @@ class ByteBudget:
         self._changed = threading.Condition()
 
     def take(self, amount: int, stopped: threading.Event) -> None:
-        """Wait until there is room, or until `stopped`."""
+        """Wait until `amount` bytes are free, or until `stopped`, and take them."""
         with self._changed:
             while self._taken and self._taken + amount > self._limit and not stopped.is_set():
                 self._changed.wait(_STOP_POLL_SECONDS)
             self._taken += amount
 
     def give_back(self, amount: int) -> None:
-        """Make room for others."""
+        """Free `amount` bytes."""
         with self._changed:
             self._taken -= amount
             self._changed.notify_all()
 
 
 class Prefetcher(Generic[Item, Result]):
-    """Iterates over `process(item)` for the items of `source`, in their order, computed ahead. Use it as a context manager."""
+    """Iterates over `process(item)` for the items of `source`, in order, computed in advance. Use it as a context manager."""
 
     def __init__(
         self, source: Iterator[Item | ReserveBytes], process: Callable[[Item], Result], threads: int, depth: int, budget: int
     ) -> None:
-        """Start.
+        """Create the threads; entering the context starts them.
 
         Args:
-            source: Consumed in one background thread.
-            process: Called in `threads` other threads.
-            threads: How many.
-            depth: Results that wait at most.
-            budget: Bytes for which the source `ReserveBytes`s at most, from then until the consumer has the result.
+            source: Iterator of items, read in one background thread.
+            process: Function called in the pool's threads.
+            threads: Number of threads in the pool.
+            depth: Maximum number of waiting results.
+            budget: Maximum bytes in use, each counted from `ReserveBytes` until the consumer has the result.
         """
         self._queue: queue.Queue[tuple[Future[Result], int] | BaseException | None] = queue.Queue(depth)
         self._budget = ByteBudget(budget)

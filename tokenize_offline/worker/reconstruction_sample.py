@@ -1,8 +1,8 @@
-"""Which clips of a shard are decoded again to see what the tokenizer kept of them.
+"""Selects the clips of a shard that are decoded again, to measure reconstruction quality.
 
-One plain clip of the episodes whose keys hash lowest: that depends on the episodes alone, not on who reads them or in which
-order. Decoding a clip alone costs a GPU as much as encoding a dozen in a full batch, so a sample is small: one in 400
-clips, and no more than a few of a large shard; a data set has many shards.
+It takes one plain clip from each of the episodes with the lowest key hashes, so the sample depends only on the episodes.
+Decoding a single clip costs a GPU as much as encoding twelve in a full batch, so the sample is small: one in 400 clips, at most
+four per shard.
 """
 
 from dataclasses import dataclass, field
@@ -12,51 +12,52 @@ from torch import Tensor
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.clips.sampling import KeyedRandom
 
-_LARGEST = 4
-_CLIPS_FOR_ONE = 400
+_MAX_CLIPS = 4
+_CLIPS_PER_SAMPLE = 400
 
 
 @dataclass(frozen=True)
 class SampledClip:
-    """One clip.
+    """A clip of the sample.
 
     Attributes:
-        rank: The lowest of a shard are its sample.
-        place: Of its ids among those of the shard.
+        rank: Hash of the episode's key in [0, 1); the clips of lowest rank are the sample.
+        index: Index of the clip's ids in the shard.
         pixels: (T, 3, S, S) in [0, 1].
     """
 
     rank: float
-    place: int
+    index: int
     pixels: Tensor
 
 
 @dataclass
-class Sample:
-    """The sample of the shard that episodes are offered from.
+class ReconstructionSample:
+    """The sample of one shard.
 
     Attributes:
-        candidates: The lowest so far.
-        clips: Clips of the episodes offered.
+        candidates: The clips of lowest rank so far, sorted by rank.
+        clips: Number of clips in all episodes so far.
     """
 
     candidates: list[SampledClip] = field(default_factory=list)
     clips: int = 0
 
-    def offer(self, episode: EpisodeClips, place: int) -> None:
-        """Take an episode's first clip into account.
+    def add(self, episode: EpisodeClips, first_index: int) -> None:
+        """Consider the first clip of an episode.
 
         Args:
-            episode: With its pixels.
-            place: Of its first clip's ids among those of the shard.
+            episode: Clips of the episode, with pixels.
+            first_index: Index of the first clip's ids in the shard.
         """
         self.clips += len(episode.pixels)
         rank = KeyedRandom("sample", episode.key).uniform("rank")
-        if len(self.candidates) < _LARGEST or rank < self.candidates[-1].rank:
-            # A copy, because the pixels are part of all that was read of the episode.
-            taken = SampledClip(rank, place + episode.clip_index[0], episode.pixels[episode.clip_index[0]].clone())
-            self.candidates = sorted([*self.candidates, taken], key=lambda clip: clip.rank)[:_LARGEST]
+        if len(self.candidates) < _MAX_CLIPS or rank < self.candidates[-1].rank:
+            index = episode.clip_index[0]
+            # A copy, so that the other clips of the episode can be freed.
+            candidate = SampledClip(rank, first_index + index, episode.pixels[index].clone())
+            self.candidates = sorted([*self.candidates, candidate], key=lambda clip: clip.rank)[:_MAX_CLIPS]
 
-    def drawn(self) -> list[SampledClip]:
-        """The sample, once all episodes were offered; empty only without episodes."""
-        return self.candidates[: max(1, self.clips // _CLIPS_FOR_ONE)]
+    def selected(self) -> list[SampledClip]:
+        """The sample, after all episodes were added; empty only without episodes."""
+        return self.candidates[: max(1, self.clips // _CLIPS_PER_SAMPLE)]

@@ -1,8 +1,8 @@
-"""Episode shards to token shards, in one process: read ahead, run the tokenizer, publish behind.
+"""Turns episode shards into token shards in one process: reads ahead, runs the tokenizer, and publishes in the background.
 
-Reading goes on into the next shards while this one is computed, and batches are filled across shards; ids of a clip depend on
-the clip alone, so a shard's bytes do too, whoever makes it and beside what. A process that dies loses the shards it had read
-into, two as a rule.
+The next shards are read while one is encoded, and batches span shards. A clip's ids depend only on the clip, so a shard's bytes
+don't depend on the process that makes it or on its other shards. A process that ends early loses the shards in progress,
+usually two.
 """
 
 import dataclasses
@@ -30,23 +30,23 @@ from pipeline.episodes.shards import open_shard
 from tokenize_offline.clips.decode import EpisodeClips
 from tokenize_offline.clips.decode_pool import ReaderPool
 from tokenize_offline.distributed.progress import WorkerProgress
-from tokenize_offline.shards.writer import RowSchemas, publish
+from tokenize_offline.shards.writer import RowSchemas, TokenizedEpisodes, publish
 from tokenize_offline.tasks import ShardTask, TokenizeJob, fingerprint_of_keys
 from tokenize_offline.worker.batching import Batcher, ShardTokens
 from tokenize_offline.worker.encoder import BatchEncoder
 from tokenize_offline.worker.prefetch import Prefetcher, ReserveBytes
-from tokenize_offline.worker.reconstruction_sample import Sample
+from tokenize_offline.worker.reconstruction_sample import ReconstructionSample
 
 log = logging.getLogger(__name__)
 
-_AHEAD_PER_READER = 4
-# Of encoded episodes and their clips, over all readers of this process.
-_AHEAD_BYTES = 2 << 30
+_PREFETCH_PER_READER = 4
+# Memory for prefetched episodes and their clips, for all readers of this process together.
+_PREFETCH_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class EpisodeWork:
-    """An episode to be read."""
+    """An episode to read."""
 
     task: ShardTask
     episode: Episode
@@ -54,7 +54,7 @@ class EpisodeWork:
 
 @dataclass(frozen=True)
 class EndOfShard:
-    """No more episodes of a shard: all have been handed out, or it turned out to be bad, or somebody else has made it."""
+    """Ends the episodes of a shard: all were yielded, or the shard is damaged (`failure`), or another run has made it."""
 
     task: ShardTask
     failure: ShardError | None = None
@@ -63,18 +63,18 @@ class EndOfShard:
 
 @dataclass
 class WorkerReport:
-    """What a worker did.
+    """The results of a worker; reports of several workers add up.
 
     Attributes:
         shards: Shards tokenized.
-        skipped_existing: Shards that another run had published by the time they were due.
-        rows: Rows in them, held-out ones included.
-        held_out_rows: Of these, held out.
+        skipped_existing: Shards that another run published after the plan was made.
+        rows: Rows written, held-out ones included.
+        held_out_rows: Held-out rows written.
         left_out: Episodes left out.
-        waited: Seconds in which the model had nothing to do for want of clips.
-        passed: Seconds in all.
-        batches: Clips per batch at the end, of every worker.
-        failures: One message for every shard that could not be read.
+        waited: Seconds in which the model waited for clips.
+        passed: Total seconds.
+        batches: Final batch size in clips of each worker.
+        failures: One message for each shard that could not be read.
     """
 
     shards: int = 0
@@ -94,53 +94,57 @@ class WorkerReport:
 
 @dataclass
 class _ShardInProgress:
-    """One shard from its first episode until it is published."""
+    """A shard from its first episode until it is published."""
 
-    ids: ShardTokens = field(default_factory=ShardTokens)
-    # Each episode with the place of its first clip among all different clips of the shard.
+    tokens: ShardTokens = field(default_factory=ShardTokens)
+    # (index of the episode's first clip among the unique clips of the shard, episode).
     episodes: list[tuple[int, EpisodeClips]] = field(default_factory=list)
     left_out: list[SkippedEpisode] = field(default_factory=list)
-    # By whether the episodes are held out.
-    samples: dict[bool, Sample] = field(default_factory=lambda: {False: Sample(), True: Sample()})
+    # Held out or not -> sample.
+    samples: dict[bool, ReconstructionSample] = field(
+        default_factory=lambda: {held_out: ReconstructionSample() for held_out in (False, True)}
+    )
     end: EndOfShard | None = None
 
     @property
     def complete(self) -> bool:
         if self.end is None:
             return False
-        return self.end.failure is not None or self.end.skipped_existing or self.ids.complete
+        return self.end.failure is not None or self.end.skipped_existing or self.tokens.complete
 
 
 def run_worker(
     tasks: Iterable[ShardTask],
     job: TokenizeJob,
-    engine: BatchEncoder,
+    encoder: BatchEncoder,
     readers: int,
     on_progress: Callable[[WorkerProgress], None] = lambda progress: None,
 ) -> WorkerReport:
-    """Tokenize shards one after the other.
-
-    A shard that can't be read is noted in the report and the work goes on with the next.
+    """Tokenize shards. A shard that can't be read is listed in the report, and the work continues with the next one.
 
     Args:
-        tasks: Taken one at a time, when the reading of the one before has ended; from another thread.
-        job: What is the same for all.
-        engine: The tokenizer.
-        readers: Processes that decode and resize.
-        on_progress: Called after every episode and every shard, and at the end.
+        tasks: Shards to tokenize; another thread takes the next one when it has read the previous one.
+        job: Settings of all shards.
+        encoder: The tokenizer.
+        readers: Number of processes that decode and resize frames.
+        on_progress: Called after each episode and each shard, and at the end.
 
     Raises:
-        ConfigError: The recipe asks for something that an episode doesn't have, such as a rate.
+        ConfigError: The recipe needs something that an episode lacks, such as a rate.
     """
     with (
         ThreadPoolExecutor(1, "writer") as writer,
         ReaderPool(job.clips, job.layout.resolution, readers) as pool,
         Prefetcher(
-            episodes_of(tasks, job), functools.partial(_read, pool, job), readers, _AHEAD_PER_READER * readers, _AHEAD_BYTES
-        ) as ahead,
+            source=episodes_of(tasks, job),
+            process=functools.partial(_read, pool, job),
+            threads=readers,
+            depth=_PREFETCH_PER_READER * readers,
+            budget=_PREFETCH_BYTES,
+        ) as events,
     ):
-        report = _work(job, ahead, _Publisher(job, engine, writer), Batcher(engine), on_progress)
-        return report + WorkerReport(batches=[engine.batch])
+        report = _work(job, events, _Publisher(job, encoder, writer), Batcher(encoder), on_progress)
+        return report + WorkerReport(batches=[encoder.batch])
 
 
 def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) -> EpisodeClips | SkippedEpisode | EndOfShard:
@@ -154,23 +158,24 @@ def _read(pool: ReaderPool, job: TokenizeJob, work: EpisodeWork | EndOfShard) ->
 
 def _work(
     job: TokenizeJob,
-    ahead: Iterable[EpisodeClips | SkippedEpisode | EndOfShard],
+    events: Iterable[EpisodeClips | SkippedEpisode | EndOfShard],
     publisher: "_Publisher",
-    batches: Batcher,
+    batcher: Batcher,
     on_progress: Callable[[WorkerProgress], None],
 ) -> WorkerReport:
-    # The last one is being read; those before it wait for ids.
+    # The last shard is being read; those before it wait for ids.
     shards = deque([_ShardInProgress()])
     done = WorkerProgress()
     began = time.monotonic()
-    for event in ahead:
-        got = time.monotonic()
+    for event in events:
+        received = time.monotonic()
         shard = shards[-1]
         rows = 0
         if isinstance(event, EpisodeClips):
-            shard.samples[event.held_out].offer(event, shard.ids.asked)
-            shard.episodes.append((shard.ids.asked, dataclasses.replace(event, pixels=[])))
-            batches.add(event.pixels, shard.ids)
+            first_index = shard.tokens.submitted
+            shard.samples[event.held_out].add(event, first_index)
+            shard.episodes.append((first_index, dataclasses.replace(event, pixels=[])))
+            batcher.add(event.pixels, shard.tokens)
             rows = len(event.plans)
         elif isinstance(event, SkippedEpisode):
             shard.left_out.append(event)
@@ -181,15 +186,14 @@ def _work(
         while shards[0].complete:
             publisher.publish(shards.popleft())
         now = time.monotonic()
-        step = WorkerProgress(rows, int(isinstance(event, EndOfShard)), got - began, now - began)
+        step = WorkerProgress(rows, int(isinstance(event, EndOfShard)), received - began, now - began)
         on_progress(step)
         done += step
         began = now
-    batches.flush()
+    batcher.flush()
     while shards[0].complete:
         publisher.publish(shards.popleft())
     report = publisher.finish()
-    # The last batch is the only one where clips are few: its time is work as well.
     step = WorkerProgress(passed=time.monotonic() - began)
     on_progress(step)
     done += step
@@ -197,14 +201,14 @@ def _work(
 
 
 class _Publisher:
-    """Publishes finished shards in a thread, one at a time, and adds up what became of them."""
+    """Publishes finished shards in a thread, one at a time, and adds up the results."""
 
-    def __init__(self, job: TokenizeJob, engine: BatchEncoder, writer: ThreadPoolExecutor) -> None:
+    def __init__(self, job: TokenizeJob, encoder: BatchEncoder, writer: ThreadPoolExecutor) -> None:
         self._job = job
-        self._engine = engine
+        self._encoder = encoder
         self._writer = writer
         self._report = WorkerReport()
-        self._kinds = RowSchemas(job)
+        self._schemas = RowSchemas(job)
         self._publishing: Future[list[ShardManifest]] | None = None
 
     def publish(self, shard: _ShardInProgress) -> None:
@@ -215,50 +219,51 @@ class _Publisher:
             return
         if shard.end.skipped_existing:
             if not self._report.skipped_existing:
-                log.info("another run is at work on %s: what it has made is skipped", self._job.folder(shard.end.task))
+                log.info("another run works on %s: skipping the shards that it has made", self._job.folder(shard.end.task))
             self._report += WorkerReport(skipped_existing=1)
             return
-        ids = shard.ids.array()
-        errors = {held_out: _squared_errors(self._engine, sample, ids) for held_out, sample in shard.samples.items()}
-        self._publishing = self._writer.submit(
-            publish, self._job, shard.end.task, shard.episodes, ids, shard.left_out, errors, self._kinds
-        )
+        ids = shard.tokens.array()
+        errors = {held_out: _squared_errors(self._encoder, sample, ids) for held_out, sample in shard.samples.items()}
+        content = TokenizedEpisodes(shard.episodes, ids, shard.left_out, errors)
+        self._publishing = self._writer.submit(publish, self._job, shard.end.task, content, self._schemas)
 
     def finish(self) -> WorkerReport:
-        """Wait for the last shard; returns the report on all."""
-        self._report += _settle(self._publishing)
+        """Wait for the last shard; returns the report of all shards."""
+        self._report += _publish_report(self._publishing)
         self._publishing = None
         return self._report
 
 
-def _squared_errors(engine: BatchEncoder, sample: Sample, ids: np.ndarray) -> np.ndarray:
-    """(clips of the sample, T) mean squared errors of the frames that their ids decode to."""
-    errors = [engine.squared_error(clip.pixels, torch.from_numpy(ids[clip.place].astype(np.int64))) for clip in sample.drawn()]
+def _squared_errors(encoder: BatchEncoder, sample: ReconstructionSample, ids: np.ndarray) -> np.ndarray:
+    """Mean squared errors of the decoded frames of a sample, (clips, T)."""
+    errors = [
+        encoder.squared_error(clip.pixels, torch.from_numpy(ids[clip.index].astype(np.int64))) for clip in sample.selected()
+    ]
     return torch.stack(errors).cpu().numpy() if errors else np.empty((0, 0))
 
 
-def _settle(publishing: Future[list[ShardManifest]] | None) -> WorkerReport:
+def _publish_report(publishing: Future[list[ShardManifest]] | None) -> WorkerReport:
+    """Wait until a shard is published, and report it."""
     if publishing is None:
         return WorkerReport()
     try:
-        records = publishing.result()
+        manifests = publishing.result()
     except ShardError as error:
         return WorkerReport(failures=[str(error)])
     except OSError as error:
-        # It would be the same with the next shard: stop before work is thrown away.
-        raise ShardError(f"token shards can't be written ({error}): make room, then run the same command again") from error
-    rows = [record.samples for record in records]
-    return WorkerReport(shards=1, rows=sum(rows), held_out_rows=sum(rows[:-1]), left_out=len(records[-1].left_out))
+        # The next shard would fail too, so stop now.
+        raise ShardError(f"can't write token shards ({error}): free some space, then run the same command again") from error
+    rows = [manifest.samples for manifest in manifests]
+    return WorkerReport(shards=1, rows=sum(rows), held_out_rows=sum(rows[:-1]), left_out=len(manifests[-1].left_out))
 
 
 def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[EpisodeWork | EndOfShard | ReserveBytes]:
-    """The episodes of shards, each after a `ReserveBytes`, each shard followed by an `EndOfShard`.
+    """The episodes of shards, each after a `ReserveBytes`; an `EndOfShard` follows each shard.
 
-    A shard that disagrees with its record ends early. One whose token shards have appeared since the plan was made has
-    been taken care of by a run that knows nothing of this one, and is not opened.
+    A shard that disagrees with its manifest ends early. A shard that another run has tokenized meanwhile is not opened.
 
     Raises:
-        ConflictError: Such a run has made it in another way.
+        ConflictError: Another run has tokenized a shard with other inputs.
     """
     for task in tasks:
         if job.is_done(task):
@@ -268,7 +273,7 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
         try:
             with locked_folder("ivideogpt-shard-") as folder:
                 shard = open_shard(_checked(task, folder))
-                sizes = _bytes_ahead(task, job)
+                sizes = _prefetch_bytes(task, job)
                 for number in itertools.count():
                     yield ReserveBytes(sizes[number] if number < len(sizes) else 0)
                     episode = next(shard, None)
@@ -280,34 +285,34 @@ def episodes_of(tasks: Iterable[ShardTask], job: TokenizeJob) -> Iterator[Episod
                         yield EpisodeWork(task, episode)
             if task.excluded_keys and fingerprint_of_keys(excluded_keys) != task.excluded_keys:
                 raise ShardError(
-                    f"{task.source} holds other episodes than {INDEX_FILE} beside it says, by which the recipe's quality "
-                    "limits chose: run ivideogpt-ingest again, which writes the index anew, then this command"
+                    f"{task.source} and {INDEX_FILE}, on which the recipe's quality limits rely, disagree about its episodes: "
+                    "run ivideogpt-ingest again to rewrite the index, then run this command again"
                 )
         except (ShardError, OSError) as error:
-            failure = error if isinstance(error, ShardError) else ShardError(f"{task.source} can't be read: {error}")
+            failure = error if isinstance(error, ShardError) else ShardError(f"can't read {task.source}: {error}")
             yield EndOfShard(task, failure)
         else:
             yield EndOfShard(task)
 
 
-def _bytes_ahead(task: ShardTask, job: TokenizeJob) -> list[int]:
-    """What each episode of a shard takes while it is read ahead: itself, here and in its reader, and its clips' pixels."""
+def _prefetch_bytes(task: ShardTask, job: TokenizeJob) -> list[int]:
+    """Memory of each prefetched episode of a shard: the episode, here and in its reader, and the pixels of its clips."""
     frames = job.clips.per_episode * job.views(task, held_out=False) * job.layout.clip_length
     pixels = frames * 3 * job.layout.resolution**2 * 4
     return [2 * int(entry.get("size", 0)) + pixels for entry in read_manifest(manifest_path(task.source)).entries]
 
 
 def _checked(task: ShardTask, folder: Path) -> Path:
-    """A local file of the episode shard, once it has proved to be the one that its record describes."""
+    """A local copy of the episode shard, after checking it against its manifest."""
     local = storage.local_copy(task.source, folder)
     if not local.exists():
         raise ShardError(
-            f"{task.source} is not there although the plan has it from its record. If other machines see it, let "
-            f"{socket.gethostname()} share their files; else delete the record and ingest again"
+            f"{task.source} does not exist, but its manifest does. If other machines see it, give {socket.gethostname()} "
+            "access to the same files; otherwise delete the manifest and ingest again"
         )
     if (found := sha256_of(local)) != task.sha256:
         raise ShardError(
-            f"{task.source} has SHA-256 {found[:12]}.. where its record {storage.basename(manifest_path(task.source))} says "
+            f"{task.source} has SHA-256 {found[:12]}.. but its manifest {storage.basename(manifest_path(task.source))} has "
             f"{task.sha256[:12]}..: it is damaged or was replaced; delete both and ingest again"
         )
     return local

@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
+from tokenize_offline.pretrained.weight_files import require_shapes
 from tokenize_offline.token_layout import IdLayout, TokenLayout
 from training.model.files import transformer
 from training.model.files.transformer import LLAMA
@@ -296,7 +297,7 @@ def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
             "reward_linear.weight" in shapes,
             "action_recon_linear.weight" in shapes,
         )
-    transformer.require_same_shapes(network.state_dict(), shapes, folder)
+    require_shapes(shapes, network.state_dict(), f"{folder}/{transformer.WEIGHTS}")
     network.load_state_dict(found.read(), assign=True)
     network.llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are in no file
     return network.eval()
@@ -313,7 +314,7 @@ def load_pretrained_llama(network: WorldModelNetwork, found: transformer.Transfo
     """
     own = {LLAMA + name: tensor for name, tensor in network.llm.state_dict().items()}
     shapes = {name: shape for name, shape in found.shapes.items() if name.startswith(LLAMA)}
-    transformer.require_same_shapes(own, shapes, found.folder)
+    require_shapes(shapes, own, found.files.path)
     weights = found.read()
     network.llm.load_state_dict({name.removeprefix(LLAMA): weights[name] for name in own})
 

@@ -250,12 +250,12 @@ def test_a_cpu_that_is_slow_at_bf16_trains_in_fp32_as_the_recipe_in_the_run_says
     old = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = _train(episodes, tmp_path, *options, "--tokenizer.steps", "1", processes=2, **old)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("tokenizer.training_precision: fp32 in place of bf16") == 1
+    assert done.stderr.count("tokenizer.training_precision: fp32 instead of bf16") == 1
     assert "training_precision: fp32" in (tmp_path / "recipe.yaml").read_text()
     # Any machine goes on with it, in what it is.
     rest = _train(episodes, tmp_path, *options, "--tokenizer.steps", "2", "--resume", "auto")
     assert rest.returncode == 0, rest.stderr
-    assert "stays fp32, in which this run began" in rest.stderr
+    assert "stays fp32, in which this run started" in rest.stderr
 
 
 # Without what takes time and shows nothing here.

@@ -1,4 +1,4 @@
-"""Reader processes: the same clips as in this process, and whatever kills one costs that one episode only."""
+"""Reader processes return the same clips as this process, and a crash costs only one episode."""
 
 import dataclasses
 import multiprocessing
@@ -29,7 +29,7 @@ def pool():
         yield pool
 
 
-def test_clips_are_those_that_this_process_reads(pool):
+def test_a_reader_returns_the_clips_that_this_process_reads(pool):
     for index, frames in enumerate((3, 12, 30)):
         episode = make_episode(index, frames)
         expected, got = read_clips(episode, CLIPS, 2, 0.0, 32), pool.read(episode, 2, 0.0)
@@ -39,7 +39,7 @@ def test_clips_are_those_that_this_process_reads(pool):
         assert (got.plans, got.clip_index, got.held_out) == (expected.plans, expected.clip_index, expected.held_out)
 
 
-def test_an_episode_that_kills_its_reader_twice_is_dropped_and_no_other(pool):
+def test_only_the_episode_that_kills_its_reader_twice_is_dropped(pool):
     episodes = [marked(index, "kill" if index % 3 == 1 else "") for index in range(9)]
 
     def outcome(episode):
@@ -52,7 +52,7 @@ def test_an_episode_that_kills_its_reader_twice_is_dropped_and_no_other(pool):
         assert list(threads.map(outcome, episodes)) == [3, "killed its reader process 2 times", 3] * 3
 
 
-def test_one_death_of_a_reader_loses_nothing(pool, tmp_path):
+def test_one_crash_of_a_reader_loses_nothing(pool, tmp_path):
     episode = marked(0, f"kill-once {tmp_path / 'died'}")
     assert len(pool.read(episode, 1, 0.0).plans) == 3
     assert (tmp_path / "died").exists()
@@ -67,7 +67,7 @@ def test_readers_killed_while_idle_are_replaced(pool):
         assert len(pool.read(marked(index, ""), 1, 0.0).plans) == 3
 
 
-def test_errors_of_reading_are_those_of_the_reader(pool):
+def test_errors_of_a_reader_are_raised_in_this_process(pool):
     with pytest.raises(BadEpisodeError, match="damaged"):
         pool.read(broken(make_episode(0, 5)), 1, 0.0)
     with pytest.raises(ConfigError, match="not this way"):
@@ -77,7 +77,7 @@ def test_errors_of_reading_are_those_of_the_reader(pool):
     assert len(pool.read(marked(0, ""), 1, 0.0).plans) == 3
 
 
-def test_leaving_ends_the_processes():
+def test_the_processes_end_with_the_pool():
     with ReaderPool(CLIPS, 32, 1) as pool:
         pool.read(make_episode(0, 5), 1, 0.0)
         assert [child for child in multiprocessing.active_children() if child.name == "reader"]

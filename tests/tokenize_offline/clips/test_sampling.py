@@ -1,4 +1,4 @@
-"""Properties of clip plans: in range, deterministic, evenly spread, held-out episodes apart."""
+"""Clip plans are in range, deterministic and evenly spread, and held-out episodes are separate."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def resolved(**changes):
 
 
 @given(episodes, recipes)
-def test_every_index_lies_in_the_episode_and_time_never_runs_back(episode, clips):
+def test_frame_indices_lie_in_the_episode_and_never_decrease(episode, clips):
     plans = plan_clips(episode, clips, clips.views)
     assert len(plans) == clips.per_episode * clips.views
     for plan in plans:
@@ -66,7 +66,7 @@ def test_equal_keys_give_equal_plans(episode, clips):
 
 
 @given(episodes, recipes)
-def test_more_views_leave_the_plain_view_and_the_positions_alone(episode, clips):
+def test_more_views_change_neither_the_plain_view_nor_the_positions(episode, clips):
     plain = plan_clips(episode, clips, 1)
     all_views = plan_clips(episode, clips, 3)
     assert [plan for plan in all_views if plan.view == 0] == plain
@@ -77,7 +77,7 @@ def test_more_views_leave_the_plain_view_and_the_positions_alone(episode, clips)
 
 
 @given(episodes, recipes)
-def test_a_long_enough_episode_never_repeats_a_frame_at_whole_strides(episode, clips):
+def test_a_long_episode_never_repeats_a_frame_at_integer_strides(episode, clips):
     clips = dataclasses.replace(clips, goal=False, stride="2")
     span = (clips.length - 1) * 2
     for plan in plan_clips(episode, clips, 1):
@@ -86,14 +86,14 @@ def test_a_long_enough_episode_never_repeats_a_frame_at_whole_strides(episode, c
 
 
 @given(episodes, st.integers(0, 2**31), st.integers(1, 2))
-def test_crops_lie_inside_the_frame_with_an_area_near_the_recipe(episode, seed, view):
+def test_crops_lie_in_the_frame_with_about_the_area_of_the_recipe(episode, seed, view):
     clips = resolved(seed=seed)
     augmentation = draw_augmentation(KeyedRandom(seed, view), clips, episode)
     box = augmentation.crop
     short = min(episode.height, episode.width)
     assert box.top >= 0 and box.top + box.height <= episode.height
     assert box.left >= 0 and box.left + box.width <= episode.width
-    # Rounding moves each side by half a pixel at most.
+    # Rounding moves each side by at most half a pixel.
     assert 0.8 * short**2 - short <= box.height * box.width <= short**2 + short + 1
     assert sorted(name for name, _ in augmentation.jitter) == ["brightness", "contrast", "hue", "saturation"]
     for name, amount in augmentation.jitter:
@@ -115,19 +115,19 @@ def test_reference_stride_follows_the_base_step_and_shrinks_for_short_episodes(b
     assert stride_of(resolved(), episode) == stride
 
 
-def test_a_stride_in_seconds_is_true_time_with_every_index_rounded():
+def test_a_stride_in_seconds_gives_exact_times_with_rounded_indices():
     episode = dataclasses.replace(EPISODE, rate=5.0, num_frames=400)
     (plan,) = plan_clips(episode, resolved(stride="0.5s", per_episode=1), 1)
     assert plan.stride == 2.5
     assert [index - plan.start for index in plan.frames[:5]] == [0, 3, 5, 8, 10]
 
 
-def test_a_stride_in_seconds_without_a_rate_names_the_data_set():
+def test_a_stride_in_seconds_without_a_rate_is_an_error_that_names_the_data_set():
     with pytest.raises(ConfigError, match="bridge"):
         stride_of(resolved(stride="0.33s"), dataclasses.replace(EPISODE, rate=None))
 
 
-def test_the_goal_is_the_last_frame_in_front_of_sixteen_others():
+def test_the_goal_is_the_last_frame_and_comes_before_sixteen_others():
     clips = resolved(goal=True)
     assert clips.length == 17
     for plan in plan_clips(EPISODE, clips, 1):
@@ -145,25 +145,25 @@ def test_starts_cover_the_episode_evenly():
     ]
     for position, column in enumerate(np.array(starts).T):
         assert 100 * position <= column.min() and column.max() < 100 * (position + 1)
-        # A uniform draw of 300 has a mean within 5 standard errors (5 x 29 / sqrt(300)) of the middle.
+        # The mean of 300 uniform numbers is within 5 standard errors (5 x 29 / sqrt(300)) of the middle.
         assert abs(column.mean() - (100 * position + 50)) < 8.5
 
 
-def test_held_out_episodes_are_about_the_share_and_do_not_depend_on_the_seed():
+def test_about_the_given_share_of_episodes_is_held_out():
     keys = [f"train-00000-{number:06d}" for number in range(20_000)]
     held = [is_held_out("bridge", key, 0.01) for key in keys]
     assert 140 < sum(held) < 260
     assert held != [is_held_out("kuka", key, 0.01) for key in keys]
-    # A larger share keeps what a smaller one held out.
+    # A larger share also holds out everything that a smaller one does.
     assert all(is_held_out("bridge", key, 0.05) for key, out in zip(keys, held, strict=True) if out)
 
 
 @given(st.text(), st.lists(st.text(), max_size=8), st.floats(0, 1))
-def test_many_episodes_are_held_out_as_each_of_them_is(dataset, keys, share):
+def test_are_held_out_equals_is_held_out_for_each_episode(dataset, keys, share):
     assert are_held_out(dataset, keys, share).tolist() == [is_held_out(dataset, key, share) for key in keys]
 
 
-def test_lengths_follow_the_tokenizer_and_bad_ones_are_refused():
+def test_lengths_follow_the_tokenizer_and_invalid_ones_are_errors():
     assert (resolved().length, resolved().context_length) == (16, 2)
     assert resolve_clips(ClipsConfig(context_length=1), 2).context_length == 1
     with pytest.raises(ConfigError, match="context_length must be 1 to 2"):

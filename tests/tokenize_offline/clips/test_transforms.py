@@ -1,4 +1,4 @@
-"""Pixels of clips against independent formulas."""
+"""Transformed pixels equal independent formulas."""
 
 import colorsys
 
@@ -27,7 +27,7 @@ colours = st.tuples(*[st.integers(0, 255)] * 3)
 
 
 @pytest.mark.parametrize("side", [16, 32, 64])
-def test_resizing_squashes_the_whole_frame_as_an_antialiased_bilinear_does(side):
+def test_resizing_equals_an_antialiased_bilinear_filter_of_the_whole_frame(side):
     resized = to_square(FRAMES, side)
     assert resized.shape == (3, 3, side, side)
     for frame, mine in zip(FRAMES, resized, strict=True):
@@ -36,19 +36,19 @@ def test_resizing_squashes_the_whole_frame_as_an_antialiased_bilinear_does(side)
         assert np.abs(mine.permute(1, 2, 0).numpy() - pillow).max() < 1.6 / 255
 
 
-def test_a_frame_of_the_right_size_is_left_as_it_is():
+def test_a_frame_of_the_right_size_is_not_changed():
     resized = to_square(FRAMES[:, :, :48], 48)
     assert np.array_equal((resized * 255).round().byte().permute(0, 2, 3, 1).numpy(), FRAMES[:, :, :48])
 
 
-def test_a_crop_is_the_resize_of_what_it_keeps():
+def test_a_crop_equals_resizing_the_cropped_part():
     box = Box(5, 7, 40, 36)
     kept = FRAMES[:, 5:45, 7:43]
     assert torch.equal(to_square(FRAMES, 32, box), to_square(kept, 32))
 
 
 @given(colours, st.floats(-0.5, 0.5))
-def test_hue_turns_as_in_colorsys(colour, shift):
+def test_hue_rotation_equals_colorsys(colour, shift):
     red, green, blue = (channel / 255 for channel in colour)
     hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
     expected = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)
@@ -65,7 +65,7 @@ def test_saturation_and_brightness_blend_with_luma_and_black(colour, factor):
         assert torch.allclose(got.flatten(), torch.tensor(expected), atol=1e-5)
 
 
-def test_contrast_blends_with_each_frames_own_mean_luma():
+def test_contrast_blends_with_the_mean_luma_of_each_frame():
     flat = adjust_contrast(PIXELS, 0.0)
     for frame, levelled in zip(PIXELS, flat, strict=True):
         mean = (frame * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(0).mean()

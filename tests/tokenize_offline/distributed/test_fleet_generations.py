@@ -1,4 +1,4 @@
-"""Processes that share a store with earlier generations find those that run beside them, and nothing of the others."""
+"""Processes that share a store with earlier generations see only the processes of their own generation."""
 
 import threading
 
@@ -8,14 +8,14 @@ from tokenize_offline.distributed.worker_group import _generation
 
 
 def run_generation(store, size, task_count):
-    """Claims of every rank, as one generation after the other would make them on the same store."""
+    """The claims of every rank of a new generation on the store."""
     claimed = {}
     everyone = threading.Barrier(size, timeout=30)
 
     def rank(number):
-        with _generation(store, number, size) as own:
+        with _generation(store, number, size) as generation:
             mine = []
-            while (task := own.add("claimed", 1) - 1) < task_count:
+            while (task := generation.add("claimed", 1) - 1) < task_count:
                 mine.append(task)
             claimed[number] = mine
             # The first process stays until the others are done, as the command's does.
@@ -29,11 +29,11 @@ def run_generation(store, size, task_count):
     return claimed
 
 
-def test_every_generation_counts_anew_whatever_its_size():
+def test_each_generation_counts_from_zero():
     store = dist.HashStore()
-    # A process that took a number and died, and one that asked and died.
-    store.add("arrivals", 1)
-    store.set(f"arrival {store.add('arrivals', 1)}", "nobody")
+    # One process ended after it took a number, another after it wrote its request.
+    store.add("requests", 1)
+    store.set(f"request/{store.add('requests', 1)}", "nobody")
     for size in (3, 1, 2):
         claimed = run_generation(store, size, 10)
         assert sorted(task for mine in claimed.values() for task in mine) == list(range(10))

@@ -1,4 +1,4 @@
-"""What processes of a fleet tell each other goes through the launcher's store, however large it is."""
+"""Processes of a fleet exchange plans and results of any size through the launcher's store."""
 
 import base64
 import dataclasses
@@ -24,15 +24,15 @@ def pair():
     return [Fleet(rank, 2, 2, torch.device("cpu"), store) for rank, store in enumerate((server, client))]
 
 
-def test_a_plan_and_results_beyond_what_the_store_takes_at_once_arrive_whole(pair):
+def test_plans_and_results_larger_than_the_store_allows_arrive_whole(pair):
     first, second = pair
-    # 8 MiB is the most for one value of torch 2.13's store; random bytes don't shrink.
+    # torch 2.13's store takes at most 8 MiB per value; random bytes don't compress.
     noise = base64.b64encode(random.Random(0).randbytes(12 << 20)).decode()
-    first.tell({"tasks": noise})
-    assert second.hear() == {"tasks": noise}
+    first.broadcast_plan({"tasks": noise})
+    assert second.receive_plan() == {"tasks": noise}
     for fleet in pair:
-        fleet.report({"failures": [noise, fleet.rank]})
-    reports, orphans = first.reports([], lambda: None)
+        fleet.send_result({"failures": [noise, fleet.rank]})
+    reports, orphans = first.collect_results([], lambda: None)
     assert [report["failures"] for report in reports] == [[noise, 0], [noise, 1]] and orphans == []
 
 
@@ -43,18 +43,18 @@ def test_a_plan_with_hundreds_of_thousands_of_excluded_episodes_arrives(pair):
         ShardTask("bridge", "train", number, f"/{number}.tar", 1 << 28, "ab" * 32, 800, action_dims=(7,), excluded=excluded)
         for number in range(3000)
     ]
-    first.tell({"tasks": list(map(dataclasses.asdict, tasks))})
-    assert list(map(ShardTask.from_json, second.hear()["tasks"])) == tasks
+    first.broadcast_plan({"tasks": list(map(dataclasses.asdict, tasks))})
+    assert list(map(ShardTask.from_json, second.receive_plan()["tasks"])) == tasks
 
 
-def test_there_may_be_nothing_to_tell(pair):
-    pair[0].tell(None)
-    assert pair[1].hear() is None
+def test_a_plan_may_be_none(pair):
+    pair[0].broadcast_plan(None)
+    assert pair[1].receive_plan() is None
 
 
-def test_a_process_that_sees_another_tokenizer_or_recipe_than_the_first_says_so(tmp_path):
+def test_a_process_with_another_tokenizer_or_recipe_than_the_first_is_an_error(tmp_path):
     first = tokenize_job(tmp_path)
-    require_same_job(tokenize_job(tmp_path), first.facts(), 3)
+    require_same_job(tokenize_job(tmp_path), first.to_json(), 3)
     for other, said in (
         (tokenize_job(tmp_path, sha="cd" * 32), "layout.tokenizer_sha256"),
         (tokenize_job(tmp_path, per_episode=5), "clips.per_episode: 4 -> 5"),
@@ -62,5 +62,5 @@ def test_a_process_that_sees_another_tokenizer_or_recipe_than_the_first_says_so(
         (dataclasses.replace(first, quality=QualityConfig(max_static=0.5)), "quality.max_static: null -> 0.5"),
     ):
         with pytest.raises(ConflictError, match=said) as caught:
-            require_same_job(other, first.facts(), 3)
+            require_same_job(other, first.to_json(), 3)
         assert "process 3 on" in str(caught.value)

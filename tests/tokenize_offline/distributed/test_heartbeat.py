@@ -1,4 +1,4 @@
-"""Who fell silent is told apart from who is slow, and a process that can't reach the store ends itself."""
+"""Lost processes are told from slow ones, and a process that can't reach the store ends itself."""
 
 import subprocess
 import sys
@@ -18,22 +18,22 @@ from tokenize_offline.distributed.worker_group import Fleet
 
 
 @given(st.lists(st.sets(st.integers(0, 3)), max_size=60))
-def test_only_those_are_silent_that_missed_every_one_of_the_last_rounds(rounds):
-    listener, beats = HeartbeatMonitor(), dict.fromkeys(range(4), 0)
-    silent = listener.silent(beats)
-    for number, beating_now in enumerate(rounds, 1):
-        beats = {rank: count + (rank in beating_now) for rank, count in beats.items()}
-        silent = listener.silent(beats)
-        last = rounds[max(0, number - heartbeat._PATIENCE) : number]
+def test_a_process_is_silent_after_it_missed_all_of_the_last_rounds(rounds):
+    monitor, counts = HeartbeatMonitor(), dict.fromkeys(range(4), 0)
+    silent = monitor.silent(counts)
+    for number, beating in enumerate(rounds, 1):
+        counts = {rank: count + (rank in beating) for rank, count in counts.items()}
+        silent = monitor.silent(counts)
+        last = rounds[max(0, number - heartbeat._MAX_MISSED) : number]
         assert silent == {
-            rank for rank in range(4) if len(last) == heartbeat._PATIENCE and not any(rank in one for one in last)
+            rank for rank in range(4) if len(last) == heartbeat._MAX_MISSED and not any(rank in one for one in last)
         }
 
 
-def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
-    monkeypatch.setattr(heartbeat, "_PATIENCE", 10)
+def test_the_first_process_gets_the_tasks_that_a_lost_process_claimed(monkeypatch):
+    monkeypatch.setattr(heartbeat, "_MAX_MISSED", 10)
     monkeypatch.setattr(HeartbeatMonitor, "interval", 0.2)
-    monkeypatch.setattr(heartbeat, "_BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "_INTERVAL_SECONDS", 0.02)
     store = dist.HashStore()
     first, lost, slow = (Fleet(rank, 3, 3, torch.device("cpu"), store) for rank in range(3))
     claims = [fleet.claim("abcde") for fleet in (lost, first, lost, slow, slow)]
@@ -43,25 +43,26 @@ def test_what_a_lost_process_claimed_is_left_to_the_first_one(monkeypatch):
     def finish_late():
         with sending_heartbeats(store, 2):
             time.sleep(4)
-            slow.report("slow")
+            slow.send_result("slow")
 
     thread = threading.Thread(target=finish_late)
     thread.start()
-    first.report("first")
-    results, orphans = first.reports("abcde", lambda: None)
+    first.send_result("first")
+    results, orphans = first.collect_results("abcde", lambda: None)
     thread.join()
     assert results == ["first", "slow"] and orphans == ["a", "c"]
 
 
 @pytest.mark.parametrize(("answers", "code"), [(True, 0), (False, 1)])
-def test_a_process_whose_store_never_answers_ends_with_a_word(answers, code):
+def test_a_process_whose_store_never_answers_ends_with_a_message(answers, code):
     program = f"""
         import time
         from tokenize_offline.distributed import heartbeat
-        heartbeat._BEAT_SECONDS, heartbeat._PATIENCE = 0.02, 100
+        heartbeat._INTERVAL_SECONDS, heartbeat._MAX_MISSED = 0.02, 100
         class Store:
             def add(self, key, number):
                 time.sleep(0 if {answers} else 60)
+                return number
         with heartbeat.sending_heartbeats(Store(), 1):
             time.sleep(5)
     """

@@ -1,4 +1,4 @@
-"""Weights in one or several safetensors files: read right, or refused with what is wrong and what to do."""
+"""Weights in safetensors files are read, or an error says what is wrong and what to do."""
 
 import json
 import re
@@ -28,7 +28,7 @@ WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4), "c": torch.
 
 
 def write_parts(folder: Path, weights=WEIGHTS, name=NAME, parts=PARTS) -> Path:
-    """Weights in two files with their index, dealt out in turns."""
+    """Write weights in turns to two files, with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = {key: parts[number % 2] for number, key in enumerate(weights)}
     for part in parts:
@@ -43,14 +43,14 @@ def change_index(folder: Path, change) -> None:
     (folder / INDEX).write_text(json.dumps(raw))
 
 
-def test_weights_in_several_files_are_those_of_one(tmp_path):
+def test_weights_in_several_files_read_like_one_file(tmp_path):
     files = find_weights(write_parts(tmp_path), NAME)
     read = files.read(WEIGHTS)
     assert files.shapes == {key: tuple(value.shape) for key, value in WEIGHTS.items()}
     assert all(torch.equal(read[key], value) for key, value in WEIGHTS.items())
 
 
-def test_the_digest_of_one_file_is_its_own_and_of_several_depends_on_each(tmp_path):
+def test_the_hash_of_several_files_depends_on_each_of_them(tmp_path):
     save_file(WEIGHTS, tmp_path / NAME)
     assert find_weights(tmp_path, NAME).sha256() == sha256_of(tmp_path / NAME)
     first = find_weights(write_parts(tmp_path / "one"), NAME).sha256()
@@ -59,33 +59,33 @@ def test_the_digest_of_one_file_is_its_own_and_of_several_depends_on_each(tmp_pa
 
 
 FAULTS = {
-    "file missing": (lambda f: (f / PARTS[1]).unlink(), rf"lists {PARTS[1]}, which .* doesn't hold"),
+    "file missing": (lambda f: (f / PARTS[1]).unlink(), rf"lists {PARTS[1]}, missing in"),
     "file too many": (
         lambda f: save_file({"d": torch.ones(1)}, f / "model-00003-of-00003.safetensors"),
         "00003.* doesn't list",
     ),
-    "name in two": (lambda f: save_file(WEIGHTS, f / PARTS[1]), rf"a, c is in {PARTS[0]} and in {PARTS[1]}"),
+    "name in two": (lambda f: save_file(WEIGHTS, f / PARTS[1]), rf"a, c is in both {PARTS[0]} and {PARTS[1]}"),
     "name in the other": (
         lambda f: change_index(f, lambda raw: raw["weight_map"].update(a=PARTS[1])),
-        rf"a is listed in {PARTS[1]}, but is in {PARTS[0]}",
+        rf"has a in {PARTS[1]}, but it is in {PARTS[0]}",
     ),
     "name in none": (
         lambda f: change_index(f, lambda raw: raw["weight_map"].update(d=PARTS[1])),
-        rf"d is listed in {PARTS[1]}, but is in no file",
+        rf"has d in {PARTS[1]}, but it is in no file",
     ),
-    "name not listed": (lambda f: change_index(f, lambda raw: raw["weight_map"].pop("c")), "c is listed nowhere"),
+    "name not listed": (lambda f: change_index(f, lambda raw: raw["weight_map"].pop("c")), "has c in no file"),
     "one file as well": (lambda f: save_file(WEIGHTS, f / NAME), rf"both {NAME} and {INDEX}"),
-    "no index": (lambda f: (f / INDEX).unlink(), rf"{PARTS[0]}, {PARTS[1]} but no {INDEX}"),
+    "no index": (lambda f: (f / INDEX).unlink(), rf"{PARTS[0]}, {PARTS[1]} but not {INDEX}"),
     "damaged file": (lambda f: (f / PARTS[0]).write_bytes(b"cut"), rf"{PARTS[0]} can't be read"),
-    "no JSON": (lambda f: (f / INDEX).write_bytes(b"\xff{"), rf"{INDEX} is no index"),
-    "no map": (lambda f: (f / INDEX).write_text("[1]"), rf"{INDEX} is no index"),
-    "empty map": (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), rf"{INDEX} is no index"),
-    "deep": (lambda f: (f / INDEX).write_text("[" * 100_000), rf"{INDEX} is no index"),
+    "no JSON": (lambda f: (f / INDEX).write_bytes(b"\xff{"), rf"{INDEX} is not a valid index"),
+    "no map": (lambda f: (f / INDEX).write_text("[1]"), rf"{INDEX} is not a valid index"),
+    "empty map": (lambda f: (f / INDEX).write_text('{"weight_map": {}}'), rf"{INDEX} is not a valid index"),
+    "deep": (lambda f: (f / INDEX).write_text("[" * 100_000), rf"{INDEX} is not a valid index"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_files_and_index_that_disagree_are_refused_by_name(tmp_path, name):
+def test_files_that_disagree_with_their_index_are_an_error_that_names_them(tmp_path, name):
     spoil, message = FAULTS[name]
     spoil(write_parts(tmp_path))
     with pytest.raises(SourceError, match=message) as caught:
@@ -94,28 +94,28 @@ def test_files_and_index_that_disagree_are_refused_by_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "place", ["../model.safetensors", "/etc/passwd", "sub/part.safetensors", "..", "part.bin", 3, "", "a\\b.safetensors"]
+    "file", ["../model.safetensors", "/etc/passwd", "sub/part.safetensors", "..", "part.bin", 3, "", "a\\b.safetensors"]
 )
-def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, place):
+def test_an_index_with_files_in_other_folders_is_an_error(tmp_path, file):
     save_file(WEIGHTS, tmp_path / NAME)
     folder = write_parts(tmp_path / "model")
-    change_index(folder, lambda raw: raw["weight_map"].update(a=place))
-    with pytest.raises(SourceError, match="plain names") as caught:
+    change_index(folder, lambda raw: raw["weight_map"].update(a=file))
+    with pytest.raises(SourceError, match="plain name") as caught:
         find_weights(folder, NAME)
-    assert repr(place) in str(caught.value)
+    assert repr(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_weights_kept_in_any_precision_are_read_as_fp32(tmp_path, dtype):
+def test_weights_of_any_floating_point_type_are_read_as_fp32(tmp_path, dtype):
     save_file({key: value.to(dtype) for key, value in WEIGHTS.items()}, tmp_path / NAME)
     read = find_weights(tmp_path, NAME).read(WEIGHTS)
     assert all(read[key].dtype == torch.float32 and torch.equal(read[key], value) for key, value in WEIGHTS.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool])
-def test_weights_that_are_quantized_are_refused_by_kind(tmp_path, dtype):
+def test_quantized_weights_are_an_error_that_names_the_type(tmp_path, dtype):
     save_file(WEIGHTS | {"b": torch.ones(4).to(dtype)}, tmp_path / NAME)
-    with pytest.raises(SourceError, match=rf"{NAME}: b is kept as .*F32"):
+    with pytest.raises(SourceError, match=rf"{NAME}: b has type .*F32"):
         find_weights(tmp_path, NAME).read(WEIGHTS)
 
 
@@ -123,20 +123,20 @@ def test_weights_that_are_quantized_are_refused_by_kind(tmp_path, dtype):
 @given(
     value=st.sampled_from([float("nan"), float("inf"), float("-inf")]),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    place=st.integers(0, 99),
+    index=st.integers(0, 99),
 )
-def test_a_single_number_that_is_none_is_found(value, dtype, place):
+def test_a_single_nan_or_infinite_value_is_found(value, dtype, index):
     tensor = torch.full((100,), torch.finfo(torch.float16).max, dtype=dtype)
     assert first_nonfinite({"fine": tensor}) is None
     spoiled = tensor.clone()
-    spoiled[place] = value
+    spoiled[index] = value
     assert first_nonfinite({"fine": tensor, "spoiled": spoiled}) == "spoiled"
 
 
 @pytest.mark.parametrize(
     ("value", "dtype"), [(float("nan"), torch.float32), (float("inf"), torch.float16), (1e300, torch.float64)]
 )
-def test_weights_that_are_no_numbers_in_fp32_are_refused_by_name_and_file(tmp_path, value, dtype):
+def test_weights_that_are_not_finite_in_fp32_are_an_error_that_names_tensor_and_file(tmp_path, value, dtype):
     spoiled = WEIGHTS["a"].clone().to(dtype)
     spoiled[1, 2] = value
     write_parts(tmp_path, WEIGHTS | {"a": spoiled})
@@ -145,7 +145,7 @@ def test_weights_that_are_no_numbers_in_fp32_are_refused_by_name_and_file(tmp_pa
 
 
 def convert(command: str, in_a_shell: bool = False) -> None:
-    """Run a command as its reader would, or, to spare the start of a process, what it makes Python do."""
+    """Run a command in a shell, or only its Python code, which is faster."""
     if in_a_shell:
         subprocess.run(command.replace("python ", f"{sys.executable} ", 1), shell=True, check=True)
     else:
@@ -161,12 +161,12 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("file", PICKLES)
-def test_a_pickle_is_refused_with_a_command_that_converts_it(tmp_path, file):
+def test_a_pickle_is_an_error_with_a_command_that_converts_it(tmp_path, file):
     torch.save(PICKLES[file], tmp_path / file)
     torch.save({"step": torch.ones(1)}, tmp_path / "z-optimizer.pt")
     with pytest.raises(SourceError, match=f"{re.escape(str(tmp_path / file))} is a pickle") as caught:
         find_weights(tmp_path, NAME)
-    convert(str(caught.value).partition("beside config.json: ")[2], in_a_shell="'" in file)
+    convert(str(caught.value).partition("next to config.json: ")[2], in_a_shell="'" in file)
     read = find_weights(tmp_path, NAME).read(WEIGHTS)
     assert all(torch.equal(read[key], value) for key, value in WEIGHTS.items())
 
@@ -181,7 +181,7 @@ def test_several_pickles_of_one_model_and_tied_weights_convert_into_one_file(tmp
     assert load_file(tmp_path / NAME).keys() == {"a", "tied", "b"}
 
 
-def test_pickles_beside_safetensors_are_left_alone(tmp_path):
+def test_pickles_next_to_safetensors_are_ignored(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
     save_file(WEIGHTS, tmp_path / NAME)
     assert find_weights(tmp_path, NAME).files == (tmp_path / NAME,)
@@ -197,7 +197,7 @@ def _tokenizer_in_parts(folder):
 
 
 @pytest.mark.parametrize("place", ["local", "url"])
-def test_a_tokenizer_in_several_files_opens_and_is_copied_as_the_same(tmp_path, monkeypatch, place):
+def test_a_tokenizer_in_several_files_opens_and_can_be_copied(tmp_path, monkeypatch, place):
     monkeypatch.setenv("IVIDEOGPT_CACHE", str(tmp_path / "cache"))
     model = _tokenizer_in_parts(tmp_path / "tokenizer")
     if place == "url":
@@ -210,7 +210,7 @@ def test_a_tokenizer_in_several_files_opens_and_is_copied_as_the_same(tmp_path, 
 
 
 @pytest.mark.parametrize("place", ["", "tokenizer", "model/tokenizer"])
-def test_a_tokenizer_that_is_a_pickle_is_refused_with_the_way_to_convert_it(tmp_path, place):
+def test_a_pickled_tokenizer_is_an_error_with_a_command_that_converts_it(tmp_path, place):
     folder = tmp_path / place
     tiny_tokenizer(folder)
     (folder / WEIGHTS_NAME).rename(folder / "diffusion_pytorch_model.bin")
@@ -220,14 +220,14 @@ def test_a_tokenizer_that_is_a_pickle_is_refused_with_the_way_to_convert_it(tmp_
         CompressiveVQModel.from_pretrained(str(folder / "diffusion_pytorch_model.bin"))
 
 
-def test_the_tokenizer_of_a_runs_exported_model_is_found_and_a_file_is_no_folder(tmp_path):
+def test_the_tokenizer_of_a_training_run_is_found_and_a_file_is_an_error(tmp_path):
     weights = tiny_tokenizer(tmp_path / "model" / "tokenizer") / WEIGHTS_NAME
     assert CompressiveVQModel.from_pretrained(str(tmp_path)).weights_sha256 == sha256_of(weights)
-    with pytest.raises(SourceError, match=rf"{WEIGHTS_NAME} is a file: name the folder"):
+    with pytest.raises(SourceError, match=rf"{WEIGHTS_NAME} is a file: pass the folder"):
         CompressiveVQModel.from_pretrained(str(weights))
 
 
-def test_a_tokenizer_with_weights_that_are_no_numbers_is_refused(tmp_path):
+def test_a_tokenizer_with_nan_weights_is_an_error(tmp_path):
     folder = tiny_tokenizer(tmp_path)
     state = load_file(folder / WEIGHTS_NAME)
     state["encoder.conv_in.weight"][0, 0, 0, 0] = float("nan")
@@ -248,7 +248,7 @@ def test_a_tokenizer_with_weights_that_are_no_numbers_is_refused(tmp_path):
         {"latents_mean": [0.5]},
     ],
 )
-def test_a_tokenizers_configuration_of_other_arithmetic_is_refused_by_key_and_value(tmp_path, changes):
+def test_a_config_with_other_arithmetic_is_an_error_that_names_key_and_value(tmp_path, changes):
     path = tiny_tokenizer(tmp_path) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     (key, value) = next(iter(changes.items()))
@@ -256,7 +256,7 @@ def test_a_tokenizers_configuration_of_other_arithmetic_is_refused_by_key_and_va
         CompressiveVQModel.from_pretrained(str(tmp_path))
 
 
-def test_keys_of_a_tokenizers_configuration_that_change_nothing_are_passed_over_and_others_said(tmp_path, caplog):
+def test_irrelevant_config_keys_are_ignored_and_unknown_ones_give_a_warning(tmp_path, caplog):
     path = tiny_tokenizer(tmp_path) / "config.json"
     inert = {
         "sample_size": 256,
@@ -268,4 +268,4 @@ def test_keys_of_a_tokenizers_configuration_that_change_nothing_are_passed_over_
     }
     path.write_text(json.dumps(json.loads(path.read_text()) | inert))
     CompressiveVQModel.from_pretrained(str(tmp_path))
-    assert "passed over: author" in caplog.text
+    assert "which are ignored: author" in caplog.text

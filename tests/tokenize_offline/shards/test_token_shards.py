@@ -1,4 +1,4 @@
-"""Token shards: what is written is read back, by this project and by others' readers; damage and mixtures are refused."""
+"""Token shards read back as written, also with other libraries; damaged and mixed shards are errors."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def rows(count: int, actions: int = 3, seed: int = 0) -> TokenRows:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(count=st.integers(0, 9), actions=st.integers(0, 4), seed=st.integers(0, 100))
-def test_rows_come_back_as_they_were_written(tmp_path, count, actions, seed):
+def test_rows_read_back_as_written(tmp_path, count, actions, seed):
     written, info = rows(count, actions, seed), dataclasses.replace(INFO, action_dim=actions)
     write_token_shard(tmp_path / "a.arrow", info, written)
     found, table = open_token_shard(tmp_path / "a.arrow")
@@ -72,7 +72,7 @@ def test_equal_rows_give_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_hugging_face_datasets_and_pyarrow_open_a_shard_as_it_is(tmp_path):
+def test_hugging_face_datasets_and_pyarrow_can_open_a_shard(tmp_path):
     path, written = tmp_path / "train-000000.arrow", rows(6)
     write_token_shard(path, INFO, written)
     table = pa.ipc.open_file(str(path)).read_all()
@@ -82,7 +82,7 @@ def test_hugging_face_datasets_and_pyarrow_open_a_shard_as_it_is(tmp_path):
     assert loaded[3]["episode"] == written.episode[3]
 
 
-def test_a_shard_that_lost_its_tail_is_not_read_short(tmp_path):
+def test_a_truncated_shard_is_an_error(tmp_path):
     path = tmp_path / "a.arrow"
     write_token_shard(path, INFO, rows(6))
     whole = path.read_bytes()
@@ -92,7 +92,7 @@ def test_a_shard_that_lost_its_tail_is_not_read_short(tmp_path):
             open_token_shard(path)
 
 
-def test_other_arrow_files_and_other_versions_are_refused(tmp_path):
+def test_other_arrow_files_and_other_versions_are_errors(tmp_path):
     path = tmp_path / "a.arrow"
     with pa.ipc.new_file(str(path), pa.schema([("ids", pa.int32())])):
         pass
@@ -103,7 +103,7 @@ def test_other_arrow_files_and_other_versions_are_refused(tmp_path):
         open_token_shard(path)
 
 
-def test_two_layouts_are_refused_with_both_values_named():
+def test_two_layouts_are_an_error_that_names_both_values():
     other = dataclasses.replace(INFO, layout=dataclasses.replace(LAYOUT, precision="bf16", tokenizer_sha256="ef" * 32))
     with pytest.raises(ShardError) as caught:
         require_same_layout(INFO, "one.arrow", other, "two.arrow")
@@ -112,7 +112,7 @@ def test_two_layouts_are_refused_with_both_values_named():
     require_same_layout(INFO, "one.arrow", dataclasses.replace(INFO, dataset="kuka"), "three.arrow")
 
 
-def test_rows_that_do_not_fit_the_layout_are_never_written(tmp_path):
+def test_rows_that_do_not_match_the_layout_are_not_written(tmp_path):
     for wrong in (
         dataclasses.replace(rows(4), ids=np.zeros((4, 3), np.int64)),
         dataclasses.replace(rows(4), action=None),

@@ -1,4 +1,4 @@
-"""Tokenizer files: saved and read back, and every mismatch named."""
+"""Tokenizer files are saved and read back, and every mismatch is an error that names it."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_tokenizer_of_a_model_folder_is_found(tmp_path):
     assert found.weights_sha256 != named.weights_sha256
 
 
-def test_a_tokenizer_opens_from_a_url_and_is_fetched_again_once_it_changed(tmp_path, monkeypatch):
+def test_a_tokenizer_at_a_url_opens_and_is_fetched_again_after_a_change(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     found = []
     for seed in (0, 1):
@@ -58,7 +58,7 @@ def test_a_tokenizer_opens_from_a_url_and_is_fetched_again_once_it_changed(tmp_p
     assert found[0].weights_sha256 != found[1].weights_sha256
 
 
-def test_missing_unknown_and_misshapen_parameters_are_all_named(tmp_path):
+def test_missing_unknown_and_misshapen_parameters_are_an_error_that_names_all(tmp_path):
     state = tiny_model().state_dict()
     state["stray.weight"] = torch.zeros(3)
     state["quantize.embedding.weight"] = torch.zeros(7, 8)
@@ -95,13 +95,13 @@ def test_truncated_weights_are_an_error_that_names_the_file(tmp_path):
         ({"resolution": 36}, "resolution 36"),
     ],
 )
-def test_configs_of_other_networks_are_refused_by_key(tmp_path, changes, named):
+def test_a_config_of_another_network_is_an_error_that_names_the_key(tmp_path, changes, named):
     change_config(tiny_tokenizer(tmp_path), **changes)
     with pytest.raises(ConfigError, match=named):
         CompressiveVQModel.from_pretrained(str(tmp_path))
 
 
-def test_unknown_published_keys_are_passed_over_and_missing_ones_named(tmp_path):
+def test_unknown_keys_are_ignored_and_missing_keys_are_an_error(tmp_path):
     change_config(tiny_tokenizer(tmp_path), _diffusers_version="9.9", something_new=1)
     assert CompressiveVQModel.from_pretrained(str(tmp_path)).config == TINY
     text = json.loads(CompressiveVQConfig().to_json())
@@ -113,11 +113,11 @@ def test_unknown_published_keys_are_passed_over_and_missing_ones_named(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nowhere/at/all", "../up", "C:"])
-def test_what_is_no_folder_and_no_hub_id_is_said_to_be_neither(name):
-    with pytest.raises(SourceError, match="neither a folder nor an id"):
+def test_a_path_that_is_neither_a_folder_nor_a_hub_id_is_an_error(name):
+    with pytest.raises(SourceError, match="neither a folder nor a Hugging Face hub id"):
         CompressiveVQModel.from_pretrained(name)
 
 
-def test_a_folder_without_a_tokenizer_says_where_it_looked(tmp_path):
+def test_a_folder_without_a_tokenizer_is_an_error_that_names_the_searched_folders(tmp_path):
     with pytest.raises(SourceError, match=f"{tmp_path} or {tmp_path}/tokenizer"):
         CompressiveVQModel.from_pretrained(str(tmp_path))

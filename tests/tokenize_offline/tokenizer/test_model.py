@@ -1,4 +1,4 @@
-"""The tokenizer against published shapes and right outputs, and what it promises about ids, pixels and gradients."""
+"""The tokenizer matches published shapes and outputs, and its ids, pixels and gradients have the promised properties."""
 
 import json
 
@@ -63,11 +63,11 @@ def test_parameter_counts_are_the_published_ones(config, millions):
 def test_published_sequences_have_the_published_lengths():
     id_layout = CompressiveVQConfig().id_layout
     assert (id_layout.vocabulary, id_layout.tokens_per_clip(16), id_layout.future_frames(751)) == (16386, 751, 14)
-    with pytest.raises(ValueError, match="750 ids are no clip"):
+    with pytest.raises(ValueError, match="750 ids are not a whole clip"):
         id_layout.future_frames(750)
 
 
-def test_special_ids_stand_where_the_layout_says(model, clips):
+def test_special_ids_are_at_the_positions_of_the_layout(model, clips):
     ids, id_layout = model.tokenize(clips), model.id_layout
     assert ids.shape == (2, id_layout.tokens_per_clip(5))
     special = (ids >= id_layout.start_of_context).nonzero()[:, 1].reshape(2, -1)
@@ -79,7 +79,7 @@ def test_special_ids_stand_where_the_layout_says(model, clips):
     assert (model.labels(ids)[:, :514] == -100).all() and torch.equal(model.labels(ids)[:, 514:], ids[:, 514:])
 
 
-def test_the_context_alone_gives_the_same_first_ids(model, clips):
+def test_the_context_alone_gives_the_same_context_ids(model, clips):
     assert torch.equal(model.tokenize(clips[:, :2]), model.tokenize(clips)[:, :513])
 
 
@@ -101,7 +101,7 @@ def test_decoding_frame_by_frame_equals_decoding_at_once(model, clips):
     assert torch.allclose(torch.cat([context, *frames], dim=1), whole, atol=1e-5)
 
 
-def test_ids_outside_the_codebooks_are_refused_in_the_context_and_clamped_in_the_future(model, clips):
+def test_ids_outside_the_codebook_are_an_error_in_the_context_and_clamped_in_the_future(model, clips):
     ids = model.tokenize(clips)
     clamped, wild = ids.clone(), ids.clone()
     wild[:, 514], clamped[:, 514] = 3, model.id_layout.num_vq_embeddings
@@ -125,12 +125,12 @@ def test_a_shorter_context_keeps_the_last_positions(clips):
         model.set_context_length(2)
 
 
-def test_frames_of_another_size_are_refused_with_both_sizes(model):
+def test_frames_of_another_size_are_an_error_that_names_both_sizes(model):
     with pytest.raises(ValueError, match=r"\(1, 5, 3, 64, 64\).*32, 32"):
         model.tokenize(torch.zeros(1, 5, 3, 64, 64))
 
 
-def test_attention_side_by_side_equals_attention_frame_by_frame():
+def test_attention_of_all_frames_together_equals_attention_frame_by_frame():
     torch.manual_seed(0)
     block = CrossAttentionBlock(32, 4, 2).eval()
     torch.nn.init.normal_(block.kv_pos_emb)
@@ -149,7 +149,7 @@ def test_context_maps_are_stacked_along_height_in_time_order():
     assert torch.equal(stacked[1, 0], torch.cat([maps[3, 0], maps[4, 0], maps[5, 0]]))
 
 
-def test_patches_hold_row_column_channel_and_join_to_the_map():
+def test_unpatchify_inverts_patchify():
     latents = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     cut = patchify(latents, 2)
     assert cut.shape == (2, 4, 12)
@@ -165,7 +165,7 @@ def test_the_training_forward_reaches_every_parameter_and_agrees_with_the_ids(cl
     ).abs().mean()
     (loss + output.context_commitment + output.future_commitment).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    # A constant added to all keys shifts all attention scores alike, and the normalisation of queries leaves them as they were.
+    # The biases have no gradient: a constant added to all keys shifts all attention scores equally.
     assert [name for name in without if not name.endswith("in_proj_bias")] == []
     id_layout, ids = model.id_layout, model.tokenize(clips)
     assert torch.equal(output.context_ids[:, 1], ids[:, 257:513])

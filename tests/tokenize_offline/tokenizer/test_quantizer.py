@@ -1,4 +1,4 @@
-"""Codebooks: nearest codes, straight-through gradients, the commitment loss, replacement."""
+"""The quantizer: nearest codes, straight-through gradients, commitment loss, replacement of codes."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def quantizer():
     return quantizer
 
 
-def test_nearest_is_the_euclidean_minimum_over_chunks_too(quantizer):
+def test_nearest_is_the_euclidean_minimum_across_chunks(quantizer):
     vectors = torch.randn(10_000, 6)
     exact = torch.cdist(vectors.double(), quantizer.embedding.weight.double()).argmin(1)
     assert torch.equal(quantizer.nearest(vectors), exact)
@@ -63,7 +63,7 @@ def test_vectors_move_to_their_codes_by_the_strength_of_quantization(quantizer, 
     torch.testing.assert_close(quantized.commitment, (1 + strength) * F.mse_loss(vectors, codes))
 
 
-def test_replaced_codes_win_their_vectors(quantizer):
+def test_replaced_codes_are_nearest_to_their_vectors(quantizer):
     vectors = torch.randn(3, 6) * 10
     quantizer.replace_codes(torch.tensor([7, 2, 49]), vectors)
     assert quantizer.nearest(vectors).tolist() == [7, 2, 49]

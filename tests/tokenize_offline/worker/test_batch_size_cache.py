@@ -1,4 +1,4 @@
-"""What a device has room for is kept for its kind of work, and for no other."""
+"""A batch size limit is stored for one device and layout."""
 
 import dataclasses
 
@@ -16,22 +16,22 @@ LAYOUT = token_layout(TINY, ClipsConfig(), "fp32", "ab" * 32)
 
 
 @pytest.mark.parametrize("output", ["local", "memory://tokens"])
-def test_a_limit_holds_for_the_same_work_alone_and_never_raises_a_batch(tmp_path, output):
+def test_a_limit_applies_only_to_its_device_and_layout_and_never_raises_a_batch(tmp_path, output):
     output = output if "://" in output else str(tmp_path / output)
-    assert BatchSizeCache(output, CPU, LAYOUT).apply(64) == 64
-    BatchSizeCache(output, CPU, LAYOUT).keep(16)
+    assert BatchSizeCache(output, CPU, LAYOUT).limit(64) == 64
+    BatchSizeCache(output, CPU, LAYOUT).save(16)
     for asked, expected in ((64, 16), (16, 16), (4, 4)):
-        assert BatchSizeCache(output, CPU, LAYOUT).apply(asked) == expected
+        assert BatchSizeCache(output, CPU, LAYOUT).limit(asked) == expected
     for change in ({"precision": "bf16"}, {"clip_length": 8}, {"tokenizer_sha256": "cd" * 32}):
-        assert BatchSizeCache(output, CPU, dataclasses.replace(LAYOUT, **change)).apply(64) == 64
-    assert BatchSizeCache(output, torch.device("meta"), LAYOUT).apply(64) == 64
+        assert BatchSizeCache(output, CPU, dataclasses.replace(LAYOUT, **change)).limit(64) == 64
+    assert BatchSizeCache(output, torch.device("meta"), LAYOUT).limit(64) == 64
 
 
-def test_a_damaged_file_is_named_and_an_unwritable_one_stops_nothing(tmp_path, caplog):
-    limit = BatchSizeCache(str(tmp_path), CPU, LAYOUT)
-    (tmp_path / limit.path.rsplit("/", 1)[-1]).write_text("{}")
+def test_a_damaged_file_is_an_error_and_an_unwritable_one_is_not(tmp_path, caplog):
+    cache = BatchSizeCache(str(tmp_path), CPU, LAYOUT)
+    (tmp_path / cache.path.rsplit("/", 1)[-1]).write_text("{}")
     with pytest.raises(ConfigError, match=r"clips-per-batch-.*delete it"):
-        limit.apply(64)
+        cache.limit(64)
     (tmp_path / "file").touch()
-    BatchSizeCache(str(tmp_path / "file"), CPU, LAYOUT).keep(8)
-    assert "can't be written" in caplog.text
+    BatchSizeCache(str(tmp_path / "file"), CPU, LAYOUT).save(8)
+    assert "can't write" in caplog.text

@@ -1,4 +1,4 @@
-"""The engine: ids don't depend on the batch, and memory that runs out halves it."""
+"""Ids don't depend on the batch, and running out of memory halves the batch size."""
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ def test_ids_do_not_depend_on_batch_size_fill_or_neighbours(clips):
     model = tiny_model()
     expected = BatchEncoder(model, CPU, "fp32", 1).tokenize(clips)
     for batch in (2, 3, 8):
-        engine = BatchEncoder(model, CPU, "fp32", batch)
-        assert torch.equal(engine.tokenize(clips), expected)
-        assert torch.equal(engine.tokenize(clips[::-1]), expected.flip(0))
-        assert torch.equal(engine.tokenize(clips[2:3]), expected[2:3])
+        encoder = BatchEncoder(model, CPU, "fp32", batch)
+        assert torch.equal(encoder.tokenize(clips), expected)
+        assert torch.equal(encoder.tokenize(clips[::-1]), expected.flip(0))
+        assert torch.equal(encoder.tokenize(clips[2:3]), expected[2:3])
 
 
 def test_ids_of_real_frames_do_not_depend_on_the_batch(shared):
@@ -37,19 +37,19 @@ def test_ids_of_real_frames_do_not_depend_on_the_batch(shared):
 
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(clips):
     class Small(CompressiveVQModel):
-        """A tokenizer on a device with room for two clips."""
+        """A tokenizer on a device with memory for two clips."""
 
         def tokenize(self, frames):
             if len(frames) > 2:
-                raise torch.cuda.OutOfMemoryError("no room")
+                raise torch.cuda.OutOfMemoryError("out of memory")
             return super().tokenize(frames)
 
     model = tiny_model()
     small = Small(model.config)
     small.load_state_dict(model.state_dict())
-    engine = BatchEncoder(small, CPU, "fp32", 7)
-    assert torch.equal(engine.tokenize(clips), BatchEncoder(model, CPU, "fp32", 7).tokenize(clips))
-    assert engine.batch == 2
+    encoder = BatchEncoder(small, CPU, "fp32", 7)
+    assert torch.equal(encoder.tokenize(clips), BatchEncoder(model, CPU, "fp32", 7).tokenize(clips))
+    assert encoder.batch == 2
 
 
 def test_half_precision_changes_few_ids(shared):
@@ -60,22 +60,22 @@ def test_half_precision_changes_few_ids(shared):
     assert 0.9 < (exact == rounded).float().mean() < 1
 
 
-def test_the_whole_model_is_one_graph_for_the_compiler(clips):
+def test_the_model_compiles_to_one_graph(clips):
     model = tiny_model()
     frames = torch.stack(clips[:2])
-    # `fullgraph` raises at anything that would break the graph in two; this backend runs it as it was captured.
+    # `fullgraph` raises if the graph breaks; this backend runs the captured graph without kernels of its own.
     compiled = torch.compile(model.tokenize, dynamic=False, fullgraph=True, backend="aot_eager")
     with torch.inference_mode():
         assert torch.equal(compiled(frames), model.tokenize(frames))
 
 
 @pytest.mark.soak
-def test_compiled_kernels_give_the_right_ids(shared):
+def test_compiled_kernels_give_the_published_ids(shared):
     for name in ("context1", "context2"):
         model = CompressiveVQModel.from_pretrained(str(shared / "parity" / name))
         with np.load(shared / "parity" / name / "expected.npz") as expected:
             frames, tokens = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["tokens"].astype(np.int64))
-        # As on a GPU: static shapes, channels-last weights.
+        # Makes the weights channels-last, as on a GPU.
         BatchEncoder(model, CPU, "fp32", 2)
         compiled = torch.compile(model.tokenize, dynamic=False, fullgraph=True)
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Work done ahead: in order, bounded, and errors come out where they belong."""
+"""Prefetched results are in order and limited, and errors come at their position in the order."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenize_offline.worker.prefetch import Prefetcher, ReserveBytes
 
 
-def test_results_come_in_the_order_of_their_items_whatever_takes_longest():
+def test_results_come_in_the_order_of_their_items():
     def slow_first(number):
         time.sleep(0.02 if number % 4 == 0 else 0)
         return number * number
@@ -19,7 +19,7 @@ def test_results_come_in_the_order_of_their_items_whatever_takes_longest():
         assert list(ahead) == [number * number for number in range(40)]
 
 
-def test_no_more_is_read_ahead_than_the_depth():
+def test_at_most_depth_items_are_prefetched():
     taken = []
 
     def source():
@@ -31,7 +31,7 @@ def test_no_more_is_read_ahead_than_the_depth():
         first = next(iter(ahead))
         time.sleep(0.3)
         assert first == 0
-        # One delivered, five queued, one in the feeder's hands.
+        # One is delivered, five are queued, and the feeder holds one.
         assert len(taken) <= 7
 
 
@@ -69,7 +69,7 @@ def test_leaving_early_stops_the_threads():
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=40), st.integers(1, 40), st.integers(1, 9))
 @settings(max_examples=50, deadline=None)
-def test_no_more_bytes_are_read_ahead_than_the_budget_but_for_one_item_that_is_larger(items, budget, depth):
+def test_prefetched_bytes_stay_within_the_budget_except_for_a_single_larger_item(items, budget, depth):
     lock = threading.Lock()
     ahead: dict[int, int] = {}
     at_once = []
@@ -78,7 +78,7 @@ def test_no_more_bytes_are_read_ahead_than_the_budget_but_for_one_item_that_is_l
         for number, (size, skipped) in enumerate(items):
             yield ReserveBytes(size)
             with lock:
-                # It is read now; an item that is skipped is dropped at once.
+                # The item is read now; a skipped item is dropped at once.
                 at_once.append((size, list(ahead.values())))
                 if not skipped:
                     ahead[number] = size
@@ -93,12 +93,12 @@ def test_no_more_bytes_are_read_ahead_than_the_budget_but_for_one_item_that_is_l
             seen.append(number)
     assert seen == [number for number, (_, skipped) in enumerate(items) if not skipped]
     for size, others in at_once:
-        # One that the consumer has just taken may still be among the others for a moment.
+        # An item that the consumer has just taken may still be counted.
         left = [sum(others) - taken for taken in (0, *others)]
         assert any(rest + size <= budget or rest == 0 for rest in left)
 
 
-def test_an_item_larger_than_the_budget_waits_until_it_is_alone():
+def test_an_item_larger_than_the_budget_waits_until_nothing_else_is_in_use():
     read = []
 
     def source():
@@ -117,7 +117,7 @@ def test_an_item_larger_than_the_budget_waits_until_it_is_alone():
         assert list(results) == [100, 1]
 
 
-def test_leaving_while_the_source_waits_for_room_stops_the_threads():
+def test_leaving_while_the_source_waits_for_memory_stops_the_threads():
     def source():
         while True:
             yield ReserveBytes(10)

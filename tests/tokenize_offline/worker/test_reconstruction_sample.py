@@ -1,4 +1,4 @@
-"""What a sample of clips decodes to: drawn alike by whoever does the work, and measured as the definition says."""
+"""The reconstruction sample depends only on the episodes, and its PSNR follows the definition."""
 
 import math
 import random
@@ -19,7 +19,7 @@ from tokenize_offline.metrics import MAX_PSNR
 from tokenize_offline.shards.codebook_stats import merged_reconstruction, reconstruction_statistics
 from tokenize_offline.tasks import TokenizeJob, find_shards, token_layout
 from tokenize_offline.worker.encoder import BatchEncoder
-from tokenize_offline.worker.reconstruction_sample import Sample
+from tokenize_offline.worker.reconstruction_sample import ReconstructionSample
 from tokenize_offline.worker.worker import run_worker
 
 
@@ -29,21 +29,21 @@ def episode(number: int, clips: int) -> EpisodeClips:
 
 
 @given(st.integers(0, 300), st.integers(1, 9), st.randoms(use_true_random=False))
-def test_the_sample_does_not_depend_on_the_order_of_work_and_is_small(count, clips, order):
+def test_the_sample_is_small_and_does_not_depend_on_the_order_of_work(count, clips, order):
     numbers = list(range(count))
     drawn = []
     for _ in range(2):
-        sample = Sample()
+        sample = ReconstructionSample()
         for number in numbers:
-            sample.offer(episode(number, clips), place=number * clips)
-        drawn.append([(clip.place, clip.pixels.item()) for clip in sample.drawn()])
+            sample.add(episode(number, clips), first_index=number * clips)
+        drawn.append([(clip.index, clip.pixels.item()) for clip in sample.selected()])
         order.shuffle(numbers)
     assert drawn[0] == drawn[1]
-    assert all(place == number * clips for place, number in drawn[0])
+    assert all(index == number * clips for index, number in drawn[0])
     assert len(drawn[0]) == (min(4, max(1, count * clips // 400), count) if count else 0)
 
 
-def test_psnr_is_that_of_the_mean_error_over_all_pixels_and_adds_up():
+def test_psnr_is_that_of_the_mean_error_over_all_pixels_and_can_be_merged():
     errors = np.random.default_rng(0).random((5, 6)) / 50
     whole = reconstruction_statistics(errors, 2)
     assert whole["context_psnr"] == round(-10 * math.log10(errors[:, :2].mean()), 2)
@@ -56,7 +56,7 @@ def test_psnr_is_that_of_the_mean_error_over_all_pixels_and_adds_up():
     assert reconstruction_statistics(np.zeros((1, 4)), 1)["context_psnr"] == MAX_PSNR
 
 
-def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):
+def test_a_manifest_holds_the_psnr_of_its_shards_sample(tmp_path):
     write_shard(tmp_path / "eps", 0, [make_episode(index, 8) for index in range(6)])
     clips = resolve_clips(ClipsConfig(length=4, per_episode=2, views=2, held_out=0.4), 2)
     model = tiny_model()
@@ -64,16 +64,16 @@ def test_a_record_says_what_its_shards_sample_decodes_to(tmp_path):
     run_worker(find_shards([str(tmp_path / "eps")]), job, BatchEncoder(model, torch.device("cpu"), "bf16", 4), readers=1)
     episodes = list(open_shard(tmp_path / "eps" / "made_up" / "train-000000.tar"))
     for held_out, name in ((False, "train"), (True, "train_heldout")):
-        sample = Sample()
+        sample = ReconstructionSample()
         chosen = [one for one in episodes if is_held_out("made_up", one.key, 0.4) == held_out]
         for one in random.Random(0).sample(chosen, len(chosen)):
-            sample.offer(read_clips(one, clips, 2, 0.4, 32), 0)
-        (clip,) = sample.drawn()
+            sample.add(read_clips(one, clips, 2, 0.4, 32), 0)
+        (clip,) = sample.selected()
         ids = BatchEncoder(model, torch.device("cpu"), "bf16", 4).tokenize([clip.pixels])
         error = (model.detokenize(ids)[0].clamp(0, 1) - clip.pixels).square().mean(dim=(1, 2, 3))
         statistics = read_manifest(str(tmp_path / "out" / "made_up" / f"{name}-000000.json")).statistics
         assert statistics["sampled_clips"] == 1
-        # Stride 2 of 5 frames a second.
+        # Stride 2 at 5 frames per second.
         assert statistics["seconds_per_frame"] == 0.4
         assert statistics["context_psnr"] == round(-10 * math.log10(error[:2].mean()), 2)
         assert statistics["future_psnr"] == round(-10 * math.log10(error[2:].mean()), 2)

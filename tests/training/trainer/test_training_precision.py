@@ -68,7 +68,7 @@ def test_a_run_on_a_cpu_that_is_slow_at_bf16_is_one_in_fp32_and_says_so(tokens, 
     run = _prepare(tokens, _recipe())
     assert run.recipe.training.precision == run.identity["training"]["precision"] == "fp32"
     assert "bf16" not in run.engine_config
-    assert [text for text in caplog.messages if "training.precision: fp32 in place of bf16" in text]
+    assert [text for text in caplog.messages if "training.precision: fp32 instead of bf16" in text]
     cpu("new")
     caplog.clear()
     other = _prepare(tokens, _recipe())
@@ -87,7 +87,7 @@ def test_the_precision_used_stands_in_the_recipe_of_the_run_and_of_its_model_and
     cpu("new")
     caplog.clear()
     assert pretrain(_recipe(steps=4), _options(tokens, "auto"))["steps"] == 4
-    assert [text for text in caplog.messages if "stays fp32, in which this run began, in place of bf16" in text]
+    assert [text for text in caplog.messages if "stays fp32, in which this run started, instead of bf16" in text]
     assert _written(folder) == _written(folder / "model") == "fp32"
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_began_in_bf16_goes_on_bit_for_bit_on_a_cpu_that_is_slow_at_i
     pretrain(_recipe(steps=2, schedule="constant"), RunOptions([str(tokens)], folders["parts"]))
     cpu("old")
     pretrain(_recipe(steps=4, schedule="constant"), RunOptions([str(tokens)], folders["parts"], "auto"))
-    assert [text for text in caplog.messages if "stays bf16, in which this run began, though this CPU is slow at it" in text]
+    assert [text for text in caplog.messages if "stays bf16, in which this run started, though this CPU is slow at it" in text]
     assert differing_tensors(*(Path(folder) / "checkpoints" / tag(4) for folder in folders.values())) == []
 
 

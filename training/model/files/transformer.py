@@ -119,32 +119,3 @@ def require_layers(config: LlamaConfig, shapes: Shapes, folder: str | Path) -> N
         raise SourceError(
             f"{folder}: {CONFIG} states {config.num_hidden_layers} layers, {WEIGHTS} holds {len(shapes)} parameters in all"
         )
-
-
-def require_same_shapes(wanted: Mapping[str, torch.Tensor], found: Shapes, folder: str | Path) -> None:
-    """Refuse weights that aren't those of a model, by name and shape.
-
-    Args:
-        wanted: The model's own state.
-        found: What the folder holds, under the same names.
-        folder: For the message.
-
-    Raises:
-        SourceError: Parameters are missing, unexpected or of another shape; the message names up to four of each.
-    """
-    faults = []
-    if missing := wanted.keys() - found.keys():
-        faults.append(f"missing {_some(missing)}")
-    if extra := found.keys() - wanted.keys():
-        faults.append(f"unexpected {_some(extra)}")
-    unequal = {name for name in wanted.keys() & found.keys() if tuple(wanted[name].shape) != found[name]}
-    if unequal:
-        first = min(unequal)
-        faults.append(f"of another shape {_some(unequal)} ({first} is {found[first]}, not {tuple(wanted[first].shape)})")
-    if faults:
-        raise SourceError(f"{folder}/{WEIGHTS} doesn't hold this model's parameters: {'; '.join(faults)}")
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
