@@ -5,6 +5,7 @@ found before processes wait for each other. Collectives on small host values hav
 a GPU wait.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from pipeline.common.errors import ConfigError
 from pipeline.processes.cpus import usable_cpus
 from tokenize_offline.distributed.env import environment_number, slurm_variables
+from training.compat import restored_linear
 
 T = TypeVar("T")
 # A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
@@ -87,7 +89,8 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         self._environment = {name: os.environ.get(name) for name in self.rank_info.variables}
-        self._linear = torch.nn.functional.linear
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(restored_linear())
         os.environ.update(self.rank_info.variables)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -117,8 +120,7 @@ class Processes:
             engine_groups.destroy_process_group()
         if dist.is_initialized():
             dist.destroy_process_group()
-        # DeepSpeed's ZeRO 3 puts a function of its own in this place, for whatever runs in the process later too.
-        torch.nn.functional.linear = self._linear
+        self._stack.close()
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)

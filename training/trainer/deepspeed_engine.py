@@ -4,32 +4,24 @@ A recipe decides everything that changes results; a DeepSpeed file may add what 
 buckets, communication) and is refused where it contradicts the recipe.
 """
 
-import contextlib
-import io
 import json
 import logging
 import math
-import os
 import sys
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import TrainingConfig
+from training.compat import attend_causally, import_deepspeed, quiet
 from training.data.batch_plan import BatchPlan
 from training.distributed import Processes
 from training.model.lora import merge_updates, register_embedding_updates
 from training.model.world_model import WorldModelNetwork, parameter_groups
 
 log = logging.getLogger(__name__)
-# transformers makes no mask for an implementation that it has no maker of masks for.
-_CAUSAL = "sdpa_causal"
 # What the recipe decides, so that a DeepSpeed file must not.
 _OWNED = (
     "train_batch_size",
@@ -108,7 +100,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: dict[str, Any], processes: Processes) -> Any:
     """A DeepSpeed engine over `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
     deepspeed = import_deepspeed(processes.device)
-    attend_causally(network)
+    attend_causally(network.llm)
     optimizer = torch.optim.AdamW(
         parameter_groups(network.to(processes.device), training.weight_decay),
         lr=training.learning_rate,
@@ -122,45 +114,6 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
         if training.compile:
             engine.compile()
     return engine
-
-
-def attend_causally(network: WorldModelNetwork) -> None:
-    """Let attention be causal by SDPA's own flag, without a mask: a mask rules the flash kernel out.
-
-    For whole sequences only, as training has them. transformers leaves the mask away by itself, but not while it is compiled
-    with torch before 2.14.
-    """
-    AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
-    network.llm.set_attn_implementation(_CAUSAL)
-
-
-def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed's package, set up for a device and without noise on stdout."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # DeepSpeed calls collectives by names that torch is about to change, several times a step.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
-    # Its log goes to what is stdout while it is imported.
-    with contextlib.redirect_stdout(sys.stderr):
-        import deepspeed
-        import deepspeed.ops
-    if device.type == "cpu":
-        # Without this DeepSpeed compiles a shared-memory backend for host collectives at every fresh start, a minute during
-        # which all ranks wait; gloo does without. Naming no compatible op also spares it the compiler probes.
-        vars(deepspeed.ops)["__compatible_ops__"] = {}
-    return deepspeed
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What DeepSpeed prints goes to the debug log: stdout carries results."""
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed):
-            yield
-    finally:
-        if printed.getvalue():
-            log.debug("DeepSpeed: %s", printed.getvalue().strip())
 
 
 def close_engine(engine: Any) -> None:

@@ -18,11 +18,11 @@ import torch
 
 from pipeline.common.errors import ShardError
 from pipeline.processes.child_processes import Child
+from training.compat import import_deepspeed, quiet, repaired_optimizer
 from training.distributed import Processes
 from training.trainer.checkpoints.files import UNIVERSAL
 from training.trainer.checkpoints.intact import one_line, loading
 from training.trainer.checkpoints.states import Checkpoint, State, CheckResult
-from training.trainer.deepspeed_engine import import_deepspeed, quiet
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +57,13 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -
         ShardError: The checkpoint can't be loaded, or one of another number of processes could not be converted.
     """
     folder = checkpoint.folder
-    settings = [_hyperparameters(group) for group in engine.optimizer.param_groups]
     if needs_conversion(checkpoint, processes.world_size, engine.zero_optimization_stage()):
         folder = checkpoint.folder.with_name(UNIVERSAL + checkpoint.folder.name)
         if processes.is_first:
-            _convert(checkpoint.folder, folder)
+            convert(checkpoint.folder, folder)
         processes.barrier()
-    _load(checkpoint.folder, folder, engine)
-    # DeepSpeed 0.19 gives all groups of ZeRO-3 the first one's hyper-parameters, and all parameters one and the same step
-    # tensor, which AdamW then counts up once per parameter.
-    for group, known in zip(engine.optimizer.param_groups, settings, strict=True):
-        group.update(known)
-    _separate_steps(engine.basic_optimizer)
+    with repaired_optimizer(engine):
+        _load(checkpoint.folder, folder, engine)
     processes.barrier()
     if processes.is_first and folder != checkpoint.folder:
         shutil.rmtree(folder)
@@ -96,19 +91,7 @@ def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: i
     return {"checkpoint": {"load_universal": True}}
 
 
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in ("params", "step")}
-
-
-def _separate_steps(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter a step counter of its own, on the device where its kind of optimizer wants it."""
-    for parameter, state in optimizer.state.items():
-        if "step" in state:
-            device = parameter.device if optimizer.defaults["fused"] else "cpu"
-            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).to(device, copy=True)
-
-
-def _convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path) -> None:
     """Write a copy of a checkpoint that any number of processes can load."""
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
