@@ -1,1 +1,1 @@
-"""Episodes and their shards: frames, files, names, index, and the list of skipped episodes."""
+"""Episodes and their shards: frames, files, names, the index, and the list of skipped episodes."""

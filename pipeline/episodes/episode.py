@@ -1,7 +1,7 @@
-"""Episode: frames, actions and what is known of them; and its form as one WebDataset sample.
+"""An episode: frames, actions and facts; and its form as one WebDataset sample.
 
-Frames stay encoded (JPEG or PNG bytes) until somebody needs pixels: a sample holds one msgpack list of images, which reads
-18 times faster than one tar member per frame and can't be cut frame by frame; readers that want a few frames decode a few.
+Frames stay encoded (JPEG or PNG bytes) until a reader needs pixels. A sample holds one msgpack list of images, which reads 18
+times faster than one tar member per frame; readers that need a few frames decode only those.
 """
 
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.common.errors import ShardError
 
 STEP_ARRAYS = ("action", "state", "reward", "is_terminal")
-# The greatest that bfloat16 holds, in which models take actions: what is greater would become infinite.
+# Largest finite bfloat16: models take actions in bfloat16, and larger ones would become infinite.
 MAX_NUMBER = float.fromhex("0x1.fep127")
 
 
@@ -25,26 +25,26 @@ class Episode:
     """One episode of a data set.
 
     Attributes:
-        key: Where it lies in its source (`pipeline.episodes.naming.episode_key`); unique within its data set.
+        key: Its place in the source (`pipeline.episodes.naming.episode_key`); unique within the data set.
         dataset: Name of the data set in the catalog.
-        frames: Encoded images in time order, RGB once decoded: JPEG or PNG, or as they came, of any kind that is read.
-        height: Of the frames, in pixels.
-        width: Of the frames, in pixels.
-        rate: Frames per second; None where the source doesn't say.
-        base_step: Frame step from which the published stride follows; see `catalog.DatasetEntry`.
-        camera: Name of the image feature, or of the view.
-        language: Instruction or caption, empty where there is none.
+        frames: Encoded RGB images in time order: JPEG or PNG, or another kind of image under `data.frames: source`.
+        height: Height of the frames in pixels.
+        width: Width of the frames in pixels.
+        rate: Frames per second; None if the source does not say.
+        base_step: Sets the published stride in frames; see `catalog.DatasetEntry`.
+        camera: Name of the image feature or view.
+        language: Instruction or caption; empty if there is none.
         source_file: Name of the source file, relative to the source folder.
         source_record: Position in that file, from 0.
-        episode_id: The source's own name for it, where it has one.
-        action_meaning: What the columns of `action` mean, column by column or in words; empty without actions.
-        action: (T, A) float32, where action[i] is taken at frame i; None without actions.
+        episode_id: The source's own name of the episode, if it has one.
+        action_meaning: Meaning of the columns of `action`, by column or in one text; empty without actions.
+        action: (T, A) float32; action[i] is taken at frame i. None without actions.
         state: (T, S) float32 or None.
         reward: (T,) float32 or None.
         is_terminal: (T,) bool or None.
-        stray_bytes: JPEGs among its frames have stray bytes between their parts, by a source whose checksum proved them: for
-            readers these are no damage.
-        ignored: What its source has of it that was not taken, as reason -> count; no shard keeps it, the record counts it.
+        stray_bytes: Some JPEG frames have stray bytes between their parts; a checksum of the source proved that this is no
+            damage.
+        ignored: Reason -> number of ignored parts of the source; the manifest counts them, no shard stores them.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Episode:
         return len(self.frames)
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the episode apart from its frames and step arrays; the sample's `.json`."""
+        """Returns all fields except frames and step arrays; the sample's `.json`."""
         return {
             "key": self.key,
             "dataset": self.dataset,
@@ -93,9 +93,9 @@ class Episode:
         }
 
     def to_sample(self) -> dict[str, list[bytes]]:
-        """The members of the WebDataset sample: ending -> pieces, in the order in which they are written.
+        """Returns the members of the WebDataset sample in writing order: ending -> pieces.
 
-        Frames stay pieces of their own: joined, those of a long episode would be in memory twice.
+        Each frame stays a separate piece: joining them would hold a long episode in memory twice.
         """
         members = {
             "json": [json.dumps(self.facts(), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()],
@@ -108,14 +108,14 @@ class Episode:
 
     @classmethod
     def from_sample(cls, members: dict[str, bytes], where: str) -> "Episode":
-        """The episode that a sample's members hold.
+        """Returns the episode in a sample's members.
 
         Args:
             members: Ending -> bytes.
             where: Shard and key, for messages.
 
         Raises:
-            ShardError: A member is missing or damaged, or the frames don't number what `.json` says.
+            ShardError: A member is missing or damaged, or the number of frames differs from `.json`.
         """
         try:
             facts = json.loads(members["json"])
@@ -123,18 +123,18 @@ class Episode:
             arrays: dict[str, Any] = _unpack_arrays(members["steps.npz"]) if "steps.npz" in members else {}
             count = facts.pop("num_frames")
             if count != len(frames):
-                raise ValueError(f"{len(frames)} frames where {count} are stated")
+                raise ValueError(f"{len(frames)} frames instead of {count}")
             if facts.pop("action_dim") and "action" not in arrays:
-                raise ValueError("actions are stated, but there are none")
+                raise ValueError("its actions are missing")
             return cls(frames=frames, **facts, **arrays)
         except (KeyError, ValueError, TypeError, OSError, msgpack.UnpackException) as error:
             raise ShardError(
-                f"{where}: sample is damaged ({error!r}); delete the shard and its record, and ingest again"
+                f"{where}: sample is damaged ({error!r}); delete the shard and its manifest, and ingest again"
             ) from error
 
 
 def _pack_frames(frames: list[bytes]) -> list[bytes]:
-    """The pieces of a msgpack array of binaries (msgpack's specification, `bin format family`), as `msgpack.packb` packs it."""
+    """Returns the pieces of a msgpack array of binaries (specification: `bin format family`), equal to `msgpack.packb`."""
     pieces = [msgpack.Packer().pack_array_header(len(frames))]
     for frame in frames:
         size = len(frame)

@@ -1,8 +1,8 @@
-"""Encoded frames: what they are, whether they are whole, their pixels, and how they are kept in an episode shard.
+"""Encoded frames: their kind, integrity and pixels, and their form in an episode shard.
 
-What an image is, its first bytes say; what a spec says about it is not believed. Shrinking decodes a JPEG straight to the
-smallest DCT scale that is still large enough and finishes with an antialiased bicubic: twice as fast as decoding every pixel
-and, at 256 to 80 pixels, 40 dB from area averaging (a box filter after DCT scaling: 32 dB).
+The first bytes of an image decide its kind; a spec may be wrong. Shrinking decodes a JPEG at the smallest DCT scale that is
+large enough, then applies an antialiased bicubic filter: twice as fast as decoding every pixel and, from 256 to 80 pixels, 40
+dB from area averaging (a box filter after DCT scaling: 32 dB).
 """
 
 import functools
@@ -26,29 +26,27 @@ from pipeline.episodes.thumbnails import thumbnail
 MAX_PIXELS = 50_000_000
 _CROP_MARGIN = 1.25
 _TURBO_COLOURS = ("YCbCr", "Gray", "RGB")  # what simplejpeg decodes to RGB; print colours go through Pillow
-# libjpeg's warnings that leave the pixels whole: stray bytes before a marker, as webcams leave them, and headers that state
-# what it doesn't know. It tells the first warning alone.
+# libjpeg's warnings that leave the pixels intact: stray bytes before a marker, as from webcams, and unknown header values. It
+# reports only the first warning.
 _HARMLESS = re.compile(r"(\d+) extraneous bytes before marker|unknown JFIF revision|Unknown Adobe color transform")
 
 
 class Frame(bytes):
-    """An encoded frame, and what was seen on the way; everywhere else it is bytes like any other.
+    """An encoded frame with the result of its integrity check; otherwise plain bytes.
 
     Attributes:
-        tolerated: It decoded with a warning that leaves its pixels whole.
+        tolerated: The decoder gave a warning that leaves all pixels intact.
     """
 
     tolerated: bool = False
 
 
 class MadeFrame(Frame):
-    """An encoded frame that was made of pixels just now, and remembers a few of them.
-
-    It spares `pipeline.episodes.quality` the decoding.
+    """A frame just encoded from pixels that keeps some of them, so `pipeline.episodes.quality` need not decode it.
 
     Attributes:
-        thumbnail: See `thumbnail`.
-        pixels: All of them, (H, W, 3) uint8, before they were encoded; None but where `FrameForm.keep` was told to.
+        thumbnail: Thumbnail of the pixels; see `thumbnail`.
+        pixels: All pixels before encoding, (H, W, 3) uint8; None unless `FrameForm.keep` got `with_pixels`.
     """
 
     thumbnail: np.ndarray
@@ -56,7 +54,7 @@ class MadeFrame(Frame):
 
 
 class _Header(NamedTuple):
-    """What an image's header says; parsed once, since it costs a hundredth of decoding a frame."""
+    """Facts from an image's header, parsed once: parsing costs a hundredth of decoding."""
 
     kind: ImageKind
     size: tuple[int, int]
@@ -77,7 +75,7 @@ def _header(data: bytes) -> _Header:
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
-            # Pillow decodes what this decoder won't even begin.
+            # Pillow decodes some images that this decoder refuses.
             size = _pillow_size(data) if _HARMLESS.search(str(error)) else None
             if size is None:
                 raise DamagedEpisodeError(f"JPEG header is damaged: {error}") from error
@@ -88,7 +86,7 @@ def _header(data: bytes) -> _Header:
 
 
 def _pillow_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of an image by Pillow; None where it doesn't know."""
+    """Returns (height, width) of an image according to Pillow; None if Pillow can't tell."""
     try:
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             return image.height, image.width
@@ -97,42 +95,42 @@ def _pillow_size(data: bytes) -> tuple[int, int] | None:
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """(height, width) in pixels, from the header alone.
+    """Returns (height, width) in pixels, from the header alone.
 
     Raises:
-        BadEpisodeError: The header is damaged, or states more pixels than any frame should have.
+        BadEpisodeError: The header is damaged, or the image has more than `MAX_PIXELS` pixels.
     """
     return _header(data).size
 
 
 class _Decoded(NamedTuple):
-    """Pixels, (H, W, 3) uint8, and whether a warning was passed over for them."""
+    """Pixels, (H, W, 3) uint8, and whether a decoder warning was tolerated."""
 
     pixels: np.ndarray
     tolerated: bool = False
 
 
 def decode(data: bytes, checksummed: bool = False) -> np.ndarray:
-    """The pixels of an encoded image, (H, W, 3) uint8, RGB.
+    """Returns the pixels of an encoded image, (H, W, 3) uint8, RGB.
 
     Args:
-        data: Of a kind that `sniff` knows.
-        checksummed: See `FrameForm.keep`.
+        data: An image of a kind that `sniff` knows.
+        checksummed: As in `FrameForm.keep`.
 
     Raises:
-        BadEpisodeError: The image is damaged, too large, or no 8-bit image.
+        BadEpisodeError: The image is damaged, too large, or not an 8-bit image.
     """
     return _decode(data, _header(data), None, checksummed).pixels
 
 
-def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksummed: bool) -> _Decoded:
-    """The pixels; with `least` (height, width) a JPEG may come out at the smallest DCT scale that is no smaller.
+def _decode(data: bytes, header: _Header, min_size: tuple[int, int] | None, checksummed: bool) -> _Decoded:
+    """Returns the pixels; with `min_size` (height, width), those of a JPEG at the smallest DCT scale of at least that size.
 
-    Where no checksum guards the bytes, every warning means damage: stray bytes are what a flipped bit leaves too.
+    Without a checksum every decoder warning means damage, because a flipped bit may look like stray bytes.
     """
     try:
         if header.colours in _TURBO_COLOURS:
-            return _decode_turbo(data, least or (0, 0), checksummed)
+            return _decode_turbo(data, min_size or (0, 0), checksummed)
         with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
             if getattr(image, "is_animated", False):
                 raise BadEpisodeError("image is a film of several pictures, not one frame")
@@ -143,12 +141,12 @@ def _decode(data: bytes, header: _Header, least: tuple[int, int] | None, checksu
         raise DamagedEpisodeError(f"image is damaged: {error}") from error
 
 
-def _decode_turbo(data: bytes, least: tuple[int, int], checksummed: bool) -> _Decoded:
-    height, width = least
+def _decode_turbo(data: bytes, min_size: tuple[int, int], checksummed: bool) -> _Decoded:
+    height, width = min_size
     try:
         return _Decoded(simplejpeg.decode_jpeg(data, min_height=height, min_width=width))
     except ValueError as error:
-        # Behind the first warning others may hide, which tell of a picture that is cut short.
+        # The first warning may hide others, about a truncated picture.
         found = _HARMLESS.search(str(error))
         if found is None or not checksummed or is_truncated(data, int(found[1] or 0)):
             raise
@@ -156,16 +154,16 @@ def _decode_turbo(data: bytes, least: tuple[int, int], checksummed: bool) -> _De
 
 
 def _decode_at(data: bytes, header: _Header, size: tuple[int, int], checksummed: bool) -> _Decoded:
-    """The pixels shrunk to `size` (height, width)."""
+    """Returns the pixels shrunk to `size` (height, width)."""
     pixels, tolerated = _decode(data, header, size, checksummed)
     return _Decoded(shrink(pixels, size, _extent(header.size, pixels.shape[:2])), tolerated)
 
 
 @functools.lru_cache
 def _extent(size: tuple[int, int], scaled: tuple[int, int]) -> tuple[float, float]:
-    """(height, width) that a picture of `size` has in its pixels at a DCT scale, which are `scaled`.
+    """Returns (height, width) of a picture of `size` within its pixels at a DCT scale, whose shape is `scaled`.
 
-    A scale is n eighths; where that is no whole number of pixels, the last row and column reach beyond the picture.
+    A scale is n eighths. If that is not a whole number of pixels, the last row and column reach beyond the picture.
     """
     height, width = size
     eighths = next(n for n in range(8, 0, -1) if -(-height * n // 8) <= scaled[0] and -(-width * n // 8) <= scaled[1])
@@ -173,7 +171,7 @@ def _extent(size: tuple[int, int], scaled: tuple[int, int]) -> tuple[float, floa
 
 
 def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) after shrinking the short side to `short_side`, aspect kept; unchanged where it is small enough."""
+    """Returns (height, width) after shrinking the short side to `short_side`; keeps the aspect and never enlarges."""
     short = min(height, width)
     if short <= short_side:
         return height, width
@@ -181,41 +179,41 @@ def shrunk_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def shrunk_to(form: Mapping[str, Any], short_sides: Iterable[int]) -> int | None:
-    """The short side to which episodes were shrunk; None where all are as large as their source has them.
+    """Returns the short side to which episodes were shrunk; None if all have the size of their source.
 
     Args:
-        form: A `FrameForm` as a record has it.
-        short_sides: Of the episodes' frames, in pixels.
+        form: A `FrameForm` as the manifest stores it.
+        short_sides: Short sides of the episodes' frames in pixels.
     """
     side = form.get("short_side")
     return side if side is not None and side in set(short_sides) else None
 
 
 def require_detail(shrunk: int | None, side: int, where: str) -> None:
-    """Refuse to enlarge to `side` pixels what was shrunk below that, since its source has more to show.
+    """Refuses to enlarge frames to `side` pixels if ingest shrank them below that, because the source has more detail.
 
     Args:
-        shrunk: See `shrunk_to`.
-        side: Of the square frames that are wanted, in pixels.
+        shrunk: Result of `shrunk_to`.
+        side: Required side of the square frames in pixels.
         where: The shard or data set, for the message.
 
     Raises:
-        ConfigError: It was.
+        ConfigError: The frames were shrunk below `side`.
     """
     if shrunk is not None and shrunk < side:
         raise ConfigError(
-            f"{where}: frames were shrunk to {shrunk} pixels when they were ingested, fewer than the {side} that are wanted "
+            f"{where}: frames were shrunk to {shrunk} pixels when they were ingested, fewer than the {side} needed "
             f"here: ingest again with --data.resolution {side}, with --overwrite or into another folder"
         )
 
 
 def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float] | None = None) -> np.ndarray:
-    """Shrink pixels with an antialiased filter.
+    """Shrinks pixels with an antialiased filter.
 
     Args:
         pixels: (H, W, 3) uint8.
-        size: (height, width) of the result; where that is the size of `pixels`, it is returned as it is.
-        extent: (height, width) of the part of `pixels`, from its top left, that is the picture; by default all of it.
+        size: (height, width) of the result; `pixels` of that size are returned unchanged.
+        extent: (height, width) of the picture within `pixels`, from the top left; by default all of it.
     """
     height, width = extent or pixels.shape[:2]
     if pixels.shape[:2] == size == (height, width):
@@ -225,24 +223,24 @@ def shrink(pixels: np.ndarray, size: tuple[int, int], extent: tuple[float, float
 
 
 def decode_small(data: bytes, side: int) -> tuple[np.ndarray, bool]:
-    """The pixels of a JPEG at the smallest DCT scale with both sides no smaller than `side`; a PNG comes out as it is.
+    """Decodes a JPEG at the smallest DCT scale with both sides at least `side`; a PNG at full size.
 
     Returns:
-        The pixels, and whether a warning that leaves them whole was passed over.
+        The pixels, and whether a decoder warning that leaves them intact was tolerated.
 
     Raises:
-        BadEpisodeError: See `decode`.
+        BadEpisodeError: As in `decode`.
     """
     return _decode(data, _header(data), (side, side), True)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
-    """(H, W, 3) uint8 RGB -> JPEG at full colour resolution (4:4:4)."""
+    """Encodes (H, W, 3) uint8 RGB as JPEG with full colour resolution (4:4:4)."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorsubsampling="444")
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB -> PNG."""
+    """Encodes (H, W, 3) uint8 RGB as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -250,12 +248,12 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class FrameForm:
-    """In which form frames are kept.
+    """The form in which a shard stores frames.
 
     Attributes:
         encoding: `source`, `jpeg` or `png`.
-        short_side: To which `jpeg` and `png` shrink the short side, in pixels; None keeps the size. Nothing is enlarged.
-        quality: Of JPEG.
+        short_side: Largest short side in pixels, for `jpeg` and `png`; None keeps the size. Nothing is enlarged.
+        quality: JPEG quality.
     """
 
     encoding: FrameEncoding = "jpeg"
@@ -264,11 +262,11 @@ class FrameForm:
 
     def __post_init__(self) -> None:
         if self.encoding == "source" and self.short_side is not None:
-            raise ValueError("frames that are left as they are keep their size")
+            raise ValueError("frames with the encoding `source` keep their size: short_side must be None")
 
     @classmethod
     def of(cls, data: DataConfig) -> "FrameForm":
-        """The form that a recipe asks for: a short side of 1.25 x its resolution, so that crops of 0.8 need no upsampling."""
+        """Returns the form of a recipe: a short side of 1.25 x its resolution, so that crops of 0.8 need no upsampling."""
         if data.frames == "source":
             return cls("source")
         return cls(data.frames, math.ceil(_CROP_MARGIN * data.resolution), data.jpeg_quality)
@@ -276,30 +274,30 @@ class FrameForm:
     def keep(
         self, data: bytes, swap: bool = False, checksummed: bool = True, with_pixels: bool = False
     ) -> tuple[bytes, tuple[int, int]]:
-        """An encoded image in this form.
+        """Returns an encoded image in this form.
 
-        `source` returns the bytes as they are; so does `jpeg` for a JPEG that is small enough, since a second
-        compression would only cost quality.
+        `source` keeps the bytes. `jpeg` keeps the bytes of a JPEG that is small enough, since compressing twice costs quality.
 
         Args:
-            data: Of a kind that `sniff` knows.
-            swap: Whether red and blue are swapped in it. Repair needs new bytes: PNG under `source`, so that nothing is lost.
-            checksummed: Whether `data` agreed with a checksum of the file it comes from. A JPEG that did not is decoded even
-                where its bytes stay as they are, and each of the decoder's warnings means damage.
-            with_pixels: Whether a frame that is made anew remembers all its pixels, for whoever would decode it otherwise.
+            data: An image of a kind that `sniff` knows.
+            swap: Red and blue are swapped in it. The repair encodes again, as PNG under `source`, so that nothing is lost.
+            checksummed: The source file has a checksum that matched `data`. Without one, a JPEG is decoded even if its bytes
+                are kept,
+                and every decoder warning means damage.
+            with_pixels: A newly encoded frame keeps all its pixels, for readers that would decode it again.
 
         Returns:
-            The bytes, a `Frame` where something was seen of them, and (height, width).
+            The bytes, a `Frame` if its check found something, and (height, width).
 
         Raises:
             BadEpisodeError: The image is damaged or too large.
         """
         header = _header(data)
         size = header.size if self.short_side is None else shrunk_size(*header.size, self.short_side)
-        as_is = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
-        if as_is and not swap:
-            seen = not passes_integrity_check(data) or not (checksummed or header.kind == "png")
-            if seen and _decode(data, header, None, checksummed).tolerated:
+        unchanged = self.encoding == "source" or (self.encoding == header.kind and size == header.size)
+        if unchanged and not swap:
+            must_decode = not passes_integrity_check(data) or not (checksummed or header.kind == "png")
+            if must_decode and _decode(data, header, None, checksummed).tolerated:
                 data = Frame(data)
                 data.tolerated = True
             return data, header.size
@@ -309,11 +307,11 @@ class FrameForm:
         return made, size
 
     def keep_pixels(self, pixels: np.ndarray, swap: bool = False) -> tuple[bytes, tuple[int, int]]:
-        """Pixels in this form; `source` keeps them as PNG.
+        """Encodes pixels in this form; `source` uses PNG.
 
         Args:
             pixels: (H, W, 3) uint8.
-            swap: Whether red and blue are swapped in it.
+            swap: Red and blue are swapped in them.
 
         Returns:
             The bytes, a `MadeFrame`, and (height, width).
@@ -323,7 +321,7 @@ class FrameForm:
         return self._made(shrink(np.ascontiguousarray(pixels), size), swap), size
 
     def _made(self, pixels: np.ndarray, swap: bool, with_pixels: bool = False) -> MadeFrame:
-        """Pixels of the size that they are kept in, encoded; `source` has them as PNG."""
+        """Encodes pixels that have their final size; `source` uses PNG."""
         if swap:
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         frame = MadeFrame(encode_jpeg(pixels, self.quality) if self.encoding == "jpeg" else encode_png(pixels))

@@ -1,4 +1,4 @@
-"""Which kinds of encoded images are read, told by their first bytes alone."""
+"""Detects the kind of an encoded image by its first bytes."""
 
 import re
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ PILLOW_FORMATS = tuple(kind.upper() for kind in _STARTS)
 
 
 def sniff(data: bytes) -> ImageKind:
-    """What kind of image `data` is, by its first bytes.
+    """Returns the kind of an image, by its first bytes.
 
     Raises:
-        BadEpisodeError: It is none of those that are read, or larger than any frame should be.
+        BadEpisodeError: The kind is unknown, or the image is larger than `MAX_ENCODED_BYTES`.
     """
     if len(data) > MAX_ENCODED_BYTES:
         raise BadEpisodeError(f"image of {len(data)} bytes, the limit is {MAX_ENCODED_BYTES}")

@@ -1,9 +1,9 @@
-"""Whether an encoded image is whole, without decoding it: for frames that stay as they are.
+"""Checks the integrity of encoded images without decoding them, for frames whose bytes are kept.
 
-A PNG carries a checksum over each of its chunks. A JPEG carries none, and following its Huffman codes is three quarters of the
-cost of decoding it, for which it finds one flipped bit in four. But compressed data can't hold certain pairs of bytes, so
-foreign bytes show, most blocks of 512 and all of 4 KiB, and so do a lost end and blocks of zeros, at a tenth of that cost.
-Flipped bits are for formats that keep checksums over all they hold, as TFRecord does; images from others are to be decoded.
+A PNG has a checksum per chunk. A JPEG has none, and following its Huffman codes costs three quarters of decoding it but finds
+only one flipped bit in four. But compressed data can't contain certain pairs of bytes. So, at a tenth of that cost, this check
+finds a lost end, blocks of zeros and foreign bytes: most blocks of 512 bytes and all of 4 KiB. It misses most flipped bits, so
+images from formats without checksums over all data (unlike TFRecord) must be decoded.
 """
 
 import re
@@ -12,33 +12,33 @@ from collections.abc import Iterator
 
 _JPEG_SCAN = 0xDA
 _RESTART_INTERVAL = 0xDD
-# SOF0 and SOF1: all components of one picture come in one scan, behind which nothing but the end may follow.
+# SOF0 and SOF1: one scan has all components, and only the end marker may follow it.
 _SEQUENTIAL = (0xC0, 0xC1)
 _FRAME_HEADERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-# In compressed data 0xFF is followed by a zero that is no data, by a restart marker's number, or by another 0xFF as filling.
+# In compressed data 0xFF is followed by a stuffed zero, by a restart marker's number, or by another 0xFF as filling.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND"
-# How many bytes after the end marker pass for padding.
+# Largest number of padding bytes after the end marker.
 _PADDING = 64
-# So many zeros in a row are no compressed picture, but what a file system gives for a block that was never written.
+# So many zeros in a row are a block that the file system never wrote, not compressed data.
 _HOLE = bytes(32)
 _HOLES = re.compile(rb"\x00{%d,}" % len(_HOLE))
-_READ_AHEAD = 16  # bytes that libjpeg takes in before it uses them
-_SEGMENTS = 1000  # before the picture
+_READ_AHEAD = 16  # bytes that libjpeg reads ahead
+_MAX_SEGMENTS = 1000  # before the picture
 
 
 def passes_integrity_check(data: bytes) -> bool:
-    """Whether a JPEG or PNG shows no sign of damage. One that does may still decode: where this says no, decoding decides.
+    """Whether a JPEG or PNG shows no sign of damage. An image that fails may still decode: then decoding decides.
 
     Args:
-        data: Of an image, whose header is sound.
+        data: An image with an intact header.
     """
     return _png_is_whole(data) if data.startswith(b"\x89PNG") else _jpeg_looks_whole(data)
 
 
 def _png_is_whole(data: bytes) -> bool:
-    """Whether all chunks up to the end are there and agree with their checksums."""
+    """Whether all chunks up to the end exist and match their checksums."""
     view = memoryview(data)
     position = 8
     while position + 12 <= len(data):
@@ -52,7 +52,7 @@ def _png_is_whole(data: bytes) -> bool:
 
 
 def _jpeg_looks_whole(data: bytes) -> bool:
-    """Whether the compressed data of a picture in a single scan could be such, and ends with the end marker."""
+    """Whether the data of a single-scan JPEG is valid compressed data and ends with the end marker."""
     start = _scan_start(data)
     if start is None:
         return False
@@ -63,11 +63,11 @@ def _jpeg_looks_whole(data: bytes) -> bool:
 
 
 def is_truncated(data: bytes, stray: int) -> bool:
-    """Whether a JPEG has no end marker, fewer restart markers than its header promises, or a hole.
+    """Whether a JPEG lacks its end marker or promised restart markers, or has a block of zeros.
 
     Args:
-        data: Of a JPEG, whose header is sound.
-        stray: Bytes before a marker that its decoder had no use for. Zeros that it did use were no part of the picture.
+        data: A JPEG with an intact header.
+        stray: Number of bytes before a marker that the decoder ignored; longer runs of zeros are lost data.
     """
     last_scan, end = data.rfind(bytes([0xFF, _JPEG_SCAN])), data.rfind(_JPEG_END)
     if end < last_scan:
@@ -88,17 +88,17 @@ def is_truncated(data: bytes, stray: int) -> bool:
 
 
 def _coded_units(data: bytes, position: int) -> int:
-    """How many units, of which restart intervals are made, a picture in one scan has; its frame header is at `position`."""
+    """Returns the number of units, which restart intervals count, in one scan; its frame header is at `position`."""
     height, width = (data[position + at] << 8 | data[position + at + 1] for at in (5, 7))
     components = data[position + 9]
     factors = [data[position + 11 + 3 * number] for number in range(components)]
-    # One component alone is coded block by block, whatever its sampling factors are.
+    # A single component is coded by blocks, whatever its sampling factors.
     across, down = (max(f >> 4 for f in factors), max(f & 15 for f in factors)) if components > 1 else (1, 1)
     return -(-width // (8 * max(1, across))) * -(-height // (8 * max(1, down)))
 
 
 def _scan_start(data: bytes) -> int | None:
-    """Where compressed data begins; None where the picture comes in several scans, or no way leads there."""
+    """Returns where compressed data begins; None if the picture has several scans, or the segments don't lead there."""
     components = 0
     for marker, position, following in _segments(data):
         if marker == _JPEG_SCAN:
@@ -111,10 +111,10 @@ def _scan_start(data: bytes) -> int | None:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, place, and place of what follows, of each segment up to the first scan's header and this one included."""
+    """Yields marker, position, and position of the next segment, for each segment up to the first scan's header."""
     position = 2
-    for _ in range(_SEGMENTS):
-        # A segment is as long as the longest field that is read of it, or the data end before the picture begins.
+    for _ in range(_MAX_SEGMENTS):
+        # Callers read up to 10 bytes of a segment; with fewer, the data ends before the picture.
         if position + 10 > len(data) or data[position] != 0xFF:
             return
         marker = data[position + 1]

@@ -1,10 +1,10 @@
-"""What is measured of an episode's pictures: how much of it stands still or shows nothing, its hashes, its colour balance.
+"""Measures the quality of an episode's images: stillness, uniform frames, hashes, colour balance.
 
-All of it comes from thumbnails of 16 x 16 points, which cost about a hundredth of decoding, shrinking and encoding a frame.
-Where frames were decoded on the way into a shard every one of them counts; where their bytes went through untouched, a few are
-decoded at a small scale and stand for the rest, and `measured_frames` says how many. Four frames an episode, the anchors, are
-looked at as a whole: at the pixels that they remember from before they were encoded, else they are decoded for it. Numbers are
-for choosing episodes, not for judging one frame: an object smaller than the distance of two points may move unseen.
+It uses thumbnails of 16 x 16 points, which cost about a hundredth of decoding, shrinking and encoding a frame. If frames were
+decoded on the way into a shard, every frame counts. If their bytes were kept, it decodes a few at a small scale for the rest,
+and `measured_frames` gives their number. Four frames per episode, the anchors, are measured as a whole, from the pixels before
+encoding or decoded again. The numbers are for selecting episodes, not for judging one frame: an object smaller than the
+distance of two points may move unseen.
 """
 
 import dataclasses
@@ -20,43 +20,43 @@ from PIL import Image
 from pipeline.episodes.frames import MadeFrame, decode_small
 from pipeline.episodes.thumbnails import THUMBNAIL_SIDE, thumbnail
 
-# Levels (of 255) by which a number changes at least before that is more than noise of a camera or of JPEG.
+# Smallest change in levels (of 255) that is more than noise of a camera or of JPEG.
 MOVED = 12
-# Numbers of 768 (a point has three) that may change so in a pair of frames that still counts as static.
+# Largest number of changed values, of 768 (a point has three), in a static pair of frames.
 _MOVED_NUMBERS = 3
-# A frame whose channels spread over no more levels shows one colour; as `rlds` tells placeholder cameras.
+# Largest spread of each channel, in levels, in a frame of one colour; also for placeholder cameras in `rlds`.
 UNIFORM = 8
-# A frame without a brighter level is black.
+# Brightest level of a black frame.
 BLACK = 16
-# Levels between red and blue from which on a point has a colour to judge.
+# Smallest difference of red and blue, in levels, at which a point counts as coloured.
 _COLOURED = 12
-# Levels by which a cell of a frame differs from that of the episode's mean frame to count as motion.
+# Smallest difference, in levels, between a cell and its mean over the episode that counts as motion.
 _MOTION = 4
-# By which neighbouring cells differ, so that equal ones don't fall here or there by chance.
+# Smallest difference of neighbouring cells, in levels, so that equal cells don't give random bits.
 _EVEN = 2
 _ANCHORS = 4
-# An untouched episode has a pair of frames looked at for so many frames, at most one pair an anchor.
+# Frames per sampled pair in an episode with kept bytes; at most one pair per anchor.
 _FRAMES_PER_PAIR = 40
 _BLOCK = 2048
 _DIGITS = 4
-# Cells of a frame along each side, of which colour and layout are told.
+# Cells along each side of a frame, for colour and layout.
 _CELLS = 8
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What is known of an episode's pictures; the fields are columns of the index.
+    """Measured quality of an episode's images; the fields are columns of the index.
 
     Attributes:
-        measured_frames: Frames whose pixels were looked at.
-        static_share: Share of the pairs of neighbouring frames in which nothing moves; None where no pair was looked at.
-        repeated_share: Share of the frames whose encoded bytes are those of an earlier frame.
-        uniform_share: Share of the frames that are black or of one colour.
-        swap_score: -1 where all coloured points are warm (red above blue), +1 where all are cold, 0 without colour. Most
-            scenes, skin and wood above all, are warm, so a high score is a reason to suspect swapped channels; no proof,
-            since a blue scene looks just so.
+        measured_frames: Number of frames whose pixels were measured.
+        static_share: Fraction of the pairs of neighbouring frames in which nothing moves; None if no pair was measured.
+        repeated_share: Fraction of the frames whose encoded bytes equal those of an earlier frame.
+        uniform_share: Fraction of the frames that are black or of one colour.
+        swap_score: -1 if all coloured points are warm (red above blue), +1 if all are cold, 0 without colour. Most scenes are
+            warm,
+            above all skin and wood, so a high score suggests swapped channels; it is no proof, since a scene may be blue.
         content_hash: Equal for episodes whose encoded frames are equal, byte for byte.
-        perceptual_hash: Of layout and motion, 142 hex digits; close for episodes that look alike. See `hamming`.
+        perceptual_hash: Hash of layout and motion, 142 hex digits; close for episodes that look alike. See `hamming`.
     """
 
     measured_frames: int
@@ -79,18 +79,18 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Quality))
 
 
 def measure(frames: Sequence[bytes]) -> Quality:
-    """The quality of an episode alone; see `measure_frames`."""
+    """Returns the quality of one episode; see `measure_frames`."""
     return measure_frames(frames).quality
 
 
 def measure_frames(frames: Sequence[bytes]) -> Measurement:
-    """Measure an episode.
+    """Measures an episode.
 
     Args:
-        frames: Encoded, in time order, at least one. Those that are no `MadeFrame` are looked at here and there only.
+        frames: Encoded frames in time order, at least one. Only some of those that are not a `MadeFrame` are decoded.
 
     Raises:
-        BadEpisodeError: A frame that is looked at can't be decoded.
+        BadEpisodeError: A frame can't be decoded.
     """
     count = len(frames)
     places = anchors(count)
@@ -118,14 +118,14 @@ def measure_frames(frames: Sequence[bytes]) -> Measurement:
 
 
 def anchors(count: int) -> np.ndarray:
-    """Which of `count` frames stand for the whole episode: four, evenly spaced, repeated in an episode that has fewer."""
+    """Returns the indexes of four evenly spaced frames of `count`; repeats some in an episode with fewer."""
     return np.arange(_ANCHORS) * max(0, count - 2) // (_ANCHORS - 1)
 
 
 def sample_frames(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames of an untouched episode are decoded, in order, and the first ones of the neighbours among them.
+    """Returns which frames of an episode with kept bytes to decode, in order, and the first frames of its sampled pairs.
 
-    The anchors, and the successors of as many of them as the episode's length pays for, those in its middle first.
+    These are the anchors, and the successors of some of them: more in longer episodes, those in the middle first.
     """
     places = anchors(count)
     wanted = min(max(1, count // _FRAMES_PER_PAIR), _ANCHORS) if count > 1 else 0
@@ -134,22 +134,22 @@ def sample_frames(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pixels(frame: bytes) -> tuple[np.ndarray, bool]:
-    """The pixels of a frame at some size, (H, W, 3) uint8, and whether it has stray bytes; decoded where it remembers none."""
+    """Returns a frame's pixels at some size, (H, W, 3) uint8, and whether it has stray bytes; decodes it if necessary."""
     known = frame.pixels if isinstance(frame, MadeFrame) else None
     return decode_small(frame, THUMBNAIL_SIDE) if known is None else (known, False)
 
 
 def cells(pixels: np.ndarray) -> np.ndarray:
-    """A picture's mean colours, (8, 8, 3) uint8; pixels (H, W, 3) uint8."""
+    """Returns a picture's mean colours, (8, 8, 3) uint8; pixels (H, W, 3) uint8."""
     return np.asarray(Image.fromarray(pixels).resize((_CELLS, _CELLS), Image.Resampling.BOX))
 
 
 def static_pairs(thumbnails: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Whether nothing moves from thumbnail `first[i]` to the one after it, (P,) bool.
+    """Whether nothing moves from thumbnail `first[i]` to the next one, (P,) bool.
 
     Args:
         thumbnails: (T, 16, 16, 3) uint8.
-        first: (P,) places of the earlier ones.
+        first: (P,) indexes of the earlier thumbnails.
     """
     found = [np.zeros(0, bool)]
     for start in range(0, len(first), _BLOCK):
@@ -164,7 +164,7 @@ def uniform_frames(thumbnails: np.ndarray) -> np.ndarray:
     """Whether each thumbnail is black or of one colour, (T,) bool; thumbnails (T, 16, 16, 3) uint8."""
     points = thumbnails.reshape(len(thumbnails), -1, 3)
     green = points[:, :, 1]
-    # Few frames pass the first look, at one channel.
+    # Checking one channel first rejects most frames.
     found = (green.max(axis=1) <= BLACK) | (green.max(axis=1) - green.min(axis=1) <= UNIFORM)
     left = points[found]
     black = left.max(axis=(1, 2)) <= BLACK
@@ -173,7 +173,7 @@ def uniform_frames(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def swap_score(colours: np.ndarray) -> float:
-    """Whether colours are warm (-1) or cold (+1); swapping red and blue turns its sign.
+    """Returns whether colours are warm (-1) or cold (+1); swapping red and blue changes the sign.
 
     Args:
         colours: (.., 3) uint8.
@@ -184,16 +184,16 @@ def swap_score(colours: np.ndarray) -> float:
 
 
 def perceptual_hash(colours: np.ndarray) -> str:
-    """A hash that survives another encoding and size: layout and motion, a bit a cell.
+    """Returns a hash of layout and motion that survives another encoding and size, one bit per cell.
 
-    Which cells of the mean frame are brighter than their right neighbour, and which are brighter or darker at each anchor than
-    on average: where a camera stands still, episodes differ by what moves before it.
+    Its bits say which cells of the mean frame are brighter than their right neighbour, and which are brighter or darker at each
+    anchor than on average: episodes of a fixed camera differ by what moves in front of it.
 
     Args:
-        colours: `cells` at the anchors, (4, 8, 8, 3) uint8.
+        colours: `cells` of the anchors, (4, 8, 8, 3) uint8.
     """
     levels = colours.astype(np.int64).sum(axis=3)
-    # Means of the three channels, times 12 to stay whole.
+    # Mean of the three channels, times 12 to stay an integer.
     total = levels.sum(axis=0)
     layout = total[:, :-1] - total[:, 1:] > 12 * _EVEN
     change = levels * _ANCHORS - total
@@ -202,15 +202,15 @@ def perceptual_hash(colours: np.ndarray) -> str:
 
 
 def hamming(one: str, other: str) -> int:
-    """In how many bits two perceptual hashes differ."""
+    """Returns the number of bits in which two perceptual hashes differ."""
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
 def _of_bytes(frames: Sequence[bytes]) -> tuple[str, int]:
-    """The content hash, and how many frames repeat an earlier one.
+    """Returns the content hash, and the number of frames that repeat an earlier one.
 
-    CRC-32C and length of every frame together, hashed: what tells two episodes apart by chance alone, at a tenth of the cost
-    of a cryptographic hash over all bytes.
+    Hashes the CRC-32C and length of all frames: enough to tell episodes apart except by chance, at a tenth of the cost of a
+    cryptographic hash over all bytes.
     """
     marks = [(len(frame), google_crc32c.value(frame)) for frame in frames]
     digest = hashlib.blake2b(np.array(marks, "<u8").tobytes(), digest_size=16)

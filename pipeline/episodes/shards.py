@@ -1,7 +1,7 @@
-"""Episode shards as files: written so that equal episodes give equal bytes, read so that nothing is missing unnoticed.
+"""Episode shard files: writes equal episodes as equal bytes, and reads without missing anything silently.
 
-A shard is a plain WebDataset tar. The reader is stricter than general ones: it wants the archive's end marker and, where the
-shard's record lies beside it, the stated size and number of samples. A shard that lost its tail is an error, not a short read.
+A shard is a plain WebDataset tar. This reader is stricter than general ones: it requires the archive's end marker and, if the
+shard's manifest is next to it, the manifest's size and number of samples. A shard that lost its tail is an error.
 """
 
 import hashlib
@@ -18,25 +18,25 @@ from pipeline.episodes.episode import Episode
 _BLOCK = tarfile.BLOCKSIZE
 _END = b"\0" * _BLOCK
 MAX_MEMBER_BYTES = 4 << 30
-# Hashed and written at once, at least: frame by frame, the calls would cost as much as the hashing itself.
-_WRITTEN = 1 << 20
+# Smallest block to hash and write: calls per frame would cost as much as hashing.
+_BLOCK_BYTES = 1 << 20
 
 
 class Readable(Protocol):
-    """What a shard is read from."""
+    """The input of a shard."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; fewer only at the end."""
+        """Returns at most `size` bytes; fewer only at the end."""
 
 
 class EpisodeShardWriter:
-    """Writes episodes into a tar, one after the other, in the order of `add`.
+    """Writes episodes into a tar, in the order of `add`.
 
-    Headers carry no time, owner or host. Use it as a context manager; the end marker is written only when the block ends well.
+    Headers have no time, owner or host. Use it as a context manager; only a block without an error writes the end marker.
 
     Attributes:
         entries: One mapping per episode: its facts, and `offset` and `size` of its sample in the file, in bytes.
-        frames: Frames written.
+        frames: Number of written frames.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,22 +59,22 @@ class EpisodeShardWriter:
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Number of written bytes."""
         return self._position
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of what is written, in hex."""
+        """SHA-256 of the written bytes, in hex."""
         return self._hash.hexdigest()
 
     def add(self, episode: Episode) -> None:
-        """Append an episode.
+        """Appends an episode.
 
         Raises:
-            ValueError: Its key holds a dot or a slash, or was there before.
+            ValueError: Its key contains a dot or a slash, or is a duplicate.
         """
         if "." in episode.key or "/" in episode.key or episode.key in self._keys:
-            raise ValueError(f"{episode.key!r} can't be a key: it holds a dot or a slash, or is there already")
+            raise ValueError(f"{episode.key!r} can't be a key: it contains a dot or a slash, or is a duplicate")
         self._keys.add(episode.key)
         start = self._position
         for ending, pieces in episode.to_sample().items():
@@ -91,11 +91,11 @@ class EpisodeShardWriter:
 
 
 def _blocks(pieces: Sequence[bytes]) -> Iterator[bytes]:
-    """Pieces joined into blocks of at least `_WRITTEN` bytes each, but for the last."""
+    """Joins pieces into blocks of at least `_BLOCK_BYTES`, except the last."""
     start = size = 0
     for end, piece in enumerate(pieces, 1):
         size += len(piece)
-        if size >= _WRITTEN or end == len(pieces):
+        if size >= _BLOCK_BYTES or end == len(pieces):
             yield b"".join(pieces[start:end])
             start, size = end, 0
 
@@ -107,43 +107,45 @@ def _header(name: str, size: int) -> bytes:
 
 
 def open_shard(path: str | Path) -> Iterator[Episode]:
-    """The episodes of a shard, in order.
+    """Yields the episodes of a shard, in order.
 
     Args:
-        path: A local path or URL of the tar. Where its record lies beside it, the shard must agree with it.
+        path: A local path or URL of the tar. If its manifest is next to it, the shard must match it.
 
     Raises:
-        ShardError: The shard isn't there, is cut short, damaged, or disagrees with its record.
+        ShardError: The shard is missing, truncated or damaged, or differs from its manifest.
     """
     path = str(path)
-    record = _checked_record(path)
+    manifest = _checked_manifest(path)
     count = 0
     with storage.open_read(path) as file:
         for key, members in _samples(file, path):
             yield Episode.from_sample(members, f"{path}, sample {key}")
             count += 1
-    if record is not None and count != record.samples:
-        raise ShardError(f"{path} holds {count} episodes, its record says {record.samples}; ingest it again with --overwrite")
+    if manifest is not None and count != manifest.samples:
+        raise ShardError(
+            f"{path} holds {count} episodes, but its manifest says {manifest.samples}; ingest it again with --overwrite"
+        )
 
 
 def count_samples(file: Readable, where: str) -> int:
-    """How many samples an opened shard holds, up to its end marker; nothing is decoded.
+    """Returns the number of samples in an open shard, up to its end marker; decodes nothing.
 
     Raises:
-        ShardError: The shard is cut short or damaged.
+        ShardError: The shard is truncated or damaged.
     """
     return sum(1 for _ in _samples(file, where))
 
 
 def read_sample(path: str, offset: int, size: int) -> Episode:
-    """One episode of a shard, given where its sample lies, without reading the rest.
+    """Returns one episode of a shard by the place of its sample, without reading the rest.
 
     Raises:
-        ShardError: There is no whole sample.
+        ShardError: The place has no complete sample.
     """
     data = storage.read_range(path, offset, offset + size)
     if len(data) != size:
-        raise ShardError(f"{path} ends before byte {offset + size}, where its index has a sample; ingest it again")
+        raise ShardError(f"{path} ends before byte {offset + size}, but its index has a sample there; ingest it again")
     members: dict[str, bytes] = {}
     position = 0
     while position < size:
@@ -153,20 +155,20 @@ def read_sample(path: str, offset: int, size: int) -> Episode:
     return Episode.from_sample(members, f"{path}, byte {offset}")
 
 
-def _checked_record(path: str) -> ShardManifest | None:
+def _checked_manifest(path: str) -> ShardManifest | None:
     if not storage.exists(path):
-        raise ShardError(f"{path} is not there")
+        raise ShardError(f"{path} does not exist")
     if not storage.exists(manifest_path(path)):
         return None
-    record = read_manifest(manifest_path(path))
+    manifest = read_manifest(manifest_path(path))
     actual = storage.size(path)
-    if actual != record.bytes:
-        raise ShardError(f"{path} has {actual} bytes, its record says {record.bytes}; delete both and ingest again")
-    return record
+    if actual != manifest.bytes:
+        raise ShardError(f"{path} has {actual} bytes, but its manifest says {manifest.bytes}; delete both and ingest again")
+    return manifest
 
 
 def _samples(file: Readable, where: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Consecutive members of one key, together."""
+    """Yields key and members of each sample: consecutive members of one key."""
     current: str | None = None
     members: dict[str, bytes] = {}
     for name, data in _members(file, where):
@@ -189,21 +191,21 @@ def _members(file: Readable, where: str) -> Iterator[tuple[str, bytes]]:
         data = file.read(size)
         padding = file.read(-size % _BLOCK)
         if len(data) + len(padding) != size + (-size % _BLOCK):
-            raise _cut_short(where)
+            raise _truncated(where)
         yield name, data
 
 
 def _parse_header(header: bytes, where: str) -> tuple[str, int]:
     if len(header) < _BLOCK:
-        raise _cut_short(where)
+        raise _truncated(where)
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
     except (tarfile.HeaderError, ValueError) as error:
-        raise ShardError(f"{where} is damaged ({error}); delete it and its record, and ingest again") from error
+        raise ShardError(f"{where} is damaged ({error}); delete it and its manifest, and ingest again") from error
     if not info.isreg() or not 0 <= info.size <= MAX_MEMBER_BYTES:
-        raise ShardError(f"{where}: {info.name!r} of {info.size} bytes is no member of an episode shard")
+        raise ShardError(f"{where}: {info.name!r} of {info.size} bytes is not a member of an episode shard")
     return info.name, info.size
 
 
-def _cut_short(where: str) -> ShardError:
-    return ShardError(f"{where} is cut short: its end marker is missing; delete it and its record, and ingest again")
+def _truncated(where: str) -> ShardError:
+    return ShardError(f"{where} is truncated: its end marker is missing; delete it and its manifest, and ingest again")

@@ -1,8 +1,8 @@
-"""The ledger of a data set: a Parquet file with a row per episode that was left out, where it lies and why.
+"""The skipped episodes of a data set: a Parquet file with a row per episode, its place in the source, and the reason.
 
-Made of the shards' records alone, as the index is, and written anew by every run: equal records give equal bytes, and a run
-that was killed and went on leaves the same file as one that was not. A sound data set has a ledger without rows, so that a
-missing file never passes for a clean one.
+Made from the shards' manifests alone and rewritten by every run: equal manifests give equal bytes, and a resumed run leaves the
+same file as an uninterrupted one. A data set without skipped episodes has a file without rows, so a missing file never looks
+clean.
 """
 
 from collections.abc import Iterable
@@ -33,47 +33,46 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_skipped(folder: str, dataset: str, records: Iterable[ShardManifest]) -> None:
-    """Publish `left_out.parquet` in a data set's folder.
+def write_skipped(folder: str, dataset: str, manifests: Iterable[ShardManifest]) -> None:
+    """Publishes `left_out.parquet` in a data set's folder.
 
     Args:
-        folder: Of the data set.
-        dataset: Its name.
-        records: Of all its shards, in order.
+        folder: Folder of the data set.
+        dataset: Name of the data set.
+        manifests: Manifests of all shards, in order.
 
     Raises:
-        ShardError: A record names a shard that can't be one.
+        ShardError: A manifest has an invalid shard name.
     """
     rows = []
-    for record in records:
-        parsed = parse_shard_name(record.shard)
+    for manifest in manifests:
+        parsed = parse_shard_name(manifest.shard)
         if parsed is None:
-            raise ShardError(f"{record.shard!r} in a record is no name of a shard; delete the record and ingest again")
-        for item in record.left_out:
-            rows.append({"dataset": dataset, "split": parsed[0], "shard": record.shard, **vars(item)})
+            raise ShardError(f"{manifest.shard!r} in a manifest is not a shard name; delete the manifest and ingest again")
+        for episode in manifest.left_out:
+            rows.append({"dataset": dataset, "split": parsed[0], "shard": manifest.shard, **vars(episode)})
     write_table(storage.join(folder, SKIPPED_FILE), pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def read_skipped(folder: str) -> pa.Table:
-    """The episodes that were left out of a data set, in the order of its shards.
+    """Returns the skipped episodes of a data set, in the order of its shards.
 
-    Columns: `dataset`, `split`, `shard` (that would have held the episode), `source_file` and `source_record` (its place in
-    the source, from 0), `key` (that it would have had), `kind` (`missing`, `damaged` or `unusable`, see
-    `pipeline.common.errors.BadEpisodeError`), `reason` in words and `episodes` (how many it would have been).
+    Columns: `dataset`, `split`, `shard` (that would have held the episode), `source_file` and `source_record` (its place in the
+    source, from 0), `key` (that it would have had), `kind` (`missing`, `damaged` or `unusable`, see
+    `pipeline.common.errors.BadEpisodeError`), `reason` and `episodes` (estimated number of lost episodes).
 
     Args:
-        folder: Of the data set, where its index lies too.
+        folder: Folder of the data set.
 
     Raises:
-        ShardError: There is none, or it can't be read.
+        ShardError: The file does not exist or can't be read.
     """
     path = storage.join(folder, SKIPPED_FILE)
     table = read_table(path)
     if lacking := sorted({*_SCHEMA.names} - {*table.column_names, _WEIGHT}):
         raise ShardError(
-            f"{path} can't be read as what it should be: it has no column {lacking[0]!r}; run ivideogpt-ingest again, which "
-            "writes it anew"
+            f"{path} can't be read: it has no column {lacking[0]!r}; run ivideogpt-ingest again, which writes it again"
         )
-    if _WEIGHT not in table.column_names:  # before episodes were weighed
+    if _WEIGHT not in table.column_names:  # written before this column existed
         table = table.append_column(_WEIGHT, pa.array([1.0] * len(table), pa.float64()))
     return table.select(_SCHEMA.names)

@@ -1,4 +1,4 @@
-"""Thumbnails of frames: a few points of a picture, by which it is measured without decoding it again."""
+"""Thumbnails of frames: a few points of a picture, to measure it without decoding it again."""
 
 import functools
 
@@ -9,7 +9,7 @@ THUMBNAIL_SIDE = 16
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """A regular grid of points of a picture, (16, 16, 3) uint8; no averages, which would cost 20 times as much.
+    """Returns a regular grid of points of a picture, (16, 16, 3) uint8; averages would cost 20 times as much.
 
     Args:
         pixels: (H, W, 3) uint8.
@@ -19,13 +19,13 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache
 def _points(height: int, width: int) -> np.ndarray:
-    """Where in the flat numbers of a picture of that size the numbers of its thumbnail are, (16, 16, 3)."""
+    """Returns the thumbnail's positions in the flattened picture of that size, (16, 16, 3)."""
     rows, columns = _places(height), _places(width)
     return (rows[:, None, None] * width + columns[:, None]) * 3 + np.arange(3)
 
 
 def _places(side: int) -> np.ndarray:
-    """`THUMBNAIL_SIDE` of `side` places, evenly spaced and in the middle; some of them repeated where there are fewer."""
+    """Returns `THUMBNAIL_SIDE` positions of `side`, evenly spaced and centred; repeats some if there are fewer."""
     if side < THUMBNAIL_SIDE:
         return np.arange(THUMBNAIL_SIDE) * side // THUMBNAIL_SIDE
     step = side // THUMBNAIL_SIDE

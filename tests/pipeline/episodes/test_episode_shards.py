@@ -127,7 +127,7 @@ def test_a_shard_must_agree_with_the_record_beside_it(tmp_path):
     record(2, writer.size)
     assert len(list(open_shard(path))) == 2
     record(3, writer.size)
-    with pytest.raises(ShardError, match="holds 2 episodes, its record says 3"):
+    with pytest.raises(ShardError, match="holds 2 episodes, but its manifest says 3"):
         list(open_shard(path))
     record(2, writer.size + 1)
     with pytest.raises(ShardError, match="bytes"):
@@ -155,7 +155,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path, kind):
         info = tarfile.TarInfo("train-00000-000000.json")
         info.type, info.linkname = kind, "/etc/hostname"
         archive.addfile(info)
-    with pytest.raises(ShardError, match="no member of an episode shard"):
+    with pytest.raises(ShardError, match="not a member of an episode shard"):
         list(open_shard(path))
 
 
@@ -164,7 +164,7 @@ def test_a_writer_whose_block_fails_leaves_no_whole_shard(tmp_path):
     with pytest.raises(RuntimeError), EpisodeShardWriter(path) as writer:
         writer.add(plain_episode(0))
         raise RuntimeError("stop")
-    with pytest.raises(ShardError, match="cut short"):
+    with pytest.raises(ShardError, match="is truncated"):
         list(open_shard(path))
 
 
@@ -200,7 +200,7 @@ def test_shards_open_by_url():
     with storage.staged(path) as staging:
         write(staging, [plain_episode(0)])
     assert [e.key for e in open_shard(path)] == [plain_episode(0).key]
-    with pytest.raises(ShardError, match="not there"):
+    with pytest.raises(ShardError, match="does not exist"):
         list(open_shard("memory://shards/train-000009.tar"))
 
 

@@ -52,7 +52,7 @@ def test_units_fill_a_folder_or_url_that_the_index_reads(tmp_path, output):
     assert index.read_index(output, ["split"]).to_pydict() == {"split": ["train"] * 5 + ["val"]}
     one = index.read_episode(output, "train-00001-000001")
     assert one.language == "do thing 3" and np.array_equal(one.action[:, 1], range(6))
-    with pytest.raises(ShardError, match="knows no episode 'train-9'"):
+    with pytest.raises(ShardError, match="has no episode 'train-9'"):
         index.read_episode(output, "train-9")
     summary = json.loads(storage.read_bytes(storage.join(output, index.SUMMARY_FILE)))
     assert summary["splits"]["train"]["episodes"] == 5 and summary["splits"]["val"]["frames"] == 6
