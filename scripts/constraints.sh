@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Writes scripts/constraints.txt: the versions of all packages that setup.cfg's extras lead to, for every Python that it allows.
-# Versions that are in it stay where they fit; `--upgrade` takes the newest ones.
+# Writes scripts/constraints.txt: pinned versions of all packages that setup.cfg's extras need, for all supported Pythons.
+# Keeps existing versions where possible; `--upgrade` takes the newest ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on small data that it makes itself: simulate, ingest, tokenize, pre-train, predict. Arguments go to
+# Runs all stages on small simulated data: simulate, ingest, tokenize, pre-train, predict. Arguments are passed to
 # `ivideogpt-demo` (see its --help).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh, from the root: `install_extra EXTRA` makes the virtual environment `.venv` if there is none, and
-# installs an extra of the project into it, unless that has been done since its versions last changed.
+# Sourced by demo.sh and test.sh in the project's root. `install_extra EXTRA` creates the virtual environment `.venv` if needed, and
+# installs an extra of the project into it, unless it is installed with the current versions already.
 
 python_command() {
   local candidate
@@ -10,7 +10,7 @@ python_command() {
       return
     fi
   done
-  echo "Python 3.11 or 3.12 is needed; install it, or name it in the variable PYTHON." >&2
+  echo "Python 3.11 or 3.12 is needed; install it, or set the variable PYTHON to its path." >&2
   return 1
 }
 
@@ -21,8 +21,8 @@ install_extra() {
   [ -x .venv/bin/python ] || "$(python_command)" -m venv .venv
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing (once; a few minutes, about 2 GB) ..." >&2
-    # With every version given, pip has nothing to resolve. The file is a constraint, no list of requirements: torch's build for
-    # CPUs goes without the CUDA packages in it.
+    # With all versions pinned, pip resolves nothing. The file is a constraint, not a list of requirements, because torch's CPU
+    # build does not need the CUDA packages in it.
     .venv/bin/pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable ".[$extra]"
     echo "$wanted" >"$stamp"
   fi

@@ -1,8 +1,8 @@
-"""How fast one process ingests RLDS, with frames left as they are and re-encoded, against what it can't beat.
+"""Measures how fast one process ingests RLDS, with untouched and with re-encoded frames, against an upper bound.
 
-The ceiling of `source` is a loop that reads the records, compares checksums, hashes them and writes them to a file; that of
-`jpeg` a loop of decode, resize and encode over the same images in memory. Prints one JSON line; speeds are frames per second,
-those named `cpu` per second of processor time, which other load on the machine and waiting for the disk leave alone.
+The ceiling of `source` is a loop that reads the records, compares checksums, hashes them and writes them to a file. The ceiling
+of `jpeg` is a loop that decodes, resizes and encodes the same images in memory. Prints one JSON line with frames per second.
+Values named `cpu` are per second of processor time, which hardly depends on other load and on waiting for the disk.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ENTRY = DatasetEntry(NAME, NAME, "image", control_hz=10.0, base_step=10.0)
 
 
 def make_data(root: Path, episodes: int) -> Path:
-    """RLDS episodes of moving blobs over noise, as JPEGs of about 22 kB, with actions and an embedding nobody needs."""
+    """Make RLDS episodes of moving blobs over noise: JPEGs of about 22 kB, actions, and an unused embedding."""
     features = tfds.features
     spec = features.FeaturesDict(
         {
@@ -69,7 +69,7 @@ def _episode(generator: np.random.Generator) -> dict[str, Any]:
 
 
 def fastest(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[float, float]]:
-    """Least seconds, by the clock and of the processor, of several runs of each work; in turn, so that load hits all alike."""
+    """Lowest wall and processor seconds of several runs of each work, alternating so that load affects all alike."""
     best = [(float("inf"), float("inf"))] * len(works)
     for _ in range(repeats):
         for number, work in enumerate(works):
@@ -81,13 +81,13 @@ def fastest(works: Sequence[Callable[[], object]], repeats: int) -> list[tuple[f
 
 
 def ingest(units: Sequence[WorkUnit], source: RldsSource, output: Path) -> None:
-    """All units of a plan, one after the other, in this process."""
+    """Run all work units of a plan in this process."""
     for unit in units:
         run_unit(unit, source, str(output))
 
 
 def copy_records(folder: Path, output: Path) -> None:
-    """Read, check, hash and write the records; the bare thing for `source`."""
+    """Read, check, hash and write the records: the bare loop for `source`."""
     digest = hashlib.sha256()
     with output.open("wb") as file:
         for path in sorted(folder.glob("*.tfrecord-*")):
@@ -99,7 +99,7 @@ def copy_records(folder: Path, output: Path) -> None:
 
 
 def recode(images: Sequence[bytes], form: FrameForm) -> None:
-    """Decode, resize and encode; the bare thing for `jpeg`."""
+    """Decode, resize and encode: the bare loop for `jpeg`."""
     height, width = frames.shrunk_size(HEIGHT, WIDTH, form.short_side or HEIGHT)
     for image in images:
         pixels = Image.fromarray(simplejpeg.decode_jpeg(image, min_height=height, min_width=width))
@@ -108,7 +108,7 @@ def recode(images: Sequence[bytes], form: FrameForm) -> None:
 
 
 def compare(form: FrameForm, folder: Path, bare: Callable[[], object], output: Path, repeats: int) -> dict[str, Any]:
-    """Ingest in one form beside its bare loop; shards are left in `output`."""
+    """Compare ingest in one form with its bare loop; shards stay in `output`."""
     source = RldsSource(str(folder), ENTRY, form)
     units = make_plan(source, None, None, 64 << 20)
     (seconds, busy), (bare_seconds, bare_busy) = fastest([lambda: ingest(units, source, output), bare], repeats)

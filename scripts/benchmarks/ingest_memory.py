@@ -1,8 +1,8 @@
-"""How much memory one worker takes for an episode of 20,000 frames, from RLDS and from a video, against one of 100 frames.
+"""Measures a worker's memory for an episode of 20,000 frames, from RLDS and from a video, compared with 100 frames.
 
-A worker holds one episode at a time, its frames encoded; what it takes beyond its modules is a small multiple of what the
-source holds of that episode. Prints one JSON line: peak resident MiB of a process that does one unit, and that multiple, which
-is the `ratio`. `ceiling` is the peak without any work, and for the multiple 1: the record itself.
+A worker holds one episode at a time, with encoded frames, so its memory is a small multiple of the episode. Prints one JSON
+line: the peak resident MiB of a process that makes one shard, and the multiple as `ratio`. `ceiling` is the peak without any
+work; for the multiple it is 1, the record itself.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FORMS = {"source": FrameForm("source"), "jpeg": FrameForm("jpeg", short_side=80)
 
 
 def scene(number: int, height: int, width: int) -> np.ndarray:
-    """A noisy picture, (height, width, 3) uint8."""
+    """A noisy image, (height, width, 3) uint8."""
     generator = np.random.default_rng(number)
     coarse = generator.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     picture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -42,7 +42,7 @@ def scene(number: int, height: int, width: int) -> np.ndarray:
 
 
 def write_records(root: Path, count: int, height: int, width: int) -> Path:
-    """An RLDS data set of one episode; a few pictures take turns."""
+    """Write an RLDS data set of one episode that cycles through a few images."""
     features = tfds.features
     image = features.Image(shape=(height, width, 3), encoding_format="jpeg")
     step = {"observation": features.FeaturesDict({"image": image}), "action": features.Tensor(shape=(7,), dtype=np.float32)}
@@ -53,7 +53,7 @@ def write_records(root: Path, count: int, height: int, width: int) -> Path:
 
 
 def write_video(path: Path, count: int, height: int, width: int) -> None:
-    """A video of a few pictures that take turns."""
+    """Write a video that cycles through a few images."""
     pictures = [scene(number, height, width) for number in range(16)]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=RATE)
@@ -64,12 +64,12 @@ def write_video(path: Path, count: int, height: int, width: int) -> None:
 
 
 def peak_mib() -> float:
-    """Greatest resident memory of this process so far; `getrusage` would count its parent's from before it was started."""
+    """Peak resident memory of this process. `getrusage` would include its parent's memory."""
     return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024
 
 
 def work(kind: str, form: str, folder: str, output: str, episode_frames: int) -> dict[str, Any]:
-    """One unit in this process; its peak memory in MiB, before and after."""
+    """Run one work unit in this process; returns peak memory in MiB before and after."""
     idle = peak_mib()
     if kind == "rlds":
         ingest(make_plan(source := RldsSource(folder, ENTRY, FORMS[form]), None, None, 1 << 30), source, Path(output))
@@ -80,7 +80,7 @@ def work(kind: str, form: str, folder: str, output: str, episode_frames: int) ->
 
 
 def measured(kind: str, form: str, folder: Path, count: int, episode_frames: int) -> dict[str, Any]:
-    """Peak memory of a process of its own over a source of one episode."""
+    """Peak memory of a new process that ingests a source of one episode."""
     with tempfile.TemporaryDirectory() as output:
         given = ["--work", kind, form, str(folder), output, str(episode_frames)]
         done = subprocess.run([sys.executable, __file__, *given], stdout=subprocess.PIPE, check=True, text=True)

@@ -1,16 +1,14 @@
-"""Whether ten times the data costs ten times the time, and what a second process gives.
+"""Measures whether ten times the data costs ten times the time, and the speed-up of a second process.
 
-Linear cost: planning, units and index of a data set and of one with ten times as many files, in this process, by processor
-time; each should cost ten times as much. Processes: the whole command over the same data with one worker process and with two,
-in turn, by the clock: from its start to its end, and its work alone as its summary has it. Prints one JSON line; `measured` is
-the speed-up of the work by a second process, `ceiling` that of bare loops of decode, resize and encode, two side by side beside
-one alone, in turn with the runs: what this machine gives a second process, whose caches, memory and clock rate are shared.
-`target` is 2, or the number of processors where there are fewer.
+Linear cost: processor time of planning, work units and index for a data set and for one with ten times as many files, in this
+process. Processes: wall time of the whole command over the same data with one and with two worker processes, alternating; and
+the time of its work alone, from its summary. Prints one JSON line. `measured` is the speed-up of the work by a second process.
+`ceiling` is the speed-up of bare loops of decode, resize and encode, alternating with the runs: the best that this machine can
+do, whose processes share caches, memory and clock rate. `target` is 2, or the number of processors if that is lower.
 
-The clock needs as many idle processors. `busy_before` says how much of them other work took before the start, and processor
-time per frame of both ways what a second process costs where it has one to itself: `speed_up_by_cpu` is twice its quotient,
-which is what the clock would say if the processes waited for nothing but processors. It sees neither waiting for the disk nor
-an uneven end, and imports, which every process has to itself, are in it.
+Wall times need as many idle processors. `busy_before` is the number of processors that other work used before the start.
+`speed_up_by_cpu` is twice the quotient of processor time per frame with one and with two processes: the speed-up if processes
+waited only for processors. It ignores waiting for the disk and an uneven end, and includes the imports of every process.
 """
 
 import argparse
@@ -47,7 +45,7 @@ LOOP_SECONDS = 4.0
 
 
 def write_small(root: Path, files: int) -> Path:
-    """A data set of so many files of one short episode each."""
+    """Write a data set with one short episode per file."""
     features = tfds.features
     image = features.Image(shape=(64, 64, 3), encoding_format="jpeg")
     spec = features.FeaturesDict({"steps": features.Dataset({"observation": features.FeaturesDict({"image": image})})})
@@ -58,14 +56,14 @@ def write_small(root: Path, files: int) -> Path:
 
 @contextlib.contextmanager
 def busy(into: dict[str, float], name: str) -> Iterator[None]:
-    """Processor time of a block."""
+    """Measure the processor time of a block."""
     started = time.process_time()
     yield
     into[name] = time.process_time() - started
 
 
 def costs(files: int) -> dict[str, float]:
-    """Seconds of planning, units and index for so many files, a shard each."""
+    """Seconds of planning, work units and index for `files` files, with one shard each."""
     took: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         source = RldsSource(str(write_small(Path(name) / "rlds", files)), ENTRY, FrameForm("jpeg", short_side=32))
@@ -81,7 +79,7 @@ def costs(files: int) -> dict[str, float]:
 
 
 class Run(NamedTuple):
-    """A run of the command: seconds from start to end, those of its work, those of processors, and its frames."""
+    """A run of the command: wall seconds, seconds of its work, processor seconds, and frames."""
 
     whole: float
     work: float
@@ -90,7 +88,7 @@ class Run(NamedTuple):
 
 
 def whole_command(folder: Path, workers: int) -> Run:
-    """Run the command with so many worker processes, which it waits for."""
+    """Run the command with a number of worker processes, and wait for it."""
     with tempfile.TemporaryDirectory() as output:
         given = ["--dataset", NAME, "--camera", "image", "--rate", "10", "--source", str(folder), "--output", output]
         processes = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
@@ -102,13 +100,13 @@ def whole_command(folder: Path, workers: int) -> Run:
 
 
 def children() -> float:
-    """Processor time of all processes that this one, or one of them, has started and waited for."""
+    """Processor time of all descendants of this process that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def busy_processors(seconds: float = 2.0) -> float:
-    """How many processors all others on this machine keep busy now; what this process uses meanwhile is next to nothing."""
+    """Number of processors that other processes on this machine use now."""
     idle, started = _idle_ticks(), time.perf_counter()
     time.sleep(seconds)
     free = (_idle_ticks() - idle) / os.sysconf("SC_CLK_TCK") / (time.perf_counter() - started)
@@ -116,13 +114,13 @@ def busy_processors(seconds: float = 2.0) -> float:
 
 
 def _idle_ticks() -> int:
-    """Of all processors since the start of the machine, idle or waiting for a disk (`man 5 proc_stat`)."""
+    """Idle seconds of all processors since boot, including waiting for a disk (`man 5 proc_stat`)."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()
     return int(fields[4]) + int(fields[5])
 
 
 class BareLoops:
-    """Processes that wait to run the bare loop over the same images, so that their start and reading are not counted."""
+    """Processes that are ready to run the bare loop, so that their start is not counted."""
 
     def __init__(self, images: Sequence[bytes], most: int) -> None:
         self._images = list(images)
@@ -130,7 +128,7 @@ class BareLoops:
         self.run(most)
 
     def run(self, count: int) -> float:
-        """Images a second of so many loops side by side, of each as long as all of them run."""
+        """Images per second of a number of simultaneous loops, counted while all of them run."""
         started = time.time() + 1.0
         loops = [self._pool.submit(bare_loop, self._images, started) for _ in range(count)]
         return sum(loop.result() for loop in loops)
@@ -141,7 +139,7 @@ class BareLoops:
 
 
 def bare_loop(images: Sequence[bytes], start: float) -> float:
-    """Images a second of decode, resize and encode from a common moment on, for `LOOP_SECONDS`."""
+    """Images per second of decode, resize and encode, for `LOOP_SECONDS` from a common start."""
     time.sleep(max(0.0, start - time.time()))
     begun = time.perf_counter()
     done = 0
@@ -152,7 +150,7 @@ def bare_loop(images: Sequence[bytes], start: float) -> float:
 
 
 def processes(episodes: int, repeats: int) -> dict[str, Any]:
-    """Speed of one worker process and of two, and of bare loops; the best of several runs in turn."""
+    """Speed with one and with two worker processes, and of bare loops: the best of several alternating runs."""
     with tempfile.TemporaryDirectory() as name:
         folder = make_data(Path(name), episodes)
         images = first_images(folder)
@@ -163,7 +161,7 @@ def processes(episodes: int, repeats: int) -> dict[str, Any]:
                 runs[workers].append(whole_command(folder, workers))
                 bare[workers] = max(bare[workers], loops.run(workers))
     count = runs[1][0].frames
-    # Other work only adds, so the least of several runs is nearest to what is asked for.
+    # Other load only adds time, so the lowest of several runs is the best estimate.
     whole, work, used = (
         {n: min(getattr(run, part) for run in runs[n]) for n in runs} for part in ("whole", "work", "processor")
     )
@@ -181,7 +179,7 @@ def processes(episodes: int, repeats: int) -> dict[str, Any]:
 
 
 def first_images(folder: Path) -> list[bytes]:
-    """The encoded images of a data set's first episode."""
+    """The encoded images of the first episode of a data set."""
     source = RldsSource(str(folder), ENTRY, FrameForm("source"))
     _, episode = next(source.read(source.plan()[0]))
     assert isinstance(episode, Episode)
@@ -190,11 +188,15 @@ def first_images(folder: Path) -> list[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=100, help="Of the smaller data set; the other has ten times as many.")
-    parser.add_argument("--episodes", type=int, default=200, help="Of 80 frames, for the comparison of one process and two.")
+    parser.add_argument(
+        "--files", type=int, default=100, help="Files of the smaller data set; the larger one has ten times as many."
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=200, help="Episodes of 80 frames for the comparison of one and two processes."
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    costs(10)  # What is done once a process is done now.
+    costs(10)  # Warm-up: one-time work of the process.
     few, many = costs(options.files), costs(TIMES * options.files)
     linear = {part: {"seconds": round(many[part], 3), "times": round(many[part] / few[part], 2)} for part in few}
     files = [options.files, TIMES * options.files]

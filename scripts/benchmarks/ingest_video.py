@@ -1,11 +1,10 @@
-"""How fast one process ingests a video, against what it can't beat.
+"""Measures how fast one process ingests a video, against an upper bound.
 
-The ceiling is a loop in which PyAV decodes every frame and shrinks it to packed RGB with the filter that the stage uses; it
-encodes nothing. Two more loops shrink by way of planes, as the stage does, one of them encoding as well, as the stage has to;
-the last one only decodes. What each adds is what a frame's microseconds go for: `decode`, `shrink`, `encode` and `rest`, which
-is sampling, measuring quality, hashing and writing. A short video is there several times: shards hold hundreds of such. All
-run in turn over the same files. Prints one JSON line; speeds are frames per second of processor time, which other load on the
-machine leaves alone for the most part.
+The ceiling is a loop in which PyAV decodes every frame and shrinks it to packed RGB with the filter of the stage, without
+encoding. Two more loops shrink via planes, like the stage, and one of them also encodes; the last loop only decodes. The
+differences give the microseconds per frame of `decode`, `shrink`, `encode` and `rest` (sampling, measuring quality, hashing and
+writing). A short video is used several times, because a shard holds hundreds of them. All loops alternate over the same files.
+Prints one JSON line; speeds are frames per second of processor time, which hardly depends on other load.
 """
 
 import argparse
@@ -31,7 +30,7 @@ Work = Callable[[av.VideoFrame], object]
 
 
 def bare(folder: Path, start: Callable[[], Work]) -> int:
-    """Decode all videos and do a work, started anew for each, with every frame; how many there are."""
+    """Decode all videos and process every frame with a new work per video; returns the number of frames."""
     count = 0
     for path in sorted(folder.iterdir()):
         work = start()
@@ -45,12 +44,12 @@ def bare(folder: Path, start: Callable[[], Work]) -> int:
 
 
 def only_decode() -> Work:
-    """Nothing more."""
+    """Do nothing with the frames."""
     return lambda frame: None
 
 
 def shrink(colours: str, encode: bool = False) -> Work:
-    """Shrink to pixels (H, W, 3) by way of a format of FFmpeg's, and encode them where asked."""
+    """Shrink frames to pixels (H, W, 3) via a pixel format of FFmpeg, and optionally encode them."""
     scaler = VideoReformatter()
 
     def work(frame: av.VideoFrame) -> None:
@@ -63,7 +62,7 @@ def shrink(colours: str, encode: bool = False) -> Work:
 
 
 def compare(folder: Path, output: Path, repeats: int) -> dict[str, Any]:
-    """Ingest of a folder of videos beside the bare loops."""
+    """Compare ingest of a folder of videos with the bare loops."""
     source = VideoSource(str(folder), VIDEO, FORM)
     units = make_plan(source, None, None, 64 << 20)
     works: list[Callable[[], object]] = [
@@ -90,7 +89,7 @@ def compare(folder: Path, output: Path, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--videos", type=Path, nargs="*", default=[], help="Files; by default one of 720 lines is made.")
+    parser.add_argument("--videos", type=Path, nargs="*", default=[], help="Video files; by default a 720-line video is made.")
     parser.add_argument("--frames", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""What the loss over chunks of logits costs beside the plain way: full logits in fp32, kept for the backward pass.
+"""Compares the loss over chunks of logits with the plain loss: full logits in fp32, kept for the backward pass.
 
-Both take the same hidden states at labelled positions and the same head, in one process and in turn: forward and backward
-pass, best time of several, and the memory that is taken beyond inputs, weights and gradients. Memory is the allocator's on a
-GPU; on a CPU it is the peak of this process's resident set, which Linux resets on request. The last line is one JSON object.
+Both take the same hidden states at labelled positions and the same head, alternating in one process: the best time of several
+forward and backward passes, and the memory beyond inputs, weights and gradients. On a GPU it is the allocator's memory; on a
+CPU the peak of the process's resident set, which Linux resets on request. The last line is one JSON object.
 """
 
 import argparse
@@ -26,18 +26,18 @@ def plain(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch
 
 
 def chunked(head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The same as training has it."""
+    """The same loss as in training: over chunks of logits."""
     return next_token_losses(head, hidden, targets).mean()
 
 
 def resident(field: str) -> int:
-    """A field of this process's memory in bytes: `VmRSS` now, `VmHWM` at most."""
+    """A memory field of this process in bytes: `VmRSS` (current) or `VmHWM` (peak)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def measure(loss: Loss, head: nn.Linear, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[float, int]:
-    """Seconds of a forward and backward pass, and bytes that it took beyond what was there."""
+    """Seconds and additional bytes of a forward and backward pass."""
     on_gpu = hidden.device.type == "cuda"
     gc.collect()
     if on_gpu:
@@ -59,7 +59,7 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=64 if on_gpu else 32)
-    parser.add_argument("--labels", type=int, default=237, help="labelled positions of a clip")
+    parser.add_argument("--labels", type=int, default=237, help="Labelled positions per clip.")
     parser.add_argument("--width", type=int, default=768 if on_gpu else 128)
     parser.add_argument("--vocabulary", type=int, default=16386)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16" if on_gpu else "fp32")
@@ -75,7 +75,7 @@ def main() -> None:
     seconds = dict.fromkeys(ways, float("inf"))
     memory = dict.fromkeys(ways, 0)
     gradients: dict[str, torch.Tensor] = {}
-    for _ in range(options.repeats + 1):  # the first is for allocators and caches
+    for _ in range(options.repeats + 1):  # the first run fills allocators and caches
         for name, way in ways.items():
             taken, size = measure(way, head, hidden, targets)
             seconds[name], memory[name] = min(seconds[name], taken), size

@@ -1,7 +1,7 @@
-"""What finding a sample costs for a billion clips, beside the same for a thousand; the last line is one JSON object.
+"""Measures how fast a sample is found among a billion clips, compared with a thousand; the last line is one JSON object.
 
-In one process: a mixture of data sets of very different sizes with a change of weights on the way, blocks far into the run so
-that nothing is cached. `ratio` is the speed with a billion clips over that with a thousand: 1 where size costs nothing.
+In one process: a mixture of data sets of very different sizes with a change of weights, and blocks far into the run, so that
+nothing is cached. `ratio` is the speed with a billion clips divided by that with a thousand; 1 means that size costs nothing.
 """
 
 import argparse
@@ -19,7 +19,7 @@ REPEATS = 5
 
 
 def build(clips: int, far: int) -> tuple[SampleOrder, int]:
-    """An order over about so many clips in 4 views, and the bytes that it holds."""
+    """Create an order over about `clips` clips in 4 views; returns it with its size in bytes."""
     sizes = {
         f"data{i:02d}": DatasetSize(max(1, clips * (i + 1) * 2 // (DATASETS * (DATASETS + 1))), 4) for i in range(DATASETS)
     }
@@ -36,13 +36,13 @@ def build(clips: int, far: int) -> tuple[SampleOrder, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=10**9)
-    parser.add_argument("--blocks", type=int, default=40, help="Blocks of samples in each of the runs.")
+    parser.add_argument("--blocks", type=int, default=40, help="Blocks of samples per run.")
     options = parser.parse_args()
     far = 10**12
     orders = {clips: build(clips, far) for clips in (options.clips, 1000)}
     best = dict.fromkeys(orders, float("inf"))
     for repeat in range(REPEATS):
-        # In turn, so that other load hits both alike.
+        # Alternating, so that other load affects both alike.
         for clips, (order, _) in orders.items():
             start = far + (1 + repeat) * options.blocks * BLOCK
             began = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What planning an ingest costs where there are very many source files; a line of JSON for every measurement.
+"""Measures planning of an ingest with very many source files; prints one JSON line per measurement.
 
-`disk`: real small files on a local disk. `store`: names that a made-up object store lists, with the tags of a real one. Each is
-planned three times: at first; again, held against a lock file that has all of them; and again after a hundredth of them were
-touched. `listing`: the bare listing of both, below which no plan can come. Seconds, bytes read, files opened and peak memory;
-every measurement is a process of its own, so that its peak is its own.
+`disk`: real small files on a local disk. `store`: names in a made-up object store, with tags like a real one. Each is planned
+three times: for the first time; again, with a lock file of all files; and again after one file in a hundred was touched.
+`listing`: the bare listing, the lower bound of any plan. Each line has seconds, bytes read, files opened and peak memory. Every
+measurement runs in its own process, so that peak memory is its own.
 """
 
 import argparse
@@ -33,16 +33,16 @@ ENTRY = DatasetEntry("many", "many", "video", control_hz=10.0)
 FOLDER_FILES = 1000
 FILE_BYTES = 107_000
 MADE_UP_BYTES = 40_000_000
-TOUCHED = 100  # one in so many
+TOUCHED = 100  # one in 100 files is changed
 
 
 def name_of(number: int) -> str:
-    """Path of a file, of which so many lie in one folder."""
+    """Path of a file; each folder holds a fixed number of files."""
     return f"{number // FOLDER_FILES:04d}/{number:07d}.mp4"
 
 
 class MadeUpStore(AbstractFileSystem):  # type: ignore[misc]
-    """An object store that has names, sizes and tags, and no content."""
+    """An object store with names, sizes and tags, but without content."""
 
     protocol = "madeup"
     cachable = False
@@ -50,7 +50,7 @@ class MadeUpStore(AbstractFileSystem):  # type: ignore[misc]
     changed: frozenset[int] = frozenset()
 
     def isdir(self, path: str) -> bool:
-        """Whatever is asked for is a folder."""
+        """Every path is a folder."""
         return True
 
     def find(self, path: str, **_: Any) -> dict[str, dict[str, Any]]:
@@ -58,11 +58,11 @@ class MadeUpStore(AbstractFileSystem):  # type: ignore[misc]
         return {entry["name"]: entry for entry in self._entries(path.rstrip("/"))}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """Nothing lies beside the objects; see `AbstractFileSystem.ls`."""
+        """There are no other files; see `AbstractFileSystem.ls`."""
         return []
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """The same bytes for every object."""
+        """Every object has the same bytes."""
         return b"x" * ((end or 0) - (start or 0))
 
     def _open(self, path: str, *_: Any, **__: Any) -> Any:
@@ -75,7 +75,7 @@ class MadeUpStore(AbstractFileSystem):  # type: ignore[misc]
 
 
 def write_files(folder: Path, count: int) -> None:
-    """Files of noise, called like videos."""
+    """Write files of noise with the names of videos."""
     noise = os.urandom(2 * FILE_BYTES)
     for number in range(count):
         path = folder / name_of(number)
@@ -85,7 +85,7 @@ def write_files(folder: Path, count: int) -> None:
 
 
 def measure(folder: str, lock_path: str) -> dict[str, Any]:
-    """Plan once, as the command does."""
+    """Plan once, like the command."""
     opened = 0
     real = head_tail.head_tail_hash
 
@@ -116,7 +116,7 @@ def measure(folder: str, lock_path: str) -> dict[str, Any]:
 
 
 def lock_all(folder: str, lock_path: str) -> None:
-    """Write a lock file that has all files as they are."""
+    """Write a lock file with the current state of all files."""
     source = VideoSource(folder, ENTRY, FrameForm("jpeg", 80))
     listed = source.listing()
     sizes = source.file_sizes()
@@ -131,7 +131,7 @@ def lock_all(folder: str, lock_path: str) -> None:
 
 
 def list_only(folder: str) -> dict[str, Any]:
-    """The bare listing."""
+    """Measure only the listing."""
     began = time.perf_counter()
     count = len(storage.listing(folder, nested=True))
     return {"files": count, "seconds": round(time.perf_counter() - began, 1), "peak_mib": _peak_mib()}
@@ -147,11 +147,11 @@ def _peak_mib() -> float:
 
 
 def main() -> int:
-    """Run all measurements, or, with `--step`, be one of them."""
+    """Run all measurements, each in a subprocess; with `--step`, run a single one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", default=["disk", "store"], metavar="KIND", help="disk, store")
-    parser.add_argument("--files", type=int, default=20_000, help="On disk.")
-    parser.add_argument("--objects", type=int, default=1_000_000, help="That the store lists.")
+    parser.add_argument("--files", type=int, default=20_000, help="Number of files on disk.")
+    parser.add_argument("--objects", type=int, default=1_000_000, help="Number of objects in the store.")
     parser.add_argument("--step", choices=["listing", "first", "lock", "again", "touched"], help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What planning the tokenize stage costs at the size of Open X-Embodiment; a line of JSON for every measurement.
+"""Measures planning of the tokenize stage at the size of Open X-Embodiment; prints one JSON line per measurement.
 
-`limits`: quality limits held against made-up indexes of 2.4 million episodes, of which a fifth are excluded. `fleet`: the same
-in a real fleet of two processes under torchrun: the first plans, the other hears of all tasks with their excluded episodes.
-`hashes`: near duplicates among a million perceptual hashes of one length; a tenth are near copies. `baseline`: what a process
-with the same imports takes that does nothing. Every measurement is a process of its own, so that its peak memory is its own.
+`limits`: quality limits over made-up indexes of 2.4 million episodes, of which a fifth are excluded. `fleet`: the same in a
+real fleet of two processes under torchrun: the first plans, the other receives all tasks with their excluded episodes.
+`hashes`: near duplicates among a million perceptual hashes of one length, a tenth of them near copies. `baseline`: a process
+with the same imports that does nothing. Every measurement runs in its own process, so that peak memory is its own.
 """
 
 import argparse
@@ -35,7 +35,7 @@ LIMITS = QualityConfig(max_static=0.9, duplicates="exact")
 
 
 def write_indexes(folder: Path, rows: int) -> None:
-    """An index for each of `DATASETS` data sets, `rows` episodes together; every fifth episode stands still."""
+    """Write an index for each of `DATASETS` data sets, with `rows` episodes in total; every fifth episode is static."""
     generator = np.random.default_rng(0)
     count = rows // DATASETS
     numbers = np.arange(count)
@@ -53,12 +53,12 @@ def write_indexes(folder: Path, rows: int) -> None:
 
 
 def folders(indexes: Path) -> list[str]:
-    """The data sets' folders, in order."""
+    """The folders of the data sets, in order."""
     return [str(folder) for folder in sorted(indexes.iterdir())]
 
 
 def tasks_of(indexes: Path, rows: int) -> list[ShardTask]:
-    """A task for every shard that the indexes name, as records would give it."""
+    """A task for every shard in the indexes, as its manifest would give it."""
     shards = range(-(-(rows // DATASETS) // EPISODES_OF_SHARD))
     return [
         ShardTask(Path(folder).name, "train", number, f"{folder}/train-{number:06d}.tar", 1 << 28, "ab" * 32, EPISODES_OF_SHARD)
@@ -68,13 +68,13 @@ def tasks_of(indexes: Path, rows: int) -> list[ShardTask]:
 
 
 def measure_limits(options: argparse.Namespace) -> dict[str, Any]:
-    """Quality limits over all indexes."""
+    """Measure quality limits over all indexes."""
     excluded = excluded_episodes(folders(options.indexes), LIMITS, 0.01)
     return {"episodes": options.rows, "excluded": len(excluded)}
 
 
 def measure_hashes(options: argparse.Namespace) -> dict[str, Any]:
-    """Near duplicates among hashes whose 512 bits of motion are set with a probability of `--motion`."""
+    """Measure near duplicates among hashes whose 512 motion bits are set with probability `--motion`."""
     generator = np.random.default_rng(0)
     hashes = np.empty((options.hashes, 71), np.uint8)
     chance = np.concatenate([np.full(56, 0.5), np.full(512, options.motion)]).astype(np.float32)
@@ -93,7 +93,7 @@ def measure_hashes(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
-    """Plan in the first process of a fleet, hear of it in the others, claim everything; the first one's figures."""
+    """Plan in the first process of a fleet, receive the plan in the others, claim all tasks; returns the first one's result."""
     with Fleet.join() as fleet:
         if fleet.is_first:
             tasks = exclude_episodes(
@@ -103,12 +103,12 @@ def measure_fleet(options: argparse.Namespace) -> dict[str, Any] | None:
         else:
             began = time.perf_counter()
             tasks = list(map(ShardTask.from_json, fleet.receive_plan()))
-            heard = time.perf_counter() - began
+            waited = time.perf_counter() - began
         claimed = len(list(fleet.claim(tasks)))
         excluded = sum(len(task.excluded) for task in tasks)
         fleet.send_result({"claimed": claimed, "excluded": excluded, "peak_mib": _peak_mib()})
         if not fleet.is_first:
-            print(f"process {fleet.rank} had the plan after {heard:.1f} s", file=sys.stderr)
+            print(f"process {fleet.rank} had the plan after {waited:.1f} s", file=sys.stderr)
             return None
         reports, orphans = fleet.collect_results(tasks, lambda: None)
         assert sum(report["claimed"] for report in reports) == len(tasks) and not orphans
@@ -128,12 +128,12 @@ MEASUREMENTS = {
 
 
 def main() -> int:
-    """Run the measurements that are asked for, or, with `--one`, be one of them."""
+    """Run the given measurements, each in a subprocess; with `--one`, run a single one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(MEASUREMENTS), metavar="NAME", help=", ".join(MEASUREMENTS))
-    parser.add_argument("--rows", type=int, default=2_400_000, help="Episodes of all indexes together.")
+    parser.add_argument("--rows", type=int, default=2_400_000, help="Total number of episodes in the indexes.")
     parser.add_argument("--hashes", type=int, default=1_000_000)
-    parser.add_argument("--motion", type=float, default=0.25, help="Share of the bits of motion that are set.")
+    parser.add_argument("--motion", type=float, default=0.25, help="Fraction of motion bits that are set.")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--indexes", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

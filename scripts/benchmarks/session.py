@@ -1,17 +1,17 @@
-"""How fast a session predicts, beside what it saves and what it can't beat; the last line is one JSON object.
+"""Measures how fast a session predicts, against re-encoding and against an upper bound; the last line is one JSON object.
 
-In one process and frame by frame in turn, so that other load hits all alike: the session (one cache, one prefill, context
-decoded once); the same draws with the whole prefix encoded anew for every frame and the context decoded with it, by
-`transformers` as the published code does it with actions, and by the session's own transformer and decoder; the session with
-one sample; and as the ceiling the bare parts of a step, passes of the transformer and one decoded frame. A rollout, which
-decodes its frames at its end, is measured in one go.
+Alternating frame by frame in one process, so that other load affects all alike: the session (one cache, one prefill, context
+decoded once); the same sampling with the whole prefix encoded and the context decoded again for every frame, by `transformers`
+(as the published code does with actions) and by the session's own transformer and decoder; the session with one sample; and as
+the ceiling the bare parts of a step: transformer passes and one decoded frame. A rollout, which decodes its frames at the end,
+is measured as a whole.
 
-Without `--model` weights are random and ids drawn at temperature 1, so that the frame before is no help as a draft: the least
-that a session gains. With `--model` and `--shards` a trained model predicts real episodes, and drafts help as much as they do;
-ids must be those of the published way, and greedy ones that aren't end the run with status 1.
+Without `--model`, weights are random and ids are sampled at temperature 1, so that speculative decoding never helps: the
+smallest gain of a session. With `--model` and `--shards`, a trained model predicts real episodes. Then ids must equal those of
+the published way; if greedy ids differ, the exit status is 1.
 
-Times are those of the process's own CPU time where it runs on a CPU, and wall time beside; use OMP_NUM_THREADS=1, or the CPU
-time of all threads is added up.
+On a CPU, times are CPU times of the process, with wall times in addition; set OMP_NUM_THREADS=1, because the CPU time of all
+threads is added up.
 """
 
 import argparse
@@ -47,7 +47,7 @@ SIZES = {
 
 
 def build(size: str, device: str, compiled: bool) -> WorldModel:
-    """A world model of a given size with random weights."""
+    """Create a world model of a given size with random weights."""
     model, channels, layers, latent = SIZES[size]
     config = CompressiveVQConfig(block_out_channels=channels, layers_per_block=layers, latent_channels=latent)
     id_layout = config.id_layout
@@ -71,7 +71,7 @@ def build(size: str, device: str, compiled: bool) -> WorldModel:
 
 @dataclass(frozen=True)
 class Case:
-    """Futures of one clip: context (t, 3, S, S), then n steps by actions (n, A) or none."""
+    """A clip to predict: context (t, 3, S, S), then n steps with actions (n, A) or without."""
 
     context: torch.Tensor
     actions: torch.Tensor | None
@@ -80,28 +80,28 @@ class Case:
     rule: SamplingRule
 
     def first(self, steps: int) -> "Case":
-        """The first steps alone."""
+        """The case with only its first steps."""
         return dataclasses.replace(self, steps=steps)
 
     def action(self, step: int) -> torch.Tensor | None:
-        """What leads to a frame."""
+        """The action that leads to a frame."""
         return None if self.actions is None else self.actions[step]
 
 
-# What embeds (R, n, width) and gives the last hidden state (R, width); it remembers what it was given.
+# A function from embeddings (R, n, width) to the last hidden state (R, width). It caches earlier embeddings.
 Reader = Callable[[torch.Tensor], torch.Tensor]
-# (R, L) ids so far, and (R, 3, S, S) the last frame: what a work has made after every step.
+# The result of a step: all ids so far (R, L), and the last frame (R, 3, S, S).
 Outcome = tuple[torch.Tensor, torch.Tensor]
 SEED = 0
 
 
 def start(model: WorldModel, case: Case) -> Session:
-    """A session at its beginning."""
+    """Start a session."""
     return model.start(case.context, case.samples, case.rule.top_k, case.rule.temperature, SEED)
 
 
 def by_session(model: WorldModel, case: Case, passes: Counter[str]) -> Iterator[Outcome]:
-    """Frame by frame; counts passes of the transformer, and how many ids there were to compare with the frame before."""
+    """Predict frame by frame; counts transformer passes and the ids that could be compared with the previous frame."""
     session = start(model, case)
     for step in range(case.steps):
         frame = session.step(case.action(step)).frame
@@ -113,25 +113,25 @@ def by_session(model: WorldModel, case: Case, passes: Counter[str]) -> Iterator[
 
 
 def by_rollout(model: WorldModel, case: Case) -> Iterator[Outcome]:
-    """All frames at once."""
+    """Predict all frames in one rollout."""
     session = start(model, case)
     results = session.rollout([case.action(step) for step in range(case.steps)])
     yield session.ids, results[-1].frame
 
 
 def published_reader(model: WorldModel) -> Reader:
-    """A new prefix, read by `transformers`."""
+    """Encode a new prefix with `transformers`."""
     llama, cache = model.network.llm.model, DynamicCache(config=model.network.config)
     return lambda embedded: llama(inputs_embeds=embedded, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
 
 
 def published_frame(model: WorldModel, ids: torch.Tensor) -> torch.Tensor:
-    """The only future frame of (R, L) ids, the context decoded with it."""
+    """Decode the only future frame of ids (R, L), together with the context."""
     return model.tokenizer.detokenize(ids)[:, -1]
 
 
 class OwnReader:
-    """A new prefix, read by the session's transformer."""
+    """Encode a new prefix with the session's transformer."""
 
     def __init__(self, model: WorldModel) -> None:
         self._decoder = model.decoder
@@ -149,7 +149,7 @@ class OwnReader:
 
 
 def own_frame(model: WorldModel, ids: torch.Tensor) -> torch.Tensor:
-    """As `published_frame`, by the session's decoder."""
+    """Like `published_frame`, with the session's decoder."""
     dynamics = ids[:, None, 1 - model.id_layout.tokens_per_future_frame :]
     return model.frames.frames(dynamics, model.frames.context(ids))[:, 0]
 
@@ -161,7 +161,7 @@ def by_reencoding(
     reader: Callable[[WorldModel], Reader],
     decode: Callable[[WorldModel, torch.Tensor], torch.Tensor],
 ) -> Iterator[Outcome]:
-    """For every frame a new cache over the whole prefix, and the context decoded with it."""
+    """Predict every frame with a new cache over the whole prefix, and decode the context again."""
     network, id_layout, samples = model.network, model.id_layout, case.samples
     ids = model.tokenizer.tokenize(case.context[None]).repeat(samples, 1)
     for step in range(case.steps):
@@ -187,7 +187,7 @@ def by_reencoding(
 
 @torch.no_grad()
 def bare_parts(model: WorldModel, case: Case) -> Iterator[Outcome]:
-    """What does the arithmetic of so many steps without drafts, and nothing else; ids and frames mean nothing."""
+    """Do only the arithmetic of the steps without speculative decoding; ids and frames are meaningless."""
     network, id_layout, decoder, samples = model.network, model.id_layout, model.decoder, case.samples
     ids = model.tokenizer.tokenize(case.context[None])
     cache = decoder.copied(decoder.prefill(network.llm.model.embed_tokens(ids)), samples)
@@ -204,10 +204,10 @@ def bare_parts(model: WorldModel, case: Case) -> Iterator[Outcome]:
 
 
 def in_turn(works: dict[str, Iterator[Outcome]], device: str) -> tuple[dict[str, Outcome], dict[str, list[float]]]:
-    """Advance all works by a frame each until they end.
+    """Advance all works in turn, one frame at a time, until they end.
 
     Returns:
-        What each yielded last; and of each the seconds that count on the device and those of the wall, its start included.
+        The last outcome of each work, and its seconds: device or CPU time, and wall time, including its start.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
     outcomes: dict[str, Outcome] = {}
@@ -237,7 +237,7 @@ def random_case(options: argparse.Namespace, rule: SamplingRule) -> Case:
 
 
 def episode_cases(model: WorldModel, options: argparse.Namespace, rule: SamplingRule) -> list[Case]:
-    """The first episodes of a split from their beginning, as many steps as asked for or as episode and positions allow."""
+    """The first episodes of a split, with the given number of steps or as many as episode and positions allow."""
     names = [name for name in storage.list_files(options.shards) if name.endswith(".tar")]
     names = [name for name in names if (parse_shard_name(name) or ("", 0))[0] == options.split]
     episodes = itertools.chain.from_iterable(open_episodes(storage.join(options.shards, name)) for name in names)
@@ -253,7 +253,7 @@ def episode_cases(model: WorldModel, options: argparse.Namespace, rule: Sampling
 
 
 def measure(model: WorldModel, cases: list[Case], device: str) -> dict[str, object]:
-    """Run all cases in all ways; what the JSON says of them."""
+    """Run all cases in all variants; returns the JSON result."""
     counts: Counter[str] = Counter()
     spent = defaultdict[str, float](float)
     wall = defaultdict[str, float](float)
@@ -271,7 +271,7 @@ def measure(model: WorldModel, cases: list[Case], device: str) -> dict[str, obje
             {"single": by_session(model, dataclasses.replace(case, samples=1), Counter())} if case.samples > 1 else {}
         )
 
-    in_turn(works(cases[0].first(2)), device)  # first calls allocate and choose kernels
+    in_turn(works(cases[0].first(2)), device)  # the first calls allocate and choose kernels
     counts.clear()
     for case in cases:
         outcomes, seconds = in_turn(works(case), device)
@@ -307,17 +307,17 @@ def measure(model: WorldModel, cases: list[Case], device: str) -> dict[str, obje
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=sorted(SIZES), default="tiny", help="of a model with random weights")
-    parser.add_argument("--model", help="folder of a trained model")
-    parser.add_argument("--shards", help="a data set's folder of episode shards, for --model")
-    parser.add_argument("--split", default="test", help="of the shards")
-    parser.add_argument("--episodes", type=int, default=4, help="so many of them, the first ones")
-    parser.add_argument("--stride", type=int, default=1, help="frames of an episode from one frame to the next")
+    parser.add_argument("--size", choices=sorted(SIZES), default="tiny", help="Size of a model with random weights.")
+    parser.add_argument("--model", help="Folder of a trained model.")
+    parser.add_argument("--shards", help="Folder of episode shards, with --model.")
+    parser.add_argument("--split", default="test", help="Split of the shards.")
+    parser.add_argument("--episodes", type=int, default=4, help="Number of episodes.")
+    parser.add_argument("--stride", type=int, default=1, help="Episode frames per step.")
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--samples", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--temperature", type=float, default=1.0, help="Sampling temperature; 0 = greedy.")
     parser.add_argument("--top_k", type=int, default=100)
-    parser.add_argument("--compile", action="store_true", help="compile the transformer's steps")
+    parser.add_argument("--compile", action="store_true", help="Compile the transformer's steps.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if bool(options.model) != bool(options.shards):

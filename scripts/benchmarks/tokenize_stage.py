@@ -1,11 +1,10 @@
-"""How fast the tokenize stage is beside the bare tokenizer that it can't beat; the last line is one JSON object.
+"""Measures how fast the tokenize stage is, against the bare tokenizer as an upper bound; the last line is one JSON object.
 
-In one process: the engine on one batch that stays on the device, before and after the whole stage (read, decode, crop, batch,
-tokenize, publish) over episode shards; and beside it the plain module in eager fp32, as the published code runs it. Without
---shards it makes some: JPEGs of 1.25 x the tokenizer's resolution, as ingest keeps them. The server that readers are forked
-from starts before the clock, as in the command, where it starts while the tokenizer is opened. What a precision does to the
-ids is measured by `tokenizer_precision.py`. (A script here must not be named `tokenize.py`: it would stand in front of
-Python's own module.)
+In one process: the encoder on one batch that stays on the device, before and after the whole stage (read, decode, crop, batch,
+tokenize, publish) over episode shards; and the plain module in eager fp32, as the published code runs it. Without --shards it
+makes shards: JPEGs of 1.25 x the tokenizer's resolution, like ingest. The readers' server starts before the clock, because the
+command starts it while it opens the tokenizer. `tokenizer_precision.py` measures what a precision does to the ids. (A script
+here must not be named `tokenize.py`: it would hide Python's own module.)
 """
 
 import argparse
@@ -46,7 +45,7 @@ SIZES = {
 
 
 def make_shards(output: Path, shards: int, episodes: int, frames: int, side: int) -> None:
-    """Episode shards of smooth moving pictures, `side` pixels wide, with a little noise."""
+    """Write episode shards of smooth moving images, `side` pixels wide, with a little noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[0:side, 0:side]
     folder = output / "made_up"
@@ -58,7 +57,7 @@ def make_shards(output: Path, shards: int, episodes: int, frames: int, side: int
                     Episode(
                         key=episode_key("train", 0, index),
                         dataset="made_up",
-                        frames=[encode_jpeg(_picture(rows + t, columns + index, random)) for t in range(frames)],
+                        frames=[encode_jpeg(_image(rows + t, columns + index, random)) for t in range(frames)],
                         height=side,
                         width=side,
                         rate=5.0,
@@ -70,17 +69,17 @@ def make_shards(output: Path, shards: int, episodes: int, frames: int, side: int
                     )
                 )
         shard = shard_name("train", number, "tar")
-        record = ShardManifest(shard, fingerprint({}), {}, episodes, writer.frames, writer.size, writer.sha256)
-        write_manifest(str(folder), record)
+        manifest = ShardManifest(shard, fingerprint({}), {}, episodes, writer.frames, writer.size, writer.sha256)
+        write_manifest(str(folder), manifest)
 
 
-def _picture(rows: np.ndarray, columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def _image(rows: np.ndarray, columns: np.ndarray, random: np.random.Generator) -> np.ndarray:
     smooth = np.stack([128 + 90 * np.sin(rows / 9 + k) * np.cos(columns / (7 + k)) for k in range(3)], axis=-1)
     return (smooth + random.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
 def first_clips(task: ShardTask, clips: ClipsConfig, side: int, count: int) -> torch.Tensor:
-    """The first `count` different clips of a shard, over again where it has fewer, as (count, T, 3, S, S)."""
+    """The first `count` clips of a shard, repeated if it has fewer, (count, T, 3, S, S)."""
     found: list[torch.Tensor] = []
     for episode in open_shard(task.source):
         found += read_clips(episode, clips, views=1, held_out_share=0, side=side).pixels
@@ -90,24 +89,24 @@ def first_clips(task: ShardTask, clips: ClipsConfig, side: int, count: int) -> t
 
 
 def rates(runs: Sequence[Callable[[torch.Tensor], torch.Tensor]], clips: torch.Tensor, seconds: float) -> list[float]:
-    """Clips a second of each of `runs` on a resident batch, in turns, so that a busy machine slows all of them alike."""
+    """Clips per second of each of `runs` on a resident batch, alternating so that other load affects all alike."""
     spent = [0.0] * len(runs)
     batches = 0
     for run in runs:
         run(clips).cpu()
     while sum(spent) < seconds * len(runs):
-        for place, run in enumerate(runs):
+        for number, run in enumerate(runs):
             start = time.perf_counter()
             for _ in range(10 if clips.is_cuda else 1):
                 ids = run(clips)
             ids.cpu()
-            spent[place] += time.perf_counter() - start
+            spent[number] += time.perf_counter() - start
         batches += 10 if clips.is_cuda else 1
     return [batches * len(clips) / passed for passed in spent]
 
 
 def eager_fp32(model: CompressiveVQModel) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The plain module as the published code runs it."""
+    """The plain module, as the published code runs it."""
 
     @torch.inference_mode()
     def run(clips: torch.Tensor) -> torch.Tensor:
@@ -118,7 +117,7 @@ def eager_fp32(model: CompressiveVQModel) -> Callable[[torch.Tensor], torch.Tens
 
 
 def flops_of_clip(model: CompressiveVQModel, clip: torch.Tensor) -> int:
-    """Floating-point operations of tokenizing one clip (1, T, 3, S, S), counted."""
+    """Count the floating-point operations of tokenizing one clip (1, T, 3, S, S)."""
     with FlopCounterMode(display=False) as counter:
         model.tokenize(clip)
     return counter.get_total_flops()
@@ -126,13 +125,13 @@ def flops_of_clip(model: CompressiveVQModel, clip: torch.Tensor) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shards", nargs="+", help="Episode shards; made here without.")
-    parser.add_argument("--tokenizer", help="Folder of a tokenizer; random weights without.")
+    parser.add_argument("--shards", nargs="+", help="Episode shards (default: made here).")
+    parser.add_argument("--tokenizer", help="Tokenizer folder (default: random weights).")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="Shape of the random tokenizer.")
     parser.add_argument("--precision", choices=["fp32", "tf32", "bf16", "fp16"], default="fp32")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--episodes", type=int, default=16, help="Per made shard; two shards are made.")
-    parser.add_argument("--seconds", type=float, default=5.0, help="How long the bare model is timed, twice.")
+    parser.add_argument("--episodes", type=int, default=16, help="Episodes per made shard; two shards are made.")
+    parser.add_argument("--seconds", type=float, default=5.0, help="Seconds of each of the two timings of the bare model.")
     options = parser.parse_args()
     prepare_readers()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -144,19 +143,19 @@ def main() -> int:
     layout = token_layout(model.config, clips, options.precision, model.weights_sha256 or "random")
     plain = copy.deepcopy(model).to(device).eval()
     started = time.perf_counter()
-    engine = BatchEncoder(model, device, options.precision, options.batch)
+    encoder = BatchEncoder(model, device, options.precision, options.batch)
     with tempfile.TemporaryDirectory() as folder:
         if not options.shards:
             make_shards(Path(folder) / "episodes", 2, options.episodes, 48, model.config.resolution * 5 // 4)
         tasks = find_shards(options.shards or [str(Path(folder) / "episodes")])
         resident = first_clips(tasks[0], clips, model.config.resolution, options.batch).to(device)
-        engine.ids_of(resident).cpu()
+        encoder.ids_of(resident).cpu()
         first_batch = time.perf_counter() - started
-        before, eager = rates([engine.ids_of, eager_fp32(plain)], resident, options.seconds)
+        before, eager = rates([encoder.ids_of, eager_fp32(plain)], resident, options.seconds)
         start = time.perf_counter()
-        report = run_worker(tasks, TokenizeJob(clips, layout, str(Path(folder) / "tokens")), engine, usable_cpus())
+        report = run_worker(tasks, TokenizeJob(clips, layout, str(Path(folder) / "tokens")), encoder, usable_cpus())
         stage = report.rows / (time.perf_counter() - start)
-        (after,) = rates([engine.ids_of], resident, options.seconds)
+        (after,) = rates([encoder.ids_of], resident, options.seconds)
     bare = (before + after) / 2
     result: dict[str, Any] = {
         "benchmark": "tokenize",
@@ -175,12 +174,12 @@ def main() -> int:
         "rows": report.rows,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "precision": options.precision,
-        "batch": engine.batch,
+        "batch": encoder.batch,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
     }
     if device.type == "cuda":
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        # Of the dense bf16 peak, whatever the precision.
+        # Relative to the dense bf16 peak, in every precision.
         peak = peak_flops(device)
         result["share_of_bf16_peak"] = round(result["tflops"] * 1e12 / peak, 4) if peak else None
     print(json.dumps(result))

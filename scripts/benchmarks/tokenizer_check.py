@@ -1,13 +1,13 @@
-"""All that is to be known of the tokenize stage on a device, in one command; the last line is one JSON object.
+"""Measures everything about the tokenize stage on a device with one command; the last line is one JSON object.
 
-For every size and precision `tokenize_stage.py` runs in a process of its own, so that time to compile and peak memory are
-those of one combination; one that fails is listed with the last line it said, and the others go on. With --parity, the ids
-that every precision gives on the device are compared with those that are right in fp32 on a CPU. A table in Markdown for
-`docs/performance.md` comes before the last line.
+For every size and precision, `tokenize_stage.py` runs in its own process, so that compile time and peak memory belong to one
+combination. A combination that fails is listed with its last line, and the others continue. With --parity, the ids of every
+precision on the device are compared with the reference ids of fp32 on a CPU. Prints a Markdown table for `docs/performance.md`
+before the last line.
 
     python scripts/benchmarks/tokenizer_check.py --parity PARITY
 
-does everything on a GPU; without one choose `--sizes tiny --precisions fp32`.
+measures everything on a GPU; without one use `--sizes tiny --precisions fp32`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.worker.encoder import BatchEncoder
 
 STAGE = Path(__file__).with_name("tokenize_stage.py")
-# Clips at once, and episodes per made shard, that keep a GPU of 80 GiB busy for about a minute.
+# Batch size and episodes per made shard that keep a GPU of 80 GiB busy for about a minute.
 BATCHES = {"tiny": (8, 4), "published": (64, 400), "published-256": (8, 100)}
 COLUMNS = {
     "size": "size",
@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def run_stage(size: str, precision: str, more: list[str]) -> dict[str, Any]:
-    """What `tokenize_stage.py` measures, or `failed` with the last line it said."""
+    """The result of `tokenize_stage.py`, or `failed` with its last error line."""
     batch, episodes = BATCHES[size]
     options = ["--size", size, "--precision", precision, "--batch", str(batch), "--episodes", str(episodes), *more]
     done = subprocess.run([sys.executable, str(STAGE), *options], capture_output=True, text=True, check=False)
@@ -53,7 +53,7 @@ def run_stage(size: str, precision: str, more: list[str]) -> dict[str, Any]:
 
 
 def agreement(folder: Path, precision: str, device: torch.device) -> float:
-    """Share of ids on the device that equal the right ones of a parity fixture, a folder with `expected.npz`."""
+    """Share of ids on the device that equal the reference ids of a parity fixture (a folder with `expected.npz`)."""
     model = CompressiveVQModel.from_pretrained(str(folder))
     with np.load(folder / "expected.npz") as expected:
         frames, tokens = torch.from_numpy(expected["frames"]), torch.from_numpy(expected["tokens"].astype(np.int64))
@@ -62,7 +62,7 @@ def agreement(folder: Path, precision: str, device: torch.device) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The measurements as a Markdown table; failures stand in the place of the first number."""
+    """The measurements as a Markdown table; for a failure, the error replaces the first number."""
     lines = ["| " + " | ".join(COLUMNS.values()) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows:
         cells = {key: str(row.get(key, "")) for key in COLUMNS}
@@ -77,7 +77,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", choices=BATCHES, default=["published", "published-256"])
     parser.add_argument("--precisions", nargs="+", default=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--parity", type=Path, help="Folder of parity fixtures, each with `tokenizer/` and `expected.npz`.")
-    parser.add_argument("--seconds", default="5", help="How long bare models are timed.")
+    parser.add_argument("--seconds", default="5", help="Seconds of each timing of bare models.")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []

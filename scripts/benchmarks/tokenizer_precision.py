@@ -1,8 +1,8 @@
-"""What each precision does to a tokenizer's ids and to what they decode to; the last line is one JSON object.
+"""Measures the effect of each precision on a tokenizer's ids and reconstructions; the last line is one JSON object.
 
-On clips of real episode shards: the share of context and future ids that differ from those of fp32 on the same device, the
-PSNR of the reconstruction (always decoded in fp32), and whether a clip's ids depend on its place and neighbours in a batch or
-on the batch's size.
+On clips of real episode shards: the share of context and future ids that differ from fp32 on the same device, the PSNR of the
+reconstruction (always decoded in fp32), and whether a clip's ids depend on its position and neighbours in a batch or on the
+batch size.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tokenize_offline.worker.encoder import BatchEncoder
 
 
 def clips_of(folders: list[str], config: ClipsConfig, side: int, count: int) -> list[torch.Tensor]:
-    """The first `count` different clips (T, 3, S, S) of the shards."""
+    """The first `count` clips (T, 3, S, S) of the shards."""
     found: list[torch.Tensor] = []
     for task in find_shards(folders):
         for episode in open_shard(task.source):
@@ -33,7 +33,7 @@ def clips_of(folders: list[str], config: ClipsConfig, side: int, count: int) -> 
 
 
 def decoded_psnr(model: CompressiveVQModel, ids: torch.Tensor, clips: list[torch.Tensor], batch: int) -> float:
-    """PSNR in dB, from the mean squared error over all pixels."""
+    """PSNR of the decoded ids in dB, from the mean squared error over all pixels."""
     error = 0.0
     for start in range(0, len(clips), batch):
         truth = torch.stack(clips[start : start + batch]).to(ids.device)
@@ -47,7 +47,7 @@ def main() -> int:
     parser.add_argument("--shards", nargs="+", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--length", type=int, default=None, help="Frames of a clip.")
+    parser.add_argument("--length", type=int, default=None, help="Frames per clip.")
     parser.add_argument("--stride", default="reference")
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
@@ -60,10 +60,10 @@ def main() -> int:
     exact = BatchEncoder(model, device, "fp32", options.batch).tokenize(clips)
     precisions = {}
     for precision in ("fp32", "tf32", "bf16", "fp16"):
-        engine = BatchEncoder(model, device, precision, options.batch)
-        ids = engine.tokenize(clips)
+        encoder = BatchEncoder(model, device, precision, options.batch)
+        ids = encoder.tokenize(clips)
         other_size = BatchEncoder(model, device, precision, max(1, options.batch // 2)).tokenize(clips)
-        reverse = engine.tokenize(clips[::-1]).flip(0)
+        reverse = encoder.tokenize(clips[::-1]).flip(0)
         changed = (ids != exact).float()
         precisions[precision] = {
             "context_ids_changed": round(changed[:, :context][exact[:, :context] < special].mean().item(), 6),

@@ -1,9 +1,9 @@
-"""How fast clips are read and trained on, beside what can't be beaten and beside the published way.
+"""Measures how fast clips are loaded and trained on, against upper bounds and against the published way.
 
-The loader's ceiling is one copy of equally many rows out of one mapped array; the trainer's is the same step on one batch that
-stays on the device. The published way (--published) tokenizes each step's frames in fp32 in front of the step, takes logits
-for all positions, and has an optimizer that is not fused; its frames lie in memory, where the published code decodes files. All
-are measured in this process, in turn. Prints one JSON line; speeds are clips a second per process.
+The loader's ceiling is one copy of equally many rows out of one mapped array; the trainer's ceiling is the same step on one
+batch that stays on the device. The published way (--published) tokenizes the frames in fp32 before every step, computes logits
+for all positions, and uses an optimizer that is not fused; its frames are in memory, while the published code decodes files.
+All measurements alternate in this process. Prints one JSON line with clips per second and process.
 """
 
 import argparse
@@ -60,7 +60,7 @@ TOKENIZERS = {
 
 
 def write_tokens(root: Path, datasets: int, shards: int, clips: int) -> None:
-    """Token shards of the published layout with random ids."""
+    """Write token shards of the published layout with random ids."""
     random = np.random.default_rng(0)
     for dataset in range(datasets):
         folder = root / f"set{dataset}"
@@ -77,7 +77,7 @@ def write_tokens(root: Path, datasets: int, shards: int, clips: int) -> None:
 
 
 def clips_per_second(work: Callable[[], object], clips: int, repeats: int) -> float:
-    """Best of several runs of a work on so many clips."""
+    """Best speed of several runs of a work over a number of clips."""
     best = float("inf")
     for _ in range(repeats):
         began = time.perf_counter()
@@ -87,7 +87,7 @@ def clips_per_second(work: Callable[[], object], clips: int, repeats: int) -> fl
 
 
 def measure_loader(tokens: Path, repeats: int) -> dict[str, float]:
-    """The loader alone, and the bare copy."""
+    """Speed of the loader alone, and of the bare copy."""
     store = TokenStore.open(tokens)
     reader = BatchReader(store, SampleOrder(store), actions=False, rewards=False, pinned=torch.cuda.is_available())
     plan = plan_batches(TrainingConfig(global_batch=64), 1, 0)
@@ -111,7 +111,7 @@ def measure_loader(tokens: Path, repeats: int) -> dict[str, float]:
 
 
 def measure_resident(recipe: Recipe, options: RunOptions) -> float:
-    """The same engine on one batch that stays on the device."""
+    """Speed of the same engine on one batch that stays on the device."""
     run = set_up_run(recipe, options, find_rank_info(os.environ))
     with Processes(find_rank_info(os.environ)) as processes:
         engine = start_engine(run.network, recipe.training, run.engine_config, processes)
@@ -131,7 +131,7 @@ def measure_resident(recipe: Recipe, options: RunOptions) -> float:
 
 
 def measure_trainer(recipe: Recipe, options: RunOptions) -> dict[str, float]:
-    """The whole trainer, by its own metrics; the best line after the first, which holds the warm-up."""
+    """Speed of the whole trainer from its metrics: the best line after the first one, which includes warm-up."""
     pretrain(recipe, options)
     lines = [json.loads(line) for line in (Path(options.output) / "metrics.jsonl").read_text().splitlines()]
     best = max(lines[1:], key=lambda line: line["ids_per_second"])
@@ -139,7 +139,7 @@ def measure_trainer(recipe: Recipe, options: RunOptions) -> dict[str, float]:
 
 
 def measure_published(recipe: Recipe, tokenizer: CompressiveVQConfig, device: torch.device) -> float:
-    """The step as the published code makes it, micro batch by micro batch, with frames that lie in memory."""
+    """Speed of the published step: micro batch by micro batch, with frames in memory."""
     training = recipe.training
     plan = plan_batches(training, 1, 0)
     model = CompressiveVQModel(tokenizer).eval().to(device)
@@ -171,13 +171,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="small" if on_gpu else "tiny")
     parser.add_argument("--global_batch", type=int, default=64 if on_gpu else 4)
-    parser.add_argument("--log_every", type=int, default=20 if on_gpu else 5, help="steps that are timed together")
+    parser.add_argument("--log_every", type=int, default=20 if on_gpu else 5, help="Steps per timing.")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16" if on_gpu else "fp32")
     parser.add_argument("--zero_stage", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--deepspeed", help="DeepSpeed file, as in a recipe: offloading, communication")
+    parser.add_argument("--deepspeed", help="DeepSpeed JSON file, as in a recipe.")
     parser.add_argument("--micro_batch", type=int)
-    parser.add_argument("--published", action="store_true", help="measure the published way too")
+    parser.add_argument("--published", action="store_true", help="Also measure the published way.")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     training = TrainingConfig(

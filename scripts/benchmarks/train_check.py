@@ -1,13 +1,13 @@
-"""All that is to be known of training on a device, in one command; the last line is one JSON object.
+"""Measures everything about training on a device with one command; the last line is one JSON object.
 
-For every model, ZeRO stage, and with and without torch.compile, `train.py` runs in a process of its own, so that peak memory
-is that of one combination; one that fails is listed with the last line it said, and the others go on. The published way is
-measured beside the first combination of each model, and the memory of the loss beside the plain one by `loss.py`. A table in
-Markdown for `docs/performance.md` comes before the last line.
+For every model and ZeRO stage, with and without torch.compile, `train.py` runs in its own process, so that peak memory belongs
+to one combination. A combination that fails is listed with its last line, and the others continue. The published way is
+measured for the first combination of each model, and `loss.py` compares the memory of the loss with the plain loss. Prints a
+Markdown table for `docs/performance.md` before the last line.
 
     python scripts/benchmarks/train_check.py
 
-does everything on a GPU; without one choose `--models tiny --stages 1 --compile off`.
+measures everything on a GPU; without one use `--models tiny --stages 1 --compile off`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def run(script: str, options: list[str]) -> dict[str, Any]:
-    """What a benchmark's last line says, or `failed` with the last line of its errors."""
+    """The result on a benchmark's last line, or `failed` with its last error line."""
     words = [sys.executable, str(HERE / script), *options]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -42,7 +42,7 @@ def run(script: str, options: list[str]) -> dict[str, Any]:
 
 
 def cells(model: str, stage: int, compiled: bool, result: dict[str, Any]) -> dict[str, str]:
-    """A row of the table; a failure stands in the place of the first number."""
+    """A row of the table; for a failure, the error replaces the first number."""
     row = {"model": model, "stage": str(stage), "compile": "on" if compiled else "off"}
     if "failed" in result:
         return row | {"clips": f"failed: {result['failed']}"}
@@ -63,8 +63,8 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=["tiny", "small", "medium"], default=["small", "medium"])
     parser.add_argument("--stages", nargs="+", type=int, choices=[0, 1, 2, 3], default=[1, 2, 3])
     parser.add_argument("--compile", nargs="+", choices=["off", "on"], default=["off", "on"])
-    parser.add_argument("--loss", nargs="*", default=[], metavar="OPTION", help="options of loss.py, as `clips=8`")
-    parser.add_argument("train", nargs="*", metavar="OPTION", help="options of train.py, as `global_batch=32`")
+    parser.add_argument("--loss", nargs="*", default=[], metavar="OPTION", help="Options of loss.py, such as `clips=8`.")
+    parser.add_argument("train", nargs="*", metavar="OPTION", help="Options of train.py, such as `global_batch=32`.")
     options = parser.parse_args()
     runs, rows = [], []
     for model in options.models:

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Ingest on several hosts by Dask. Where ssh reaches all of them and they share the project's environment and a file system:
+# Ingests on several hosts with Dask. ssh must reach all hosts, and they must share the project's environment and a file system:
 #
 #   HOSTS="node1 node2 node3" scripts/dask/ingest.sh --dataset kuka --source /data/oxe --output /data/episodes
 #
-# starts a scheduler here and a worker process for every core there, ingests, and stops them. HOME_ADDRESS is the address under
-# which the hosts reach this one. On Kubernetes: scripts/dask/kubernetes.yaml. On Slurm or anywhere else, start `dask scheduler` and `dask
-# worker tcp://SCHEDULER:8786 --nworkers auto --nthreads 1` by its own means and pass `--dask tcp://SCHEDULER:8786`.
+# It starts a scheduler on this host and a worker process per core on the others, ingests, and stops them. HOME_ADDRESS is the address
+# of this host for the others. On Kubernetes use scripts/dask/kubernetes.yaml. On Slurm or elsewhere, start `dask scheduler` and `dask
+# worker tcp://SCHEDULER:8786 --nworkers auto --nthreads 1` yourself and pass `--dask tcp://SCHEDULER:8786`.
 set -euo pipefail
 
 : "${HOSTS:?names of the hosts}"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Ingest on Google Cloud Dataflow by Beam. Needs `pip install "apache-beam[gcp]==2.77.0"` here, and the image of
-# scripts/Dockerfile.ingest in a registry that Dataflow's workers reach:
+# Ingests on Google Cloud Dataflow with Beam. Needs `pip install "apache-beam[gcp]==2.77.0"` here, and the image of
+# scripts/Dockerfile.ingest in a registry that Dataflow's workers can reach:
 #
 #   PROJECT=my-project REGION=europe-west4 BUCKET=gs://my-bucket IMAGE=REGISTRY/ivideogpt-ingest:latest \
 #     scripts/dataflow/ingest.sh --dataset kuka --source gs://my-bucket/oxe --output gs://my-bucket/episodes
 #
-# What this stages in the bucket was run and compared on one machine (tests/integration/ingest/test_dataflow_job.py); the service itself
-# and its image have not been tried.
+# Tested: the staged job, run on one machine (tests/integration/ingest/test_dataflow_job.py). Not tested: the service itself and the
+# image.
 #
-# A plan of very many files may exceed the 10 MB that Dataflow takes as a job: upload_graph has it read from the bucket.
+# With very many files the job may exceed Dataflow's limit of 10 MB; upload_graph makes Dataflow read it from the bucket.
 set -euo pipefail
 
 : "${PROJECT:?}" "${REGION:?}" "${BUCKET:?gs:// URL for what Dataflow stages}" "${IMAGE:?image of the workers}"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Ingest on a Flink session cluster (1.19 or 1.20) by Beam. scripts/flink/kubernetes.yaml makes such a cluster: beside every task
-# manager runs Beam's worker pool from the image of scripts/Dockerfile.ingest.
+# Ingests on a Flink session cluster (1.19 or 1.20) with Beam. scripts/flink/kubernetes.yaml creates such a cluster, with Beam's
+# worker pool (image: scripts/Dockerfile.ingest) next to every task manager.
 #
 #   FLINK_MASTER=flink-jobmanager:8081 PARALLELISM=64 scripts/flink/ingest.sh --dataset kuka --source s3://b/oxe --output s3://b/out
 #
-# Tried: the way through a job service to an external worker pool, with Beam's own job service in place of Flink's, on one
-# machine. Not tried: a Flink cluster, the Java job server, the manifest.
+# Tested: a job service with an external worker pool on one machine, with Beam's own job service instead of Flink's. Not tested: a
+# Flink cluster, the Java job server, the Kubernetes manifest.
 #
-# Beam's job server for Flink, a Java archive, is downloaded from Maven at first use; FLINK_JOB_SERVER_JAR names a copy instead.
+# Beam downloads its job server for Flink (a Java archive) from Maven at first use; set FLINK_JOB_SERVER_JAR to use a local copy.
 set -euo pipefail
 
 : "${FLINK_MASTER:?host:port of the job manager}" "${PARALLELISM:?task slots to use}"
