@@ -14,7 +14,7 @@ from training.evaluation.metric_names import DEFAULT_METRICS, FRAME_METRICS
 from training.metrics import i3d
 from training.metrics.backbones import I3D
 from training.metrics.frame_metrics import SSIM_WINDOW, psnr_per_frame, ssim_per_frame
-from training.metrics.lpips import LEAST_SIDE, LPIPS
+from training.metrics.lpips import LPIPS, MIN_SIDE
 from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS
 
 # Metrics where higher is better.
@@ -64,12 +64,12 @@ class MetricSet:
             ConfigError: Weights are missing, or clips are too small or too short for a metric.
             SourceError: A file has other weights.
         """
-        least = {"ssim": SSIM_WINDOW, "lpips": LEAST_SIDE}
+        least = {"ssim": SSIM_WINDOW, "lpips": MIN_SIDE}
         for name in metrics:
             if side < least.get(name, 1):
                 raise ConfigError(f"{name} needs frames of at least {least[name]} pixels a side, not {side}: leave out {name}")
-        if "fvd" in metrics and frames < i3d.LEAST_FRAMES:
-            raise ConfigError(f"fvd needs clips of at least {i3d.LEAST_FRAMES} frames, not {frames}: leave out fvd")
+        if "fvd" in metrics and frames < i3d.MIN_FRAMES:
+            raise ConfigError(f"fvd needs clips of at least {i3d.MIN_FRAMES} frames, not {frames}: leave out fvd")
         self.frame_metrics = tuple(name for name in FRAME_METRICS if name in metrics)
         self.with_fvd = "fvd" in metrics
         self._lpips = LPIPS(vgg_weights, "--metrics lpips").to(device) if "lpips" in metrics else None

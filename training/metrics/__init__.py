@@ -1,1 +1,1 @@
-"""How close predicted video is to the truth: MSE, PSNR, SSIM, LPIPS and FVD, and the networks that the last two need."""
+"""Compares predicted video with the truth: PSNR, SSIM, LPIPS and FVD, and the networks of the last two."""

@@ -1,8 +1,7 @@
-"""Weights of the networks that metrics and losses look through: of a file that the user names, else of the cache.
+"""Loads the weights of the networks behind LPIPS and FVD, from a file that the user names or from the cache.
 
-Nothing is downloaded here: `ivideogpt-fetch-weights` fills the cache once, and a result names the hash of what was used. A
-`.safetensors` file or a plain PyTorch state dict will do; the latter goes through torch's unpickler for tensors alone.
-TorchScript archives run code when they are opened and are refused.
+It downloads nothing; `ivideogpt-fetch-weights` fills the cache. Results name the hash of the weights. A file is safetensors or
+a plain PyTorch state dict, read with torch's unpickler for tensors only. TorchScript archives are refused: they can run code.
 """
 
 import logging
@@ -22,7 +21,7 @@ from training.metrics.weights.published import COMMAND, I3D_KINETICS, VGG16_LPIP
 
 log = logging.getLogger(__name__)
 
-# VGG16 with its classifier has 528 MiB; nothing known here is larger.
+# VGG16 with its classifier has 528 MiB; no other known file is larger.
 _MAX_BYTES = 1 << 30
 
 
@@ -31,11 +30,11 @@ class Backbone:
     """A published network.
 
     Attributes:
-        name: For messages and results.
-        option: What names its weights on the command line or in a recipe.
-        source: Where else they can be had from, in words.
-        published: What the cache holds of it.
-        known: A parameter's name and its first values, by which a file in another form is recognised.
+        name: Name in messages and results.
+        option: Option or recipe key that names a weights file.
+        source: Text that says where else to get the weights.
+        published: The weights in the cache.
+        known: Name and first values of a parameter, to recognise the weights in another file.
     """
 
     name: str
@@ -47,12 +46,12 @@ class Backbone:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What fills a network.
+    """The weights loaded into a network.
 
     Attributes:
-        file: Its name, without the folder.
-        sha256: Of the file.
-        source: Where it is from, in words.
+        file: Name of the file, without the folder.
+        sha256: SHA-256 of the file.
+        source: Text that says where the weights are from.
     """
 
     file: str
@@ -60,7 +59,7 @@ class LoadedWeights:
     source: str
 
     def describe(self) -> str:
-        """For results."""
+        """Returns a description for results."""
         return f"backbone weights {self.file} ({self.source}), SHA-256 {self.sha256}"
 
 
@@ -82,26 +81,23 @@ I3D = Backbone(
 
 
 def load_backbone(backbone: Backbone, network: nn.Module, path: str | None, needed_for: str) -> LoadedWeights:
-    """Fill a network with weights from a file; it is left frozen and in evaluation mode.
+    """Loads weights from a file into a network, freezes it and sets evaluation mode.
 
     Args:
-        backbone: Which it is.
-        network: With the parameter names of the published file; what the file has beyond them is left unread.
-        path: The file; None takes what `ivideogpt-fetch-weights` left in the cache.
-        needed_for: What asks for it, for the message.
-
-    Returns:
-        What filled it.
+        backbone: The published network.
+        network: Module with the parameter names of the published file; other parameters of the file are ignored.
+        path: Weights file; None uses the cache of `ivideogpt-fetch-weights`.
+        needed_for: What needs the weights, for messages.
 
     Raises:
-        ConfigError: The file is not there, or none is named and the cache holds none; the message says where to get one.
-        SourceError: The file can't be read as weights, or lacks parameters of this network, or the cache's is damaged.
+        ConfigError: There is no such file; the message says where to get one.
+        SourceError: The file is not weights of this network, or the cached file is damaged.
     """
     file = Path(path) if path is not None else backbone.published.cached()
     if file is None or not file.is_file():
-        what = "names no file" if path is None else f"names {path}, which is no file"
+        what = f"{backbone.option} is not set" if path is None else f"{backbone.option} {path} is not a file"
         raise ConfigError(
-            f"{needed_for} needs the weights of {backbone.name}, and {backbone.option} {what}. Run `{COMMAND}` once, "
+            f"{needed_for} needs the weights of {backbone.name}, but {what}. Run `{COMMAND}` once, "
             f"or get them from {backbone.source} and name the file with {backbone.option}"
         )
     sha256 = sha256_of(file)
@@ -110,12 +106,12 @@ def load_backbone(backbone: Backbone, network: nn.Module, path: str | None, need
             f"{file} is damaged: its SHA-256 is {sha256}, not {backbone.published.sha256}. Remove it and run `{COMMAND}`"
         )
     found, expected = _read_weights(file), network.state_dict()
-    # Batch counters decide nothing here, and not every copy has them.
+    # Batch counters have no effect, and not every copy of the weights has them.
     names = [name for name in expected if not name.endswith("num_batches_tracked")]
     wrong = [name for name in names if name not in found or found[name].shape != expected[name].shape]
     if wrong:
         raise SourceError(
-            f"{file} does not hold the weights of {backbone.name}: {len(wrong)} of {len(names)} parameters are missing or of "
+            f"{file} does not have the weights of {backbone.name}: {len(wrong)} of {len(names)} parameters are missing or have "
             f"another shape, first {wrong[0]}. Run `{COMMAND}`, or get them from {backbone.source}"
         )
     network.load_state_dict({name: found[name].float() for name in names}, strict=False)
@@ -124,7 +120,7 @@ def load_backbone(backbone: Backbone, network: nn.Module, path: str | None, need
 
 
 def _source(file: Path, sha256: str, backbone: Backbone, found: Mapping[str, Tensor]) -> str:
-    """Where weights are from: the published package, known by the file's hash, or whatever the user named."""
+    """Returns where weights are from: the published package, known by its hash, or the file that the user named."""
     if sha256 == backbone.published.sha256:
         return backbone.published.source
     name, values = backbone.known
@@ -132,17 +128,17 @@ def _source(file: Path, sha256: str, backbone: Backbone, found: Mapping[str, Ten
     if same:
         return f"given as {backbone.option}; the weights of {backbone.name}"
     log.warning(
-        "%s holds other weights than those of %s: what is measured with them can't be compared with published numbers",
+        "%s has other weights than those of %s: do not compare scores with published ones",
         file,
         backbone.name,
     )
-    return f"given as {backbone.option}; not the weights of {backbone.name}, so no number to compare with published ones"
+    return f"given as {backbone.option}; not the weights of {backbone.name}, so not comparable with published scores"
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     size = path.stat().st_size
     if size > _MAX_BYTES:
-        raise SourceError(f"{path} has {size} bytes; weights of a metric have at most {_MAX_BYTES}")
+        raise SourceError(f"{path} has {size} bytes; the limit for weights of a metric is {_MAX_BYTES}")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -150,10 +146,10 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(
-            f"{path} can't be read as weights ({reason}); give a .safetensors file or a plain PyTorch state dict, "
-            f"no TorchScript archive and no other pickle. `{COMMAND}` brings such a file; a model in PyTorch becomes one by "
-            "safetensors.torch.save_file(model.state_dict(), FILE), where its code is trusted"
+            f"{path} cannot be read as weights ({reason}); use a .safetensors file or a plain PyTorch state dict, "
+            f"not a TorchScript archive or another pickle. `{COMMAND}` downloads such a file; to convert a model whose code "
+            "you trust, run safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise SourceError(f"{path} holds no state dict; give a .safetensors file or a plain PyTorch state dict")
+        raise SourceError(f"{path} has no state dict; use a .safetensors file or a plain PyTorch state dict")
     return state

@@ -1,25 +1,22 @@
-"""How close predicted frames are to true ones: PSNR and SSIM (by torchmetrics), frame by frame.
-
-Both agree with the published evaluation, so that numbers can stand beside its own.
-"""
+"""Computes PSNR and SSIM (with torchmetrics) of each frame. Both agree with the published evaluation."""
 
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from tokenize_offline.metrics import psnr
 
-# Pixels of SSIM's window. Windows that would reach beyond a frame don't count: torchmetrics' own mean has them, over mirrored
-# pixels, which moves it by up to 0.02.
+# Pixels of SSIM's window. Only windows inside the frame count. The mean of torchmetrics also has windows over mirrored pixels
+# beyond it, which changes the score by up to 0.02.
 SSIM_WINDOW = 11
 _MARGIN = SSIM_WINDOW // 2
 
 
 def psnr_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Peak signal-to-noise ratio in dB of each frame, see `measures.psnr`.
+    """Returns the peak signal-to-noise ratio of each frame in dB.
 
     Args:
         predicted: (N, 3, H, W) in [0, 1].
-        truth: Likewise.
+        truth: Same shape and range.
 
     Returns:
         (N,) fp32.
@@ -29,13 +26,13 @@ def psnr_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
 
 
 def ssim_per_frame(predicted: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Structural similarity (Wang et al. 2004: Gaussian window of 11 pixels, deviation 1.5) of each frame.
+    """Returns the structural similarity of each frame (Wang et al. 2004: Gaussian window of 11 pixels, deviation 1.5).
 
-    The mean over all windows that lie within the frame, and over colours.
+    It is the mean over colours and over all windows inside the frame.
 
     Args:
         predicted: (N, 3, H, W) in [0, 1], H and W at least 11.
-        truth: Likewise.
+        truth: Same shape and range.
 
     Returns:
         (N,) fp32.

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of features, each seen as a Gaussian: the F and D of FVD."""
+"""The Fréchet distance between two sets of features, each treated as a Gaussian: the distance of FVD."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from pipeline.common.errors import ConfigError
 
 
 def frechet_distance(left: np.ndarray, right: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of means and covariances (Dowson & Landau 1982).
+    """Returns |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of means m and covariances S (Dowson & Landau 1982).
 
-    The trace of the root is the nuclear norm of S1^(1/2) S2^(1/2), which stays real where there are fewer rows than
-    columns and the covariances are singular. Covariances divide by the number of rows, as the published evaluation does.
+    The trace of the root is computed as the nuclear norm of S1^(1/2) S2^(1/2), which is real even for singular covariances
+    (fewer rows than columns). Covariances divide by the number of rows, as in the published evaluation.
 
     Args:
         left: (N, D), at least two rows.
-        right: (M, D) likewise.
+        right: (M, D), at least two rows.
 
     Raises:
         ConfigError: A set has fewer than two rows.
@@ -27,7 +27,7 @@ def frechet_distance(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean (D,), symmetric root of the covariance (D, D), and the covariance's trace."""
+    """Returns the mean (D,), the symmetric root of the covariance (D, D), and the trace of the covariance."""
     values = features.astype(np.float64)
     mean = values.mean(axis=0)
     centred = values - mean

@@ -1,9 +1,8 @@
-"""I3D (Carreira & Zisserman 2017), the network through which FVD looks at videos.
+"""I3D (Carreira & Zisserman 2017), the network that computes the features of FVD.
 
-Built here so that plain weights fill it; the usual TorchScript archive would run code of its own. FVD was defined with the
-weights on TensorFlow Hub, which are not those of the I3D repository (`rgb_imagenet.pt` and the like have the same names and
-shapes). VideoGPT published them as a plain state dict, for a network of these parameter names. FVD takes the 400 Kinetics
-logits, averaged over time, as features.
+It is built here so that it can load plain weights; the usual TorchScript archive runs its own code. FVD is defined with the
+weights of TensorFlow Hub. Those of the I3D repository (such as `rgb_imagenet.pt`) have the same names and shapes but other
+values. The features are the 400 Kinetics logits, averaged over time.
 """
 
 import torch
@@ -14,10 +13,10 @@ from training.metrics.backbones import I3D, LoadedWeights, load_backbone
 
 FEATURES = 400
 SIDE = 224
-# Three halvings of the time axis must leave the two positions that the last pool joins.
-LEAST_FRAMES = 9
-# Sonnet's, with which these weights were trained. The usual PyTorch port has 1e-5, which moves FVD in its fourth digit; with
-# 1e-3 the tests find the published values of TensorFlow.
+# Three halvings of the time axis must leave two positions for the last pool.
+MIN_FRAMES = 9
+# The value of Sonnet, which trained these weights. The usual PyTorch port has 1e-5, which changes the fourth digit of FVD; with
+# 1e-3 the tests get the published values of TensorFlow.
 BATCH_NORM_EPSILON = 1e-3
 # Channels of an Inception block: 1x1; 1x1 then 3x3x3; 1x1 then 3x3x3; 1x1 after the pool.
 _BLOCKS = {
@@ -35,9 +34,9 @@ _Shape = tuple[int, int, int]
 
 
 def _padded(video: Tensor, kernel: _Shape, stride: _Shape) -> Tensor:
-    """Zeros around (N, C, T, H, W) as TensorFlow's SAME has them: the odd one at the end.
+    """Pads (N, C, T, H, W) with zeros like TensorFlow's SAME: an odd one goes to the end.
 
-    Zeros serve the maximum pools too, since all that is pooled here has passed a ReLU.
+    Zeros also suit the maximum pools here, because their inputs come from a ReLU.
     """
     margins = []
     for size, width, step in zip(video.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
@@ -47,7 +46,7 @@ def _padded(video: Tensor, kernel: _Shape, stride: _Shape) -> Tensor:
 
 
 class _Unit(nn.Module):
-    """Convolution, batch norm, ReLU; or a convolution with a bias alone, for the logits."""
+    """Convolution, batch norm and ReLU; for the logits, only a convolution with a bias."""
 
     def __init__(
         self, channels: int, outputs: int, kernel: _Shape = (1, 1, 1), stride: _Shape = (1, 1, 1), last: bool = False
@@ -74,7 +73,7 @@ class _Pool(nn.Module):
 
 
 class _Inception(nn.Module):
-    """Four branches side by side."""
+    """Inception block with four parallel branches."""
 
     def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -89,10 +88,10 @@ class _Inception(nn.Module):
 
 
 class I3DFeatures(nn.Module):
-    """Videos to 400 features each; frozen once `load` has filled it.
+    """Computes 400 features per video; `load` sets and freezes its weights.
 
     Attributes:
-        weights: What `load` filled it with; None before.
+        weights: The loaded weights; None before `load`.
     """
 
     def __init__(self) -> None:
@@ -114,13 +113,13 @@ class I3DFeatures(nn.Module):
         self.logits = _Unit(channels, FEATURES, last=True)
 
     def load(self, path: str | None) -> "I3DFeatures":
-        """Fill it with weights from a file, or from the cache; see `load_backbone`."""
+        """Loads weights from a file, or from the cache if `path` is None."""
         self.weights = load_backbone(I3D, self, path, "FVD")
         return self
 
     @torch.no_grad()
     def forward(self, videos: Tensor) -> Tensor:
-        """Features of videos.
+        """Returns the features of videos.
 
         Args:
             videos: (N, T, 3, H, W) in [0, 1], T at least 9; resized to 224 x 224, bilinear, without antialiasing.
@@ -129,10 +128,10 @@ class I3DFeatures(nn.Module):
             (N, 400) fp32.
 
         Raises:
-            ConfigError: Videos are too short.
+            ConfigError: The videos are too short.
         """
         count, frames = videos.shape[:2]
-        require(frames >= LEAST_FRAMES, f"I3D needs videos of at least {LEAST_FRAMES} frames, not {frames}")
+        require(frames >= MIN_FRAMES, f"I3D needs videos of at least {MIN_FRAMES} frames, not {frames}")
         resized = nn.functional.interpolate(videos.flatten(0, 1).float(), (SIDE, SIDE), mode="bilinear", align_corners=False)
         video = (2 * resized - 1).unflatten(0, (count, frames)).transpose(1, 2)
         for name, module in self.named_children():

@@ -1,8 +1,7 @@
-"""LPIPS over VGG16: how different two pictures look, as a metric and as a training loss.
+"""LPIPS with VGG16: the perceptual difference of two pictures, as a metric and a training loss.
 
-Zhang et al. 2018, version 0.1. The backbone is built here, since torchmetrics can fill its own only from a download and
-through torchvision; the calibrated weights of the layers are those that torchmetrics ships, and a test holds the outcome
-equal to torchmetrics' own.
+Zhang et al. 2018, version 0.1. VGG16 is built here because torchmetrics loads it only by a download through torchvision. The
+layer weights are those of torchmetrics, and a test compares the result with torchmetrics.
 """
 
 import importlib.resources
@@ -12,20 +11,20 @@ from torch import Tensor, nn
 
 from training.metrics.backbones import VGG16, load_backbone
 
-# Channels of VGG16's convolutions, "M" a maximum pool (Simonyan & Zisserman 2015, configuration D, without the last pool).
+# Channels of VGG16's convolutions; "M" is a maximum pool (Simonyan & Zisserman 2015, configuration D, without the last pool).
 _PLAN: tuple[int | str, ...] = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512)
-# After which layers of `features` LPIPS looks: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+# Layers of `features` whose outputs LPIPS uses: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
 _TAPS = (3, 8, 15, 22, 29)
 _TAP_CHANNELS = (64, 128, 256, 512, 512)
-# ImageNet's mean and deviation, for pictures in [-1, 1], as LPIPS has them.
+# Mean and deviation of ImageNet for pictures in [-1, 1], as in LPIPS.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
-# Four halvings must leave a pixel.
-LEAST_SIDE = 16
+# Four halvings must leave at least one pixel.
+MIN_SIDE = 16
 
 
 class VGGFeatures(nn.Module):
-    """The convolutions of VGG16, under torchvision's parameter names (`features.0.weight` and so on)."""
+    """The convolutions of VGG16, with torchvision's parameter names (`features.0.weight` and so on)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class VGGFeatures(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
-        """(N, 3, H, W), normalised, to the five features that LPIPS looks at."""
+        """Returns the five feature maps of LPIPS for normalised pictures (N, 3, H, W)."""
         found = []
         for number, layer in enumerate(self.features):
             pictures = layer(pictures)
@@ -50,22 +49,22 @@ class VGGFeatures(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance of pictures in [0, 1]; frozen.
+    """Learned perceptual distance of pictures in [0, 1], with frozen weights.
 
     Attributes:
-        weights: What fills VGG16.
+        weights: The loaded weights of VGG16.
     """
 
     def __init__(self, vgg_weights: str | None, needed_for: str = "LPIPS") -> None:
-        """Load it.
+        """Loads the weights.
 
         Args:
-            vgg_weights: File with VGG16's weights; None takes the cache's.
-            needed_for: What asks for it, for messages.
+            vgg_weights: File with VGG16 weights; None uses the cache.
+            needed_for: What needs LPIPS, for messages.
 
         Raises:
             ConfigError: There is no such file; the message says where to get it.
-            SourceError: It holds other weights.
+            SourceError: The file has other weights.
         """
         super().__init__()
         self.backbone = VGGFeatures()
@@ -76,11 +75,11 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).reshape(1, 3, 1, 1))
 
     def forward(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """Distance of each picture pair; gradients reach `predicted`.
+        """Returns the distance of each pair of pictures; gradients reach `predicted`.
 
         Args:
             predicted: (N, 3, H, W) in [0, 1], at least 16 pixels a side.
-            truth: Likewise.
+            truth: Same shape and range.
 
         Returns:
             (N,) fp32; 0 for equal pictures.
@@ -97,12 +96,12 @@ class LPIPS(nn.Module):
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    """Every position's feature vector at length 1."""
+    """Normalises the feature vector of each position to length 1."""
     return features / (features.square().sum(dim=1, keepdim=True) + _EPSILON).sqrt()
 
 
 def _calibration() -> list[Tensor]:
-    """LPIPS' weight of every channel, (1, C, 1, 1) for each of the five features."""
+    """Returns the channel weights of LPIPS, (1, C, 1, 1) for each of the five feature maps."""
     file = importlib.resources.files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
     with importlib.resources.as_file(file) as path:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Which file fills a backbone: the one that is named, else the cache's, and what the result says of it."""
+"""A backbone gets the named weights file or the cached one, and the result says which."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from training.metrics.backbones import VGG16, Backbone, load_backbone
 
 
 class _Small(torch.nn.Module):
-    """A network with the parameter by which VGG16's weights are recognised."""
+    """A network with the parameter that identifies VGG16's weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _published(path: Path) -> Backbone:
-    """VGG16, as if this file were the published one."""
+    """VGG16 with this file as the published one."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return dataclasses.replace(VGG16, published=dataclasses.replace(VGG16.published, file=path.name, sha256=digest))
 
 
 def _save(path: Path, first: float) -> Path:
-    """Weights for `_Small`; VGG16's own first biases, moved by `first`."""
+    """Weights for `_Small`: VGG16's first biases plus `first`."""
     torch.manual_seed(0)
     state = _Small().state_dict()
     state["features.0.bias"] = torch.tensor(VGG16.known[1]) + first
@@ -45,7 +45,7 @@ def _save(path: Path, first: float) -> Path:
     return path
 
 
-def test_the_cache_is_taken_unless_a_file_is_named(cache: Path, tmp_path: Path):
+def test_the_cache_is_used_unless_a_file_is_named(cache: Path, tmp_path: Path):
     backbone = _published(_save(cache / "small.safetensors", 0.0))
     other = _save(tmp_path / "other.safetensors", 1.0)
     network = _Small()
@@ -58,7 +58,7 @@ def test_the_cache_is_taken_unless_a_file_is_named(cache: Path, tmp_path: Path):
     torch.testing.assert_close(network.features[0].bias, kept + 1)
 
 
-def test_a_damaged_file_in_the_cache_is_refused_with_what_to_do(cache: Path):
+def test_a_damaged_file_in_the_cache_is_refused_with_a_fix(cache: Path):
     backbone = _published(_save(cache / "small.safetensors", 0.0))
     _save(cache / "small.safetensors", 0.5)
     with pytest.raises(
@@ -72,19 +72,19 @@ def test_an_empty_cache_is_an_error_that_names_the_command_and_the_option(cache:
         load_backbone(VGG16, _Small(), None, "a test")
 
 
-def test_other_weights_under_the_same_names_are_told_from_the_published_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """As those of pytorch-i3d fit where FVD needs TensorFlow Hub's, and give other numbers."""
+def test_other_weights_with_the_same_names_are_recognised(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Weights of pytorch-i3d fit in the place of TensorFlow Hub's but give other scores."""
     with caplog.at_level(logging.WARNING):
         same = load_backbone(VGG16, _Small(), str(_save(tmp_path / "same.safetensors", 0.0)), "a test")
         assert "given as vgg_weights; the weights of VGG16" in same.describe()
         assert not caplog.records
         other = load_backbone(VGG16, _Small(), str(_save(tmp_path / "other.safetensors", 0.1)), "a test")
     assert "not the weights of VGG16" in other.describe()
-    assert "other.safetensors holds other weights" in caplog.text
+    assert "other.safetensors has other weights" in caplog.text
 
 
-def test_the_hint_names_what_the_default_metrics_leave_out_and_the_cache_has(cache: Path):
+def test_the_hint_names_metrics_with_cached_weights(cache: Path):
     assert idle_weights_hint(DEFAULT_METRICS) is None
     (cache / VGG16.published.file).touch()
-    assert "for lpips are there too: --metrics [mse,psnr,ssim,lpips]" in (idle_weights_hint(DEFAULT_METRICS) or "")
+    assert "for lpips are cached: use them with --metrics [mse,psnr,ssim,lpips]" in (idle_weights_hint(DEFAULT_METRICS) or "")
     assert idle_weights_hint(["psnr"]) is None

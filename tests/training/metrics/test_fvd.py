@@ -1,4 +1,4 @@
-"""The Fréchet distance against its closed form, and the network whose features FVD compares."""
+"""The Fréchet distance equals its closed form, and I3D has the published architecture."""
 
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from training.metrics.i3d import I3DFeatures, _padded, _Unit
 
 
 def _with_moments(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Features whose mean and covariance are exactly these: +- the root's rows, scaled."""
+    """Features with exactly this mean and covariance: scaled +- rows of the root."""
     count = len(root)
     return np.concatenate([root, -root]) * np.sqrt(count) + mean
 
 
 @given(shift=st.floats(-3, 3), left=st.floats(0.1, 4), right=st.floats(0.1, 4), seed=st.integers(0, 99))
-def test_covariances_that_commute_have_the_textbook_distance(shift: float, left: float, right: float, seed: int):
+def test_commuting_covariances_have_the_textbook_distance(shift: float, left: float, right: float, seed: int):
     random = np.random.default_rng(seed)
     rotation = np.linalg.qr(random.normal(size=(3, 3)))[0]
     scales = np.array([1.0, 2.0, 0.0])  # one direction without any spread
@@ -30,17 +30,17 @@ def test_covariances_that_commute_have_the_textbook_distance(shift: float, left:
     assert frechet_distance(*features) == pytest.approx(expected, abs=1e-6)
 
 
-def test_covariances_that_do_not_commute_have_the_distance_of_two_by_two_matrices():
+def test_non_commuting_covariances_have_the_distance_of_two_by_two_matrices():
     left, right = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[3.0, 0.0], [0.0, 1.0]])
     features = [_with_moments(np.zeros(2), np.linalg.cholesky(covariance).T) for covariance in (left, right)]
     product = left @ right
-    # Of a 2 x 2 matrix: tr(A^(1/2)) = sqrt(tr A + 2 sqrt(det A)).
+    # For a 2 x 2 matrix, tr(A^(1/2)) = sqrt(tr A + 2 sqrt(det A)).
     overlap = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
     assert frechet_distance(*features) == pytest.approx(np.trace(left + right) - 2 * overlap)
 
 
 @given(seed=st.integers(0, 99))
-def test_a_set_is_no_distance_from_itself_and_the_distance_has_no_direction(seed: int):
+def test_the_distance_is_zero_to_itself_and_symmetric(seed: int):
     left, right = np.random.default_rng(seed).normal(size=(2, 4, 6))  # fewer rows than columns
     assert frechet_distance(left, left) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(left, right) == pytest.approx(frechet_distance(right, left))
@@ -48,9 +48,7 @@ def test_a_set_is_no_distance_from_itself_and_the_distance_has_no_direction(seed
 
 
 @given(rows=st.tuples(st.integers(2, 9), st.integers(2, 9)), scale=st.floats(0.01, 1e3), seed=st.integers(0, 99))
-def test_few_videos_in_many_dimensions_have_the_distance_that_their_own_rows_give(
-    rows: tuple[int, int], scale: float, seed: int
-):
+def test_the_distance_of_few_videos_equals_a_formula_without_covariances(rows: tuple[int, int], scale: float, seed: int):
     """tr((S1 S2)^(1/2)) is the nuclear norm of X1 X2' / sqrt(n m) of the centred rows: no covariance, singular or not."""
     random = np.random.default_rng(seed)
     left, right = (random.normal(size=(count, 120), loc=shift) * scale for count, shift in zip(rows, (0.0, 0.5), strict=True))
@@ -58,7 +56,7 @@ def test_few_videos_in_many_dimensions_have_the_distance_that_their_own_rows_giv
     overlap = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum() / np.sqrt(rows[0] * rows[1])
     traces = sum(np.square(part).sum() / len(part) for part in centred)
     expected = np.square(left.mean(axis=0) - right.mean(axis=0)).sum() + traces - 2 * overlap
-    # fp32, as the network gives them.
+    # fp32, like the features of the network.
     found = frechet_distance(left.astype(np.float32), right.astype(np.float32))
     assert found == pytest.approx(expected, rel=1e-4)
 
@@ -69,7 +67,7 @@ def test_one_video_is_refused():
 
 
 @given(size=st.integers(1, 40), kernel=st.integers(1, 7), stride=st.integers(1, 3))
-def test_same_padding_leaves_one_position_a_stride(size: int, kernel: int, stride: int):
+def test_same_padding_leaves_one_position_per_stride(size: int, kernel: int, stride: int):
     padded = _padded(torch.zeros(1, 1, size, 1, 1), (kernel, 1, 1), (stride, 1, 1))
     positions = (padded.shape[2] - max(kernel, 1)) // stride + 1
     assert positions >= -(-size // stride)
@@ -77,7 +75,7 @@ def test_same_padding_leaves_one_position_a_stride(size: int, kernel: int, strid
         assert positions == -(-size // stride)
 
 
-def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path):
+def test_i3d_has_the_published_parameters_and_distinguishes_videos(tmp_path: Path):
     torch.manual_seed(0)
     network = I3DFeatures()
     # Carreira & Zisserman 2017, with 400 classes.
@@ -94,7 +92,7 @@ def test_i3d_has_the_published_parameters_and_tells_videos_apart(tmp_path: Path)
 
 
 def test_every_batch_norm_of_i3d_divides_by_the_root_of_the_variance_plus_a_thousandth():
-    """As TF Hub's I3D does (Sonnet's batch norm); with variances this small, 1e-5 would give other values by far."""
+    """TF Hub's I3D does the same (Sonnet's batch norm); for such small variances, 1e-5 gives very different values."""
     units = [module for module in I3DFeatures().modules() if isinstance(module, _Unit) and module.bn is not None]
     assert len(units) == 57
     values = torch.rand(2, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -113,7 +111,7 @@ def test_every_batch_norm_of_i3d_divides_by_the_root_of_the_variance_plus_a_thou
         torch.testing.assert_close(norm(video), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_fvd_without_weights_is_refused_with_where_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_fvd_without_weights_is_refused_with_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"FVD needs the weights of I3D.*ivideogpt-fetch-weights.*i3d_pretrained_400\.pt"):
         I3DFeatures().load(None)

