@@ -1,4 +1,4 @@
-"""`ivideogpt-play` as a user runs it: a process of its own that says where it is, serves one person and ends when told to."""
+"""Runs `ivideogpt-play` in its own process: it prints its URL, serves the page and stops on a signal."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ import waves
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_command_says_where_the_page_is_and_ends_when_told_to(tmp_path, number):
+def test_the_command_prints_its_url_and_stops_on_a_signal(tmp_path, number):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
     shard = waves.write_shard(tmp_path / "train-000000.tar", [waves.episode()])
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(shard), "--port", "0"]
@@ -30,10 +30,10 @@ def test_command_says_where_the_page_is_and_ends_when_told_to(tmp_path, number):
     assert "Traceback" not in messages
 
 
-def test_input_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_input_is_a_one_line_error(tmp_path):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(tmp_path / "nothing")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0
-    assert "is no input" in done.stderr
+    assert "is not a valid input" in done.stderr

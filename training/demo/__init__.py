@@ -1,1 +1,1 @@
-"""The demo: the whole chain on small data from a real simulator."""
+"""The demo: runs all stages on small data from a real simulator."""

@@ -1,4 +1,4 @@
-"""The demo's data set: simulated PushT episodes, written by tensorflow-datasets in the form of Open X-Embodiment (RLDS).
+"""Simulates PushT episodes and writes them with tensorflow-datasets as RLDS, as in Open X-Embodiment.
 
     python -m training.demo.dataset --output DIR --episodes 160
 
@@ -32,7 +32,7 @@ _EPISODES_PER_SHARD = 20
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The RLDS spec of an episode."""
+    """Returns the RLDS spec of an episode."""
     step = {
         "observation": {
             CAMERA: tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8, encoding_format="png"),
@@ -67,16 +67,13 @@ def _record(seed: int, episode: SimulatedEpisode) -> dict[str, Any]:
 
 
 def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes: int) -> Path:
-    """Simulate and write a data set.
+    """Simulates and writes a data set; returns its version folder.
 
     Args:
-        root: Becomes an Open X-Embodiment root: the data set goes to `root/pusht/0.1.0`.
+        root: Output folder; the data set is written to `root/pusht/0.1.0`.
         splits: Split -> seeds of its episodes.
-        steps: Length of an episode.
-        processes: That simulate side by side.
-
-    Returns:
-        The version folder.
+        steps: Number of frames per episode.
+        processes: Number of processes that simulate.
     """
     total = sum(map(len, splits.values()))
     with (
@@ -94,18 +91,18 @@ def write_dataset(root: Path, splits: Mapping[str, range], steps: int, processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Simulate and write the data set, unless it is there already; prints a summary as one JSON line."""
+    """Simulates and writes the data set unless it exists; prints a summary as one JSON line."""
     return run_command(_main, arguments)
 
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="Folder to write; it becomes an Open X-Embodiment root.")
-    parser.add_argument("--episodes", type=int, default=160, help="Of the split train.")
-    parser.add_argument("--test_episodes", type=int, default=8, help="Of the split test.")
-    parser.add_argument("--steps", type=int, default=40, help="Frames of an episode.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the first training episode; the others follow.")
-    parser.add_argument("--test_seed", type=int, default=50_000, help="Of the first test episode.")
+    parser.add_argument("--output", type=Path, required=True, help="Output folder, an Open X-Embodiment root.")
+    parser.add_argument("--episodes", type=int, default=160, help="Number of training episodes.")
+    parser.add_argument("--test_episodes", type=int, default=8, help="Number of test episodes.")
+    parser.add_argument("--steps", type=int, default=40, help="Number of frames per episode.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the first training episode.")
+    parser.add_argument("--test_seed", type=int, default=50_000, help="Seed of the first test episode.")
     options = parser.parse_args(arguments)
     seeds = {"train": (options.seed, options.episodes), "test": (options.test_seed, options.test_episodes)}
     splits = {split: range(first, first + count) for split, (first, count) in seeds.items() if count}

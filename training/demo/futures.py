@@ -1,11 +1,10 @@
-"""Different actions, different futures: one start, several plans, each played by the simulator and predicted by the model.
+"""Tests whether actions matter: plays several plans from one start in the simulator and in the model, and compares the futures.
 
     python -m training.demo.futures --model demo_run/run/model --output futures
 
-A model that ignores actions predicts the same for every plan. With one that uses them, every true future is predicted best from
-its own plan's actions (`own_predicts_best`), and every prediction comes nearer to the future of its own plan than to those
-of the others (`own_is_nearest`). The second is harder: a prediction that moves the block too little is nearest to whatever
-future has the least motion.
+A model that ignores actions predicts the same future for each plan. With a model that uses them, the prediction from a plan's
+own actions is the best prediction of its future (`own_predicts_best`), and each prediction is nearest to the future of its own
+plan (`own_is_nearest`). The second is harder: a prediction with too little motion is nearest to the future with least motion.
 """
 
 import argparse
@@ -29,23 +28,23 @@ from training.metrics.frame_metrics import psnr_per_frame
 from training.visuals.pictures import Strip, write_contact_sheet, write_gif
 
 _MIDDLE, _NEAR, _FAR = WORLD_SIZE / 2, 0.12 * WORLD_SIZE, 0.88 * WORLD_SIZE
-# Where each plan pushes the block, in the simulator's units; y points down.
+# Target of the block in each plan, in the simulator's units; y points down.
 PLANS = {"left": (_NEAR, _MIDDLE), "right": (_FAR, _MIDDLE), "up": (_MIDDLE, _NEAR), "down": (_MIDDLE, _FAR)}
-# The pusher acts freely first, so that the start is like those that the model was trained on.
+# Number of free steps before a plan, so that the start resembles the training data.
 _FREE_STEPS = 14
 _FIRST_SEED = 70_000
 
 
 def predict_plans(model: WorldModel, episodes: Sequence[SimulatedEpisode], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict every plan's future from the frames that all have in common, greedily.
+    """Predicts the future of each plan from the common start, with greedy sampling.
 
     Args:
-        model: With actions of two numbers.
-        episodes: One a plan, the same up to and including frame `_FREE_STEPS`.
-        steps: Frames to predict.
+        model: World model with actions of dimension 2.
+        episodes: One episode per plan; all are equal up to and including frame `_FREE_STEPS`.
+        steps: Number of frames to predict.
 
     Returns:
-        Truth and prediction, (plans, t + steps, 3, S, S) in [0, 1], both beginning with the t true context frames.
+        Truth and prediction, (plans, t + steps, 3, S, S) in [0, 1]; both start with the t true context frames.
     """
     side, context = model.tokenizer.config.resolution, model.id_layout.context_length
     first = _FREE_STEPS + 1 - context
@@ -56,21 +55,21 @@ def predict_plans(model: WorldModel, episodes: Sequence[SimulatedEpisode], steps
     return truth, torch.cat([truth[:, :context], torch.stack(predicted, dim=1)], dim=1)
 
 
-def closeness(truth: torch.Tensor, predicted: torch.Tensor) -> np.ndarray:
-    """(plans, plans): mean PSNR in dB over frames, of row i's prediction against column j's truth.
+def psnr_matrix(truth: torch.Tensor, predicted: torch.Tensor) -> np.ndarray:
+    """Returns (plans, plans): mean PSNR in dB of the prediction of plan i (row) and the truth of plan j (column).
 
     Args:
         truth: (plans, steps, 3, S, S) in [0, 1].
-        predicted: Likewise.
+        predicted: Same shape and range.
     """
     return np.array([[psnr_per_frame(made, true).mean().item() for true in truth] for made in predicted])
 
 
-def right_shares(psnr: np.ndarray) -> dict[str, float]:
-    """Shares of futures that their own plan predicts best, and of predictions that are nearest to their own future.
+def own_plan_fractions(psnr: np.ndarray) -> dict[str, float]:
+    """Returns the fraction of futures that their own plan predicts best, and of predictions nearest to their own future.
 
     Args:
-        psnr: (plans, plans) as from `closeness`.
+        psnr: (plans, plans) from `psnr_matrix`.
     """
     own = np.arange(len(psnr))
     return {
@@ -90,31 +89,31 @@ def _play_scene(model: WorldModel, seed: int, steps: int, output: str) -> dict[s
     name = f"scene-{seed}"
     write_contact_sheet(storage.join(output, f"{name}.png"), strips, context)
     write_gif(storage.join(output, f"{name}.gif"), strips, context)
-    psnr = closeness(truth[:, context:], predicted[:, context:])
+    psnr = psnr_matrix(truth[:, context:], predicted[:, context:])
     repeated = truth[:, context - 1 : context].expand(-1, steps, -1, -1, -1)
     return {
         "seed": seed,
         "psnr": psnr.round(3).tolist(),
-        "repeat_psnr": float(np.diag(closeness(truth[:, context:], repeated)).mean()),
+        "repeat_psnr": float(np.diag(psnr_matrix(truth[:, context:], repeated)).mean()),
         "own_psnr": float(np.diag(psnr).mean()),
         "others_psnr": float(psnr[~np.eye(len(PLANS), dtype=bool)].mean()),
-        **right_shares(psnr),
+        **own_plan_fractions(psnr),
     }
 
 
 def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Model folder of a PushT run.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder for pictures and futures.json.")
-    parser.add_argument("--scenes", type=int, default=8, help="Starts, each played with every plan.")
-    parser.add_argument("--steps", type=int, default=11, help="Frames to predict.")
-    parser.add_argument("--seed", type=int, default=_FIRST_SEED, help="Of the first scene; nothing is trained on it.")
+    parser.add_argument("--output", type=Path, required=True, help="Output folder for pictures and futures.json.")
+    parser.add_argument("--scenes", type=int, default=8, help="Number of starts; each is played with all plans.")
+    parser.add_argument("--steps", type=int, default=11, help="Number of frames to predict.")
+    parser.add_argument("--seed", type=int, default=_FIRST_SEED, help="Seed of the first scene; not used in training.")
     options = parser.parse_args(arguments)
     if min(options.scenes, options.steps) < 1:
         raise ConfigError("--scenes and --steps must be at least 1")
     model = WorldModel.from_pretrained(options.model)
     if model.action_dim != 2:
-        raise ConfigError(f"{options.model} takes {model.action_dim} numbers as an action, PushT has 2: give a model of PushT")
+        raise ConfigError(f"{options.model} has actions of dimension {model.action_dim}, but PushT has 2: use a model of PushT")
     scenes = []
     with progress_line(options.scenes, "scene", "futures") as progress:
         for seed in range(options.seed, options.seed + options.scenes):
@@ -128,7 +127,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play and predict the plans; prints how near each prediction comes to its own and to the other plans' futures."""
+    """Plays and predicts the plans; prints the PSNR with the futures of the own plan and of other plans."""
     return run_command(_main, arguments)
 
 

@@ -1,7 +1,7 @@
-"""Episodes from a real simulator: PushT (gym-pusht, a round agent pushes a T-shaped block), driven by a scripted pusher.
+"""Simulates PushT episodes (gym-pusht: a round agent pushes a T-shaped block) with a scripted pusher.
 
-The pusher walks around the block to the side that faces away from its target and pushes through; noise and random targets
-make the futures that follow one picture differ, so that actions matter.
+The pusher walks around the block to the side opposite its target and pushes. Noise and random targets make the futures of
+one picture differ, so that actions matter.
 """
 
 import os
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WORLD_SIZE = 512.0  # side of the simulated square, in the simulator's units
-RATE = 10.0  # the simulator's control rate in Hz; one frame is recorded per action
+WORLD_SIZE = 512.0  # width of the simulated square, in the simulator's units
+RATE = 10.0  # control rate of the simulator in Hz; one frame per action
 IMAGE_SIZE = 96
 ACTION_MEANING = "target of the agent: x, y, each -1 to 1 across the world"
-_CLEARANCE = 110.0  # how far from the block's centre the agent walks around it
-_PUSH_DEPTH = 120.0  # how far beyond the block's centre a push aims
+_CLEARANCE = 110.0  # distance from the block's centre at which the agent walks around it
+_PUSH_DEPTH = 120.0  # a push aims this far beyond the block's centre
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class SimulatedEpisode:
 
     Attributes:
         image: (N, 96, 96, 3) uint8 RGB, before each action.
-        action: (N, 2) float32 in [-1, 1]: where the agent is told to go.
+        action: (N, 2) float32 in [-1, 1]: target position of the agent.
         state: (N, 5) float32: agent x, y, block x, y in [0, 512], block angle in radians.
-        reward: (N,) float32 in [0, 1]: share of the goal that the block covers after the action.
+        reward: (N,) float32 in [0, 1]: fraction of the goal that the block covers after the action.
     """
 
     image: np.ndarray
@@ -35,7 +35,7 @@ class SimulatedEpisode:
 
 
 class ScriptedPusher:
-    """A policy that pushes the block toward a target, the goal or a random point, and starts over when it is there."""
+    """A policy that pushes the block to a target (the goal or a random point) and then chooses another target."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
@@ -43,7 +43,7 @@ class ScriptedPusher:
         self._choose_target()
 
     def aim(self, target: tuple[float, float], decisions: int) -> None:
-        """Push toward `target`, in the simulator's units, for so many decisions or until the block is there."""
+        """Sets a target, in the simulator's units, for a number of decisions or until the block is there."""
         self._target = np.array(target)
         self._decisions_left = decisions
 
@@ -54,7 +54,7 @@ class ScriptedPusher:
         self._decisions_left = int(self._generator.integers(12, 28))
 
     def act(self, agent: np.ndarray, block: np.ndarray) -> np.ndarray:
-        """Where to send the agent next.
+        """Returns the next target position of the agent.
 
         Args:
             agent: (2,) position of the agent.
@@ -72,7 +72,7 @@ class ScriptedPusher:
         if behind:
             wanted = block + direction * _PUSH_DEPTH
         else:
-            # Walk around on the side where the agent already is.
+            # Walk around on the agent's side of the block.
             side = np.array([-direction[1], direction[0]])
             side *= 1.0 if from_block @ side >= 0 else -1.0
             ahead = float(from_block @ direction) > 0.3 * np.linalg.norm(from_block)
@@ -84,14 +84,14 @@ class ScriptedPusher:
 def simulate_episode(
     seed: int, steps: int, target: tuple[float, float] | None = None, target_from: int = 0
 ) -> SimulatedEpisode:
-    """Run the pusher in a new world.
+    """Simulates an episode of the pusher in a new world.
 
     Args:
-        seed: Of the world and of the pusher; equal seeds give equal episodes.
-        steps: Length N of the episode.
-        target: Where the pusher takes the block from step `target_from` on, in the simulator's units; None leaves the choice
-            to it. Episodes of one seed are alike up to the frame of that step.
-        target_from: See `target`.
+        seed: Seed of the world and of the pusher; equal seeds give equal episodes.
+        steps: Number of frames N.
+        target: Target of the block from step `target_from` on, in the simulator's units; None lets the pusher choose. Episodes
+            of one seed are equal up to the frame of that step.
+        target_from: Step at which the pusher gets the target.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

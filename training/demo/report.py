@@ -1,4 +1,4 @@
-"""What the demo tells at its end: what each stage did and how fast, how good the model is, and where the pictures are."""
+"""Reports the demo's results: what each stage did and how fast, how good the model is, and where the pictures are."""
 
 import json
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 from training.demo.stages import StageResult
 
-# What each stage says that it did, and where its summary has how much of that was done now, with the unit.
+# What each stage did, as a template for its summary; and the summary's key of what this run did, with its unit.
 _DID = {
     "simulate": "{frames} frames of PushT as RLDS",
     "ingest": "{episodes} episodes in {shards} shards",
@@ -25,12 +25,12 @@ _MADE = {
 
 
 def report(output: Path, results: Sequence[StageResult], seconds: float) -> tuple[str, dict[str, Any]]:
-    """The closing text, and the same as a mapping.
+    """Returns the report as text and as a mapping.
 
     Args:
-        output: The demo's folder.
-        results: Of all stages.
-        seconds: Of this run of the demo.
+        output: Output folder of the demo.
+        results: Results of all stages.
+        seconds: Duration of this run of the demo.
     """
     stages = {result.name: result for result in results}
     training = stages["train"].summary
@@ -64,24 +64,24 @@ def _text(output: Path, stages: dict[str, StageResult], facts: dict[str, Any]) -
         [
             *lines,
             "",
-            f"loss in nats per id: {_number(loss['first'])} at the first step, {_number(loss['last'])} at the last, "
+            f"loss in nats per token: {_number(loss['first'])} at the first step, {_number(loss['last'])} at the last, "
             f"{_number(loss['held_out'])} on held-out episodes",
-            f"entropy of the label ids, what knowing their frequencies alone would reach: {_number(loss['label_entropy'])}",
+            f"entropy of the target tokens, the loss of knowing only their frequencies: {_number(loss['label_entropy'])}",
             "",
             "new episodes, mean over predicted frames        PSNR     SSIM",
             f"  prediction from one frame and the actions    {mean['mean_psnr']:6.2f}   {mean['mean_ssim']:6.3f}",
             f"  repeating the last context frame             {repeat['mean_psnr']:6.2f}   {repeat['mean_ssim']:6.3f}",
             f"  the tokenizer's own reconstruction (ceiling) {ceiling['mean_psnr']:6.2f}   {ceiling['mean_ssim']:6.3f}",
             "",
-            f"{_duration(stages, facts['seconds'])}. Look at {pictures[0]}",
-            f"and {pictures[0].with_name('contact_sheet.png')}; all else is in {output}.",
+            f"{_duration(stages, facts['seconds'])}. Pictures: {pictures[0]}",
+            f"and {pictures[0].with_name('contact_sheet.png')}; everything is in {output}.",
         ]
     )
 
 
 def _duration(stages: dict[str, StageResult], seconds: float) -> str:
     whole = all(_is_whole(stage) for stage in stages.values())
-    return f"{'The whole' if whole else 'This run, which went on with an earlier one,'} took {seconds / 60:.1f} minutes"
+    return f"{'The demo' if whole else 'This run, which resumed an earlier one,'} took {seconds / 60:.1f} minutes"
 
 
 def _number(value: float | None) -> str:
@@ -89,7 +89,7 @@ def _number(value: float | None) -> str:
 
 
 def made_now(result: StageResult) -> int:
-    """How much of its work a stage did in this run of the demo, in the units of its speed; 0 where it had been done before."""
+    """Returns how much a stage did in this run, in the unit of its speed; 0 if it was already done."""
     key, _ = _MADE[result.name]
     return int(result.summary.get(key, 0))
 
@@ -97,16 +97,16 @@ def made_now(result: StageResult) -> int:
 def _did(result: StageResult) -> str:
     made = made_now(result)
     if not made:
-        return "done before"
+        return "already done"
     _, unit = _MADE[result.name]
     text = _DID[result.name].format_map(result.summary)
     if before := result.summary.get("shards_done_before"):
-        return f"{text}, {before} shards before"
-    return text if _is_whole(result) else f"{text}, {made} {unit} of these now"
+        return f"{text}, {before} shards already done"
+    return text if _is_whole(result) else f"{text}, {made} {unit} of these in this run"
 
 
 def _is_whole(result: StageResult) -> bool:
-    """Whether a stage did all of its work in this run."""
+    """Returns whether a stage did all of its work in this run."""
     made = made_now(result)
     _, unit = _MADE[result.name]
     return made > 0 and not result.summary.get("shards_done_before") and result.summary.get(unit, made) == made

@@ -1,7 +1,7 @@
-"""`ivideogpt-demo`: simulate, ingest, tokenize, pre-train with two processes, predict; then say honestly how it went.
+"""Simulates data and runs ingest, tokenize, train (two processes) and predict on it; then reports times and scores.
 
-Every stage is the command that a user would type, in its own process, so the demo shows exactly what the README tells. Stages
-skip what is done, so running it again after an interruption goes on.
+Each stage is the command that a user would type, in its own process. Stages skip finished work, so run the command again to
+resume after an interruption.
 """
 
 import os
@@ -21,29 +21,27 @@ from training.demo.report import report
 from training.demo.stages import StageResult, run_stage
 
 _RATE = "10"
-# Seeds from here on were never seen by the demo's tokenizer, which was trained on seeds from 100000 on.
+# First seeds of the episodes. The demo's tokenizer was trained on seeds from 100000, so these are new to it.
 _TRAIN_SEED, _TEST_SEED = 0, 50_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `ivideogpt-demo`."""
+    """Runs `ivideogpt-demo`; returns its exit status."""
     return run_command(_main, arguments)
 
 
 def build_parser() -> CommandParser:
-    """The command's options."""
+    """Returns the command line parser."""
     parser = CommandParser(prog="ivideogpt-demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo_run"), metavar="DIR", help="Where everything goes.")
-    parser.add_argument("--config", type=str, default="demo", metavar="RECIPE", help="The demo's recipe.")
+    parser.add_argument("--output", type=Path, default=Path("demo_run"), metavar="DIR", help="Output folder.")
+    parser.add_argument("--config", type=str, default="demo", metavar="RECIPE", help="Recipe of the demo.")
     parser.add_argument(
-        "--tokenizer", type=Path, default=CONFIGS / "demo-tokenizer", metavar="DIR", help="The trained tokenizer."
+        "--tokenizer", type=Path, default=CONFIGS / "demo-tokenizer", metavar="DIR", help="Folder of a trained tokenizer."
     )
-    parser.add_argument("--episodes", type=int, default=160, metavar="N", help="Simulated training episodes.")
-    parser.add_argument("--episode_steps", type=int, default=40, metavar="N", help="Frames of an episode.")
-    parser.add_argument(
-        "--test_episodes", type=int, default=8, metavar="N", help="Simulated episodes that nothing is trained on."
-    )
-    parser.add_argument("--steps", type=int, metavar="N", help="Training steps, in place of the recipe's.")
+    parser.add_argument("--episodes", type=int, default=160, metavar="N", help="Number of training episodes to simulate.")
+    parser.add_argument("--episode_steps", type=int, default=40, metavar="N", help="Number of frames per episode.")
+    parser.add_argument("--test_episodes", type=int, default=8, metavar="N", help="Number of test episodes to simulate.")
+    parser.add_argument("--steps", type=int, metavar="N", help="Number of training steps; default: that of the recipe.")
     return parser
 
 
@@ -53,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     if min(options.episodes, options.test_episodes) < 1:
         raise ConfigError("--episodes and --test_episodes must be at least 1")
     if not (options.tokenizer / "config.json").exists():
-        raise ConfigError(f"{options.tokenizer} holds no tokenizer (no config.json)")
+        raise ConfigError(f"{options.tokenizer} has no tokenizer (no config.json): choose another --tokenizer")
     started = time.perf_counter()
     results = _run_stages(options)
     table, summary = report(options.output, results, time.perf_counter() - started)
@@ -69,7 +67,7 @@ def _run_stages(options: Any) -> list[StageResult]:
     output, recipe = options.output, str(options.config)
     output.mkdir(parents=True, exist_ok=True)
     cores = usable_cpus()
-    # Two training processes share the cores; DeepSpeed must not look for a GPU where torch has none.
+    # Two training processes share the cores.
     base = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     per_process = {**base, "OMP_NUM_THREADS": str(max(1, cores // 2))}
     python = sys.executable

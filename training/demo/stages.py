@@ -1,4 +1,4 @@
-"""One stage of the demo: a command of the project, run as a user would run it, timed, and its summary kept."""
+"""Runs one stage of the demo as a command in its own process, and keeps its duration and summary."""
 
 import json
 import os
@@ -15,18 +15,18 @@ from pipeline.common.errors import ProjectError
 from pipeline.processes.child_processes import Child, adopt_orphans, descendants, kill_descendants
 from pipeline.processes.interruption import Interrupted
 
-# For a stage that is told to end, training's checkpoint included; less than this process has itself.
-_FAREWELL_SECONDS = 8.0
+# Time limit for a stage to stop, including the checkpoint of training; shorter than the limit of this process.
+_STOP_SECONDS = 8.0
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage did.
+    """The result of a stage.
 
     Attributes:
-        name: Of the stage.
-        seconds: Wall-clock time, start-up included.
-        summary: The JSON object that the command printed last on stdout; empty where it printed none.
+        name: Name of the stage.
+        seconds: Duration, including start-up.
+        summary: The last JSON object that the command printed on stdout; empty if it printed none.
     """
 
     name: str
@@ -35,11 +35,11 @@ class StageResult:
 
 
 def run_stage(name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> StageResult:
-    """Run a command with its progress on this process's stderr and its stdout in `log`. Nothing that it started outlives it.
+    """Runs a command with its stderr passed through and its stdout in `log`. No process that it started outlives it.
 
     Raises:
-        ProjectError: It failed.
-        Interrupted: This process was told to end, and the command was too.
+        ProjectError: The command failed.
+        Interrupted: A signal stopped this process and the command.
     """
     print(f"\n== {name}\n$ {shlex.join(command)}", file=sys.stderr, flush=True)
     started = time.perf_counter()
@@ -47,33 +47,33 @@ def run_stage(name: str, command: Sequence[str], log: Path, environment: Mapping
     others = descendants(os.getpid())
     try:
         with log.open("w", encoding="utf-8") as output:
-            # In a group of its own: torchrun leaves its workers behind where a signal comes twice, from the terminal and from
-            # here.
+            # In a separate process group, because torchrun leaves its workers running if a signal arrives twice, from the
+            # terminal and from here.
             process = Child(command, stdin=subprocess.DEVNULL, stdout=output, env=dict(environment), process_group=0)
-            status = _ending(process)
+            status = _exit_status(process)
     finally:
         kill_descendants(keep=others)
     seconds = time.perf_counter() - started
     if status:
-        raise ProjectError(f"the stage `{name}` ended with status {status}; its messages are above, its output is in {log}")
+        raise ProjectError(f"the stage `{name}` failed with status {status}; see its messages above and its output in {log}")
     return StageResult(name, seconds, last_json(log.read_text(encoding="utf-8")))
 
 
-def _ending(process: Child) -> int:
-    """The exit status of a process; a signal that ends this one goes to it too, and then it has some seconds."""
+def _exit_status(process: Child) -> int:
+    """Returns the exit status of a process; a signal to this process is passed on, with some seconds to stop."""
     try:
         return process.wait()
-    except Interrupted as told:
-        process.send_signal(told.number)
+    except Interrupted as interrupt:
+        process.send_signal(interrupt.number)
         try:
-            process.wait(_FAREWELL_SECONDS)
+            process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
         raise
 
 
 def last_json(text: str) -> dict[str, Any]:
-    """The last line of `text` that is a JSON object, or an empty one."""
+    """Returns the last line of `text` that is a JSON object; an empty one if there is none."""
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
             try:

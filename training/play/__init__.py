@@ -1,1 +1,1 @@
-"""`ivideogpt-play`: a person drives a world model on a small local web page and sees frames appear."""
+"""Implements `ivideogpt-play`: a local web page on which a person drives a world model."""

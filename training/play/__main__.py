@@ -1,4 +1,4 @@
-"""`python -m training.play` is `ivideogpt-play`."""
+"""Runs `ivideogpt-play` as `python -m training.play`."""
 
 import sys
 

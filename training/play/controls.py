@@ -1,7 +1,7 @@
-"""What a person can steer: one slider a number of an action, with the range that the data's own actions span.
+"""The sliders of the page: one per number of an action, with the range of the recorded actions.
 
-A model was trained on the actions of its data, so what lies far outside them means nothing to it. Where the episodes at hand
-hold no actions of the model's dimension, sliders go from -1 to 1.
+An action far outside the actions of its training means nothing to a model. Without recorded actions of the model's dimension,
+sliders range from -1 to 1.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.episodes.episode import Episode
 
 _DEFAULT_RANGE = (-1.0, 1.0)
-_GREATEST = float(np.finfo(np.float32).max)
+_MAX_NUMBER = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Slider:
     """One number of an action.
 
     Attributes:
-        name: `action 1` and so on; what the numbers mean, a data set says in words.
-        low: Least value.
-        high: Greatest value, above `low`.
+        name: `action 1` and so on; the page shows the data set's own description below.
+        low: Lowest value.
+        high: Highest value, above `low`.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Slider:
 
 
 def sliders_for(action_dim: int, episodes: Sequence[Episode]) -> list[Slider]:
-    """The sliders of a model.
+    """Returns the sliders of a model.
 
     Args:
-        action_dim: Numbers of an action; 0 gives no sliders.
-        episodes: Whose actions show what is usual.
+        action_dim: Dimension of an action; 0 gives no sliders.
+        episodes: Episodes whose actions set the ranges.
     """
     recorded = [actions for episode in episodes if (actions := recorded_actions(episode, action_dim)) is not None]
     if not recorded:
@@ -51,7 +51,7 @@ def _slider(name: str, values: np.ndarray) -> Slider:
 
 
 def recorded_actions(episode: Episode, action_dim: int) -> np.ndarray | None:
-    """An episode's actions (T, A), float32; None where it has none of this dimension, or some that aren't finite."""
+    """Returns an episode's actions (T, A), float32; None if they are missing, have another dimension, or are not finite."""
     action = episode.action
     if not action_dim or action is None or action.shape[1] != action_dim or not np.isfinite(action).all():
         return None
@@ -59,21 +59,21 @@ def recorded_actions(episode: Episode, action_dim: int) -> np.ndarray | None:
 
 
 def read_action(value: object, action_dim: int) -> list[float] | None:
-    """An action as a page sends it, checked.
+    """Returns the action that a page sent, after checks.
 
     Args:
         value: Parsed JSON; null or an empty list for a model without actions.
-        action_dim: Numbers of an action.
+        action_dim: Dimension of an action.
 
     Raises:
-        ConfigError: It is no list of so many finite numbers.
+        ConfigError: The value is not a list of `action_dim` finite numbers.
     """
     if not action_dim and value in (None, []):
         return None
     numbers = value if isinstance(value, list) else []
     fits = len(numbers) == action_dim and all(
-        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= _GREATEST for number in numbers
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= _MAX_NUMBER for number in numbers
     )
     if not fits:
-        raise ConfigError(f"an action of this model is a list of {action_dim} finite numbers")
+        raise ConfigError(f"an action must be a list of {action_dim} finite numbers")
     return [float(number) for number in numbers]

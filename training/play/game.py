@@ -1,7 +1,7 @@
-"""The state behind the page: episodes to start from, and sessions in play, each under a name that can't be guessed.
+"""The state behind the page: episodes to start from, and running sessions with unguessable names.
 
-One step runs at a time, since steps share the processor; a page that is left behind costs memory only until newer ones
-push its session out.
+One step runs at a time, because steps share the processor. A session of a closed page stays in memory until newer sessions
+replace it.
 """
 
 import logging
@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -26,20 +26,20 @@ from training.visuals.gallery import sprite
 log = logging.getLogger(__name__)
 MAX_FUTURES = 4
 _MAX_SESSIONS = 4
-_MAX_NUMBER = 2**53  # the last whole number that a page can count to
-_MAX_RECORDED = 200  # actions that are sent along with a start
+_MAX_NUMBER = 2**53  # largest exact whole number in JavaScript
+_MAX_RECORDED = 200  # maximum number of recorded actions sent with a start
 
 
 @dataclass(frozen=True)
 class GameStart:
-    """Where to begin, as a page asks for it.
+    """A page's request to start.
 
     Attributes:
         episode: Number of the episode.
         frame: First context frame.
-        futures: Samples side by side.
-        temperature: Of sampling.
-        seed: Of sampling.
+        futures: Number of futures side by side.
+        temperature: Sampling temperature.
+        seed: Random seed of sampling.
     """
 
     episode: int = 0
@@ -50,31 +50,49 @@ class GameStart:
 
     @classmethod
     def read(cls, value: object) -> "GameStart":
-        """From parsed JSON.
+        """Returns the request in parsed JSON.
 
         Raises:
-            ConfigError: A key isn't known, or a value is of another kind.
+            ConfigError: A key is unknown, or a value has the wrong type.
         """
         whole, real = (int,), (int, float)
         kinds = {"episode": whole, "frame": whole, "futures": whole, "seed": whole, "temperature": real}
         if not isinstance(value, dict) or value.keys() - kinds.keys():
-            raise ConfigError(f"a start is an object with some of {', '.join(kinds)}")
+            raise ConfigError(f"a start must be an object with keys of {', '.join(kinds)}")
         for name, entry in value.items():
             if isinstance(entry, bool) or not isinstance(entry, kinds[name]) or not abs(entry) < _MAX_NUMBER:
                 raise ConfigError(f"{name} must be a {'whole ' if kinds[name] is whole else ''}number, not {entry!r}")
         return cls(**value)
 
 
+class Started(TypedDict):
+    """The answer to a start; see `Game.start`."""
+
+    session: str
+    frames: list[str]
+    recorded: list[list[float]]
+    sees: int
+
+
+class Stepped(TypedDict):
+    """The answer to a step; see `Game.step`."""
+
+    step: int
+    frames: list[str]
+    rewards: list[float | None] | None
+    seconds: float
+
+
 class Game:
     """A model, its starts and its sessions; safe to use from several threads.
 
     Args:
-        model: To play with.
-        starts: Episodes to start from, each with its clips, whose stride is kept between context frames.
-        sampling: Top-k, and the defaults of what a page may choose.
+        model: World model.
+        starts: Episodes to start from; the stride of their clips sets the distance of context frames.
+        sampling: Top-k, and the page's defaults of the other options.
 
     Raises:
-        SourceError: No episode is as long as the context.
+        SourceError: No episode is long enough for the context.
     """
 
     def __init__(self, model: WorldModel, starts: Sequence[EpisodeStart], sampling: Sampling) -> None:
@@ -86,8 +104,8 @@ class Game:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
-    def describe(self) -> dict[str, Any]:
-        """What a page shows before anything is predicted."""
+    def describe(self) -> dict[str, object]:
+        """Returns what the page shows before the first start."""
         context, action_dim = self._model.id_layout.context_length, self._model.action_dim
         return {
             "sliders": [asdict(slider) for slider in sliders_for(action_dim, self._episodes)],
@@ -112,18 +130,18 @@ class Game:
             ),
         }
 
-    def start(self, wanted: GameStart) -> dict[str, Any]:
-        """Begin anew.
+    def start(self, wanted: GameStart) -> Started:
+        """Starts a session.
 
         Returns:
-            `session`, its name; `frames`, the context as data URIs; `recorded`, the episode's own actions from here on,
-            empty where it has none; `sees`, how many frames go by before the model forgets what lies further back.
+            `session`: its name. `frames`: the context frames as data URIs. `recorded`: the episode's actions from there on;
+            empty if it has none. `sees`: the number of frames after which the model forgets older ones.
 
         Raises:
-            ConfigError: There is no such episode, frame or number of futures.
+            ConfigError: The episode, frame or number of futures is invalid.
         """
         if not 0 <= wanted.episode < len(self._episodes):
-            raise ConfigError(f"there is no episode {wanted.episode}; there are {len(self._episodes)}, counted from 0")
+            raise ConfigError(f"there is no episode {wanted.episode}; there are {len(self._episodes)}, numbered from 0")
         if not 1 <= wanted.futures <= MAX_FUTURES:
             raise ConfigError(f"futures must be 1 to {MAX_FUTURES}, not {wanted.futures}")
         episode, stride = self._episodes[wanted.episode], self._strides[wanted.episode]
@@ -132,7 +150,7 @@ class Game:
         if wanted.frame < 0 or indices[-1] >= episode.num_frames:
             last = _last_start(episode, stride, count)
             raise ConfigError(
-                f"episode {wanted.episode} has {episode.num_frames} frames: frame {wanted.frame} is no start, 0 to {last} are"
+                f"episode {wanted.episode} has {episode.num_frames} frames: start at frame 0 to {last}, not {wanted.frame}"
             )
         frames = decode_frames(episode, indices, self._model.tokenizer.config.resolution)
         with self._lock:
@@ -148,18 +166,19 @@ class Game:
             "sees": self._model.max_steps,
         }
 
-    def step(self, name: object, action: object) -> dict[str, Any]:
-        """One more frame of every future.
+    def step(self, name: object, action: object) -> Stepped:
+        """Predicts the next frame of each future.
 
         Args:
-            name: Of the session, from `start`.
+            name: Name of the session, from `start`.
             action: Parsed JSON: the numbers of the action, or null for a model without actions.
 
         Returns:
-            `step`, counted from 1; `frames`, a data URI a future; `rewards`, a number a future or null; `seconds` it took.
+            `step`: number of the frame, from 1. `frames`: one data URI per future. `rewards`: one number per future, or null.
+            `seconds`: duration of the step.
 
         Raises:
-            ConfigError: There is no such session (any more), or it isn't such an action.
+            ConfigError: The session has ended, or the action is invalid.
         """
         checked = read_action(action, self._model.action_dim)
         with self._lock:
@@ -187,12 +206,12 @@ class Game:
 
 
 def _last_start(episode: Episode, stride: float, context: int) -> int:
-    """The last frame at which the context still lies in an episode; below 0 where it never does."""
+    """Returns the last start frame at which the context fits into an episode; negative if it never fits."""
     return episode.num_frames - 1 - round((context - 1) * stride)
 
 
 def _long_enough(model: WorldModel, starts: Sequence[EpisodeStart]) -> list[EpisodeStart]:
-    """The starts whose episodes hold a whole context; the others are told of."""
+    """Returns the starts whose episodes are long enough for the context; logs the others."""
     context, kept, short = model.id_layout.context_length, [], []
     for start in starts:
         stride = stride_for(start.episode, clips_for(model, start.clips, None))
@@ -203,21 +222,21 @@ def _long_enough(model: WorldModel, starts: Sequence[EpisodeStart]) -> list[Epis
             short.append(f"{start.episode.key} ({start.episode.num_frames} frames, {start.episode.num_frames - last} needed)")
     if not kept:
         raise SourceError(
-            f"no episode is as long as the model's {context} context frames: {short[0]}; choose others, or a smaller "
+            f"no episode is long enough for the model's {context} context frames: {short[0]}; use other episodes or a smaller "
             "--clips.stride"
         )
     if short:
-        log.warning("too short for the context, and left out: %d of %d episodes, such as %s", len(short), len(starts), short[0])
+        log.warning("%d of %d episodes are too short for the context, such as %s", len(short), len(starts), short[0])
     return kept
 
 
 def _pace(start: EpisodeStart, stride: float) -> str:
-    """How far apart the frames of an episode lie, and why."""
+    """Returns the stride and the time step of an episode, and how they were chosen."""
     rate = start.episode.rate
     seconds = "" if rate is None else f", {stride / rate:.3g} s a frame"
     return f"a stride of {stride:g}{seconds} ({start.time_step})"
 
 
 def _finite(rewards: torch.Tensor) -> list[float | None]:
-    """Rewards as JSON holds them: null for what is no number."""
+    """Returns rewards for JSON: None for values that are not finite."""
     return [value if torch.isfinite(torch.tensor(value)) else None for value in rewards.tolist()]

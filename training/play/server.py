@@ -1,9 +1,9 @@
-"""The page and its two calls over HTTP, for one person on this machine.
+"""Serves the page and its two calls over HTTP, for one person on this machine.
 
-The standard library's server is enough for that, and nothing but three fixed routes is served, never a path. Any web page that
-a person has open can send requests to a local port, so a call must come from the page itself: its Host must be an address or
-a known name (a name that an attacker points here is neither), it must be JSON (which other origins may not send unasked), and
-an Origin, where given, must be our own.
+It uses the server of the standard library and serves three fixed routes, never a path. Any web page that a person has open can
+send requests to a local port, so a call must come from our own page: its Host is an IP address or a name of this machine
+(a foreign name that points here is refused), its body is JSON (which other origins may not send), and its Origin, if given, is
+our own.
 """
 
 import ipaddress
@@ -12,7 +12,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,21 +22,21 @@ from pipeline.web.page import asset, content_policy, html_page
 from training.play.game import Game, GameStart
 
 _MAX_BODY = 1 << 14
-_PATIENCE = 30.0  # seconds for a request to arrive
-_LAST_SECONDS = 3.0  # for answers that are under way when the server ends
+_REQUEST_SECONDS = 30.0  # time limit for a request to arrive
+_CLOSE_SECONDS = 3.0  # time limit for unfinished answers when the server stops
 log = logging.getLogger(__name__)
 
 
 class PlayServer(ThreadingHTTPServer):
-    """Listens from construction on; `serve_forever` answers.
+    """HTTP server that listens after construction and answers in `serve_forever`.
 
     Args:
-        game: What is played.
+        game: The game behind the page.
         host: Address or name to listen on.
-        port: 0 takes a free one.
+        port: Port to listen on; 0 = any free port.
 
     Raises:
-        ConfigError: The address can't be had.
+        ConfigError: The address is not available.
     """
 
     daemon_threads = True
@@ -50,22 +50,22 @@ class PlayServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"can't listen on {host} port {port} ({error}): choose another --host or --port") from error
+            raise ConfigError(f"cannot listen on {host} port {port} ({error}): choose another --host or --port") from error
 
     def server_bind(self) -> None:
-        """Bind without asking a name server for this machine's name."""
+        """Binds without asking a name server for this machine's name."""
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def url(self) -> str:
-        """Of the page."""
+        """URL of the page."""
         name = "localhost" if ipaddress.ip_address(self.server_name).is_unspecified else self.server_name
         return f"http://{f'[{name}]' if ':' in name else name}:{self.server_port}/"
 
     def knows(self, host: str) -> bool:
-        """Whether a Host header means this server: an address, or a name of its own."""
+        """Returns whether a Host header means this server: an IP address, or one of its names."""
         name = host.rsplit(":", 1)[0] if host.rpartition(":")[2].isdigit() else host
         try:
             ipaddress.ip_address(name.strip("[]"))
@@ -74,7 +74,7 @@ class PlayServer(ThreadingHTTPServer):
         return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer a request in a thread that `server_close` knows of."""
+        """Answers a request in a thread that `server_close` waits for."""
         self._answering.add(threading.current_thread())
         try:
             super().process_request_thread(request, client_address)
@@ -82,72 +82,72 @@ class PlayServer(ThreadingHTTPServer):
             self._answering.discard(threading.current_thread())
 
     def server_close(self) -> None:
-        """Stop listening, and wait a little for answers under way: Python can abort where one outlives it."""
+        """Stops listening and waits briefly for unfinished answers, because Python can abort if a thread outlives it."""
         super().server_close()
-        deadline = time.monotonic() + _LAST_SECONDS
+        deadline = time.monotonic() + _CLOSE_SECONDS
         for thread in list(self._answering):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: PlayServer
-    timeout = _PATIENCE
+    timeout = _REQUEST_SECONDS
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """The page."""
+        """Answers with the page."""
         if not self.server.knows(self.headers.get("Host", "")):
-            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server goes by another name")
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server has another name")
         elif self.path == "/":
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
         else:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
+            self._refuse(HTTPStatus.NOT_FOUND, "not found")
 
     def do_POST(self) -> None:
-        """The calls."""
-        calls: dict[str, Callable[[Any], dict[str, Any]]] = {"/start": self._start, "/step": self._step}
+        """Answers a call."""
+        calls: dict[str, Callable[[object], Mapping[str, object]]] = {"/start": self._start, "/step": self._step}
         refusal = self._fault()
         if refusal is not None:
             self._refuse(*refusal)
             return
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path not in calls:
-            self._refuse(HTTPStatus.NOT_FOUND, "there is nothing here")
+            self._refuse(HTTPStatus.NOT_FOUND, "not found")
             return
         try:
             answer = calls[self.path](json.loads(body))
         except ProjectError as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         except (ValueError, RecursionError):
-            self._refuse(HTTPStatus.BAD_REQUEST, "the body is no JSON")
+            self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON")
         else:
             self._answer(HTTPStatus.OK, "application/json", json.dumps(answer, allow_nan=False).encode())
 
-    def _start(self, body: Any) -> dict[str, Any]:
+    def _start(self, body: object) -> Mapping[str, object]:
         return self.server.game.start(GameStart.read(body))
 
-    def _step(self, body: Any) -> dict[str, Any]:
+    def _step(self, body: object) -> Mapping[str, object]:
         if not isinstance(body, dict):
-            raise ConfigError("a step is an object with session and action")
+            raise ConfigError("a step must be an object with session and action")
         return self.server.game.step(body.get("session"), body.get("action"))
 
     def _fault(self) -> tuple[HTTPStatus, str] | None:
-        """Why a call is refused before its body is read."""
+        """Returns why a call is refused, before its body is read; None if it is accepted."""
         host, length = self.headers.get("Host", ""), self.headers.get("Content-Length", "")
         if not self.server.knows(host):
-            return HTTPStatus.MISDIRECTED_REQUEST, "this server goes by another name"
+            return HTTPStatus.MISDIRECTED_REQUEST, "this server has another name"
         if self.headers.get("Origin", f"http://{host}") != f"http://{host}":
-            return HTTPStatus.FORBIDDEN, "calls come from this server's own page"
+            return HTTPStatus.FORBIDDEN, "calls must come from this server's own page"
         if self.headers.get_content_type() != "application/json":
-            return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a call is JSON"
+            return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a call must be JSON"
         if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
-            return HTTPStatus.LENGTH_REQUIRED, "a call states its length"
+            return HTTPStatus.LENGTH_REQUIRED, "a call must have a Content-Length"
         if len(length) > 9 or int(length) > _MAX_BODY:
-            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a call has at most {_MAX_BODY} bytes"
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the limit for a call is {_MAX_BODY} bytes"
         return None
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        # What follows may be a body that was never read, so this connection can't go on.
+        # The unread body may follow on this connection, so close it.
         self.close_connection = True
         self._answer(status, "application/json", json.dumps({"error": reason}).encode())
 
@@ -168,17 +168,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def version_string(self) -> str:
-        """The name in the Server header, without versions."""
+        """Returns the name in the Server header, without versions."""
         return "ivideogpt-play"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests go to the log, for those who turn debugging on."""
+        """Writes requests to the debug log."""
         log.debug(format, *args)
 
 
 def _page(game: Game) -> tuple[bytes, str]:
-    """The page with all that it needs, and its policy."""
-    # `<` can't be in a script's data, whatever an episode is called.
+    """Returns the page and its content policy."""
+    # A `<` from an episode's name must not end the script.
     facts = json.dumps(game.describe(), allow_nan=False).replace("<", "\\u003c")
     script = f'"use strict";\nconst game = {facts};\n{asset("training.web", "play.js")}'
     body, style = asset("training.web", "play.html"), asset("training.web", "play.css")

@@ -1,5 +1,5 @@
 "use strict";
-// Every clip on the page shows the same frame; `--frame` moves all pictures, the cursor and the slider at once.
+// All clips show the same frame: `--frame` moves the pictures, the cursor and the slider.
 const root = document.documentElement;
 const facts = document.body.dataset;
 const count = Number(facts.count), context = Number(facts.context), pause = Number(facts.pause);

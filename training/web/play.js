@@ -1,7 +1,7 @@
 const find = (name) => document.querySelector(name);
 const keys = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, -1], ArrowDown: [1, 1], a: [2, -1], d: [2, 1], w: [3, -1], s: [3, 1] };
-const share = 1 / 12;  // of a slider's range that one press of a key moves it
-const film = 24;       // frames that stay below the picture
+const share = 1 / 12;  // a key press moves a slider by this fraction of its range
+const film = 24;       // number of past frames below the picture
 let session = null, recorded = [], next = 0, sees = 0, running = false, busy = false;
 const before = new Map();
 
@@ -22,7 +22,7 @@ const sliders = game.sliders.map((slider) => {
     show();
     if (!running) step();
   });
-  // A slider that was dragged lets the keys go; one that was reached by Tab keeps them.
+  // A dragged slider gives up the focus, so that keys drive the model; a slider reached by Tab keeps it.
   input.addEventListener("pointerup", () => input.blur());
   find("#sliders").append(element("label", { className: "slider" }, slider.name, input, output));
   show();
@@ -89,12 +89,12 @@ const start = () => guarded(async () => {
   ({ session, recorded, sees } = found);
   next = 0;
   find("#replay").disabled = recorded.length === 0;
-  // Where the episode goes on from here: from the middle, a first key would tear a position across the world.
+  // Start at the next recorded action: from the middle, the first key press would be a large jump.
   recorded[0]?.forEach((value, number) => move(number, value));
   find("#film").replaceChildren();
   found.frames.slice(0, -1).forEach((uri) => remember(uri, true));
   picture(Array(futures).fill(found.frames.at(-1)), Array(futures).fill("last true frame"), false);
-  say("Ready: " + (sliders.length ? "press an arrow key, move a slider or Run" : "press Run"));
+  say("Ready: " + (sliders.length ? "press an arrow key, move a slider or press Run" : "press Run"));
 });
 
 async function predict(action) {
@@ -106,7 +106,7 @@ async function predict(action) {
   });
   picture(result.frames, captions, true);
   next += 1;
-  const memory = result.step > sees ? "; what is older is forgotten" : "";
+  const memory = result.step > sees ? "; older frames are forgotten" : "";
   say(`Frame ${result.step}, ${(1000 * result.seconds).toFixed(0)} ms${memory}`);
 }
 
@@ -172,8 +172,8 @@ find("#temperature").value = game.start.temperature;
 find("#seed").value = game.start.seed;
 find("#meaning").textContent = game.meaning;
 find("#spring-line").hidden = sliders.length === 0;
-find("#keys").append(element("kbd", {}, "space"), " run and pause");
-[["\u2190", "\u2192", "the first slider"], ["\u2191", "\u2193", "the second (up is less)"], ["a", "d", "the third"], ["w", "s", "the fourth"]]
+find("#keys").append(element("kbd", {}, "space"), " run or pause");
+[["\u2190", "\u2192", "first slider"], ["\u2191", "\u2193", "second slider (up is less)"], ["a", "d", "third slider"], ["w", "s", "fourth slider"]]
   .slice(0, sliders.length)
   .forEach(([less, more, what]) => find("#keys").append(", ", element("kbd", {}, less), " ", element("kbd", {}, more), " " + what));
 start();

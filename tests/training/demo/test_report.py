@@ -1,4 +1,4 @@
-"""What the demo says at its end of stages that were done now, before, or in part: no speed but that of what was done now."""
+"""The demo's report gives speeds only for what this run did, also for stages that were done before or in part."""
 
 import json
 
@@ -19,7 +19,7 @@ SUMMARIES = {
 
 @pytest.fixture
 def rows(tmp_path):
-    """The closing text, as lines by their first word, for stages of ten seconds whose summaries are changed by stage."""
+    """The report's lines by first word, for stages of ten seconds with changes to their summaries."""
     (tmp_path / "predictions").mkdir()
     (tmp_path / "predictions" / "prediction.gif").touch()
     quality = {"prediction": {"mean": QUALITY}, "repeat_last_frame": QUALITY, "reconstruction": QUALITY}
@@ -35,29 +35,29 @@ def rows(tmp_path):
     return text
 
 
-def test_a_demo_in_one_go_states_the_speed_of_each_stage(rows):
+def test_a_demo_in_one_run_has_a_speed_for_each_stage(rows):
     said = rows()
     assert "7.0 frames/s" in said["simulate"] and "7.0 frames/s" in said["ingest"]
     assert "2.5 clips/s" in said["tokenize"] and "0.6 steps/s" in said["train"]
-    assert said["The"].startswith("The whole took 0.8 minutes")
+    assert said["The"].startswith("The demo took 0.8 minutes")
 
 
-def test_stages_that_were_done_before_have_no_speed_and_the_time_is_not_that_of_the_whole(rows):
+def test_stages_already_done_have_no_speed_and_the_time_is_that_of_this_run(rows):
     said = rows(
         simulate={"frames_made": 0}, ingest={"frames_made": 0}, tokenize={"rows": 0, "shards": 0, "shards_done_before": 2}
     )
     for stage in ("simulate", "ingest", "tokenize"):
-        assert "done before" in said[stage] and "/s" not in said[stage]
+        assert "already done" in said[stage] and "/s" not in said[stage]
     assert "0.6 steps/s" in said["train"]
     assert "The" not in said
-    assert said["This"].startswith("This run, which went on with an earlier one, took 0.8 minutes")
+    assert said["This"].startswith("This run, which resumed an earlier one, took 0.8 minutes")
 
 
-def test_stages_that_were_done_in_part_have_the_speed_of_that_part(rows):
+def test_stages_done_in_part_have_the_speed_of_that_part(rows):
     said = rows(
         ingest={"frames_made": 20}, tokenize={"rows": 15, "shards": 1, "shards_done_before": 1}, train={"steps_made": 2}
     )
-    assert "5 episodes in 2 shards, 20 frames of these now" in said["ingest"] and "2.0 frames/s" in said["ingest"]
-    assert "15 clips in 1 shards, 1 shards before" in said["tokenize"] and "1.5 clips/s" in said["tokenize"]
-    assert "6 steps, 2 processes, 2 steps of these now" in said["train"] and "0.2 steps/s" in said["train"]
+    assert "5 episodes in 2 shards, 20 frames of these in this run" in said["ingest"] and "2.0 frames/s" in said["ingest"]
+    assert "15 clips in 1 shards, 1 shards already done" in said["tokenize"] and "1.5 clips/s" in said["tokenize"]
+    assert "6 steps, 2 processes, 2 steps of these in this run" in said["train"] and "0.2 steps/s" in said["train"]
     assert "This" in said

@@ -79,7 +79,7 @@ def frames_so_far(browser):
     return "Number((document.querySelector('#status').textContent.match(/^Frame (\\d+)/) ?? [0, 0])[1])"
 
 
-def test_person_drives_the_model_with_keys_sliders_and_buttons(browser, server, driven):
+def test_keys_sliders_and_buttons_drive_the_model(browser, server, driven):
     browser.requests()
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
@@ -104,7 +104,7 @@ def test_person_drives_the_model_with_keys_sliders_and_buttons(browser, server, 
     assert asked == {"", "start", "step"}
 
 
-def test_person_starts_again_elsewhere_with_several_futures(browser, server):
+def test_a_restart_takes_another_frame_and_several_futures(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     browser.run(
@@ -120,15 +120,15 @@ def test_person_starts_again_elsewhere_with_several_futures(browser, server):
     browser.click("#replay")
     browser.wait(f"{frames_so_far(browser)} === 2")
     sent = [value_of(browser, number) for number in range(DIM)]
-    # Context frames 4 and 5; the second step is the action of frame 6. A slider has a thousand places.
+    # The context is frames 4 and 5, so the second step takes the action of frame 6. A slider has a thousand positions.
     np.testing.assert_allclose(sent, episodes()[1].action[6], atol=0.01)
     browser.run("document.querySelector('#frame').value = 4000")
     browser.click("#start")
     browser.wait("document.querySelector('#status').classList.contains('error')")
-    assert "is no start" in browser.run("return document.querySelector('#status').textContent")
+    assert "start at frame 0 to" in browser.run("return document.querySelector('#status').textContent")
 
 
-def test_sliders_begin_where_the_episode_goes_on_and_moving_one_shows_a_frame(browser, server):
+def test_sliders_start_at_the_next_recorded_action_and_moving_one_predicts_a_frame(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     np.testing.assert_allclose([value_of(browser, number) for number in range(DIM)], episodes()[0].action[1], atol=0.01)
@@ -139,7 +139,7 @@ def test_sliders_begin_where_the_episode_goes_on_and_moving_one_shows_a_frame(br
     browser.wait(f"{frames_so_far(browser)} === 1")
 
 
-def test_words_from_inputs_are_text(browser, server):
+def test_text_from_inputs_is_escaped(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     assert browser.run("return document.querySelectorAll('#episode option')[1].textContent") == f"waves · train-{HOSTILE}"
@@ -147,7 +147,7 @@ def test_words_from_inputs_are_text(browser, server):
     assert browser.run("return document.title") == "Play with a world model"
 
 
-def test_key_that_springs_back_leaves_the_slider_as_it_was(browser, server):
+def test_a_released_key_moves_the_slider_back(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     browser.click("#spring")
@@ -158,7 +158,7 @@ def test_key_that_springs_back_leaves_the_slider_as_it_was(browser, server):
     assert value_of(browser, 0) == before
 
 
-def test_frames_are_those_of_a_session_with_the_same_actions(game, driven):
+def test_the_same_actions_give_the_same_frames(game, driven):
     started = game.start(GameStart(frame=2, futures=2, seed=5))
     answers = [game.step(started["session"], action) for action in started["recorded"][:2]]
     source = episodes()[0]
@@ -175,31 +175,31 @@ def test_frames_are_those_of_a_session_with_the_same_actions(game, driven):
     assert all(len(answer["rewards"]) == 2 for answer in answers)
 
 
-def test_episodes_too_short_for_the_context_are_no_starts_and_told_of(driven, caplog):
+def test_episodes_too_short_for_the_context_are_left_out_with_a_warning(driven, caplog):
     short, whole = waves.episode(key="short", count=1), waves.episode()
     game = Game(driven, starts(short, whole), Sampling())
     assert [each["name"] for each in game.describe()["episodes"]] == [f"waves · {whole.key}"]
     assert game.describe()["episodes"][0]["pace"] == "a stride of 1, 0.2 s a frame (as asked for)"
     assert "short (1 frames, 2 needed)" in caplog.text
     with pytest.raises(
-        SourceError, match=r"no episode is as long as the model's 2 context frames: short \(1 frames, 2 needed\)"
+        SourceError, match=r"no episode is long enough for the model's 2 context frames: short \(1 frames, 2 needed\)"
     ):
         Game(driven, starts(short), Sampling())
 
 
-def test_the_page_shows_how_far_apart_frames_lie(browser, server):
+def test_the_page_shows_the_time_step(browser, server):
     browser.open(server.url)
     browser.wait("document.querySelector('#status').textContent.startsWith('Ready')")
     assert browser.run("return document.querySelector('#pace').textContent") == "a stride of 1, 0.2 s a frame (as asked for)"
 
 
 @pytest.mark.parametrize(("option", "value"), [("--episodes", "0"), ("--samples", "5"), ("--rate", "-1")])
-def test_a_number_that_can_not_be_is_refused_before_the_model_is_opened(capsys, option, value):
+def test_an_invalid_number_is_refused_before_the_model_is_opened(capsys, option, value):
     assert command.main(["--model", "nowhere", "--input", "nowhere.npz", option, value]) == 2
     assert f"{option} must be" in capsys.readouterr().err
 
 
-def test_oldest_session_makes_room(game):
+def test_a_new_session_replaces_the_oldest(game):
     names = [game.start(GameStart())["session"] for _ in range(5)]
     assert len(set(names)) == 5
     with pytest.raises(ConfigError, match="start again"):
@@ -207,7 +207,7 @@ def test_oldest_session_makes_room(game):
     assert game.step(names[-1], [0.0] * DIM)["step"] == 1
 
 
-def test_model_without_actions_has_no_sliders():
+def test_a_model_without_actions_has_no_sliders():
     game = Game(tiny_models.world_model(), starts(*episodes()), Sampling())
     assert game.describe()["sliders"] == []
     session = game.start(GameStart())["session"]
@@ -229,7 +229,7 @@ def test_model_without_actions_has_no_sliders():
         GameStart(temperature=float("nan")),
     ],
 )
-def test_start_that_can_not_be_is_refused(game, wanted):
+def test_an_invalid_start_is_refused(game, wanted):
     with pytest.raises(ConfigError):
         game.start(wanted)
 
@@ -237,7 +237,7 @@ def test_start_that_can_not_be_is_refused(game, wanted):
 @pytest.mark.parametrize(
     "value", [None, [], 3, {"path": "/etc"}, {"frame": "1"}, {"frame": 1.5}, {"seed": True}, {"seed": 10**400}]
 )
-def test_start_of_another_form_is_refused(value):
+def test_a_malformed_start_is_refused(value):
     with pytest.raises(ConfigError):
         GameStart.read(value)
 
@@ -245,12 +245,12 @@ def test_start_of_another_form_is_refused(value):
 @pytest.mark.parametrize(
     "value", [None, {}, [0.0, 1.0], [0.0, 1.0, "2"], [0.0, 1.0, float("nan")], [0.0, 1.0, 10**400], [True, 0, 0]]
 )
-def test_action_that_is_no_list_of_finite_numbers_is_refused(value):
+def test_an_action_that_is_not_a_list_of_finite_numbers_is_refused(value):
     with pytest.raises(ConfigError, match="3 finite numbers"):
         read_action(value, 3)
 
 
-def test_sliders_span_the_actions_of_the_data():
+def test_sliders_have_the_range_of_the_recorded_actions():
     source = waves.episode()
     source.action[:, 2] = 0.5
     low, high = source.action.min(axis=0), source.action.max(axis=0)
@@ -261,21 +261,21 @@ def test_sliders_span_the_actions_of_the_data():
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/../setup.cfg", "/%2e%2e/", "/index.html", "/?x=1", "//etc/passwd"])
-def test_nothing_but_the_page_is_served(server, path):
+def test_only_the_page_is_served(server, path):
     assert ask(server, "GET", path)[0] == 404
     assert ask(server, "POST", path, {})[0] == 404
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "localhost.evil.example", "127.0.0.1.evil.example"])
-def test_name_that_was_pointed_here_is_refused(server, method, host):
+def test_a_foreign_host_name_is_refused(server, method, host):
     status, _, content = ask(server, method, "/" if method == "GET" else "/start", {}, Host=host)
     assert status == 421
     assert b"recorded" not in content
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8600", "127.0.0.1:1", "[::1]:8600"])
-def test_own_names_are_served(server, host):
+def test_own_host_names_are_served(server, host):
     assert ask(server, "GET", "/", Host=host)[0] == 200
 
 
@@ -296,14 +296,14 @@ def test_own_names_are_served(server, host):
         ({}, {"frame": 99}, 400),
     ],
 )
-def test_call_that_does_not_come_from_the_page_or_makes_no_sense_is_refused(server, headers, body, status):
+def test_a_call_from_elsewhere_or_with_an_invalid_body_is_refused(server, headers, body, status):
     found, _, content = ask(server, "POST", "/start", body, **headers)
     assert found == status
     assert json.loads(content)["error"]
     assert ask(server, "GET", "/")[0] == 200
 
 
-def test_answers_let_no_other_origin_read_or_frame_them(server):
+def test_other_origins_cannot_read_or_frame_answers(server):
     for method, path, body in (("GET", "/", None), ("POST", "/start", {})):
         status, headers, _ = ask(server, method, path, body)
         assert status == 200
@@ -314,6 +314,6 @@ def test_answers_let_no_other_origin_read_or_frame_them(server):
         assert "Python" not in headers["Server"]
 
 
-def test_port_in_use_is_said(game, server):
+def test_a_port_in_use_is_an_error(game, server):
     with pytest.raises(ConfigError, match="choose another"):
         PlayServer(game, "127.0.0.1", server.server_port)

