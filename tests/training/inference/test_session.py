@@ -321,5 +321,5 @@ def test_folder_without_a_transformer_is_refused(tmp_path):
 
 
 def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused():
-    with pytest.raises(SourceError, match="neither a folder nor an id"):
+    with pytest.raises(SourceError, match="neither a folder nor a Hugging Face hub id"):
         WorldModel.from_pretrained("nowhere")
