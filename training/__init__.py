@@ -1,4 +1,4 @@
-"""Stage 3: token shards become a world model, and the world model predicts video."""
+"""Stage 3: trains a world model on token shards, and predicts video with it."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ __all__ = ["SampleOrder", "TokenStore", "WorldModel"]
 
 
 def __getattr__(name: str) -> Any:
-    # The model needs torch and transformers, seconds of imports that the order and the store can do without.
+    # Importing the model takes seconds (torch, transformers); the order and the store don't need it.
     if name == "WorldModel":
         from training.inference.session import WorldModel
 

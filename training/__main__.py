@@ -1,81 +1,84 @@
-"""The command `ivideogpt-train`: token shards become a trained transformer."""
+"""The command `ivideogpt-train`: trains a transformer on token shards."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Literal, Protocol
 
 from pipeline.config.cli import CommandParser, add_section_folder, parse_recipe, recipe_parser, run_command
 from pipeline.config.cli_output import show
 
 
+class TrainOptions(Protocol):
+    """The command's own options; `build_parser` documents them."""
+
+    tokens: list[str]
+    output: str
+    resume: Literal["auto", "never"]
+    tokenizer_dir: str | None
+    replay: int | None
+    verify_resume: int | None
+    processes: tuple[int, int] | None
+
+
 def build_parser() -> CommandParser:
-    """The command's options beside the recipe."""
+    """Return the command line parser."""
     parser = recipe_parser(
         "ivideogpt-train",
         "Pre-train the transformer on token shards, alone or under a launcher.",
         helped={"data", "model", "training"},
     )
     parser.usage = "%(prog)s --tokens DIR [DIR ...] --output DIR [OPTION ...]"
-    parser.add_argument(
-        "--tokens", nargs="+", type=str, required=True, metavar="DIR", help="Folders or URLs that ivideogpt-tokenize wrote."
-    )
-    parser.add_argument("--output", type=str, required=True, metavar="DIR", help="Run folder; all ranks must see the same one.")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--tokens", nargs="+", type=str, required=True, metavar="DIR", help="Output folders or URLs of ivideogpt-tokenize.")
+    add("--output", type=str, required=True, metavar="DIR", help="Run folder; all ranks must see the same one.")
+    add(
         "--resume",
         choices=["auto", "never"],
         default="auto",
-        help="auto: go on from the newest whole checkpoint in --output, or begin there. never: require a new run folder. "
-        "Default: auto.",
+        help="auto: resume a run in --output; never: require a new folder.",
     )
     add_section_folder(
-        parser,
-        "tokenizer",
-        "Folder, URL or hub id of the tokenizer that made the shards: goes into the exported model.",
-        required=False,
+        parser, "tokenizer", "Folder, URL or hub id of the shards' tokenizer; it goes into the exported model.", required=False
     )
-    parser.add_argument(
-        "--replay",
-        type=int,
-        metavar="STEP",
-        help="Make this step of the run in --output again, change nothing, and print the loss of each of its clips.",
-    )
-    parser.add_argument(
+    add("--replay", type=int, metavar="STEP", help="Repeat this step and print the loss of each clip; changes nothing.")
+    add(
         "--verify_resume",
         nargs="?",
         type=int,
         const=50,
         metavar="STEPS",
-        help="Kill a short run of this recipe, let it go on with the same and with another number of processes, compare both "
-        "with an undisturbed run, and print the verdict. --output is a new folder. Default: 50 steps before and after.",
+        help="Check that a killed run resumes exactly, with STEPS before and after the kill (50 if left out).",
     )
-    parser.add_argument(
+    add(
         "--processes",
         nargs=2,
         type=int,
         metavar=("FIRST", "OTHER"),
-        help="Numbers of processes for --verify_resume. Default: all GPUs of this machine and half of them, or 2 and 1.",
+        help="Numbers of processes for --verify_resume; default: all GPUs and half of them, or 2 and 1.",
     )
-    # The deepspeed launcher passes its rank as an option too; the environment says the same.
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    # The deepspeed launcher also passes the rank as an option; the environment has it too.
+    add("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     return run_command(train, arguments)
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    """The command's body.
+    """Train, replay a step, or verify a resume, as the options say; return the exit status.
 
     Raises:
-        ProjectError: Of all kinds; the message says what to do.
+        ProjectError: The input is invalid, or training failed.
     """
     parser = build_parser()
+    options: TrainOptions
     recipe, options = parse_recipe(parser, arguments)
-    # Imported after the command line is checked: torch, transformers and DeepSpeed take seconds.
+    # Imported after the command line is checked, because torch, transformers and DeepSpeed take seconds.
     from training.trainer.replay import replay
-    from training.trainer.setup import RunOptions
+    from training.trainer.run import RunOptions
     from training.trainer.trainer import pretrain
     from training.trainer.verify_resume.verify import verify_resume
 

@@ -1,8 +1,7 @@
-"""The processes of a run: which one this is, before any process group exists, and the group itself.
+"""Forms the process group of a run, and tells which process this one is before the group exists.
 
-Ranks come from the environment of whatever launched the processes, so that everything that can be wrong with the input is
-found before processes wait for each other. Collectives on small host values have a gloo group of their own: they never make
-a GPU wait.
+Ranks come from the environment of the launcher, so invalid input is found before processes wait for each other. Collectives on
+small host values have their own gloo group: they never make a GPU wait.
 """
 
 import contextlib
@@ -22,20 +21,20 @@ from tokenize_offline.distributed.env import environment_number, slurm_variables
 from training.compat import restored_linear
 
 T = TypeVar("T")
-# A save to slow storage holds the other ranks up, so more than torch's own 10 minutes.
+# Saving to slow storage makes other ranks wait, so longer than torch's default of 10 minutes.
 _TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where this process stands among all.
+    """Position of this process among all processes.
 
     Attributes:
-        rank: From 0, over all nodes.
+        rank: Rank over all nodes, from 0.
         world_size: Number of processes.
-        local_rank: From 0, on this node.
-        local_world_size: Processes on this node.
-        variables: Of the environment, for whoever reads ranks from there.
+        local_rank: Rank on this node, from 0.
+        local_world_size: Number of processes on this node.
+        variables: Environment variables with these numbers, for libraries that read them there.
     """
 
     rank: int
@@ -46,10 +45,10 @@ class RankInfo:
 
 
 def find_rank_info(environment: Mapping[str, str]) -> RankInfo:
-    """Read this process's place from what torchrun, deepspeed, accelerate launch or srun set; without any it is alone.
+    """Read this process's ranks from the variables of torchrun, deepspeed, accelerate launch or srun; without any it is alone.
 
     Raises:
-        ConfigError: The variables contradict each other or some are missing.
+        ConfigError: Some variables are missing or contradict each other.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     source = {**environment, **slurm_variables(environment)}
@@ -71,12 +70,12 @@ def find_rank_info(environment: Mapping[str, str]) -> RankInfo:
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """On which a process computes: the GPU of its rank on this node, or the CPU."""
+    """Return the device of a process: the GPU of its local rank, or the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class Processes:
-    """The process group of a run. Form it once, as a context.
+    """Process group of a run. Form it once, as a context.
 
     Attributes:
         rank_info: Ranks of this process.
@@ -95,12 +94,12 @@ class Processes:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         elif self.world_size > 1:
-            # torchrun allows one thread each, the other launchers all cores to each; alone, OMP_NUM_THREADS decides.
+            # torchrun sets one thread per process, other launchers all cores; without one OMP_NUM_THREADS decides.
             torch.set_num_threads(max(1, usable_cpus() // self.rank_info.local_world_size))
         else:
-            # torch counts the machine's cores, a container may have fewer.
+            # torch counts the machine's cores, but a container may have fewer.
             torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
-        # A process that is alone needs no port, so runs side by side on a machine can't meet on one.
+        # A single process needs no port, so several runs on a machine can't conflict.
         store = dist.HashStore() if self.world_size == 1 else None
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
@@ -114,7 +113,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A training engine takes the group with it when it is closed; after an error its own groups go too.
+        # A closed training engine has already destroyed the group; after an error its groups are left.
         engine_groups = sys.modules.get("deepspeed.comm")
         if engine_groups is not None and engine_groups.is_initialized():
             engine_groups.destroy_process_group()
@@ -143,19 +142,19 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait for all processes."""
         dist.barrier(group=self._host_group)
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so; all get the same answer."""
+        """Return whether the flag is set on any process; all get the same answer."""
         return self.sum(float(flag)) > 0
 
     def sum(self, value: float) -> float:
-        """The sum of a host value over all processes, equal everywhere."""
+        """Return the sum of a host value over all processes, the same on all."""
         return sum(self.gather(value))
 
     def ranks_that_differ(self, digest: str) -> list[int]:
-        """The ranks that hold another digest than rank 0; all get the same answer.
+        """Return the ranks whose digest differs from rank 0's; all get the same answer.
 
         Args:
             digest: 16 hex digits.
@@ -165,7 +164,7 @@ class Processes:
         return [rank for rank, part in enumerate(parts) if not torch.equal(part, parts[0])]
 
     def gather(self, value: float) -> list[float]:
-        """A host value of every process, by rank."""
+        """Return a host value of every process, by rank."""
         if self.world_size == 1:
             return [value]
         parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.world_size)]
@@ -173,7 +172,7 @@ class Processes:
         return [float(part) for part in parts]
 
     def gather_objects(self, value: T) -> list[T]:
-        """A small value of every process, by rank; anything that can be pickled."""
+        """Return a small object of every process, by rank; it must be picklable."""
         if self.world_size == 1:
             return [value]
         parts: list[Any] = [None] * self.world_size
@@ -181,7 +180,7 @@ class Processes:
         return parts
 
     def gather_tensor(self, value: torch.Tensor) -> list[torch.Tensor]:
-        """A host tensor of every process, by rank; all of the same shape and type."""
+        """Return a host tensor of every process, by rank; all must have the same shape and type."""
         if self.world_size == 1:
             return [value]
         parts = [torch.empty_like(value) for _ in range(self.world_size)]

@@ -88,7 +88,7 @@ def run(parser: CommandParser, recipe: Recipe, options: EvaluateOptions) -> int:
     first = rank_info.rank == 0
     if first and not options.held_out:
         log.warning("--held_out false: training episodes are scored too")
-    clips, trained = clips_as_trained(folder, recipe.clips, given, tells=first), read_trained_on(folder)
+    clips, trained = clips_as_trained(folder, recipe.clips, given, verbose=first), read_trained_on(folder)
     with Processes(rank_info) as processes:
         model = WorldModel.from_pretrained(folder, str(processes.device))
         evaluation = plan(model, clips, options, given)

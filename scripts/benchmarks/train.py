@@ -31,7 +31,8 @@ from training.model.world_model import build_network, parameter_groups
 from training.trainer.deepspeed_engine import close_engine, start_engine
 from training.trainer.logs.peak_flops import peak_flops
 from training.trainer.logs.throughput import flops_per_token, peak_memory, reset_peak_memory
-from training.trainer.setup import RunOptions, set_up_run
+from training.trainer.run import RunOptions
+from training.trainer.setup import set_up_run
 from training.trainer.trainer import pretrain
 
 PUBLISHED = TokenLayout(
@@ -134,8 +135,8 @@ def measure_trainer(recipe: Recipe, options: RunOptions) -> dict[str, float]:
     """Speed of the whole trainer from its metrics: the best line after the first one, which includes warm-up."""
     pretrain(recipe, options)
     lines = [json.loads(line) for line in (Path(options.output) / "metrics.jsonl").read_text().splitlines()]
-    best = max(lines[1:], key=lambda line: line["ids_per_second"])
-    return {"clips": best["ids_per_second"] / PUBLISHED.sequence_length, "data_wait": best["data_wait"]}
+    best = max(lines[1:], key=lambda line: line["tokens_per_second"])
+    return {"clips": best["tokens_per_second"] / PUBLISHED.sequence_length, "data_wait": best["data_wait"]}
 
 
 def measure_published(recipe: Recipe, tokenizer: CompressiveVQConfig, device: torch.device) -> float:

@@ -12,7 +12,7 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from training.trainer.checkpoints import saving
 from training.trainer.checkpoints.states import State, check_checkpoint, tag
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 

@@ -12,7 +12,7 @@ from pipeline.config.catalog import mixture
 from pipeline.config.cli import parse_recipe, recipe_parser
 from training.data.batch_plan import plan_batches
 from training.model.world_model import build_network
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -1,1 +1,1 @@
-"""Token shards as a data set: their rows, the order of samples, batches."""
+"""Token shards as training data: their rows, the order of samples, batches."""

@@ -1,4 +1,4 @@
-"""Shares the samples of a step among processes and forward passes."""
+"""Splits the samples of a step among processes and forward passes."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from pipeline.config.model import TrainingConfig
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a step's samples are cut up among processes and forward passes.
+    """How a step's samples are split among processes and forward passes.
 
-    Step s reads samples `s * global_batch` onwards; each rank takes a contiguous slice of them, each micro step a
+    Step s reads samples from `s * global_batch` on. Each rank takes a contiguous slice of them, and each micro step a
     contiguous slice of that.
 
     Attributes:
         global_batch: Samples of a step.
         micro_batch: Samples of one forward pass of one process.
         accumulation: Forward passes of a step in each process.
-        world_size: Processes.
-        rank: Of this process.
+        world_size: Number of processes.
+        rank: Rank of this process.
     """
 
     global_batch: int
@@ -28,20 +28,20 @@ class BatchPlan:
     rank: int
 
     def first_sample(self, step: int, micro_step: int) -> int:
-        """Number of the first of the `micro_batch` samples of a micro step of this rank."""
+        """Return the number of the first sample of a micro step of this rank."""
         return step * self.global_batch + (self.rank * self.accumulation + micro_step) * self.micro_batch
 
 
 def plan_batches(config: TrainingConfig, world_size: int, rank: int) -> BatchPlan:
-    """The plan for a number of processes: global_batch = micro_batch x accumulation x world_size.
+    """Return the plan for a number of processes: global_batch = micro_batch x accumulation x world_size.
 
     Raises:
-        ConfigError: The sizes don't divide; the message says which micro batches would do.
+        ConfigError: The sizes don't divide; the message lists valid micro batches.
     """
     per_rank, rest = divmod(config.global_batch, world_size)
     if rest or not per_rank:
         raise ConfigError(
-            f"training.global_batch {config.global_batch} can't be shared equally by {world_size} processes: choose a "
+            f"training.global_batch {config.global_batch} can't be divided by {world_size} processes: choose a "
             f"multiple of {world_size}, or another number of processes"
         )
     micro = per_rank if config.micro_batch is None else config.micro_batch

@@ -1,7 +1,7 @@
-"""Which episodes there are and where their samples lie, from the indexes of data sets; no frame is read.
+"""Lists the episodes of data sets and where their samples are, from their indexes. No frame is read.
 
-Rows stay in Arrow's columns and become objects one at a time: a million episodes take 0.1 GB in every process, a tenth of what
-as many objects would, and every process that reads for training has a copy.
+Rows stay in Arrow columns and become objects one at a time: a million episodes take 0.1 GB per process, a tenth of what objects
+would take, and every process that reads training data has a copy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ _COLUMNS = (*_OF_SHAPE, "split", "shard", "offset", "size")
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """An episode and where its sample lies.
+    """An episode and where its sample is.
 
     Attributes:
-        shape: What its clips follow from.
+        shape: Determines the clips of the episode.
         shard: Path of its shard.
-        offset: First byte of its sample.
-        size: Bytes of its sample.
+        offset: First byte of its sample in the shard.
+        size: Size of its sample in bytes.
     """
 
     shape: EpisodeShape
@@ -44,8 +44,8 @@ class EpisodeRows:
     """Episodes of one data set, in the order of its index.
 
     Args:
-        dataset: Its name.
-        folder: Of the data set.
+        dataset: Name of the data set.
+        folder: Folder of the data set.
         table: Rows of its index.
     """
 
@@ -79,16 +79,16 @@ def open_episode_indexes(
 
     Args:
         shards: Output folders of ingest, or folders of single data sets.
-        split: The split whose episodes are taken.
-        held_out: Share of held-out episodes (`clips.held_out`).
-        quality: Limits of the recipe; episodes beyond them are not taken. None takes all.
+        split: Split whose episodes are taken.
+        held_out: Fraction of held-out episodes (`clips.held_out`).
+        quality: Quality limits of the recipe; episodes beyond them are left out. None = no limits.
 
     Returns:
-        The episodes that are not held out, and those that are, by data set; data sets without any are left out.
+        Training episodes and held-out episodes, by data set; data sets without any are left out.
 
     Raises:
-        ConfigError: There is no data set, or one is there twice.
-        ShardError: There is no episode of the split, a data set has no index, or its quality was not measured.
+        ConfigError: There is no data set, or one appears twice.
+        ShardError: The split has no episodes, a data set has no index, or its quality was not measured.
     """
     kept: dict[str, EpisodeRows] = {}
     held: dict[str, EpisodeRows] = {}
@@ -111,10 +111,10 @@ def open_episode_indexes(
 
 
 def read_episodes(folder: str) -> pa.Table:
-    """What `EpisodeRows` needs of all episodes of a data set, and the split of each, in the order of its index.
+    """Read what `EpisodeRows` needs of all episodes of a data set, and their splits, in the order of its index.
 
     Raises:
-        ShardError: The data set has no index, or it can't be read.
+        ShardError: The index is missing or can't be read.
     """
     found = read_index(folder, _COLUMNS)
     return found.set_column(found.column_names.index("shard"), "shard", found["shard"].dictionary_encode())

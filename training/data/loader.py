@@ -1,7 +1,7 @@
 """Reads the next micro batches ahead of the training loop, in exact order.
 
-Threads, not processes: reading a clip is a copy out of a memory map, so a batch of 64 takes well under a millisecond and
-costs less than sending it between processes would. Batches are pinned on CUDA, so that their transfer runs beside the step.
+It uses threads, not processes: reading a clip is a copy from a memory map, so a batch of 64 takes well under a millisecond,
+less than sending it between processes. Batches for CUDA are pinned, so that their transfer overlaps with the step.
 """
 
 import collections
@@ -17,14 +17,14 @@ from training.data.batch_plan import BatchPlan
 from training.data.sampler import SampleOrder
 from training.data.token_dataset import Clips, TokenStore
 
-_AHEAD = 4  # micro batches in flight for each thread
+_AHEAD = 4  # micro batches in flight per thread
 
 
 class Batch(NamedTuple):
-    """Clips as the network takes them.
+    """Clips in the form that the network takes.
 
     Attributes:
-        ids: (B, L) int64.
+        ids: (B, L) int64 tokens.
         action: (B, T, A) float32, or None.
         reward: (B, T) float32, or None.
     """
@@ -34,20 +34,20 @@ class Batch(NamedTuple):
     reward: torch.Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the copy of a pinned batch does not wait."""
+        """Return the batch on a device; the copy of a pinned batch is asynchronous."""
         action = None if self.action is None else self.action.to(device, non_blocking=True)
         reward = None if self.reward is None else self.reward.to(device, non_blocking=True)
         return Batch(self.ids.to(device, non_blocking=True), action, reward)
 
     def pinned(self) -> "Batch":
-        """The batch in page-locked memory."""
+        """Return the batch in page-locked memory."""
         action = None if self.action is None else self.action.pin_memory()
         reward = None if self.reward is None else self.reward.pin_memory()
         return Batch(self.ids.pin_memory(), action, reward)
 
 
 def as_batch(clips: Clips) -> Batch:
-    """Rows of a store as tensors in host memory."""
+    """Return rows of a store as tensors in host memory."""
     action = None if clips.action is None else torch.from_numpy(clips.action)
     reward = None if clips.reward is None else torch.from_numpy(clips.reward)
     return Batch(torch.from_numpy(clips.ids.astype(np.int64)), action, reward)
@@ -57,11 +57,11 @@ class BatchReader:
     """Reads samples of an order as batches.
 
     Args:
-        store: Where the clips lie.
-        order: Which clip is which sample.
-        actions: Whether the model takes actions; rewards likewise.
-        rewards: See actions.
-        pinned: Whether batches lie in pinned memory.
+        store: Store of the clips.
+        order: Maps sample numbers to clips.
+        actions: Whether to read actions.
+        rewards: Whether to read rewards.
+        pinned: Whether to put batches in pinned memory.
     """
 
     def __init__(self, store: TokenStore, order: SampleOrder, actions: bool, rewards: bool, pinned: bool) -> None:
@@ -71,23 +71,23 @@ class BatchReader:
         self._pinned = pinned
 
     def read(self, start: int, count: int) -> Batch:
-        """Samples `start .. start + count - 1`."""
+        """Read samples `start .. start + count - 1`."""
         dataset, rows = self._order.samples(start, count)
         batch = as_batch(self._store.read(self._order.datasets, dataset, rows, *self._columns))
         return batch.pinned() if self._pinned else batch
 
 
 class BatchLoader:
-    """Iterates over a rank's micro batches from one step to another, `plan.accumulation` of them a step.
+    """Iterates over a rank's micro batches of a range of steps, `plan.accumulation` of them per step.
 
     Args:
-        reader: Reads them.
-        plan: Which samples they hold.
-        steps: Steps to go through.
-        workers: Threads.
+        reader: Reads the batches.
+        plan: Tells which samples they hold.
+        steps: Steps to load.
+        workers: Number of threads.
 
     Attributes:
-        waited: Seconds that the training loop has waited for batches so far.
+        waited: Time that the training loop has waited for batches, in seconds.
     """
 
     def __init__(self, reader: BatchReader, plan: BatchPlan, steps: range, workers: int) -> None:
@@ -98,7 +98,7 @@ class BatchLoader:
         self.waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """The micro batches in order; threads stop when the iterator is closed or spent."""
+        """Yield the micro batches in order; threads stop when the iterator is closed or exhausted."""
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
         pending: collections.deque[Future[Batch]] = collections.deque()
         starts = (

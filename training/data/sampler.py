@@ -1,14 +1,14 @@
-"""Sample number -> (data set, clip): the mixture and the shuffle as a pure function, without any state.
+"""Maps sample numbers to (data set, clip): mixture and shuffle as a pure function without state.
 
-Samples come in blocks of 2048. The mixture's weights fill every block by exact integer quotas, the block's slots are
-shuffled by (seed, block), and the n-th visit of a data set walks a keyed permutation of its clip positions, a new one every
-epoch. The permutation is a Feistel network over the next power of two with cycle walking, so memory and time don't grow
-with the data. The price: shuffling costs a few hash rounds per sample instead of one look-up, about 1 µs.
+Samples come in blocks of 2048. The mixture's weights fill every block by exact integer quotas, the block's slots are shuffled
+by (seed, block), and the n-th visit of a data set follows a keyed permutation of its clip positions, a new one every epoch. The
+permutation is a Feistel network over the next power of two with cycle walking, so memory and time don't grow with the data.
+The cost: a few hash rounds per sample instead of one look-up, about 1 µs.
 
-Weights may change at given sample numbers. A change begins blocks of its own and goes on with every data set's epoch where
-the samples before it left off, so what was drawn before it stays as it is. Memory grows with the number of changes alone.
+Weights may change at given sample numbers. A change starts a new block and continues every data set's epoch, so the samples
+before it stay the same. Only the number of changes takes memory.
 
-Resuming needs the sample number and nothing else, and neither processes, workers nor batch sizes change the order.
+A resume needs only the sample number. Processes, workers and batch sizes don't change the order.
 """
 
 import bisect
@@ -28,17 +28,17 @@ from pipeline.common.errors import ConfigError
 BLOCK = 2048
 _FEISTEL_ROUNDS = 8
 _LARGEST = 1 << 48
-# The last few only: neighbouring batches share a block.
+# A few are enough: neighbouring batches share a block.
 _CACHED_BLOCKS = 8
 
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """What the order needs to know of a data set.
+    """Size of a data set.
 
     Attributes:
-        positions: Clip positions.
-        views: Views of every position; row `position * views + view` holds one.
+        positions: Number of clip positions.
+        views: Views of each position; row `position * views + view` holds one.
     """
 
     positions: int
@@ -46,23 +46,23 @@ class DatasetSize:
 
 
 class SizedStore(Protocol):
-    """Anything that knows the sizes of its data sets, in a fixed order."""
+    """A store that knows the sizes of its data sets, in a fixed order."""
 
     @property
     def sizes(self) -> Mapping[str, DatasetSize]:
-        """Data set name -> size."""
+        """Size by data set name."""
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A stretch of samples with the same weights.
+    """A range of samples with the same weights.
 
     Attributes:
         start: Number of its first sample.
-        active: (D,) positions in `SampleOrder.datasets` of the data sets that have a weight.
-        weights: Data set name -> weight.
-        cumulated: D + 1 cumulated weights as whole numbers, so that quotas are exact.
-        visits: For every data set of the order, the samples drawn before the segment.
+        active: (D,) indices in `SampleOrder.datasets` of the data sets with a weight.
+        weights: Weight by data set name.
+        cumulative: D + 1 cumulative weights as integers, so that quotas are exact.
+        visits: Samples drawn from each data set of the order before the segment.
     """
 
     start: int
@@ -73,23 +73,22 @@ class _Segment:
 
 
 class SampleOrder:
-    """The order of samples over a mixture of data sets. `order[n]` is (data set, clip) of sample number n.
+    """Order of samples over a mixture of data sets. `order[n]` is (data set, clip) of sample number n.
 
-    In one epoch of a data set, V views of a position count as one: each epoch visits every position once, in another view
-    than the epoch before.
+    The V views of a position count as one: each epoch visits every position once, in another view than the epoch before.
 
     Args:
-        store: A `TokenStore`, or a mapping of data set name to size.
-        weights: Data set name -> weight above 0; None weighs data sets by their clip positions.
-        seed: Of all shuffling.
-        changes: Sample number -> weights from that sample on, in place of those before. Data sets may come and go.
+        store: A `TokenStore`, or data set sizes by name.
+        weights: Weight above 0 by data set name; None weights data sets by their clip positions.
+        seed: Seed of all shuffling.
+        changes: New weights by the sample number from which they hold. Data sets may come and go.
 
     Attributes:
         datasets: All data sets that ever have a weight, in the store's order.
-        weights: Data set name -> weight as an exact number, after the last change.
+        weights: Exact weight by data set name, after the last change.
 
     Raises:
-        ConfigError: A weight names a data set that isn't there, a data set has no weight, or one has no clips.
+        ConfigError: A weight names an unknown data set, a data set has no weight, or one has no clips.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class SampleOrder:
         self.weights = self._segments[-1].weights
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the cache of blocks, so that an order can be sent to worker processes."""
+        """Return everything but the cache of blocks, so that an order can be sent to worker processes."""
         return {name: value for name, value in self.__dict__.items() if name != "_block"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -134,15 +133,15 @@ class SampleOrder:
         self._block = functools.lru_cache(maxsize=_CACHED_BLOCKS)(self._shuffled_block)
 
     def __getitem__(self, number: int) -> tuple[str, int]:
-        """(data set, row in that data set) of sample `number`."""
+        """Return (data set, row in that data set) of sample `number`."""
         dataset, row = self.samples(number, 1)
         return self.datasets[dataset[0]], int(row[0])
 
     def samples(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples `start .. start + count - 1`.
+        """Return samples `start .. start + count - 1`.
 
         Returns:
-            (count,) int64 positions in `datasets`, and (count,) int64 rows within these data sets.
+            (count,) int64 indices in `datasets`, and (count,) int64 rows within these data sets.
         """
         if start < 0:
             raise IndexError(f"sample numbers start at 0, not {start}")
@@ -157,30 +156,30 @@ class SampleOrder:
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def drawn(self, number: int) -> dict[str, int]:
-        """How many of the first `number` samples fall on each data set."""
+        """Return how many of the first `number` samples come from each data set."""
         return dict(zip(self.datasets, self._drawn(number).tolist(), strict=True))
 
     def _drawn(self, number: int) -> np.ndarray:
-        """`drawn` as an array, by the segments made so far."""
-        # A change's own first sample isn't drawn yet, so the segment of the sample before counts.
+        """Return `drawn` as an array, from the segments made so far."""
+        # The first sample of a change isn't drawn yet, so the segment of the sample before it counts.
         segment, block, offset = self._place(number - 1) if number else (0, 0, -1)
         dataset, _ = self._block(segment, block)
         rest = np.bincount(dataset[: offset + 1], minlength=len(self.datasets))
         return self._visits(self._segments[segment], block) + rest
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        """(segment, block within it, slot within that) of a sample."""
+        """Return (segment, block within it, slot within that) of a sample."""
         segment = bisect.bisect_right(self._starts, number) - 1
         return segment, *divmod(number - self._starts[segment], BLOCK)
 
     def _visits(self, segment: _Segment, block: int) -> np.ndarray:
-        """Samples drawn from every data set before a block of a segment, counted from the run's beginning."""
+        """Return the samples drawn from each data set before a block of a segment, counted from the start of the run."""
         visits = segment.visits.copy()
         visits[segment.active] += _quotas(segment.cumulative, block * BLOCK)
         return visits
 
     def _shuffled_block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """(data set, row) of every slot of a block of a segment, both (BLOCK,) int64."""
+        """Return (data set, row) of every slot of a block of a segment, both (BLOCK,) int64."""
         segment = self._segments[number]
         first = self._visits(segment, block)
         counts = self._visits(segment, block + 1) - first
@@ -188,7 +187,7 @@ class SampleOrder:
         key = _key(self.seed, "block", block) if number == 0 else _key(self.seed, "block", segment.start, block)
         shuffle = np.argsort(_mix(slots + np.uint64(key)), kind="stable")
         dataset = np.repeat(np.arange(len(counts)), counts)[shuffle]
-        # Visits of one data set go up along the block, so an epoch ends before the next one begins.
+        # Visits of a data set ascend along the block, so an epoch ends before the next one starts.
         by_dataset = np.argsort(dataset, kind="stable")
         starts = np.cumsum(counts) - counts
         visit = np.empty(BLOCK, np.int64)
@@ -205,7 +204,7 @@ class SampleOrder:
 
 
 def _exact_weights(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> dict[str, Fraction]:
-    """Weights as exact numbers, in the order of `sizes`; a weight counts as the decimal number that was written."""
+    """Return weights as exact numbers in the order of `sizes`; a weight counts as the decimal number that was written."""
     if weights is None:
         return {name: Fraction(size.positions) for name, size in sizes.items()}
     return {name: Fraction(str(weights[name])) for name in sizes if name in weights}
@@ -217,15 +216,15 @@ def _cumulative_weights(weights: Sequence[Fraction]) -> list[int]:
 
 
 def _quotas(cumulative: Sequence[int], number: int) -> list[int]:
-    """Samples of every data set among the first `number` of a segment, where `number` is a block's start.
+    """Return the samples of each data set among the first `number` of a segment; `number` must be the start of a block.
 
-    Halves of the list of data sets share what falls on it, the first by its exact share rounded to nearest, down to
-    single data sets. No part of such a split ever shrinks as `number` grows, so differences of quotas are counts; and a
-    quota is never further from its exact share than half the depth, ceil(log2(data sets)) / 2, however long the run.
+    The list of data sets is halved recursively. The first half gets its exact share, rounded to nearest; the second half gets
+    the rest. No share ever shrinks as `number` grows, so differences of quotas are counts. A quota is never further from its
+    exact share than half the depth, ceil(log2(data sets)) / 2, however long the run.
 
     Args:
-        cumulative: Cumulative weights of the data sets as whole numbers, beginning with 0.
-        number: Samples in all.
+        cumulative: Cumulative weights of the data sets as integers, starting with 0.
+        number: Total number of samples.
     """
 
     def share(number: int, first: int, last: int) -> list[int]:
@@ -241,17 +240,17 @@ def _quotas(cumulative: Sequence[int], number: int) -> list[int]:
 
 def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> None:
     if not sizes:
-        raise ConfigError("there is no data set to draw samples from")
+        raise ConfigError("no data set to draw samples from")
     for name, size in sizes.items():
         if not 1 <= size.positions <= _LARGEST or size.views < 1:
-            raise ConfigError(f"data set {name} has {size.positions} clips in {size.views} views: nothing to draw from")
+            raise ConfigError(f"data set {name} has {size.positions} clips in {size.views} views: no samples can be drawn")
     if weights is None:
         return
     absent = sorted(weights.keys() - sizes.keys())
     if absent:
         raise ConfigError(
             f"the mixture names data sets without token shards: {', '.join(absent)}. "
-            f"There are: {', '.join(sizes)}. Tokenize the missing ones, or set data.missing to skip."
+            f"Token shards exist for: {', '.join(sizes)}. Tokenize the missing ones, or set data.missing to skip."
         )
     unusable = [name for name, weight in weights.items() if not 0 < weight < float("inf")]
     if unusable or not weights:
@@ -259,12 +258,12 @@ def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float
 
 
 def _key(*parts: int | str) -> int:
-    """A 64-bit key of some values, the same on every machine."""
+    """Return a 64-bit key of some values, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """A 64-bit hash of uint64 values: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), its increment included."""
+    """Return a 64-bit hash of uint64 values: the finalizer of SplitMix64 (Steele, Lea, Flood 2014) with its increment."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -272,12 +271,12 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 def _permute(index: np.ndarray, size: np.ndarray, low_bits: np.ndarray, high_bits: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Keyed permutations of `range(size)`, one per element: where each `index` goes. All (N,) uint64.
+    """Apply keyed permutations of `range(size)`, one per element: return where each `index` goes. All (N,) uint64.
 
-    A Feistel network permutes the next power of two, at most twice the size; results past the size are sent through it
-    again until they fall inside (cycle walking), which keeps it a permutation.
+    A Feistel network permutes the next power of two, at most twice the size. Results outside the range go through it again
+    until they are inside (cycle walking), so the result is a permutation.
     """
-    # The keyed rotation makes every index equally likely to go anywhere, which so few rounds on few bits would not.
+    # The keyed rotation makes every index equally likely to go anywhere; few rounds on few bits alone would not.
     result = _feistel((index + _mix(~key) % size) % size, low_bits, high_bits, key)
     outside = np.flatnonzero(result >= size)
     while outside.size:

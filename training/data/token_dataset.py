@@ -1,8 +1,8 @@
-"""The token shards of a mixture, opened as one: found, checked against their records, mapped, and read by row.
+"""Opens the token shards of a mixture as one store: checks them against their manifests, maps them, and reads rows.
 
-Every shard is mapped when the store is opened, about 0.2 ms each, so that a truncated or foreign shard is an error before
-training starts and not at the step that first meets it. Shards on an object store are first copied whole to local disk.
-Reading copies single rows out of the maps: nothing is kept in memory but what the operating system caches.
+All shards are mapped when the store is opened, about 0.2 ms each, so a truncated or foreign shard is an error before training
+starts. Shards on an object store are first copied to local disk. Reading copies single rows from the maps: only the operating
+system caches data.
 """
 
 import concurrent.futures
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Clips:
-    """Rows of a store, N of them.
+    """N rows of a store.
 
     Attributes:
-        ids: (N, L) uint16.
-        action: (N, T, A) float32, or None where none were asked for.
-        reward: (N, T) float32, or None where none were asked for.
+        ids: (N, L) uint16 tokens.
+        action: (N, T, A) float32, or None if not requested.
+        reward: (N, T) float32, or None if not requested.
     """
 
     ids: np.ndarray
@@ -56,7 +56,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a clip was cut: data set, key of the episode, first frame, frames from one to the next, view (0 is plain)."""
+    """Source of a clip: data set, episode key, first frame, stride in frames, view (0 is unchanged)."""
 
     dataset: str
     episode: str
@@ -67,7 +67,7 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class _Shard:
-    """An opened shard: metadata, columns as arrays over the mapped file (one per record batch), how its clips were cut."""
+    """An open shard: metadata, columns as arrays over the mapped file (one per record batch), and how its clips were cut."""
 
     path: str
     info: TokenShardInfo
@@ -85,9 +85,9 @@ class _Dataset:
 
     def __init__(self, shards: list[_Shard]) -> None:
         _require_distinct(shards)
-        # Names alone: which folder a shard lies in is nobody's business.
+        # Without folders, so that shards may be moved.
         self.digest = fingerprint({storage.basename(shard.path): shard.sha256 for shard in shards})
-        # A shard whose episodes were all left out doesn't know what rows would have carried.
+        # An empty shard doesn't know its columns.
         shards = [shard for shard in shards if any(map(len, shard.ids))] or shards[:1]
         self.info, self.clips = shards[0].info, shards[0].clips
         for shard in shards[1:]:
@@ -104,7 +104,7 @@ class _Dataset:
         return DatasetSize(int(self._starts[-1]) // self.info.views, self.info.views)
 
     def copy(self, rows: np.ndarray, into: Clips, at: np.ndarray) -> None:
-        """Copy `rows` to the places `at` of `into`."""
+        """Copy `rows` to the indices `at` of `into`."""
         if rows.size and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
             raise IndexError(
                 f"data set {self.info.dataset} has rows 0 to {self._starts[-1] - 1}, not {rows.min()}..{rows.max()}"
@@ -121,7 +121,7 @@ class _Dataset:
                 into.reward[target] = self._reward[part][row]
 
     def source(self, row: int) -> ClipSource:
-        """Where the clip of a row was cut."""
+        """Return the source of a row's clip."""
         for table in self._tables:
             if row < table.num_rows:
                 values = {name: table.column(name)[row].as_py() for name in ("episode", "start", "stride", "view")}
@@ -134,11 +134,11 @@ class TokenStore:
     """Token shards of one layout, by data set. Open one with `TokenStore.open`.
 
     Attributes:
-        layout: What all its shards share.
+        layout: Layout that all its shards share.
         datasets: Names of the data sets, sorted.
-        sizes: Data set name -> clip positions and views; what `SampleOrder` needs.
-        digests: Data set name -> hash of the names and SHA-256s of its shards, as their records have them.
-        regrouped: Data sets that lie in several folders, and whose rows are in another order than these were given in.
+        sizes: Clip positions and views by data set name, for `SampleOrder`.
+        digests: Hash of the names and SHA-256s of a data set's shards, by data set name, from their manifests.
+        reordered: Data sets in several folders whose rows are in another order than the folders were given in.
     """
 
     def __init__(self, layout: TokenLayout, datasets: dict[str, _Dataset], reordered: Sequence[str] = ()) -> None:
@@ -157,12 +157,12 @@ class TokenStore:
 
         Args:
             dirs: One or several folders or URLs.
-            splits: Exact names; held-out episodes lie in splits of their own (`train_heldout`).
-            cache_dir: Where shards of an object store are copied to; None takes `tokenize_offline.pretrained.cache`.
+            splits: Exact names; held-out episodes have their own splits (`train_heldout`).
+            cache_dir: Where shards of an object store are copied to; None = `tokenize_offline.pretrained.cache`.
 
         Raises:
-            ShardError: There are no clips, a shard is damaged or cut short, two were made in different ways, or one is there
-                twice. The message names the files.
+            ShardError: There are no clips; a shard is damaged, truncated or duplicated; or shards were made in different ways.
+                The message names the files.
         """
         store = cls.open_if_any(dirs, splits, cache_dir)
         if store is None:
@@ -173,7 +173,7 @@ class TokenStore:
     def open_if_any(
         cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str], cache_dir: Path | None = None
     ) -> "TokenStore | None":
-        """As `open`, but None where there are no clips."""
+        """Open shards like `open`, but return None if there are no clips."""
         as_given = [shard for folder in folder_list(dirs) for shard in find_shards(folder, set(splits))]
         found = sort_shards(as_given)
         cache = cache_dir or cache_folder("tokens")
@@ -193,13 +193,13 @@ class TokenStore:
             by_name.setdefault(shard.info.dataset, []).append(shard)
         datasets = {name: _Dataset(members) for name, members in by_name.items()}
         if empty := sorted(name for name, dataset in datasets.items() if not dataset.size.positions):
-            log.warning("data sets without a clip in %s: %s", ", ".join(splits), ", ".join(empty))
+            log.warning("data sets without clips in %s: %s", ", ".join(splits), ", ".join(empty))
         datasets = {name: dataset for name, dataset in datasets.items() if name not in empty}
         return cls(shards[0].info.layout, datasets, reordered(as_given)) if datasets else None
 
     @property
     def action_dim(self) -> int:
-        """Columns of an action, 0 where no data set has actions.
+        """Columns of an action; 0 if no data set has actions.
 
         Raises:
             ConfigError: Data sets differ in it.
@@ -207,56 +207,56 @@ class TokenStore:
         dims = {name: self._by_name[name].info.action_dim for name in self.datasets}
         if len(set(dims.values())) > 1:
             raise ConfigError(
-                f"data sets differ in the number of action columns: {dims}. Choose data sets that agree by data.weights, "
-                "or turn model.actions off."
+                f"data sets differ in the number of action columns: {dims}. Choose data sets with equal numbers in "
+                "data.weights, or turn model.actions off."
             )
         return next(iter(dims.values()))
 
     @property
     def clips(self) -> Mapping[str, Any]:
-        """The recipe's section by which all clips were cut, as records have it; empty where they don't."""
+        """Recipe section by which all clips were cut, from the manifests; empty if they lack it."""
         return self._by_name[self.datasets[0]].clips
 
     @property
     def seconds_per_frame(self) -> dict[str, float | None]:
-        """Data set -> seconds between neighbouring frames of its clips; None where its records don't say."""
+        """Seconds between neighbouring frames of a data set's clips, by name; None if its manifests don't say."""
         return {name: self._by_name[name].seconds_per_frame for name in self.datasets}
 
     @property
     def has_reward(self) -> bool:
-        """Whether all data sets carry rewards."""
+        """Whether all data sets have rewards."""
         return all(self._by_name[name].info.has_reward for name in self.datasets)
 
     def positions(self, dataset: str) -> int:
-        """Clip positions of a data set."""
+        """Return the number of clip positions of a data set."""
         return self.sizes[dataset].positions
 
     def views(self, dataset: str) -> int:
-        """Views of every clip position of a data set."""
+        """Return the number of views of each clip position of a data set."""
         return self.sizes[dataset].views
 
     def restrict(self, names: Sequence[str]) -> "TokenStore":
-        """The same store with only some of its data sets."""
+        """Return the same store with only some of its data sets."""
         return TokenStore(self.layout, {name: self._by_name[name] for name in names}, self.reordered)
 
     def rows(self, dataset: str, rows: np.ndarray, actions: bool = False, rewards: bool = False) -> Clips:
-        """Copies of (N,) rows of one data set. See `read`."""
+        """Return copies of (N,) rows of one data set; see `read`."""
         return self.read([dataset], np.zeros(len(rows), np.int64), rows, actions, rewards)
 
     def read(
         self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray, actions: bool = False, rewards: bool = False
     ) -> Clips:
-        """Copies of rows out of several data sets.
+        """Return copies of rows from several data sets.
 
         Args:
             names: Data set names.
-            dataset: (N,) position in `names` of every row's data set.
+            dataset: (N,) index in `names` of every row's data set.
             rows: (N,) row within that data set.
-            actions: Whether actions are wanted too; rewards likewise.
-            rewards: See actions.
+            actions: Whether to read actions.
+            rewards: Whether to read rewards.
 
         Raises:
-            ShardError: An id lies past the vocabulary: the shard is damaged.
+            ShardError: A token is outside the vocabulary: the shard is damaged.
         """
         clip_length, count = self.layout.clip_length, len(rows)
         clips = Clips(
@@ -269,45 +269,45 @@ class TokenStore:
             self._by_name[names[number]].copy(rows[at], clips, at)
             if clips.ids[at].max() >= self.layout.vocabulary:
                 raise ShardError(
-                    f"token shards of {names[number]} hold id {clips.ids[at].max()} where the vocabulary has "
-                    f"{self.layout.vocabulary}; run `ivideogpt-inspect --verify` on them and tokenize the damaged ones again"
+                    f"token shards of {names[number]} hold token {clips.ids[at].max()}, but the vocabulary has "
+                    f"{self.layout.vocabulary}: run `ivideogpt-inspect --verify` on them and tokenize the damaged ones again"
                 )
         return clips
 
     def sources(self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray) -> list[ClipSource]:
-        """Where the clips of rows were cut; arguments as for `read`."""
+        """Return the sources of the clips of rows; arguments as for `read`."""
         return [self._by_name[names[i]].source(row) for i, row in zip(dataset.tolist(), rows.tolist(), strict=True)]
 
 
 def _require_distinct(shards: Sequence[_Shard]) -> None:
-    """Refuse two names for one shard of a data set."""
+    """Refuse two shards of a data set with the same content."""
     seen: dict[str, str] = {}
     for shard in shards:
         if shard.sha256 in seen:
             raise ShardError(
-                f"{seen[shard.sha256]} and {shard.path} have the same content (SHA-256 {shard.sha256[:12]}..): one is a copy, "
-                "remove it and its record"
+                f"{seen[shard.sha256]} and {shard.path} have the same content (SHA-256 {shard.sha256[:12]}..): remove "
+                "one of them and its manifest"
             )
         seen[shard.sha256] = shard.path
 
 
 def _open(path: str, cache: Path) -> _Shard:
-    record = read_manifest(manifest_path(path))
-    local = _cached(path, record, cache)
-    if local.stat().st_size != record.bytes:
+    manifest = read_manifest(manifest_path(path))
+    local = _cached(path, manifest, cache)
+    if local.stat().st_size != manifest.bytes:
         raise ShardError(
-            f"{path} has {local.stat().st_size} bytes where its record states {record.bytes}: it was cut short or replaced; "
-            "delete it and its record, and tokenize again"
+            f"{path} has {local.stat().st_size} bytes, but its manifest says {manifest.bytes}: it was truncated or replaced; "
+            "delete it and its manifest, and tokenize again"
         )
     info, table = open_token_shard(local)
     if not table.schema.equals(token_schema(info)):
-        raise ShardError(f"{path} has other columns than its metadata states; delete it and its record, and tokenize again")
+        raise ShardError(f"{path} has other columns than its metadata says: delete it and its manifest, and tokenize again")
     dataset, name = path.rsplit("/", 2)[1:]
     parsed = parse_shard_name(name)
     if parsed is None or (info.dataset, info.split) != (dataset, parsed[0]):
-        raise ShardError(f"{path} says that it belongs to {info.dataset}/{info.split}: it was moved or renamed")
-    if table.num_rows != record.samples or table.num_rows % info.views:
-        raise ShardError(f"{path} has {table.num_rows} rows; its record states {record.samples} in {info.views} views")
+        raise ShardError(f"{path} belongs to {info.dataset}/{info.split}: it was moved or renamed")
+    if table.num_rows != manifest.samples or table.num_rows % info.views:
+        raise ShardError(f"{path} has {table.num_rows} rows, but its manifest says {manifest.samples} in {info.views} views")
     layout = info.layout
     return _Shard(
         path,
@@ -316,17 +316,17 @@ def _open(path: str, cache: Path) -> _Shard:
         list(fixed_size_column(table, "ids", layout.sequence_length)),
         list(fixed_size_column(table, "action", layout.clip_length * info.action_dim)) if info.action_dim else [],
         list(fixed_size_column(table, "reward", layout.clip_length)) if info.has_reward else [],
-        record.inputs.get("clips", {}),
-        record.sha256,
-        record.statistics.get("seconds_per_frame"),
+        manifest.inputs.get("clips", {}),
+        manifest.sha256,
+        manifest.statistics.get("seconds_per_frame"),
     )
 
 
-def _cached(path: str, record: ShardManifest, cache: Path) -> Path:
-    """A local file with a shard's content; copies are kept by content, and made once however many processes ask."""
+def _cached(path: str, manifest: ShardManifest, cache: Path) -> Path:
+    """Return a local file with a shard's content; copies are stored by content, once for all processes."""
     if storage.is_local(path):
         return storage.local_path(path)
-    folder = cache / hashlib.sha256(f"{path} {record.sha256}".encode()).hexdigest()
+    folder = cache / hashlib.sha256(f"{path} {manifest.sha256}".encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "lock").touch()
     with locked(folder / "lock"):
@@ -340,5 +340,5 @@ def _require_same_rows(first: _Shard, other: _Shard) -> None:
         if a != b:
             raise ShardError(
                 f"{first.path} and {other.path} can't be used together: {name} is {a} and {b}. Move the shards of one kind, "
-                "with their records, out of the folder; to train on both, ingest and tokenize each as a data set of its own"
+                "with their manifests, out of the folder; to train on both, ingest and tokenize each as a data set of its own"
             )

@@ -1,8 +1,8 @@
-"""What training starts from where it isn't random weights: the Llama of another model, whole or with low-rank updates.
+"""Loads the Llama of another model to start training from, and adds low-rank updates to it.
 
-Low-rank updates (LoRA, Hu et al. 2021) are peft's layers, put in place inside the Llama, so that the network around it stays
-as it is. The weights under them are frozen. One rank keeps a copy of these in fp32, because a training engine may round them
-to bf16 and cuts them up under ZeRO-3; with it an export merges the updates into exactly the weights that were read.
+Low-rank updates (LoRA, Hu et al. 2021) are peft's layers, injected into the Llama, so the network around it stays unchanged.
+The weights under them are frozen. One rank keeps an fp32 copy of these, because a training engine may round them to bf16 and
+shard them under ZeRO-3. With it an export merges the updates into exactly the weights that were read.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from training.model.world_model import WorldModelNetwork, load_pretrained_llama,
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-# All matrices of the Llama, as the published code has them.
+# All matrices of the Llama, as in the published code.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
-# Keys of the recipe's `model` section that are a Llama's shape, and what its configuration calls them.
+# Keys of a Llama's shape in the recipe's `model` section, and their names in its configuration.
 _SHAPE = {
     "layers": "num_hidden_layers",
     "heads": "num_attention_heads",
@@ -38,7 +38,7 @@ _UPDATE = ".lora_"
 
 
 def open_initial_model(training: TrainingConfig) -> TransformerFolder | None:
-    """The transformer folder that a recipe names to start from; None where it names none.
+    """Open the transformer folder that a recipe starts from; None if it names none.
 
     Raises:
         SourceError: There is no such model, or it can't be used.
@@ -47,15 +47,15 @@ def open_initial_model(training: TrainingConfig) -> TransformerFolder | None:
 
 
 def adopt_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
-    """The recipe's `model` section with the shape of the model that training starts from.
+    """Return the recipe's `model` section with the shape of the initial model.
 
     Args:
         model: The section.
-        start: Of the model to start from.
-        given: Keys of the section that the user gave, which must agree; None takes those that aren't the defaults.
+        start: Configuration of the initial model.
+        given: Keys of the section that the user set, which must agree; None = those that differ from the defaults.
 
     Raises:
-        ConfigError: The user gave another shape; the message names the key and both values.
+        ConfigError: The user set another shape; the message names the key and both values.
     """
     shape = {name: getattr(start, key) for name, key in _SHAPE.items()}
     wanted = dataclasses.asdict(model)
@@ -64,35 +64,35 @@ def adopt_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] |
         given = [name for name in shape if wanted[name] != default[name]]
     for name in (name for name in shape if name in given):
         if name == "positions" and not depends_on_positions(start):
-            shape[name] = wanted[name]  # the same weights compute the same, as far as they reach
+            shape[name] = wanted[name]  # the same weights give the same results at any length
         elif wanted[name] != shape[name]:
             raise ConfigError(
                 f"model.{name} is {wanted[name]}, but the model of training.init_from has {shape[name]}: set it to "
-                f"{shape[name]}, or leave it out of the recipe"
+                f"{shape[name]}, or remove it from the recipe"
             )
     return dataclasses.replace(model, **shape)
 
 
 def nonstandard_settings(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
-    """What a network computes in another way than the recipe's model of that shape does, by the keys of its configuration."""
+    """Return what a network computes differently from the published Llama of its shape, by configuration key."""
     own, published = (arithmetic(one) for one in (network.config, published_llama_config(model, network.config.vocab_size)))
     return {name: value for name, value in own.items() if value != published[name]}
 
 
 def load_initial_weights(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
-    """Load the Llama of another model into a fresh network, and put updates into it where the recipe wants them.
+    """Load the Llama of another model into a fresh network, and add updates to it if the recipe has them.
 
     Args:
-        network: Built by the other model's configuration; changed in place.
+        network: Network with the other model's configuration; changed in place.
         start: The other model.
-        training: Says whether there are updates.
+        training: Training section of the recipe.
         exports: Whether this process will export the model.
 
     Returns:
-        SHA-256 of the weights that were loaded.
+        SHA-256 of the loaded weights.
 
     Raises:
-        SourceError: The weights aren't of the network's shape, are damaged, or hold what is no number.
+        SourceError: The weights have other shapes than the network, are damaged, or contain NaN or infinite values.
     """
     load_pretrained_llama(network, start)
     if training.lora_rank:
@@ -105,7 +105,7 @@ def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: 
 
     config = LoraConfig(
         r=training.lora_rank,
-        lora_alpha=training.lora_alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_alpha=training.lora_alpha,  # type: ignore[arg-type]  # peft declares int but takes any number
         lora_dropout=training.lora_dropout,
         target_modules=list(LORA_MODULES),
     )
@@ -117,16 +117,16 @@ def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: 
 
 
 def _inject(network: WorldModelNetwork, config: "LoraConfig") -> None:
-    """Put peft's layers around the Llama's matrices and freeze all of the Llama but them; the heads go on learning."""
+    """Put peft's layers around the Llama's matrices and freeze the rest of the Llama; the heads stay trainable."""
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(config, network.llm)
 
 
 def register_embedding_updates(network: WorldModelNetwork) -> None:
-    """Name the parameters that updates of embeddings hold in a dictionary, so that ZeRO-3 gathers them. After `initialize`.
+    """Register the update parameters of embeddings, so that ZeRO-3 gathers them. Call it after `initialize`.
 
-    DeepSpeed notices such parameters when they are first read, but not in compiled code.
+    These parameters are in a dictionary. DeepSpeed finds such parameters when they are first read, but not in compiled code.
     """
     from deepspeed import zero
     from peft.tuners.lora import Embedding
@@ -138,11 +138,11 @@ def register_embedding_updates(network: WorldModelNetwork) -> None:
 
 
 def merge_updates(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All weights of a network under the names that it has without updates.
+    """Return all weights of a network, with updates merged, under the names of a network without updates.
 
     Args:
-        network: As `load_initial_weights` left it; its own values are not used.
-        trained: Its parameters that are not frozen, in full, fp32 on the CPU.
+        network: Network as `load_initial_weights` left it; its own values are not used.
+        trained: All its trainable parameters, fp32 on the CPU.
     """
     if network.updates is None:
         return trained
@@ -151,7 +151,7 @@ def merge_updates(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) 
     with torch.device("meta"):
         scratch = network.empty_copy()
         _inject(scratch, network.updates.config)
-    # Copied, since merging writes into the weights.
+    # Copies, because merging changes the weights in place.
     frozen = {name: value.clone() for name, value in network.updates.frozen.items()}
     scratch.load_state_dict(trained | frozen, assign=True)
     for layer in scratch.modules():

@@ -1,4 +1,4 @@
-"""The low-rank updates (LoRA) that a network carries while it is trained."""
+"""The low-rank updates (LoRA) of a network in training."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ class Updates:
     """Low-rank updates of a network.
 
     Attributes:
-        config: peft's.
-        frozen: The weights under them by name, in fp32 on the CPU; empty on ranks that don't export.
+        config: peft's configuration.
+        frozen: Frozen weights under the updates by name, in fp32 on the CPU; empty on ranks that don't export.
     """
 
     config: "LoraConfig"

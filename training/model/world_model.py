@@ -1,8 +1,7 @@
-"""The world model's network: a Llama over the tokenizer's ids, with optional heads for actions and rewards.
+"""Defines the world model's network: a Llama over the tokenizer's tokens, with optional heads for actions and rewards.
 
-Every position that matters (labels, action slots, reward slots) follows from the token layout, so the forward pass cuts the
-sequence with fixed slices: nothing depends on the data, and the same code runs compiled and under ZeRO 1 to 3. The price is
-that all rows of a batch share one layout.
+All positions (targets, action slots, reward slots) follow from the token layout, so the forward pass uses fixed slices: nothing
+depends on the data, and the same code runs compiled and under ZeRO 1 to 3. So all rows of a batch must share one layout.
 """
 
 import copy
@@ -26,19 +25,19 @@ from training.model.loss import next_token_losses, squared_error
 if TYPE_CHECKING:
     from training.model.updates import Updates
 
-INITIAL_STD = 0.02  # of weights and embeddings, the published checkpoints' `initializer_range`
+INITIAL_STD = 0.02  # of weights and embeddings: `initializer_range` of the published checkpoints
 
 
 class NetworkOutput(NamedTuple):
-    """What a training step needs.
+    """Losses of a batch.
 
     Attributes:
-        loss: Scalar fp32 to call backward on: the weighted sum of the losses below.
-        label_loss: Mean cross-entropy over the labelled positions, in nats.
+        loss: Scalar fp32 for the backward pass: the weighted sum of the losses below.
+        token_loss: Mean cross-entropy of the target tokens, in nats.
         reward_loss: Mean squared error of the rewards; None without a reward head.
-        target_count: Labelled positions in the batch.
-        token_losses: (B, N) fp32 cross-entropy of each labelled position.
-        action_loss: Mean squared error of the reconstructed actions; None without a head for it.
+        target_count: Number of target tokens in the batch.
+        token_losses: (B, N) fp32 cross-entropy of each target token.
+        action_loss: Mean squared error of the reconstructed actions; None without a head for them.
     """
 
     loss: torch.Tensor
@@ -50,15 +49,15 @@ class NetworkOutput(NamedTuple):
 
 
 class WorldModelNetwork(nn.Module):
-    """The Llama under `llm`, and beside it `action_linear`, `reward_linear` and `action_recon_linear` where it has them.
+    """A Llama (`llm`) with optional layers `action_linear`, `reward_linear` and `action_recon_linear`.
 
     Attributes:
-        layout: Where ids stand in the sequences it reads.
+        layout: Positions of tokens in the sequences it reads.
         action_dim: Columns of an action; 0 for an action-free model.
         has_reward: Whether it predicts rewards.
-        reconstructs: Whether it tells the actions from its hidden states.
-        weights: Of the losses of rewards and reconstructed actions beside the loss per label id.
-        updates: Low-rank updates of the Llama, where there are any.
+        reconstructs_actions: Whether it reconstructs actions from its hidden states.
+        weights: Weights of the reward loss and the action loss relative to the token loss.
+        updates: Low-rank updates of the Llama, if it has them.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class WorldModelNetwork(nn.Module):
             self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
 
     def empty_copy(self) -> "WorldModelNetwork":
-        """Another network of the same shape, without updates."""
+        """Return another network of the same shape, without updates."""
         return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs_actions)
 
     @property
@@ -93,15 +92,15 @@ class WorldModelNetwork(nn.Module):
     def forward(
         self, ids: torch.Tensor, action: torch.Tensor | None = None, reward: torch.Tensor | None = None
     ) -> NetworkOutput:
-        """The training loss of a batch of whole clips.
+        """Return the training losses of a batch of whole clips.
 
         Args:
-            ids: (B, L) int64, laid out as `layout` says.
-            action: (B, T, A), action[:, i] taken at frame i; required by a model with actions, ignored by one without.
+            ids: (B, L) int64 tokens, as `layout` orders them.
+            action: (B, T, A), action[:, i] taken at frame i; required by a model with actions, ignored by others.
             reward: (B, T), reward[:, i] of the action taken at frame i; required by a model with a reward head.
 
         Raises:
-            ValueError: `action` or `reward` is missing or of another shape.
+            ValueError: `action` or `reward` is missing or has another shape.
         """
         hidden = self.hidden_states(ids, action)
         first = self.layout.prefix_length
@@ -124,21 +123,21 @@ class WorldModelNetwork(nn.Module):
         return squared_error(predicted, reward[:, lead : lead + predicted.shape[1]])
 
     def _action_loss(self, hidden: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Every id of a future frame, its start included, tells the action that led to the frame."""
-        told = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
-        told = told.unflatten(1, (-1, self.layout.tokens_per_future_frame))
+        """Return the error of the action that each token of a future frame, its start included, predicts for this frame."""
+        predicted = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
+        predicted = predicted.unflatten(1, (-1, self.layout.tokens_per_future_frame))
         lead = self.layout.context_length - 1
-        return squared_error(told, action[:, lead : lead + told.shape[1], None])
+        return squared_error(predicted, action[:, lead : lead + predicted.shape[1], None])
 
     def embed(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, L, width) input embeddings; with actions the i-th start-of-future-frame has that of action[:, t - 1 + i] added.
+        """Return (B, L, width) input embeddings. With actions, action[:, t - 1 + i] is added at the i-th future frame's start.
 
         Args:
-            ids: (B, L) from a clip's beginning; it may end early.
-            action: (B, T, A) with an action for every start-of-future-frame that `ids` reaches.
+            ids: (B, L) tokens from a clip's beginning; it may end early.
+            action: (B, T, A) with an action for every start of a future frame in `ids`.
 
         Raises:
-            ValueError: `action` is missing or of another shape.
+            ValueError: `action` is missing or has another shape.
         """
         embedded = self.llm.model.embed_tokens(ids)
         first, step, lead = self.layout.prefix_length - 1, self.layout.tokens_per_future_frame, self.layout.context_length - 1
@@ -152,29 +151,29 @@ class WorldModelNetwork(nn.Module):
         return embedded.slice_scatter(led, dim=1, start=first, end=ids.shape[1], step=step)
 
     def embed_action(self, action: torch.Tensor) -> torch.Tensor:
-        """(..., width): what actions (..., A) add to the embedding of the start-of-future-frame that they lead to."""
+        """Return (..., width): what actions (..., A) add to the embedding of the start of the frame that they lead to."""
         return self.action_linear(action.to(self.llm.model.embed_tokens.weight.dtype))
 
     def hidden_states(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, L, width): the Llama's last hidden states over a clip's beginning or whole. See `embed`."""
+        """Return the Llama's last hidden states (B, L, width) over a clip or its beginning; see `embed`."""
         return self.llm.model(inputs_embeds=self.embed(ids, action), use_cache=False).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., V) fp32 scores of the next id after hidden states (..., width)."""
+        """Return (..., V) fp32 scores of the next token after hidden states (..., width)."""
         return self.llm.lm_head(hidden).float()
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, f): rewards read at the last id of each whole future frame in hidden states (B, L, width)."""
+        """Return (B, f) rewards, read at the last token of each whole future frame in hidden states (B, L, width)."""
         last = self.layout.prefix_length - 2 + self.layout.tokens_per_future_frame
         return self.reward_linear(hidden[:, last :: self.layout.tokens_per_future_frame]).squeeze(-1)
 
     def save_transformer(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a transformer folder in the published layout: plain Llama names where there are no heads.
+        """Write a transformer folder in the published layout, with plain Llama names if there are no heads.
 
         Args:
-            folder: Local; made if it isn't there.
-            state_dict: Full weights under the names that this network has without updates, in place of its own (a training
-                engine holds them cut up, or in another precision).
+            folder: Local folder; created if missing.
+            state_dict: Full weights under the names of this network without updates; None = its own weights. A training engine
+                passes them, because it shards the network's own or holds them in another precision.
 
         Raises:
             ValueError: `state_dict` lacks parameters of the network, or has others.
@@ -191,23 +190,23 @@ class WorldModelNetwork(nn.Module):
 def build_network(
     model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int, llama: LlamaConfig | None = None
 ) -> WorldModelNetwork:
-    """A network with fresh weights that depend on `seed` alone; the global random state is left as it was.
+    """Return a network with fresh weights that depend only on `seed`; the global random state doesn't change.
 
     Args:
-        model: Its shape. `model.actions` asks for actions of `action_dim` columns.
-        layout: Of the token shards it will read.
-        action_dim: Columns of an action in the token shards, 0 where they hold none.
-        seed: Of the initial weights.
-        llama: Of a trained model of this shape whose Llama it will take over, with all that a recipe can't say of it (rotary
-            embedding, activation, biases, ..); None builds the published one.
+        model: Shape of the network. `model.actions` requires actions of `action_dim` columns.
+        layout: Layout of the token shards it will read.
+        action_dim: Columns of an action in the token shards; 0 if they have none.
+        seed: Seed of the initial weights.
+        llama: Configuration of a trained Llama of this shape that will be loaded, with settings that a recipe lacks (rotary
+            embedding, activation, biases, ..); None = the published one.
 
     Raises:
-        ConfigError: A clip doesn't fit into `model.positions`, the shards hold no actions where the model wants them, or
-            `llama` has another vocabulary.
+        ConfigError: A clip is longer than `model.positions`, the shards lack the actions that the model needs, or `llama` has
+            another vocabulary.
     """
     if layout.sequence_length > model.positions:
         raise ConfigError(
-            f"a clip has {layout.sequence_length} ids but model.positions is {model.positions}: "
+            f"a clip has {layout.sequence_length} tokens but model.positions is {model.positions}: "
             "raise model.positions or tokenize shorter clips"
         )
     if model.actions and not action_dim:
@@ -217,7 +216,7 @@ def build_network(
     if llama is not None and llama.vocab_size != layout.vocabulary:
         raise ConfigError(
             f"the model of training.init_from has a vocabulary of {llama.vocab_size}, the token shards one of "
-            f"{layout.vocabulary}: they don't belong together; take shards that its tokenizer made"
+            f"{layout.vocabulary}: use shards made with the model's tokenizer"
         )
     config = published_llama_config(model, layout.vocabulary) if llama is None else copy.deepcopy(llama)
     config.max_position_embeddings, config.attention_dropout = model.positions, model.attention_dropout
@@ -231,7 +230,7 @@ def build_network(
 
 
 def published_llama_config(model: ModelConfig, vocabulary: int) -> LlamaConfig:
-    """The Llama of a recipe: what its `model` section leaves open is as in the published checkpoints."""
+    """Return the Llama configuration of a recipe; other settings are those of the published checkpoints."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=model.width,
@@ -253,10 +252,10 @@ def published_llama_config(model: ModelConfig, vocabulary: int) -> LlamaConfig:
 
 
 def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
-    """The optimizer's two parameter groups: weight matrices, which decay, and embeddings, norms and biases, which don't.
+    """Return the optimizer's two parameter groups: weight matrices, which decay; embeddings, norms and biases, which don't.
 
-    Frozen parameters are in neither. Works before and after ZeRO-3 has cut the parameters up, since it goes by module and
-    name, never by shape.
+    Frozen parameters are left out. Works before and after ZeRO-3 shards the parameters, because it uses modules and names, not
+    shapes.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -269,16 +268,16 @@ def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[di
 
 
 def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
-    """A network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
+    """Load a network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
 
     Args:
-        folder: Holds `config.json`, and `model.safetensors` or several such files with their index.
-        layout: Of the tokenizer that it belongs to.
+        folder: Folder with `config.json`, and `model.safetensors` or several such files with their index.
+        layout: Layout of the tokenizer that it belongs to.
 
     Raises:
-        SourceError: A file is missing or damaged, its parameters aren't those of the configuration or hold what is no number,
-            or the configuration states what this code doesn't compute; the message names them.
-        ConfigError: The vocabulary isn't the layout's.
+        SourceError: A file is missing or damaged, parameters don't match the configuration or contain NaN or infinite values,
+            or the configuration needs something that this code doesn't compute. The message names them.
+        ConfigError: The vocabulary doesn't match the layout.
     """
     found = transformer.open_folder(folder)
     config, shapes = found.config, found.shapes
@@ -288,7 +287,7 @@ def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
             "they don't belong together"
         )
     transformer.require_layers(config, shapes, folder)
-    # Compared on the meta device first: a wrong configuration must not take memory for what it states.
+    # First compared on the meta device, so a wrong configuration takes no memory.
     with torch.device("meta"):
         network = WorldModelNetwork(
             config,
@@ -299,18 +298,19 @@ def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
         )
     require_shapes(shapes, network.state_dict(), f"{folder}/{transformer.WEIGHTS}")
     network.load_state_dict(found.read(), assign=True)
-    network.llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are in no file
+    network.llm.model.rotary_emb = LlamaRotaryEmbedding(config)  # its tables are not in the file
     return network.eval()
 
 
 def load_pretrained_llama(network: WorldModelNetwork, found: transformer.TransformerFolder) -> None:
-    """Load the Llama of a transformer folder into `network.llm`, in place; heads stay as they are.
+    """Load the Llama of a transformer folder into `network.llm`, in place; heads don't change.
 
-    The way to fine-tune with actions from an action-free model. Call it before a training engine takes the network, which was
-    built by the folder's configuration.
+    So an action-free model can be fine-tuned with actions. The network must have the folder's configuration. Call it before a
+    training engine takes the network.
 
     Raises:
-        SourceError: The folder's Llama has other parameters or shapes, or holds what is no number; the message names them.
+        SourceError: The folder's Llama has other parameters or shapes, or contains NaN or infinite values. The message names
+            them.
     """
     own = {LLAMA + name: tensor for name, tensor in network.llm.state_dict().items()}
     shapes = {name: shape for name, shape in found.shapes.items() if name.startswith(LLAMA)}

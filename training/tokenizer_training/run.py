@@ -70,7 +70,7 @@ class TokenizerRun:
         Raises:
             ConflictError: All checkpoints are damaged, or the newest one belongs to another run.
         """
-        checkpoint = find_checkpoint(self.folder, self.recipe.tokenizer.steps, known=known, tell=tell)
+        checkpoint = find_checkpoint(self.folder, self.recipe.tokenizer.steps, known=known, verbose=tell)
         if checkpoint is not None and checkpoint.progress.run != self.fingerprint:
             raise ConflictError(
                 f"{checkpoint.folder} was written by a run of another recipe: move it out of {self.folder}, or choose another "

@@ -1,1 +1,1 @@
-"""Pre-training of the transformer: set-up, training steps, checkpoints, validation, logs."""
+"""Trains the transformer: setup, steps, checkpoints, validation and logs."""

@@ -1,9 +1,9 @@
-"""Steps whose loss or gradient is not finite: skipped, written down with their clips, and an end to the run when they go on.
+"""Skips steps whose loss or gradient is not finite, records their clips, and ends the run after too many in a row.
 
-DeepSpeed's ZeRO looks at the gradient's norm over all processes anyway, and leaves parameters and optimizer alone where that
-is not finite. A loss that isn't finite doesn't always give such a gradient, so it is made to; then all processes agree on
-skipping without asking each other, and a good step costs nothing more. The price: what was skipped is known by the clips of
-a forward pass, not by the clip; `--replay` looks at single clips.
+DeepSpeed's ZeRO checks the gradient norm over all processes anyway and skips the update if it is not finite. A non-finite loss
+doesn't always give such a gradient, so `propagate_nonfinite` forces it. Then all processes skip without asking each other, and
+a good step
+costs nothing extra. The cost: only the forward pass that failed is known, not the clip; `--replay` shows single clips.
 """
 
 import collections
@@ -22,8 +22,8 @@ from pipeline.common.errors import ProjectError
 from training.distributed import Processes
 
 if TYPE_CHECKING:
-    # Of what only training the transformer needs, which takes seconds to import.
-    from training.trainer.setup import Run
+    # Takes seconds to import.
+    from training.trainer.run import Run
 
 SKIPPED_NAME = "skipped.jsonl"
 _CLIPS_NAMED = 8
@@ -31,25 +31,25 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ProjectError):
-    """Steps in a row had a loss or gradient that is not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 def propagate_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss, with a gradient of NaN where it is not finite; bit for bit the same where it is. Doesn't synchronise."""
+    """Return the loss, with NaN gradient if it is not finite; otherwise bit for bit unchanged. Doesn't synchronize."""
     one, nan = loss.new_ones(()), loss.new_full((), math.nan)
     return loss * torch.where(torch.isfinite(loss.detach()), one, nan)
 
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """One skipped step.
+    """A skipped step.
 
     Attributes:
-        entry: What `skipped.jsonl` lists of it, apart from its number.
+        entry: Content of its line in `skipped.jsonl`, without the step number.
         what: What was not finite, for the log.
-        part: `loss` or `gradient`, whichever was not finite first.
-        where: More on it for the error that ends the run.
-        advice: What to do about it.
+        part: Which of loss and gradient was not finite first.
+        where: Details for the error that ends the run.
+        advice: What the user can do about it.
     """
 
     entry: dict[str, Any]
@@ -65,13 +65,13 @@ class SkippedSteps:
     Args:
         folder: Run folder.
         is_first: Whether this is rank 0.
-        limit: Skipped steps in a row that end the run.
-        in_row: Steps in a row that were skipped before this process started.
-        total: Steps of the run that were skipped before this process started.
+        limit: Number of skipped steps in a row that ends the run.
+        in_row: Number of steps in a row that were skipped before this process started.
+        total: Number of skipped steps of the run before this process started.
 
     Attributes:
-        in_row: Skipped steps in a row, up to now.
-        total: Skipped steps of the run.
+        in_row: Number of steps in a row that were skipped, up to now.
+        total: Number of skipped steps of the run.
     """
 
     def __init__(self, folder: Path, is_first: bool, limit: int, in_row: int, total: int) -> None:
@@ -85,9 +85,9 @@ class SkippedSteps:
         """Count a step if it was skipped. Call it on all ranks.
 
         Args:
-            step: Its number, counted from 0.
+            step: Number of the step, counted from 0.
             applied: Whether it changed the parameters; the same on all ranks.
-            describe: Describes it where it was skipped; called on all ranks.
+            describe: Describes a skipped step; called on all ranks.
 
         Raises:
             NonFiniteError: The limit is reached.
@@ -101,7 +101,7 @@ class SkippedSteps:
         if self._is_first:
             append_json_line(self._path, {"step": step + 1, "in_row": self.in_row, **skipped.entry})
             log.warning(
-                "step %d is skipped: %s. %s lists them; %d steps of the run were skipped",
+                "step %d is skipped: %s. %s lists them; %d steps of the run were skipped so far",
                 step + 1,
                 skipped.what,
                 SKIPPED_NAME,
@@ -109,18 +109,18 @@ class SkippedSteps:
             )
         if self.in_row >= self._limit:
             raise NonFiniteError(
-                f"the {skipped.part} was not finite in {self.in_row} steps in a row, the last of them step {step + 1}, "
+                f"the {skipped.part} was not finite in {self.in_row} steps in a row, up to step {step + 1}, "
                 f"{skipped.where}. {self._path} lists every skipped step. {skipped.advice}"
             )
 
 
 def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[torch.Tensor]) -> SkippedStep:
-    """Describes a skipped step of pre-training by its clips. Call it on all ranks.
+    """Describe a skipped step of pre-training by its clips. Call it on all ranks.
 
     Args:
-        run: What is trained.
-        processes: That train it.
-        step: Its number, counted from 0.
+        run: The run.
+        processes: Processes of the run.
+        step: Number of the step, counted from 0.
         losses: Loss of each micro step of this rank.
     """
     ranks = processes.gather_tensor(torch.stack(list(losses)).double().cpu())
@@ -148,23 +148,23 @@ def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[
 
 
 def skipped_before(folder: Path) -> int:
-    """Number of skipped steps that a run folder lists."""
+    """Return the number of skipped steps that a run folder lists."""
     path = folder / SKIPPED_NAME
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 def describe_clip(clip: dict[str, Any]) -> str:
-    """One clip in words."""
+    """Return a clip's source in words."""
     return f"{clip['dataset']} {clip['episode']} from frame {clip['start']}, view {clip['view']}"
 
 
 def json_number(value: float) -> float | str:
-    """A number as JSON holds it: what is not finite becomes its name."""
+    """Return a number as a JSON value: a non-finite one becomes its name."""
     return value if math.isfinite(value) else str(value)
 
 
 def append_json_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a line of JSON to a file and bring it to disk."""
+    """Append a line of JSON to a file and flush it to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, allow_nan=False) + "\n")
         file.flush()

@@ -1,4 +1,4 @@
-"""Settles the precision of a training run: one that its machines are fast at, and the same on all of them."""
+"""Chooses the precision of a training run: one that is fast on its machines, and the same on all of them."""
 
 import logging
 from typing import Literal, TypeVar
@@ -11,28 +11,28 @@ Name = TypeVar("Name", bound=str)
 Precision = Literal["fp32", "bf16"]
 
 
-def suitable_precision(key: str, asked: Name, known: str | None, tell: bool) -> Name:
-    """Returns the precision that suits this machine, or that the run already has; see `choose_precision`.
+def suitable_precision(key: str, asked: Name, known: str | None, verbose: bool) -> Name:
+    """Return the precision that suits this machine, or that the resumed run already has; see `choose_precision`.
 
     Args:
-        key: Key of the recipe.
-        asked: Its value.
-        known: Precision of the run that resumes; None for a new run.
-        tell: Whether to log a choice that differs from the recipe.
+        key: Recipe key, for the log.
+        asked: Value of the key.
+        known: Precision of the run to resume; None for a new run.
+        verbose: Whether to log a choice that differs from the recipe.
     """
     choice = choose_precision(key, asked, slow_precisions(local_device()), known)
-    if choice.reason and tell:
+    if choice.reason and verbose:
         log.warning("%s", choice.reason)
     return choice.precision
 
 
 def agree_on_precision(key: str, precision: Precision, processes: Processes) -> Precision:
-    """Returns fp32 if it is the precision of any process, where machines of several kinds train together. Call it on all ranks.
+    """Return fp32 if any process uses it, because all machines must train in one precision. Call it on all ranks.
 
     Args:
-        key: Key of the recipe.
+        key: Recipe key, for the log.
         precision: Precision of this process.
-        processes: Of the run.
+        processes: Processes of the run.
     """
     in_fp32 = processes.gather(float(precision == "fp32"))
     if len(set(in_fp32)) == 1:

@@ -1,7 +1,7 @@
-"""`--replay STEP`: a step of a run made again, to see what was wrong with it: the loss of every clip, and the step's own.
+"""`--replay STEP` repeats a step of a run to show what was wrong with it: the loss of the step and of each clip.
 
-Starts at the nearest checkpoint before the step and makes the steps in between again, so the weights are those that the step
-met: bit for bit on the same number of processes. The price is the time of these steps. Nothing in the run folder changes.
+Starts from the nearest checkpoint before the step and repeats the steps in between, so the weights are those of the original
+step: bit for bit on the same number of processes. It takes the time of these steps. The run folder doesn't change.
 """
 
 import contextlib
@@ -20,27 +20,28 @@ from training.trainer.checkpoints.intact import resume_from_intact_checkpoint
 from training.trainer.checkpoints.loading import check_pickle
 from training.trainer.deepspeed_engine import close_engine
 from training.trainer.nonfinite import json_number
+from training.trainer.run import Run, RunOptions
 from training.trainer.run_dir import lock_run_dir
-from training.trainer.setup import Run, RunOptions, set_up_run
+from training.trainer.setup import set_up_run
 from training.trainer.train_step import TrainStep
 
 log = logging.getLogger(__name__)
 
 
 def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | None:
-    """Make a step of a run again.
+    """Repeat a step of a run.
 
     Args:
-        recipe: Of the run.
-        options: Name the run's folder and token shards.
-        step: Counted from 1, as in `metrics.jsonl`.
+        recipe: Recipe of the run.
+        options: Command-line options, with the run folder and the token shards.
+        step: Step counted from 1, as in `metrics.jsonl`.
 
     Returns:
-        On rank 0 the step's loss, its gradient's norm before clipping, whether it changes the parameters, and its clips, each
-        with where it was cut and its loss without dropout; None on other ranks.
+        On rank 0: the step's loss, its gradient norm before clipping, whether it changes the parameters, and for each clip
+        where it was cut and its loss without dropout. None on other ranks.
 
     Raises:
-        ProjectError: Something is wrong with the input; raised before any process group is formed.
+        ProjectError: The input is invalid; raised before any process group is formed.
     """
     rank_info = find_rank_info(os.environ)
     if not 1 <= step <= recipe.training.steps:
@@ -59,7 +60,7 @@ def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | N
 
 
 def _replay(run: Run, processes: Processes, train_step: TrainStep, step: int) -> dict[str, Any]:
-    log.info("replaying step %d from step %d on", step + 1, run.first_step)
+    log.info("replaying step %d, starting from step %d", step + 1, run.first_step)
     with (
         contextlib.closing(iter(train_step.loader)) as batches,
         progress_line(step, "step", "steps before", run.first_step, shown=processes.is_first) as line,
@@ -85,7 +86,7 @@ def _replay(run: Run, processes: Processes, train_step: TrainStep, step: int) ->
 
 
 def _clip_losses(run: Run, processes: Processes, train_step: TrainStep, step: int) -> list[float]:
-    """The loss of every clip of a step, in order, with the weights as they are and without dropout."""
+    """Return the loss of every clip of a step, in order, with the current weights and without dropout."""
     engine, plan = train_step.engine, run.plan
     losses = []
     engine.eval()

@@ -1,4 +1,4 @@
-"""Whose a run folder is: what identifies the run in it, what it may go on from, and who writes to it now."""
+"""Manages a run folder: the run's identity, the checkpoint to resume from, and the lock of its writer."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ RUN_NAME = "run.json"
 CHECKPOINTS_NAME = "checkpoints"
 SUMMARY_NAME = "metrics.json"
 _LOCK_NAME = ".lock"
-# What a folder without RUN_NAME has from elsewhere: another command, or a run that lost its RUN_NAME.
+# Files of a folder without RUN_NAME that belong to another command, or to a run that lost its RUN_NAME.
 _OF_OTHERS = ("model", SUMMARY_NAME, "metrics.jsonl", "tokenizer", f"{CHECKPOINTS_NAME}/latest.json")
-# Keys of the identity: digests of token shards, by data set.
+# Keys of the identity that hold digests of token shards, by data set.
 SHARDS = "shards"
 VALIDATION_SHARDS = "held_out_shards"
-# Settings that may change when a run is resumed: they decide neither the samples nor the shape of a checkpoint, or, as
-# `steps`, are recorded by step.
+# Settings that may change when a run resumes: they decide neither samples nor the layout of a checkpoint, or are recorded by
+# step, as `steps` is.
 _FREE = (
     "steps",
     "log_every",
@@ -43,7 +43,7 @@ _FREE = (
     "micro_batch",
     "compile",
     "deepspeed",
-    # Its content decides, not where it lies.
+    # The identity has the hash of its content.
     "init_from",
 )
 log = logging.getLogger(__name__)
@@ -56,14 +56,14 @@ def run_identity(
     validation: TokenStore | None = None,
     nonstandard_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What must be the same when a run over the data sets of a store is resumed; data sets may join.
+    """Return the settings that must be the same when a run resumes. Data sets may be added.
 
     Args:
-        recipe: Of the run.
-        store: Its training clips.
-        initial: SHA-256 of the weights that it started from; None where these were random.
-        validation: Its held-out clips, where there are any.
-        nonstandard_settings: What the model computes in another way than the recipe's does.
+        recipe: Recipe of the run.
+        store: Training clips.
+        initial: SHA-256 of the initial weights; None for random ones.
+        validation: Held-out clips; None if there are none.
+        nonstandard_settings: What the network computes differently from the recipe's model.
     """
     identity: dict[str, Any] = {
         "model": dataclasses.asdict(recipe.model),
@@ -77,60 +77,60 @@ def run_identity(
         identity["initial_sha256"] = initial
     if nonstandard_settings:
         identity["llama"] = dict(nonstandard_settings)
-    # As JSON gives it back, so that it compares equal to what a run folder holds.
+    # Through JSON, so that it equals what is read from a run folder.
     return dict(json.loads(json.dumps(identity)))
 
 
 def run_fingerprint(identity: Mapping[str, Any]) -> str:
-    """What ties a checkpoint to its run: a hash of all of its identity but the data sets, which may join later."""
+    """Return a hash of a run's identity without its data sets, which may be added later. Checkpoints store it."""
     data = ("datasets", SHARDS, VALIDATION_SHARDS)
     return fingerprint({key: value for key, value in identity.items() if key not in data})
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write what identifies the run."""
+    """Write a run's identity into its folder."""
     storage.write_bytes(str(folder / RUN_NAME), json.dumps(identity, indent=1).encode())
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
-    """What identifies the run in a folder; None where there is none.
+    """Return the identity of the run in a folder; None if it holds no run.
 
     Raises:
-        ConflictError: It can't be told whose the folder is, or it is another command's.
+        ConflictError: The identity is lost or damaged, or another command owns the folder.
     """
     path = folder / RUN_NAME
     if not path.exists():
         if names := checkpoint_names(folder / CHECKPOINTS_NAME):
             raise ConflictError(
-                f"{folder} has checkpoints but no {RUN_NAME} that says of what ({', '.join(names[-3:])}): bring that file "
-                "back, or choose another --output"
+                f"{folder} has checkpoints ({', '.join(names[-3:])}) but no {RUN_NAME}: restore that file, or choose "
+                "another --output"
             )
         if found := [name for name in _OF_OTHERS if (folder / name).exists()]:
             raise ConflictError(
-                f"{folder} holds {found[0]} but no {RUN_NAME}, so it is not a run of this command: choose another --output"
+                f"{folder} holds {found[0]} but no {RUN_NAME}, so it belongs to another command: choose another --output"
             )
         return None
     try:
         identity = dict(json.loads(path.read_bytes()))
         if missing := [key for key in ("model", "training", "layout", "datasets") if not isinstance(identity.get(key), dict)]:
-            raise ValueError(f"it doesn't say {missing[0]}")
+            raise ValueError(f"it lacks {missing[0]}")
     except (ValueError, TypeError) as error:
-        raise ConflictError(f"{path} is damaged ({error}): bring it back, or choose another --output") from error
+        raise ConflictError(f"{path} is damaged ({error}): restore it, or choose another --output") from error
     return identity
 
 
 def require_resumable(folder: Path, resume: Literal["auto", "never"]) -> None:
-    """Refuses `--resume never` for a folder that holds a run.
+    """Refuse `--resume never` for a folder that holds a run.
 
     Raises:
-        ConflictError: It is asked for.
+        ConflictError: The option is `never`.
     """
     if resume == "never":
-        raise ConflictError(f"{folder} already holds a run: leave out --resume never to resume it, or choose another --output")
+        raise ConflictError(f"{folder} already holds a run: remove --resume never to resume it, or choose another --output")
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary that a run wrote when it last ended; None where there is none, or none that can be read."""
+    """Return the summary that a run wrote when it last ended; None if there is none or it can't be read."""
     try:
         summary = dict(json.loads((folder / SUMMARY_NAME).read_bytes()))
         return summary if isinstance(summary["steps"], int) else None
@@ -139,90 +139,90 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def find_checkpoint(
-    folder: Path, steps: int, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None, tell: bool = True
+    folder: Path, steps: int, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None, verbose: bool = True
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of a run folder; None where the run begins anew, or has ended and has none any more.
+    """Return the newest whole checkpoint of a run; None if the run has none yet, or is finished and has none left.
 
     Args:
-        folder: Of the run.
-        steps: That the run shall have made in the end.
-        at_most: Steps that the checkpoint may have; a run that is only replayed may always begin anew.
-        known: Verdicts found by reading content, by the checkpoint's name.
-        tell: Whether to log which checkpoints are passed over.
+        folder: Run folder.
+        steps: Number of steps of the run.
+        at_most: Maximum number of steps of the checkpoint, for a replay; a replay may also start from the beginning.
+        known: Results of earlier content checks, by checkpoint name.
+        verbose: Whether to log the skipped checkpoints.
 
     Raises:
-        ConflictError: The run has had checkpoints, and none of them is whole: to begin anew would destroy the run.
+        ConflictError: The run had checkpoints, but none is whole: starting again would destroy the run.
     """
     passed: list[CheckResult] = []
-    for verdict in check_checkpoints(folder / CHECKPOINTS_NAME, at_most, known):
-        if verdict.checkpoint is not None:
-            if tell:
-                _log_skipped(folder, passed, f"going on from {verdict.folder.name}")
-            return verdict.checkpoint
-        passed.append(verdict)
+    for result in check_checkpoints(folder / CHECKPOINTS_NAME, at_most, known):
+        if result.checkpoint is not None:
+            if verbose:
+                _log_skipped(folder, passed, f"resuming from {result.folder.name}")
+            return result.checkpoint
+        passed.append(result)
     if at_most is None:
         _require_none_lost(folder, steps, passed)
-    if tell:
-        _log_skipped(folder, passed, "there is none before it")
+    if verbose:
+        _log_skipped(folder, passed, "there is no older one")
     return None
 
 
 def _log_skipped(folder: Path, passed: Sequence[CheckResult], instead: str) -> None:
     advice = {
-        State.UNFINISHED: "It goes at the next save",
-        State.DAMAGED: "Nothing removes it but you",
-        State.UNREADABLE: "If its disk comes back, end this run and start it again",
+        State.UNFINISHED: "The next save removes it",
+        State.DAMAGED: "Only you can remove it",
+        State.UNREADABLE: "If its disk comes back, stop this run and start it again",
     }
-    for verdict in passed:
-        log.warning("%s: %s: passed over, %s. %s", folder / CHECKPOINTS_NAME, verdict, instead, advice[verdict.state])
+    for result in passed:
+        log.warning("%s: %s: skipped, %s. %s", folder / CHECKPOINTS_NAME, result, instead, advice[result.state])
 
 
 def _require_none_lost(folder: Path, steps: int, found: Sequence[CheckResult]) -> None:
-    """Refuse to begin a run anew that has had a whole checkpoint."""
+    """Refuse to start a run again from the beginning if it once had a whole checkpoint."""
     summary = read_summary(folder)
     if not found and summary is not None and summary["steps"] >= steps:
         return
     had_one = summary is not None or (folder / CHECKPOINTS_NAME / LATEST_NAME).exists()
-    if not had_one and all(verdict.state is State.UNFINISHED for verdict in found):
-        # Killed before the first checkpoint was whole.
+    if not had_one and all(result.state is State.UNFINISHED for result in found):
+        # Killed during the first save.
         return
     what = f"none of its checkpoints can be loaded: {'; '.join(map(str, found))}" if found else "its checkpoints are gone"
     raise ConflictError(
-        f"{folder} holds a run, but {what}. Nothing was changed. Bring one back from a copy, or choose another --output to "
-        "begin anew"
+        f"{folder} holds a run, but {what}. Nothing was changed. Restore one from a copy, or choose another --output to "
+        "start again"
     )
 
 
 def require_same_run(
-    folder: Path, known: Mapping[str, Any], identity: Mapping[str, Any], checkpoint: Checkpoint | None, tell: bool = True
+    folder: Path, known: Mapping[str, Any], identity: Mapping[str, Any], checkpoint: Checkpoint | None, verbose: bool = True
 ) -> None:
-    """Refuse to go on with a run of another recipe or other token shards; data sets that it didn't have may join.
+    """Refuse to resume a run with another recipe or other token shards. Data sets may be added.
 
     Args:
-        folder: Of the run.
-        known: What identifies the run in it.
-        identity: What identifies the run that shall go on.
-        checkpoint: That it shall go on from.
-        tell: Whether to log what is not known of the run.
+        folder: Run folder.
+        known: Identity of the run in the folder.
+        identity: Identity of the run to resume.
+        checkpoint: Checkpoint to resume from.
+        verbose: Whether to log what is not known about the run.
 
     Raises:
-        ConflictError: They differ; the message says in what.
+        ConflictError: They differ; the message lists the differences.
     """
     joining = {name for name in identity["datasets"] if name not in known["datasets"]}
     comparable = {**identity, "datasets": {k: size for k, size in identity["datasets"].items() if k not in joining}}
     before, now = (_without_digests(values) for values in (known, comparable))
     if before != now:
         raise ConflictError(
-            f"{folder} holds a run of another recipe or other token shards; they differ in "
+            f"{folder} holds a run of another recipe or other token shards; different: "
             f"{describe_difference(before, now)}. Choose another --output."
         )
-    if tell and SHARDS not in known:
-        log.warning("%s doesn't say what its token shards hold: those of --tokens are taken for the same", folder / RUN_NAME)
+    if verbose and SHARDS not in known:
+        log.warning("%s has no digests of its token shards: assuming that those of --tokens are the same", folder / RUN_NAME)
     for key, kind in ((SHARDS, "token shards"), (VALIDATION_SHARDS, "held-out token shards")):
         _require_same_shards(folder, kind, known.get(key, {}), identity[key])
     if checkpoint is not None and checkpoint.progress.run != run_fingerprint(identity):
         raise ConflictError(
-            f"{checkpoint.folder} was written by a run of another recipe: take it out of {folder}, or choose another --output"
+            f"{checkpoint.folder} was written by a run of another recipe: move it out of {folder}, or choose another --output"
         )
 
 
@@ -231,32 +231,32 @@ def _without_digests(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse shards that hold something else than those that a run began with."""
+    """Refuse shards with other content than at the start of the run."""
     for name, digest in known.items():
         if found.get(name) != digest:
-            what = "hold something else than" if name in found else "are gone, unlike"
+            what = "have changed" if name in found else "are gone"
             raise ConflictError(
-                f"{folder}: the {kind} of {name} {what} when the run began ({digest} in {RUN_NAME}, "
-                f"{found.get(name, 'none')} now). Give --tokens the shards of that time, or choose another --output"
+                f"{folder}: the {kind} of {name} {what} since the run started ({digest} in {RUN_NAME}, "
+                f"{found.get(name, 'none')} now). Give --tokens the original shards, or choose another --output"
             )
 
 
 @contextlib.contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Hold a run folder while this context lasts. For rank 0, before the process group is formed.
+    """Lock a run folder while this context lasts. For rank 0, before the process group is formed.
 
-    Workers can outlive a launcher that was killed; without this they and the next run would write the same files.
+    Workers can outlive a killed launcher; without the lock they and the next run would write the same files.
 
     Raises:
-        ConflictError: Another run holds it.
+        ConflictError: Another run holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            (folder / _LOCK_NAME).touch()
+            (folder / _LOCK_NAME).open("a").close()
             stack.enter_context(locked(folder / _LOCK_NAME, wait=False))
         except BlockingIOError as error:
             raise ConflictError(
-                f"another run is at work in {folder}: wait for it, or end its processes (workers can outlive a launcher)"
+                f"another run is using {folder}: wait for it, or end its processes (workers can outlive a launcher)"
             ) from error
         yield

@@ -1,8 +1,8 @@
-"""What of a run may change from one start to the next and still decides its results: mixture weights and number of steps.
+"""Records what may change when a run resumes and still decides its results: mixture weights and number of steps.
 
-Each is recorded by the step from which it holds, so samples and learning rates stay pure functions of the record and a step
-number: going back to an older checkpoint repeats exactly what was done, whatever the recipe says by now. The price: a recipe
-alone no longer says what a run did, its folder does.
+Each change is recorded with its first step, so samples and learning rates are pure functions of the history and a step number:
+resuming from an older checkpoint repeats exactly what was done, even if the recipe has changed. The cost: the recipe alone
+doesn't say what a run did, its folder does.
 """
 
 import json
@@ -20,12 +20,12 @@ HISTORY_NAME = "record.json"
 
 @dataclass(frozen=True)
 class Phase:
-    """What holds from one step on.
+    """Settings that hold from one step on.
 
     Attributes:
-        first_step: The first step that it holds for, counted from 0.
-        weights: Data set name -> weight, as exact numbers such as `3/5`.
-        steps: Steps of the whole run, which the shape of the learning rate depends on.
+        first_step: First step of the phase, counted from 0.
+        weights: Weight of each data set, as exact numbers such as `3/5`.
+        steps: Number of steps of the whole run; the learning rate schedule depends on it.
     """
 
     first_step: int
@@ -33,29 +33,29 @@ class Phase:
     steps: int
 
     def shares(self) -> dict[str, Fraction]:
-        """Data set name -> share of the samples."""
+        """Return each data set's share of the samples."""
         total = sum(map(Fraction, self.weights.values()))
         return {name: Fraction(weight) / total for name, weight in self.weights.items()}
 
     def holds(self, other: "Phase") -> bool:
-        """Whether another phase asks for the same."""
+        """Return whether another phase has the same settings."""
         return self.steps == other.steps and self.shares() == other.shares()
 
 
 @dataclass(frozen=True)
 class RunHistory:
-    """The phases of a run, the first from step 0.
+    """All phases of a run.
 
     Attributes:
-        phases: By first step, ascending.
+        phases: Phases sorted by first step; the first one starts at step 0.
     """
 
     phases: tuple[Phase, ...]
 
     def continued(self, wanted: Phase) -> "RunHistory":
-        """The record of a run that goes on from step `wanted.first_step` as `wanted` says.
+        """Return the history of a run that resumes at step `wanted.first_step` with the settings `wanted`.
 
-        A run that asks for what the last phase says repeats all phases, also those past its first step.
+        If `wanted` equals the last phase, the run repeats all phases, also those that start later.
         """
         if self.phases[-1].holds(wanted):
             return self
@@ -63,11 +63,11 @@ class RunHistory:
         return RunHistory(before if before and before[-1].holds(wanted) else (*before, wanted))
 
     def steps_at(self, step: int) -> int:
-        """Steps of the whole run, as planned when step `step` was made."""
+        """Return the number of steps of the whole run that was planned at step `step`."""
         return next(phase.steps for phase in reversed(self.phases) if phase.first_step <= step)
 
     def mixtures(self, global_batch: int) -> dict[int, dict[str, Fraction]]:
-        """Sample number -> weights from there on, the first at 0; a change that keeps all shares is none."""
+        """Return the mixture weights by first sample number, starting at 0; changes that keep all shares are left out."""
         mixtures: dict[int, dict[str, Fraction]] = {}
         shares: dict[str, Fraction] = {}
         for phase in self.phases:
@@ -77,20 +77,20 @@ class RunHistory:
         return mixtures
 
     def as_json(self) -> list[dict[str, Any]]:
-        """The record as JSON holds it."""
+        """Return the history as JSON values."""
         return [asdict(phase) for phase in self.phases]
 
 
 def write_history(folder: Path, history: RunHistory) -> None:
-    """Write the record into a run folder, in place of the one there."""
+    """Write the history into a run folder."""
     storage.write_bytes(str(folder / HISTORY_NAME), json.dumps(history.as_json(), indent=1).encode())
 
 
 def read_history(folder: Path) -> RunHistory | None:
-    """The record of a run folder; None where there is none.
+    """Return the history in a run folder; None if there is none.
 
     Raises:
-        ConflictError: It is damaged.
+        ConflictError: The file is damaged.
     """
     path = folder / HISTORY_NAME
     if not path.exists():
@@ -99,7 +99,7 @@ def read_history(folder: Path) -> RunHistory | None:
         phases = tuple(Phase(**phase) for phase in json.loads(path.read_bytes()))
         steps = [phase.first_step for phase in phases]
         if steps[:1] != [0] or steps != sorted(set(steps)) or not all(phase.shares() for phase in phases):
-            raise ValueError("its phases don't follow each other from step 0")
+            raise ValueError("its phases don't start at step 0 in ascending order")
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ConflictError(f"{path} is damaged ({error}): restore it, or choose another --output") from error
     return RunHistory(phases)

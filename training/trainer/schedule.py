@@ -1,6 +1,6 @@
-"""What follows from a step's number alone: its learning rate, its samples, its random seed. Pure functions.
+"""Computes what follows from a step's number: its learning rate and its random seed.
 
-Nothing here has state, so a resumed run needs the step's number and nothing else, and no scheduler to save and restore.
+These are pure functions, so a resumed run needs only the step's number, and no scheduler to save and restore.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ from pipeline.config.model import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """The learning rate of step number `step`, counted from 0.
+    """Return the learning rate of step number `step`, counted from 0.
 
     Linear warm-up that reaches the peak at step `warmup_steps`. Then constant; or half a cosine that would reach
-    `final_learning_rate` x peak at step `steps` (Loshchilov and Hutter 2016, without restarts); or constant with a linear
-    decay to there over the last `decay_steps` (warmup-stable-decay: Hu et al. 2024, "MiniCPM").
+    `final_learning_rate` x peak at step `steps` (Loshchilov and Hutter 2016, without restarts); or constant with a linear decay
+    to that value over the last `decay_steps` (warmup-stable-decay: Hu et al. 2024, "MiniCPM").
     """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
@@ -29,6 +29,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
-    """The seed of the randomness inside one forward pass: 63 bits, unrelated for any two passes."""
+    """Return the random seed of one forward pass: 63 bits, unrelated for any two passes."""
     digest = hashlib.sha256(repr(("dropout", seed, step, micro_step, rank)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

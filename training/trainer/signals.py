@@ -1,4 +1,4 @@
-"""A run that is asked to stop: SIGTERM, and SIGUSR1, which Slurm sends some time before its SIGTERM."""
+"""Handles requests to stop a run: SIGTERM, and SIGUSR1, which Slurm sends some time before its SIGTERM."""
 
 import atexit
 import contextlib
@@ -17,10 +17,11 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Processes that are started in this context never get the signals, nor does this one while it lasts.
+    """Block the stop signals in this context; processes started in it never get them.
 
-    A scheduler signals every process of a job, and one that reads data for this one must live until the step is done. What
-    `multiprocessing` started here is killed when this process ends: it would send SIGTERM, and wait for ever.
+    A scheduler signals every process of a job, but a process that reads data for this one must live until the step is done.
+    When this process ends, the child processes that `multiprocessing` started here are killed; `multiprocessing` itself would
+    send SIGTERM and wait forever.
     """
     others = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -28,7 +29,7 @@ def block_stop_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # Registered after `multiprocessing`'s own function, so it runs before that one.
+        # Registered after `multiprocessing`'s own handler, so it runs first.
         atexit.register(_kill, set(multiprocessing.active_children()) - others)
 
 
@@ -39,10 +40,10 @@ def _kill(processes: Collection[BaseProcess]) -> None:
 
 
 class StopRequest:
-    """Notes the signals while its context lasts, and leaves it to the training loop to act between two steps.
+    """Records stop signals while its context lasts; the training loop acts on them between two steps.
 
     Attributes:
-        requested: Whether one has come.
+        requested: Whether a signal has come.
     """
 
     def __init__(self) -> None:

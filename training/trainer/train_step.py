@@ -1,7 +1,6 @@
-"""One optimizer step after the other: the engine, the batches it is fed, and what a step gives back.
+"""Makes one optimizer step after the other: batches go into the engine, losses come out.
 
-A step's samples, learning rate and dropout follow from its number, so whoever makes steps (training, a replay) needs to say
-no more than which.
+A step's samples, learning rate and dropout follow from its number, so training and replay only need to say which step.
 """
 
 from collections.abc import Iterator
@@ -14,19 +13,19 @@ from training.distributed import Processes
 from training.trainer.checkpoints.loading import load_checkpoint
 from training.trainer.deepspeed_engine import set_learning_rate, start_engine, take_step
 from training.trainer.nonfinite import propagate_nonfinite
+from training.trainer.run import Run
 from training.trainer.schedule import dropout_seed
-from training.trainer.setup import Run
 
 
 @dataclass(frozen=True)
 class TrainStepResult:
-    """What a step gave.
+    """Result of a step.
 
     Attributes:
         losses: Loss of each of this rank's micro steps, on the device.
-        token_losses: The part of it that is the mean loss per label id.
-        applied: Whether parameters changed; the same on all ranks.
-        waited: Seconds that went by waiting for batches.
+        token_losses: The part of each loss that is the mean loss per target token.
+        applied: Whether the parameters changed; the same on all ranks.
+        waited: Time spent waiting for batches, in seconds.
     """
 
     losses: list[torch.Tensor]
@@ -36,17 +35,17 @@ class TrainStepResult:
 
 
 class TrainStep:
-    """Makes the steps of a run in one of its processes, from the run's checkpoint on.
+    """Makes the steps of a run in one of its processes, starting from the run's checkpoint.
 
     Args:
-        run: What to train on what.
-        processes: All of them, in a process group.
-        steps: How many the run will have made when this one is through.
+        run: The run.
+        processes: Its processes, in a process group.
+        steps: Total number of steps up to which batches are loaded.
 
     Attributes:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's engine.
         reader: Reads any samples of the run.
-        loader: Iterate over it for the batches that `make` takes.
+        loader: Iterates over the batches that `make` takes.
     """
 
     def __init__(self, run: Run, processes: Processes, steps: int) -> None:
@@ -61,7 +60,7 @@ class TrainStep:
             load_checkpoint(run.checkpoint, self.engine, processes)
 
     def make(self, step: int, batches: Iterator[Batch]) -> TrainStepResult:
-        """Make step number `step`, counted from 0; steps are made in order. Call it on all ranks."""
+        """Make step number `step`, counted from 0, in order. Call it on all ranks."""
         engine, plan, training = self.engine, self._run.plan, self._run.recipe.training
         waited = self.loader.waited
         set_learning_rate(engine, self._run.learning_rate(step))

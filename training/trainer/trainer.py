@@ -1,7 +1,7 @@
-"""Pre-training of the transformer: the loop over steps, and what happens between two of them.
+"""Pre-trains the transformer: the loop over steps, and what happens between two steps.
 
-The loop has no state but the engine's, a running loss and the number of steps just skipped. Logging, evaluation and saving
-happen between steps; all ranks agree on each of them from the step number, and on stopping by asking each other.
+The loop's only state is the engine's, a running loss and the number of steps just skipped. Logging, evaluation and saving
+happen between steps. All ranks know when from the step number; they ask each other only whether to stop.
 """
 
 import contextlib
@@ -33,8 +33,9 @@ from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import device_name, target_entropy, truncate_lines, truncate_metrics
 from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, skipped_before, skipped_clips
 from training.trainer.precision import agree_on_precision
+from training.trainer.run import Run, RunOptions
 from training.trainer.run_dir import SUMMARY_NAME, lock_run_dir
-from training.trainer.setup import Run, RunOptions, set_up_run
+from training.trainer.setup import set_up_run
 from training.trainer.signals import StopRequest
 from training.trainer.train_step import TrainStep
 from training.trainer.validation_loss import ValidationLoss
@@ -46,14 +47,14 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
-    """Train a model, or go on training it, and export it.
+    """Train a model, or resume its training, and export it.
 
     Returns:
-        A summary of the run on rank 0, with the steps that were made now; None on other ranks.
+        A summary of the run on rank 0, with the number of steps made now; None on other ranks.
 
     Raises:
-        ProjectError: Something is wrong with the input; raised before any process group is formed, unless only the processes
-            together can tell. Or training can't go on.
+        ProjectError: The input is invalid; raised before any process group is formed, unless only all processes together can
+            tell. Or training can't continue.
     """
     rank_info = find_rank_info(os.environ)
     if rank_info.rank == 0:
@@ -71,7 +72,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
             run, processes, lambda damaged: set_up_run(recipe, options, rank_info, damaged), check_pickle
         )
         if run.damaged:
-            # They looked again, for another checkpoint.
+            # They chose another checkpoint.
             _require_agreement(run, processes)
         with explained_write_errors(run.folder):
             trainer = Trainer(run, processes, stop)
@@ -81,7 +82,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
 
 
 def _require_agreement(run: Run, processes: Processes) -> None:
-    """Refuse processes that see other shards or another run folder than rank 0, which only they together can tell."""
+    """Refuse processes that see other shards or another run folder than rank 0."""
     seen = fingerprint({"identity": run.identity, "record": run.history.as_json(), "first_step": run.first_step})
     if ranks := processes.ranks_that_differ(seen):
         raise ConflictError(
@@ -91,15 +92,15 @@ def _require_agreement(run: Run, processes: Processes) -> None:
 
 
 class Trainer:
-    """One run in one of its processes.
+    """Trains one run in one of its processes.
 
     Args:
-        run: What to train on what.
-        processes: All of them.
-        stop: Says when to stop early.
+        run: The run.
+        processes: All processes of the run.
+        stop: Request to stop early.
 
     Attributes:
-        stepper: Makes its steps.
+        train_step: Makes the steps.
     """
 
     def __init__(self, run: Run, processes: Processes, stop: StopRequest) -> None:
@@ -108,17 +109,17 @@ class Trainer:
         self._processes = processes
         self._stop = stop
         self.train_step = TrainStep(run, processes, self._training.steps)
-        # Only now, with the checkpoint loaded, may anything of the run folder change.
+        # The run folder may change only after the checkpoint is loaded.
         if processes.is_first and not run.is_finished:
-            for verdict in run.damaged:
-                if verdict.state is State.DAMAGED:
-                    mark_damaged(verdict)
+            for result in run.damaged:
+                if result.state is State.DAMAGED:
+                    mark_damaged(result)
             run.write_identity()
             truncate_metrics(run.folder, run.first_step)
             truncate_lines(run.folder / SKIPPED_NAME, run.first_step)
         if run.checkpoint is not None:
-            log.info("going on from step %d", run.first_step)
-        self._held_out, self._predictions = self._evaluations()
+            log.info("resuming from step %d", run.first_step)
+        self._validation_loss, self._validation_videos = self._evaluations()
         self._skipped = SkippedSteps(
             run.folder,
             processes.is_first,
@@ -128,7 +129,7 @@ class Trainer:
         )
 
     def train(self) -> dict[str, Any] | None:
-        """Run all steps, or as many as until the run is asked to stop; returns the summary on rank 0."""
+        """Make all steps, or as many as until a stop request; return the summary on rank 0."""
         training, done = self._training, self._run.first_step
         if self._run.is_finished:
             return self._finish(done, restored_results(self._run, Reporter(self._run, self._processes).results))
@@ -155,23 +156,23 @@ class Trainer:
                             training.keep_every,
                         )
                 if stopping:
-                    log.info("stopped after step %d; the same command goes on from there", done)
+                    log.info("stopped after step %d; run the same command again to resume", done)
                     break
         return self._finish(done, reporter.results)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Release the engine and the process group."""
         close_engine(self.train_step.engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
-        """One optimizer step and the count of it."""
-        made = self.train_step.make(step, batches)
-        reporter.add_step(made.token_losses, made.applied, made.waited)
-        describe = functools.partial(skipped_clips, self._run, self._processes, step, made.losses)
-        self._skipped.count(step, made.applied, describe)
+        """Make one optimizer step and count it."""
+        result = self.train_step.make(step, batches)
+        reporter.add_step(result.token_losses, result.applied, result.waited)
+        describe = functools.partial(skipped_clips, self._run, self._processes, step, result.losses)
+        self._skipped.count(step, result.applied, describe)
 
     def _evaluations(self) -> tuple[ValidationLoss | None, ValidationVideos | None]:
-        """What is done with held-out clips, where there are any."""
+        """Return what to measure on held-out clips, if there are any."""
         run, training = self._run, self._training
         if run.validation is None:
             return None, None
@@ -182,10 +183,10 @@ class Trainer:
 
     def _evaluate(self, done: int, reporter: Reporter) -> None:
         """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""
-        if self._held_out is not None:
-            reporter.write_validation(done, self._held_out.measure(self.train_step.engine, self._processes))
-        if self._predictions is not None:
-            reporter.log_videos(done, self._predictions.write(self.train_step.engine, done))
+        if self._validation_loss is not None:
+            reporter.write_validation(done, self._validation_loss.measure(self.train_step.engine, self._processes))
+        if self._validation_videos is not None:
+            reporter.log_videos(done, self._validation_videos.write(self.train_step.engine, done))
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
         """Export the model and write the summary. Call it on all ranks."""
@@ -221,7 +222,7 @@ class Trainer:
         }
         export_model(run.model, run.network, weights, run.tokenizer, run.recipe, json_values(provenance))
         if bad := describe_not_finite(summary):
-            log.warning("%s is written, but not all of its results are finite: %s", run.model, bad)
+            log.warning("%s is exported, but some of its results are not finite: %s", run.model, bad)
         summary |= {"output": str(run.folder), "model": str(run.model), "finished": done >= self._training.steps}
         storage.write_bytes(str(run.folder / SUMMARY_NAME), measured_json(summary, indent=1).encode())
         self._processes.barrier()

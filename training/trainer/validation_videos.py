@@ -1,13 +1,12 @@
-"""Predictions of held-out clips while a model is trained: truth and prediction side by side, as animations.
+"""Predicts held-out clips during training, as animations of truth and prediction side by side.
 
-The weights go through a model folder in temporary files, so what is shown is exactly what the run would export at that step,
-whatever a training engine makes of them meanwhile; gathering, writing and reading them takes seconds, once an evaluation. Truth
-is what the tokenizer makes of a clip's own ids: token shards hold no frames. The first rank predicts, the others wait.
+The weights go through a temporary model folder, so the videos show exactly what the run would export at that step; gathering,
+writing and reading them takes seconds per evaluation. The truth is decoded from a clip's own tokens, because token shards hold
+no frames. Rank 0 predicts, the others wait.
 """
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from training.distributed import Processes
 from training.inference.session import WorldModel
 from training.model.world_model import load_transformer
 from training.trainer.deepspeed_engine import full_weights
-from training.trainer.setup import Run
+from training.trainer.engine import Engine
+from training.trainer.run import Run
 from training.trainer.validation_loss import mixture_shares, spread_rows
 from training.visuals.pictures import Strip, write_gif
 
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 
 class ValidationVideos:
-    """Predicts the same few held-out clips whenever it is asked to.
+    """Predicts the same few held-out clips at every evaluation.
 
     Args:
-        run: With held-out clips and a tokenizer.
-        processes: That train it.
-        clips: How many; data sets take turns, those of greater weight first.
+        run: Run with held-out clips and a tokenizer.
+        processes: Processes of the run.
+        clips: Number of clips; data sets take turns, starting with the largest weight.
     """
 
     def __init__(self, run: Run, processes: Processes, clips: int) -> None:
@@ -45,31 +45,31 @@ class ValidationVideos:
         names = sorted(shares, key=lambda name: (-shares[name], name))
         turns = -(-clips // len(names))
         rows = {name: spread_rows(run.validation, name, turns) for name in names}
-        # A data set of few clips is out of turns before the others are.
+        # Small data sets have fewer turns.
         chosen = [(name, int(rows[name][turn])) for turn in range(turns) for name in names if turn < len(rows[name])]
         batch = self._read(chosen[:clips])
         finite = [batch.action is None or bool(torch.isfinite(batch.action[number]).all()) for number in range(len(batch.ids))]
-        # No model takes actions that are not finite.
+        # Models refuse non-finite actions.
         self._clips = [clip for clip, good in zip(chosen, finite, strict=False) if good]
-        if (left_out := len(finite) - len(self._clips)) and processes.is_first:
-            log.warning("%d of %d held-out clips are not predicted: their actions are not finite", left_out, len(finite))
+        if (skipped := len(finite) - len(self._clips)) and processes.is_first:
+            log.warning("%d of %d held-out clips are not predicted: their actions are not finite", skipped, len(finite))
 
-    def write(self, engine: Any, done: int) -> dict[str, Path]:
+    def write(self, engine: Engine, done: int) -> dict[str, Path]:
         """Predict with the weights after `done` steps. Call it on all ranks.
 
         Returns:
-            GIF files in the run folder by the names of their clips; none on every rank but 0.
+            GIF files in the run folder by clip name; empty on every rank but 0.
         """
         if not self._clips:
             return {}
         weights = full_weights(engine, self._run.network)
-        animations = {} if weights is None else self._predict_if_sound(weights, done)
+        animations = {} if weights is None else self._predict_if_finite(weights, done)
         self._processes.barrier()
         return animations
 
-    def _predict_if_sound(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
+    def _predict_if_finite(self, weights: dict[str, torch.Tensor], done: int) -> dict[str, Path]:
         if (bad := first_nonfinite(weights)) is not None:
-            log.warning("step %d: no predictions, since %s holds NaN or infinite numbers", done, bad)
+            log.warning("step %d: no predictions, because %s holds NaN or infinite numbers", done, bad)
             return {}
         return self._predict(weights, done)
 
@@ -96,7 +96,7 @@ class ValidationVideos:
         return as_batch(store.read(store.datasets, dataset, rows, bool(self._run.network.action_dim)))
 
     def _model(self, weights: dict[str, torch.Tensor]) -> WorldModel:
-        """The model that the run would export now."""
+        """Return the model that the run would export now."""
         files = self._run.tokenizer
         assert files is not None
         tokenizer = CompressiveVQModel.from_files(files)
@@ -109,14 +109,14 @@ class ValidationVideos:
 
 @torch.no_grad()
 def predict_clips(model: WorldModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict clips from their context, with noise that is always the same.
+    """Predict clips from their context, always with the same noise.
 
     Args:
-        model: Of the tokenizer that made the ids.
-        batch: B clips, with actions where the model takes them.
+        model: Model of the tokenizer that made the tokens.
+        batch: B clips, with actions if the model takes them.
 
     Returns:
-        (B, T, 3, S, S) of the clips' own ids and (B, T, 3, S, S) of the predicted ones, both in [0, 1] on the CPU.
+        Frames decoded from the clips' own tokens and from the predicted ones, both (B, T, 3, S, S) in [0, 1] on the CPU.
     """
     id_layout, ids = model.id_layout, batch.ids.to(model.device)
     session = model.start_from_ids(ids)

@@ -11,7 +11,7 @@ from synthetic_tokens import write_shard
 from pipeline.config.cli import parse_recipe
 from training.__main__ import build_parser
 from training.trainer.checkpoints.files import newest_checkpoint
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 
 SETTINGS = {

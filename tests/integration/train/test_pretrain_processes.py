@@ -11,7 +11,7 @@ from synthetic_tokens import write_shard
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 
 
@@ -58,6 +58,6 @@ def test_input_errors_end_all_processes_with_the_reason_and_no_traceback(tokens,
     words = command(2, tokens, tmp_path / "run", training__global_batch=9)
     result = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode != 0
-    assert "error: training.global_batch 9 can't be shared equally by 2 processes" in result.stderr
+    assert "error: training.global_batch 9 can't be divided by 2 processes" in result.stderr
     assert "pipeline.common.errors" not in result.stderr
     assert not (tmp_path / "run").exists()

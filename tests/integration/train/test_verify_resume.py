@@ -11,7 +11,7 @@ from synthetic_tokens import write_shard
 from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.verify import VERDICT_NAME, exactness, likeness, verify_resume
 
@@ -30,7 +30,7 @@ def _refused(error, message, tmp_path, recipe=RECIPE, steps=5, processes=(2, 1))
 
 def test_what_can_not_be_verified_is_refused_before_anything_starts(tmp_path, monkeypatch):
     _refused(ConfigError, "two different numbers above 0, not 2 and 2", tmp_path, processes=(2, 2))
-    _refused(ConfigError, "global_batch 6 can't be shared equally by 4 processes", tmp_path, processes=(2, 4))
+    _refused(ConfigError, "global_batch 6 can't be divided by 4 processes", tmp_path, processes=(2, 4))
     _refused(ConfigError, "at least 1 step", tmp_path, steps=0)
     long = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, positions=8))
     _refused(ConfigError, "model.positions is 8", tmp_path, recipe=long)

@@ -51,7 +51,7 @@ def test_an_error_while_reading_ahead_reaches_the_training_loop(store, monkeypat
     damaged = store.layout.vocabulary - 1
     monkeypatch.setattr(type(store.layout), "vocabulary", damaged)
     loader = BatchLoader(reader, plan_batches(TrainingConfig(global_batch=4), 1, 0), range(3), 2)
-    with pytest.raises(ShardError, match="hold id"):
+    with pytest.raises(ShardError, match="hold token"):
         next(iter(loader))
 
 

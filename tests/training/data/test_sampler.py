@@ -227,7 +227,7 @@ def test_a_billion_clips_take_no_more_memory_than_ten():
 
 
 def test_a_mixture_that_names_an_absent_data_set_is_refused_with_its_name():
-    with pytest.raises(ConfigError, match=r"without token shards: kuka.*There are: a"):
+    with pytest.raises(ConfigError, match=r"without token shards: kuka.*Token shards exist for: a"):
         SampleOrder({"a": DatasetSize(3)}, {"a": 1, "kuka": 1})
 
 

@@ -82,7 +82,7 @@ def test_shards_on_an_object_store_are_read_from_a_local_copy_made_once(tmp_path
 def test_a_truncated_shard_is_an_error_that_names_the_file(tmp_path):
     path = write_shard(tmp_path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ShardError, match=r"train-000000\.arrow has \d+ bytes where its record states"):
+    with pytest.raises(ShardError, match=r"train-000000\.arrow has \d+ bytes, but its manifest says"):
         TokenStore.open(tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_a_file_that_is_no_arrow_file_is_an_error_that_names_it(tmp_path):
 def test_a_missing_shard_is_an_error_that_names_its_record(tmp_path):
     write_shard(tmp_path, number=0)
     write_shard(tmp_path, number=1).unlink()
-    with pytest.raises(ShardError, match=r"train-000001\.json is there but its token shard is not"):
+    with pytest.raises(ShardError, match=r"train-000001\.json exists but its token shard does not"):
         TokenStore.open(tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_the_same_shard_twice_is_refused_with_both_paths(tmp_path):
 def test_two_shards_of_one_name_that_hold_different_things_are_refused_as_such(tmp_path):
     write_shard(tmp_path / "one", seed=1)
     write_shard(tmp_path / "two", seed=2)
-    with pytest.raises(ShardError, match=r"one/.* and .*two/.* have the same name but not the same content .*leave one"):
+    with pytest.raises(ShardError, match=r"one/.* and .*two/.* have the same name but different content .*remove one folder"):
         TokenStore.open([tmp_path / "one", tmp_path / "two"])
 
 
@@ -188,7 +188,7 @@ def test_an_id_past_the_vocabulary_is_an_error_that_names_the_data_set(tmp_path)
     metadata = json.loads(table.schema.metadata[b"ivideogpt"])
     metadata["layout"]["num_dyn_embeddings"] = 1
     _rewrite(path, table.replace_schema_metadata({b"ivideogpt": json.dumps(metadata).encode()}))
-    with pytest.raises(ShardError, match=r"alpha hold id \d+ where the vocabulary has 33"):
+    with pytest.raises(ShardError, match=r"alpha hold token \d+, but the vocabulary has 33"):
         TokenStore.open(tmp_path).rows("alpha", np.arange(10))
 
 
@@ -196,7 +196,7 @@ def test_a_shard_with_other_columns_than_it_states_is_refused(tmp_path):
     path = write_shard(tmp_path)
     _, table = open_token_shard(path)
     _rewrite(path, table.drop_columns(["stride"]))
-    with pytest.raises(ShardError, match="other columns than its metadata states"):
+    with pytest.raises(ShardError, match="other columns than its metadata says"):
         TokenStore.open(tmp_path)
 
 
@@ -210,7 +210,7 @@ def _rewrite(path, table):
     record.write_text(json.dumps({**json.loads(record.read_text()), "bytes": path.stat().st_size}))
 
 
-@pytest.mark.parametrize(("splits", "hint"), [(("val",), "there are shards of train"), (("train",), "give the folder")])
+@pytest.mark.parametrize(("splits", "hint"), [(("val",), "found shards of train"), (("train",), "give the output folder")])
 def test_finding_nothing_says_what_is_there(tmp_path, splits, hint):
     if splits == ("val",):
         write_shard(tmp_path)

@@ -21,7 +21,8 @@ from training.data.sampler import SampleOrder
 from training.distributed import find_rank_info
 from training.model.world_model import build_network, load_transformer
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import RunOptions, set_up_run
+from training.trainer.run import RunOptions
+from training.trainer.setup import set_up_run
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors, loss_differences
 

@@ -140,7 +140,7 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_state():
 
 
 def test_clip_longer_than_the_positions_is_refused():
-    with pytest.raises(ConfigError, match=r"144 ids but model.positions is 100"):
+    with pytest.raises(ConfigError, match=r"144 tokens but model.positions is 100"):
         build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=100), SHAPE, 0, 0)
 
 
@@ -253,7 +253,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, message):
     ("file", "content", "message"),
     [
         ("config.json", b"{}", "not llama"),
-        ("config.json", b"nonsense", "no Llama configuration"),
+        ("config.json", b"nonsense", "not a Llama configuration"),
         ("model.safetensors", b"cut", "safetensors"),
     ],
 )

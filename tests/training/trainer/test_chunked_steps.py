@@ -8,14 +8,14 @@ from worlds import pretrain_in_chunks, run_world
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.verify_resume.compare import loss_differences
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_two_processes_make_the_same_steps_in_chunks_as_at_once(tmp_path, zero_stage):
     write_shard(tmp_path / "tokens", "alpha", 0, 40)
-    # No parameter is so small that ZeRO-3 keeps it whole: the head is gathered anew for every chunk.
+    # No parameter is so small that ZeRO-3 keeps it whole: the head is gathered again for every chunk.
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0} if zero_stage == 3 else {}}))
     recipe = Recipe(

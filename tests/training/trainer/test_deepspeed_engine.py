@@ -35,7 +35,7 @@ def test_bf16_accumulates_gradients_in_fp32():
 
 
 def test_bf16_without_fp32_accumulation_is_refused():
-    with pytest.raises(ConfigError, match="zero_stage 0 has no fp32 gradient accumulation"):
+    with pytest.raises(ConfigError, match="zero_stage 0 can't accumulate gradients in fp32"):
         _config(precision="bf16", zero_stage=0)
 
 
@@ -50,10 +50,10 @@ def test_a_file_adds_to_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"train_batch_size": 8, "fp16": {}}, "sets fp16, train_batch_size, which the recipe decides"),
-        ({"zero_optimization": {"stage": 3}}, r"is for ZeRO stage 3, training.zero_stage is 1"),
-        ([1], "is no mapping of DeepSpeed settings"),
-        ("text", "is no mapping of DeepSpeed settings"),
+        ({"train_batch_size": 8, "fp16": {}}, "sets fp16, train_batch_size, which only the recipe may set"),
+        ({"zero_optimization": {"stage": 3}}, r"sets ZeRO stage 3, but training.zero_stage is 1"),
+        ([1], "must hold a JSON object of DeepSpeed settings"),
+        ("text", "must hold a JSON object of DeepSpeed settings"),
     ],
 )
 def test_a_file_that_contradicts_the_recipe_is_refused(tmp_path, content, message):

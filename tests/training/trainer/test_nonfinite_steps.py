@@ -17,7 +17,7 @@ from training import SampleOrder, TokenStore
 from training.trainer.checkpoints.files import tag
 from training.trainer.nonfinite import SKIPPED_NAME, NonFiniteError, propagate_nonfinite
 from training.trainer.replay import replay
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 
@@ -131,7 +131,7 @@ def test_as_many_bad_steps_in_a_row_as_the_recipe_allows_stop_the_run_also_acros
     with pytest.raises(NonFiniteError) as caught:
         pretrain(_recipe(nonfinite_limit=3), RunOptions(options.tokens, options.output))
     message = str(caught.value)
-    assert "the loss was not finite in 3 steps in a row, the last of them step 4" in message
+    assert "the loss was not finite in 3 steps in a row, up to step 4" in message
     for row in rows[-BATCH:]:
         assert f"alpha train-00000-{row:06d} from frame 0, view 0" in message
     assert "--replay 4" in message

@@ -64,8 +64,8 @@ def test_all_ranks_together_read_each_sample_of_a_step_once_in_contiguous_slices
 @pytest.mark.parametrize(
     ("config", "world", "message"),
     [
-        (TrainingConfig(global_batch=10), 4, r"global_batch 10 can't be shared equally by 4 processes"),
-        (TrainingConfig(global_batch=2), 4, r"global_batch 2 can't be shared"),
+        (TrainingConfig(global_batch=10), 4, r"global_batch 10 can't be divided by 4 processes"),
+        (TrainingConfig(global_batch=2), 4, r"global_batch 2 can't be divided"),
         (
             TrainingConfig(global_batch=24, micro_batch=5),
             2,

@@ -17,9 +17,10 @@ from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from training.distributed import find_rank_info
 from training.trainer.checkpoints.files import mark_complete
 from training.trainer.checkpoints.states import RunProgress, tag
+from training.trainer.run import RunOptions
 from training.trainer.run_dir import RUN_NAME, lock_run_dir, run_fingerprint
 from training.trainer.schedule import learning_rate
-from training.trainer.setup import RunOptions, set_up_run
+from training.trainer.setup import set_up_run
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
 TRAINING = TrainingConfig(global_batch=4, steps=3, precision="fp32")
@@ -51,7 +52,7 @@ def test_shards_of_two_tokenizers(tmp_path):
 def test_a_clip_longer_than_the_model(tmp_path):
     write_shard(tmp_path / "tokens")
     recipe = Recipe(model=dataclasses.replace(MODEL, positions=30), training=TRAINING)
-    _refused(ConfigError, "31 ids but model.positions is 30", tmp_path, recipe)
+    _refused(ConfigError, "31 tokens but model.positions is 30", tmp_path, recipe)
 
 
 @pytest.mark.parametrize(("key", "value"), [("length", 5), ("context_length", 2)])
@@ -116,7 +117,7 @@ def test_an_output_on_an_object_store(tmp_path):
 def test_a_folder_that_holds_a_run_already(tmp_path):
     write_shard(tmp_path / "tokens")
     _prepare(tmp_path).write_identity()
-    with pytest.raises(ConflictError, match="already holds a run: leave out --resume never"):
+    with pytest.raises(ConflictError, match="already holds a run: remove --resume never"):
         _prepare(tmp_path, resume="never")
     assert _prepare(tmp_path).checkpoint is None
 
@@ -125,18 +126,18 @@ def test_a_folder_that_holds_a_run_of_another_recipe_or_other_shards(tmp_path):
     write_shard(tmp_path / "tokens")
     _prepare(tmp_path).write_identity()
     other = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, learning_rate=0.5))
-    with pytest.raises(ConflictError, match=r"differ in training.learning_rate: 0.0001 -> 0.5"):
+    with pytest.raises(ConflictError, match=r"different: training.learning_rate: 0.0001 -> 0.5"):
         _prepare(tmp_path, other)
     write_shard(tmp_path / "tokens", number=1, positions=3)
-    with pytest.raises(ConflictError, match=r"differ in datasets.alpha.positions: 10 -> 13"):
+    with pytest.raises(ConflictError, match=r"different: datasets.alpha.positions: 10 -> 13"):
         _prepare(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("train", r"the token shards of beta hold something else than when the run began \(\w{16} in run.json, \w{16} now\)"),
-        ("train_heldout", r"the held-out token shards of beta hold something else"),
+        ("train", r"the token shards of beta have changed since the run started \(\w{16} in run.json, \w{16} now\)"),
+        ("train_heldout", r"the held-out token shards of beta have changed"),
     ],
 )
 def test_other_shards_of_equal_size_are_refused_with_their_data_set(tmp_path, split, message):
@@ -146,7 +147,7 @@ def test_other_shards_of_equal_size_are_refused_with_their_data_set(tmp_path, sp
     _trained_to(_prepare(tmp_path), 2)
     _prepare(tmp_path)
     write_shard(tmp_path / "tokens", "beta", split=split, seed=7)
-    with pytest.raises(ConflictError, match=message + r".*Give --tokens the shards of that time"):
+    with pytest.raises(ConflictError, match=message + r".*Give --tokens the original shards"):
         _prepare(tmp_path)
 
 
@@ -172,14 +173,14 @@ def test_a_run_of_a_release_that_kept_no_digests_goes_on_and_takes_them_over(tmp
     _trained_to(dataclasses.replace(run, identity=old), 2)
     again = _prepare(tmp_path, tokens=tokens)
     assert again.checkpoint.progress.step == 2
-    assert "run.json doesn't say what its token shards hold: those of --tokens are taken for the same" in caplog.text
-    assert "shards of alpha lie in several folders and are in the order of their names now" in caplog.text
+    assert "run.json has no digests of its token shards: assuming that those of --tokens are the same" in caplog.text
+    assert "shards of alpha lie in several folders and are now sorted by name" in caplog.text
     again.write_identity()
     caplog.clear()
     assert _prepare(tmp_path, tokens=tokens[::-1]).checkpoint.progress.step == 2
     assert "run.json" not in caplog.text and "several folders" not in caplog.text
     write_shard(tmp_path / "first", number=1, seed=3)
-    with pytest.raises(ConflictError, match="the token shards of alpha hold something else"):
+    with pytest.raises(ConflictError, match="the token shards of alpha have changed"):
         _prepare(tmp_path, tokens=tokens)
 
 
@@ -198,7 +199,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.mkdir() if "." not in name else path.write_text("{}")
-    _refused(ConflictError, rf"holds {name.split('/tr')[0]} but no run.json, so it is not a run of this command", tmp_path)
+    _refused(ConflictError, rf"holds {name.split('/tr')[0]} but no run.json, so it belongs to another command", tmp_path)
 
 
 def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
@@ -242,7 +243,7 @@ def test_a_run_keeps_the_data_sets_that_it_drew_from(tmp_path):
         write_shard(tmp_path / "tokens", name)
     _trained_to(_prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5})), 10)
     shutil.rmtree(tmp_path / "tokens" / "beta")
-    with pytest.raises(ConflictError, match="drew clips of beta, which --tokens no longer has"):
+    with pytest.raises(ConflictError, match="was trained on clips of beta, which are missing in --tokens"):
         _prepare(tmp_path, _weighed({"alpha": 1}))
 
 
@@ -252,10 +253,8 @@ def test_a_number_of_steps_that_changes_at_a_resume_says_what_it_does_to_the_lea
     _trained_to(_prepare(tmp_path, recipe), 50)
     longer = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=200))
     run = _prepare(tmp_path, longer)
-    assert (
-        "from step 51 on training.steps is 200 in place of 100: the learning rate there is 0.8536 in place of 0.5"
-        in caplog.text
-    )
+    changes = "training.steps changes from 100 to 200: the learning rate there changes from 0.5 to 0.8536"
+    assert f"from step 51 on {changes}" in caplog.text
     # The rates of steps that may be repeated are those of the time.
     assert run.learning_rate(49) == learning_rate(recipe.training, 49)
     assert run.learning_rate(50) == learning_rate(longer.training, 50)
@@ -277,7 +276,7 @@ def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
     run = _prepare(tmp_path)
     _trained_to(run, 10)
     (tmp_path / "run" / RUN_NAME).unlink()
-    _refused(ConflictError, "has checkpoints but no run.json", tmp_path)
+    _refused(ConflictError, r"has checkpoints \(.*\) but no run.json", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +297,7 @@ def test_settings_that_can_not_be(setting, message):
 def test_a_folder_in_which_another_run_is_at_work(tmp_path):
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
-    with lock_run_dir(run.folder), pytest.raises(ConflictError, match="another run is at work"), lock_run_dir(run.folder):
+    with lock_run_dir(run.folder), pytest.raises(ConflictError, match="another run is using"), lock_run_dir(run.folder):
         pass
     with lock_run_dir(run.folder):
         pass
@@ -308,7 +307,7 @@ def test_a_checkpoint_of_which_no_record_says_how_it_was_made(tmp_path):
     write_shard(tmp_path / "tokens")
     _trained_to(_prepare(tmp_path), 2)
     (tmp_path / "run" / "record.json").unlink()
-    with pytest.raises(ConflictError, match=r"has step-00000002 but no record.json .*: bring that file back"):
+    with pytest.raises(ConflictError, match=r"has step-00000002 but no record.json, .*: restore that file"):
         _prepare(tmp_path)
 
 

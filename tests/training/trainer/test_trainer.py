@@ -16,7 +16,7 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import Trainer, pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 
@@ -151,7 +151,7 @@ def test_metrics_count_samples_and_epochs_of_every_data_set(tokens, tmp_path):
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert sum(line["samples"].values()) == 80
     assert line["epochs"] == {"alpha": line["samples"]["alpha"] / 70, "beta": line["samples"]["beta"] / 25}
-    assert 0 <= line["data_wait"] <= 1 and line["mfu"] == 0.0 and line["ids_per_second"] > 0
+    assert 0 <= line["data_wait"] <= 1 and line["mfu"] == 0.0 and line["tokens_per_second"] > 0
     assert line["learning_rate"] == pytest.approx(1e-2 * 0.5 * (1 + np.cos(np.pi * 2 / 3)))
     provenance = json.loads((tmp_path / "model" / "provenance.json").read_text())
     assert provenance["layout"]["tokenizer_sha256"] == LAYOUT.tokenizer_sha256

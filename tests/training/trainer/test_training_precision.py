@@ -14,7 +14,8 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
 from training.distributed import find_rank_info
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import Run, RunOptions, set_up_run
+from training.trainer.run import Run, RunOptions
+from training.trainer.setup import set_up_run
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 from training.trainer.verify_resume.verify import TOLERANCES, verify_resume
@@ -107,7 +108,7 @@ def test_a_run_in_bf16_is_not_gone_on_with_by_a_recipe_in_fp32(tokens, cpu, kind
     cpu("new")
     _prepare(tokens, _recipe()).write_identity()
     cpu(kind)
-    with pytest.raises(ConflictError, match=r'differ in training.precision: "bf16" -> "fp32"'):
+    with pytest.raises(ConflictError, match=r'different: training.precision: "bf16" -> "fp32"'):
         _prepare(tokens, _recipe(precision="fp32"), "auto")
 
 

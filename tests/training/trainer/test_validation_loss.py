@@ -13,7 +13,7 @@ from pipeline.config.recipe import DataConfig, Recipe
 from training import TokenStore
 from training.distributed import Processes, find_rank_info
 from training.model.world_model import build_network
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.validation_loss import ValidationLoss, mixture_shares, spread_rows
 

@@ -17,7 +17,7 @@ from pipeline.config.recipe import DataConfig, Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.data.loader import Batch
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.validation_videos import predict_clips
 

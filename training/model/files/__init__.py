@@ -1,1 +1,1 @@
-"""A model's folder: its tokenizer, its transformer's files in the published layout, its model card."""
+"""Reads and writes model folders: transformer, recipe, clips, model card."""

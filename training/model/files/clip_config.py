@@ -1,8 +1,8 @@
-"""How the clips were cut that a model learned from: what predicts with a model cuts its own likewise unless told otherwise.
+"""Reads how a model's training clips were cut, so that clips for its predictions are cut the same way.
 
-A model that learned neighbouring frames and is shown every third one predicts badly and says nothing. So an exported model
-carries a recipe that says how its token shards were made, whatever the recipe of the training said, and that counts before the
-defaults. A published checkpoint carries none: there the defaults count.
+A model that was trained on adjacent frames predicts badly on every third one, without any error. So an exported model includes
+a recipe that says how its token shards were made, whatever the training recipe said. That recipe takes precedence over the
+defaults. A published checkpoint has no recipe: there the defaults apply.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from pipeline.config.recipe import ClipsConfig
 from training.model.files.locate import RECIPE
 
 _MAX_BYTES = 1 << 20
-# What decides which frames a model sees, and which episodes it never saw; the rest of the section is about making token shards.
+# Keys that decide which frames a model sees and which episodes it never saw; the other keys are about making token shards.
 _KINDS: dict[str, tuple[type, ...]] = {
     "stride": (str,),
     "length": (int, type(None)),
@@ -28,47 +28,47 @@ _KINDS: dict[str, tuple[type, ...]] = {
 log = logging.getLogger(__name__)
 
 
-def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any], tells: bool = True) -> ClipsConfig:
-    """A command's clips, with what its user left open as the model was trained.
+def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any], verbose: bool = True) -> ClipsConfig:
+    """Return a command's clips; what the user left open is as in the model's training.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
         clips: The command's section.
-        given: Keys of it that the user gave.
-        tells: See `resolve_clips`.
+        given: Keys of the section that the user set.
+        verbose: See `resolve_clips`.
 
     Raises:
         SourceError: The model's recipe can't be read.
-        ConfigError: It holds a value that can't be.
+        ConfigError: The model's recipe has an invalid value.
     """
     path = folder / RECIPE
     if not path.is_file():
         return clips
-    return resolve_clips(clips, _section(path), given, f"{path} (the model's own recipe)", tells)
+    return resolve_clips(clips, _section(path), given, f"{path} (the model's own recipe)", verbose)
 
 
 def resolve_clips(
-    clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str, tells: bool = True
+    clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str, verbose: bool = True
 ) -> ClipsConfig:
-    """A recipe's clips, with what decides which frames a clip has as it was when clips were cut.
+    """Return a recipe's clips; keys that decide which frames a clip has are as in existing clips.
 
     Args:
         clips: The recipe's section.
-        cut: The section by which they were cut, as it was read from a file.
-        given: Keys that stay as they are in `clips`.
-        where: The file, for messages.
-        tells: Whether this process is the one of several that logs what changes.
+        cut: The section by which the existing clips were cut, as read from a file.
+        given: Keys that keep their value in `clips`.
+        where: Name of the file, for messages.
+        verbose: Whether to log the changes.
 
     Raises:
-        SourceError: It has a value that is no such key's.
-        ConfigError: It has a value that can't be.
+        SourceError: A value has the wrong type.
+        ConfigError: A value is invalid.
     """
     found = {name: value for name, value in cut.items() if name in _KINDS and name not in given}
     for name, value in found.items():
         if not isinstance(value, _KINDS[name]) or (isinstance(value, bool) and bool not in _KINDS[name]):
-            raise SourceError(f"{where} has {value!r} for clips.{name}, which can't be: remove the file, or mend it")
+            raise SourceError(f"{where} has an invalid value {value!r} for clips.{name}: remove the file, or fix it")
     changed = {name: value for name, value in found.items() if value != getattr(clips, name)}
-    if changed and tells:
+    if changed and verbose:
         log.info("as in %s: %s", where, ", ".join(f"clips.{name} {value}" for name, value in changed.items()))
     return dataclasses.replace(clips, **changed)
 
@@ -76,19 +76,19 @@ def resolve_clips(
 def _section(path: Path) -> dict[str, Any]:
     section = read_recipe(path).get("clips")
     if not isinstance(section, dict):
-        raise SourceError(f"{path} is no recipe with a section `clips`: take it out of the model, or mend it")
+        raise SourceError(f"{path} is not a recipe with a section `clips`: remove it from the model, or fix it")
     return section
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe in a model's folder as it was written, section by section.
+    """Read the recipe in a model's folder as it was written, section by section.
 
     Raises:
-        SourceError: It is too large, or no recipe.
+        SourceError: The file is too large, or not a recipe.
     """
     if path.stat().st_size > _MAX_BYTES:
-        raise SourceError(f"{path} is larger than a recipe can be ({_MAX_BYTES} bytes): take it out of the model")
+        raise SourceError(f"{path} is larger than a recipe can be ({_MAX_BYTES} bytes): remove it from the model")
     try:
         return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
-        raise SourceError(f"{path} is no recipe with a section `clips`: take it out of the model, or mend it") from error
+        raise SourceError(f"{path} is not a recipe with a section `clips`: remove it from the model, or fix it") from error

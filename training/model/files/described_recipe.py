@@ -1,7 +1,7 @@
-"""The recipe that lies beside a model: what it says of the clips and the tokenizer is true of these, whatever was asked for.
+"""Makes the recipe of an exported model describe the clips and tokenizer that it was really trained on.
 
-A training reads token shards, not the recipe's sections about how they were made. So a recipe that names no tokenizer, or the
-default one, would describe another than the one that the model belongs to.
+Training reads token shards and ignores the recipe's sections about how they were made. So these sections may describe another
+tokenizer than the model's.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from tokenize_offline.tokenizer import CompressiveVQConfig
 
 
 def with_shard_settings(recipe: Recipe, layout: TokenLayout, tokenizer: CompressiveVQConfig | None) -> Recipe:
-    """A recipe with the clips and the tokenizer that token shards were made with.
+    """Return a recipe with the clips and the tokenizer of the token shards.
 
     Args:
-        recipe: Of a training.
-        layout: Of its token shards.
-        tokenizer: That made them, with the context length of its own; None leaves the section as it is.
+        recipe: Recipe of the training.
+        layout: Layout of its token shards.
+        tokenizer: Configuration of the tokenizer that made them; None leaves the section unchanged.
     """
     section = recipe.tokenizer
     if tokenizer is not None:
         shape: dict[str, Any] = {field.name: getattr(tokenizer, field.name) for field in dataclasses.fields(TokenizerShape)}
         shape["context_length"] = layout.context_length
-        # Clips that tokenizers are trained on must hold more frames than the context.
+        # Clips for tokenizer training must have more frames than the context.
         shape["segment_length"] = max(section.segment_length, layout.context_length + 1)
         shape["horizon"] = max(section.horizon, shape["segment_length"])
         if layout.precision in get_args(Precision):

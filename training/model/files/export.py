@@ -1,13 +1,14 @@
-"""The `model/` folder of a run: tokenizer, transformer in the published layout, recipe, provenance and model card.
+"""Exports the `model/` folder of a run: tokenizer, transformer in the published layout, recipe, provenance and model card.
 
-Everything is written into a folder beside it that takes its name at the end, so a `model/` that is there is whole.
+Everything is written into a temporary folder that is renamed at the end, so an existing `model/` is always complete.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -16,12 +17,12 @@ from pipeline.common.errors import ConflictError
 from pipeline.common.manifests import sha256_of
 from pipeline.config.recipe import Recipe
 from tokenize_offline.pretrained.weight_files import first_nonfinite
+from tokenize_offline.token_layout import IdLayout
 from tokenize_offline.tokenizer import CompressiveVQModel, loading
 from tokenize_offline.tokenizer.config import parse_config
 from training.model.files.locate import CLIPS, RECIPE, TOKENIZER, TRANSFORMER
 from training.model.files.model_card import model_card
 from training.model.files.trained_on import clips_file
-from training.model.world_model import WorldModelNetwork
 
 MODEL_NAME = loading.RUN_MODEL
 PROVENANCE_NAME = "provenance.json"
@@ -29,22 +30,31 @@ CARD_NAME = "README.md"
 log = logging.getLogger(__name__)
 
 
+class TransformerWriter(Protocol):
+    """A network that writes its transformer folder."""
+
+    layout: IdLayout
+
+    def save_transformer(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a transformer folder with these weights."""
+
+
 def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
-    """The tokenizer that goes into a model.
+    """Find the tokenizer for an exported model.
 
     Args:
         path: A folder, URL or hub id.
-        wanted_sha256: Of the weights that made the token shards.
+        wanted_sha256: SHA-256 of the weights that made the token shards.
 
     Raises:
         SourceError: There is no tokenizer.
-        ConflictError: It is not the one that made the token shards.
+        ConflictError: Another tokenizer made the token shards.
     """
     files = loading.locate(path)
     found = loading.weights_sha256(files)
     if found != wanted_sha256:
         raise ConflictError(
-            f"{path} is not the tokenizer that made the token shards: its weights have SHA-256 {found}, the shards name "
+            f"{path} is not the tokenizer that made the token shards: its weights have SHA-256 {found}, the shards need "
             f"{wanted_sha256}. Give that tokenizer, or tokenize again."
         )
     return files
@@ -52,27 +62,27 @@ def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
 
 def export_model(
     folder: Path,
-    network: WorldModelNetwork,
+    network: TransformerWriter,
     weights: dict[str, torch.Tensor],
     tokenizer: loading.TokenizerFiles | None,
     recipe: Recipe,
     provenance: dict[str, Any],
 ) -> None:
-    """Write `folder`, in place of what is there.
+    """Write a model folder, replacing an existing one.
 
     Args:
-        folder: Of the model, local.
-        network: Knows the layout of a transformer folder; its own weights are not used.
+        folder: Folder of the model, local.
+        network: Writes the transformer folder; its own weights are not used.
         weights: All parameters by name, in fp32.
-        tokenizer: What becomes `tokenizer/`; None leaves it out.
-        recipe: As resolved.
-        provenance: Where the model comes from and how good it is, as JSON holds it; see `model_card` for what it must tell.
+        tokenizer: Files for `tokenizer/`; None leaves it out.
+        recipe: Resolved recipe.
+        provenance: Origin and results of the model, as JSON; `model_card` lists what it must contain.
     """
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     if (bad := first_nonfinite(weights)) is not None:
-        log.error("%s: %s holds NaN or infinite numbers; nothing will open this model: take an earlier checkpoint", folder, bad)
+        log.error("%s: %s holds NaN or infinite numbers, so this model can't be opened: use an earlier checkpoint", folder, bad)
     network.save_transformer(staging / TRANSFORMER, weights)
     if tokenizer is not None:
         _write_tokenizer(tokenizer, network.layout.context_length, staging / TOKENIZER)
@@ -87,7 +97,7 @@ def export_model(
 
 
 def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder: Path) -> None:
-    """A tokenizer as the clips were tokenized with it: with fewer context frames than its own, where the recipe said so."""
+    """Write a tokenizer with the context length of the clips, which may be shorter than its own."""
     config = storage.read_bytes(files.config)
     if parse_config(config, files.config).context_length != context_length:
         tokenizer = CompressiveVQModel.from_files(files)
@@ -98,7 +108,7 @@ def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder:
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
-    """Rename a folder, in place of what is there, which goes only when the new one has its name."""
+    """Rename a folder, replacing an existing one, which is removed last."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

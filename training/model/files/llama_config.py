@@ -1,8 +1,7 @@
-"""A transformer's `config.json`, read so that the network computes what it states.
+"""Reads a transformer's `config.json` so that the network computes exactly what the file says.
 
-Every key that changes arithmetic is heeded as transformers heeds it, or refused by name; transformers itself passes over what
-it doesn't know. Keys that change nothing here (about text, generation, or how things are computed) are left out, but for those
-that published folders keep.
+Every key that changes results is used as transformers uses it, or refused by name; transformers itself ignores unknown keys.
+Keys without effect here (text, generation, implementation) are dropped, except those that published folders keep.
 """
 
 import json
@@ -19,7 +18,7 @@ from tokenize_offline.pretrained.config_keys import shortened, unsupported_key, 
 from training.model.files.rotary import BY_POSITIONS, rope_parameters
 
 _MODEL_TYPE, _CLASS = "llama", "LlamaForCausalLM"
-# Whole numbers above 0; those that may be missing or null.
+# Whole numbers above 0; the optional ones may be missing or null.
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -37,12 +36,12 @@ _ROTARY = (
     "partial_rotary_factor",
     "original_max_position_embeddings",
 )
-# What published folders carry beside that; it changes nothing that is computed from ids to scores.
+# Other keys of published folders; they don't change the scores.
 _KEPT = ("bos_token_id", "eos_token_id", "initializer_range", "use_cache", "pretraining_tp")
 _IDLE = (
     "architectures",
     "attn_implementation",
-    "chunk_size_feed_forward",  # not the Llama's
+    "chunk_size_feed_forward",  # not used by Llama
     "dtype",
     "id2label",
     "is_encoder_decoder",
@@ -52,17 +51,17 @@ _IDLE = (
     "num_labels",
     "output_attentions",
     "output_hidden_states",
-    "pad_token_id",  # an id like any other here: nothing is padded
+    "pad_token_id",  # an ordinary token here: nothing is padded
     "problem_type",
     "return_dict",
     "tie_encoder_decoder",
     "tokenizer_class",
-    "torch_dtype",  # weights say themselves what they are kept in
+    "torch_dtype",  # the weight files have their own dtype
     "torchscript",
     "transformers_version",
     "use_flash_attention_2",
     "use_return_dict",
-    # Of generation of text; transformers 4 kept them all here.
+    # Text generation; transformers 4 stored these here.
     "begin_suppress_tokens",
     "decoder_start_token_id",
     "diversity_penalty",
@@ -97,37 +96,37 @@ def parse_llama_config(text: bytes | str, where: str) -> LlamaConfig:
 
     Args:
         text: Content of the file.
-        where: Its name, for messages.
+        where: Name of the file, for messages.
 
     Raises:
-        SourceError: It states no Llama, or one that this code doesn't compute; the message names the key and its value.
+        SourceError: It is not a Llama, or one that this code can't compute; the message names the key and its value.
     """
     try:
         raw = json.loads(text)
         if not isinstance(raw, dict):
-            raise ValueError(f"it holds {shortened(raw)}, no JSON object")
+            raise ValueError(f"it holds {shortened(raw)}, not a JSON object")
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} is no Llama configuration ({error})") from error
+        raise SourceError(f"{where} is not a Llama configuration ({error})") from error
     try:
         config = LlamaConfig(**_fields(raw))
-        # Built to see that it can be: its tables come from many parameters.
+        # Building the table checks all its parameters.
         table = LlamaRotaryEmbedding(config).inv_freq
         if not bool(table.isfinite().all()):
-            raise ValueError(f"the rotary embedding of {config.rope_parameters} holds what is no number")
+            raise ValueError(f"the rotary embedding of {config.rope_parameters} has NaN or infinite values")
     except ValueError as error:
         raise SourceError(f"{where}: {error}") from error
     except (StrictDataclassError, ArithmeticError, TypeError, KeyError) as error:
-        raise SourceError(f"{where} is no Llama configuration ({' '.join(str(error).split())})") from error
+        raise SourceError(f"{where} is not a Llama configuration ({' '.join(str(error).split())})") from error
     warn_unknown_keys(raw, _KNOWN, where)
     return config
 
 
 def _fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """What `LlamaConfig` gets."""
+    """Return the arguments of `LlamaConfig`."""
     if (kind := raw.get("model_type")) != _MODEL_TYPE:
         raise ValueError(f"model_type is {kind!r}, not {_MODEL_TYPE}")
     if (classes := raw.get("architectures") or [_CLASS]) != [_CLASS]:
-        raise ValueError(f"architectures is {shortened(classes)}; only {[_CLASS]} is computed")
+        raise ValueError(f"architectures is {shortened(classes)}; only {[_CLASS]} is supported")
     if (reason := unsupported_key(raw, _KNOWN)) is not None:
         raise ValueError(reason)
     fields = {name: raw[name] for name in _KEPT if name in raw}
@@ -136,7 +135,7 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
         if value is None and name in _OPTIONAL_SIZES:
             continue
         if not _is_number(value) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-            raise ValueError(f"{name} is {value!r}, no whole number above 0")
+            raise ValueError(f"{name} is {value!r}, not a whole number above 0")
         fields[name] = value
     for name in _SWITCHES:
         fields[name] = raw.get(name) or False
@@ -147,10 +146,10 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"num_key_value_heads is {groups}, which doesn't divide num_attention_heads {heads}")
     width = fields.get("head_dim", fields["hidden_size"] // heads)
     if width % 2 or not 2 <= width <= _WIDEST_HEAD:
-        raise ValueError(f"head_dim is {width}, no even number up to {_WIDEST_HEAD}: heads are rotated by pairs of columns")
+        raise ValueError(f"head_dim is {width}, not an even number up to {_WIDEST_HEAD}: heads are rotated by pairs of columns")
     activation = raw.get("hidden_act", "silu")
     if not isinstance(activation, str) or activation not in ACT2FN:
-        raise ValueError(f"hidden_act is {activation!r}, which transformers doesn't have")
+        raise ValueError(f"hidden_act is {activation!r}, which transformers doesn't support")
     return fields | {
         "architectures": [_CLASS],
         "hidden_act": activation,
@@ -164,7 +163,7 @@ def _fields(raw: dict[str, Any]) -> dict[str, Any]:
 def _number_in(raw: dict[str, Any], name: str, default: float, end: float) -> float:
     value = default if raw.get(name) is None else raw[name]
     if not _is_number(value) or not 0 <= value < end:
-        raise ValueError(f"{name} is {value!r}, no number from 0 to below {end:g}")
+        raise ValueError(f"{name} is {value!r}, not a number from 0 to below {end:g}")
     return float(value)
 
 
@@ -173,11 +172,11 @@ def _is_number(value: Any) -> bool:
 
 
 def arithmetic(config: LlamaConfig) -> dict[str, Any]:
-    """What a Llama computes beyond what the recipe's `model` section can say: equal for two that differ by shape alone."""
+    """Return the settings that the recipe's `model` section lacks: equal for two Llamas that differ only in shape."""
     fixed = ("hidden_act", "rms_norm_eps", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "rope_parameters")
     return {name: getattr(config, name) for name in fixed}
 
 
 def depends_on_positions(config: LlamaConfig) -> bool:
-    """Whether with other `max_position_embeddings` the same weights compute something else."""
+    """Return whether the same weights give other results with another `max_position_embeddings`."""
     return dict(config.rope_parameters or {})["rope_type"] in BY_POSITIONS

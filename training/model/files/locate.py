@@ -1,7 +1,7 @@
-"""Where a model lies: a folder, a URL or the Hugging Face hub, brought to a local folder of its two parts and its recipe.
+"""Finds a model in a folder, at a URL or on the Hugging Face hub, and copies it to a local folder.
 
-The folder of a training run stands for the model that it exported. What isn't found is an error that says where it was looked
-for, and names the models below, where there are any.
+The folder of a training run stands for the model that it exported. If nothing is found, the error says where it looked, and
+names models in subfolders.
 """
 
 import atexit
@@ -19,22 +19,22 @@ from training.model.files.transformer import CONFIG, WEIGHTS
 
 TOKENIZER = SUBFOLDER
 TRANSFORMER = "transformer"
-# Of this project's own models: how clips were cut, and the seconds between their frames by data set.
+# Only in this project's models: how clips were cut, and the seconds between their frames by data set.
 RECIPE, CLIPS = "recipe.yaml", "clips.json"
 _KINDS = (".json", ".safetensors")
 _NAMED = 4
 
 
 def locate_model(path: str) -> Path:
-    """A local folder with both parts of the model.
+    """Return a local folder with both parts of the model.
 
     Args:
         path: A local folder, a URL that fsspec opens (copied to local disk), or a hub id (cached by `huggingface_hub`); of the
-            model, or of the run whose `model/` it is. Only JSON and safetensors files are fetched, and what there is of
-            recipe and clips.
+            model, or of the run with its `model/`. Only JSON and safetensors files are fetched, and recipe and clips if they
+            exist.
 
     Raises:
-        SourceError: There is no such model, or it lacks a part.
+        SourceError: There is no such model, or a part is missing.
     """
     if not storage.exists(path):
         parts = [f"{part}/*{kind}" for part in (TOKENIZER, TRANSFORMER) for kind in _KINDS]
@@ -44,7 +44,7 @@ def locate_model(path: str) -> Path:
 
 
 def locate_transformer(path: str) -> Path:
-    """A local folder with the transformer of a model.
+    """Return a local folder with the transformer of a model.
 
     Args:
         path: As for `locate_model`, or a transformer folder itself; the model may lack its tokenizer.
@@ -62,7 +62,7 @@ def locate_transformer(path: str) -> Path:
 
 
 def _with_parts(path: str, parts: Sequence[str]) -> str:
-    """The folder at `path`, or the exported model of the run there, that holds all parts."""
+    """Return the folder at `path`, or the exported model of the run there, if it has all parts."""
     if storage.is_local(path) and storage.local_path(path).is_file():
         refuse_pickles("", [path], WEIGHTS)
         raise SourceError(f"{path} is a file: a model is a folder that holds {TOKENIZER}/ and {TRANSFORMER}/")
@@ -71,13 +71,13 @@ def _with_parts(path: str, parts: Sequence[str]) -> str:
     for place, lacking in missing.items():
         if not lacking:
             return place
-    # What is nearly a model is what was meant.
+    # The folder with fewer missing parts is probably the one that was meant.
     nearest = exported if len(missing[exported]) < len(missing[path]) else path
     lacks = f"{nearest} has no folder {' and no folder '.join(missing[nearest])}"
     if missing[nearest] == [TOKENIZER]:
         raise SourceError(
-            f"{lacks}: its run was trained without --tokenizer. Give the run's command again with it, which exports the model "
-            "anew, or lay the tokenizer there that made the token shards"
+            f"{lacks}: its run was trained without --tokenizer. Run the training command again with it, which exports the "
+            "model again, or copy the tokenizer of the token shards there"
         )
     raise SourceError(f"{lacks}{_advice(path, exported, parts)}")
 
@@ -121,7 +121,7 @@ def _copied(url: str, folder: Path) -> Path:
 
 
 def _new_folder() -> Path:
-    # It lasts as long as the process, not longer: another model of equal size may come to the same URL.
+    # Removed when the process ends: another model of equal size may appear at the same URL.
     lasting = contextlib.ExitStack()
     folder = lasting.enter_context(locked_folder("ivideogpt-model-"))
     atexit.register(lasting.close)

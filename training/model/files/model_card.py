@@ -1,6 +1,6 @@
-"""The `README.md` of an exported model: what it is, how to open it, what it was trained on and how far that came.
+"""Writes the `README.md` of an exported model: what it is, how to open it, what it was trained on, and its results.
 
-Every number is of the run that made the model, out of its provenance; what a run can't know, such as a licence, is not made up.
+Every number comes from the run's provenance. What a run can't know, such as a licence, is left open.
 """
 
 import math
@@ -20,7 +20,7 @@ tags:
 _PLAIN = """import torch
 from transformers import AutoModelForCausalLM
 
-llama = AutoModelForCausalLM.from_pretrained("transformer")  # ids to the next ids
+llama = AutoModelForCausalLM.from_pretrained("transformer")  # tokens to the next tokens
 """
 _PIPELINE = """from training import WorldModel
 
@@ -31,12 +31,12 @@ frame, reward = session.step({action})
 
 
 def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        provenance: As written to `provenance.json`: a summary of the run, layout of its clips, data sets. Numbers that are not
-            finite are as `pipeline.common.measured_json` tells them.
-        recipe: As resolved.
+        provenance: Content of `provenance.json`: summary of the run, layout of its clips, data sets. Non-finite numbers are in
+            the form of `pipeline.common.measured_json`.
+        recipe: Resolved recipe.
     """
     layout = provenance["layout"]
     heads = [name for name, there in (("actions", recipe.model.actions), ("rewards", recipe.model.rewards)) if there]
@@ -45,8 +45,8 @@ def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
     lines = [
         f"# World model, {_short(provenance['parameters'])} parameters, {layout['resolution']} x {layout['resolution']} pixels",
         "",
-        f"A Llama over the ids of a compressive video tokenizer, in the layout of iVideoGPT (arXiv 2405.15223). From {context}"
-        f"{' and the action before each next one' if recipe.model.actions else ''} it predicts {future} frames"
+        f"A Llama over the tokens of a compressive video tokenizer, in the layout of iVideoGPT (arXiv 2405.15223). From "
+        f"{context}{' and the action before each next one' if recipe.model.actions else ''} it predicts {future} frames"
         f"{' and their rewards' if recipe.model.rewards else ''}.",
         "",
         "## Open it",
@@ -60,13 +60,12 @@ def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
         "## Where it comes from",
         "",
         f"- tokenizer: SHA-256 of its weights {layout['tokenizer_sha256']}",
-        "- `recipe.yaml`: everything that was set; `provenance.json`: these numbers, the mixture by step, SHA-256 of all files",
+        "- `recipe.yaml`: all settings; `provenance.json`: these numbers, the mixture by step, SHA-256 of all files",
         *[f"- {name} {version}" for name, version in provenance["software"].items()],
         "",
         "## Licence",
         "",
-        "None is stated: it is for whoever publishes these weights to choose one that the licences of the data sets and of the "
-        "tokenizer allow.",
+        "None yet: whoever publishes these weights must choose one that the licences of the data sets and the tokenizer allow.",
         "",
     ]
     return _HEAD + "\n".join(lines)
@@ -77,7 +76,7 @@ def _loading(layout: dict[str, Any], has_heads: bool, actions: bool) -> list[str
         context=layout["context_length"], side=layout["resolution"], action="action" if actions else ""
     ).rstrip()
     if has_heads:
-        text = "`transformer/` holds a Llama under `llm` with heads beside it, as iVideoGPT's action-conditioned models do."
+        text = "`transformer/` holds a Llama under `llm` and the heads next to it, as in iVideoGPT's action-conditioned models."
         return [text + " With the ivideogpt-pipeline package:", "", "```python", code, "```"]
     return [
         "`transformer/` is a plain Llama:",
@@ -95,10 +94,10 @@ def _training(provenance: dict[str, Any], recipe: Recipe) -> list[str]:
     done, planned = provenance["steps"], training.steps
     facts = [
         f"{done} steps of {training.global_batch} clips{f', of {planned} planned' if done < planned else ''}: "
-        f"{_short(provenance['ids'])} ids",
+        f"{_short(provenance['ids'])} tokens",
         f"{training.precision}, ZeRO {training.zero_stage}, learning rate {training.learning_rate:g}, {training.schedule}",
-        f"{provenance['processes']} x {provenance['hardware']}, {_or_unknown(provenance['ids_per_second'])} ids/s at the end"
-        + (f", {provenance['mfu']:.1%} of peak FLOPs" if provenance["mfu"] else ""),
+        f"{provenance['processes']} x {provenance['hardware']}, {_or_unknown(provenance['tokens_per_second'])} tokens/s "
+        "at the end" + (f", {provenance['mfu']:.1%} of peak FLOPs" if provenance["mfu"] else ""),
     ]
     if provenance.get("skipped_steps"):
         facts.append(f"{provenance['skipped_steps']} steps were skipped: their loss or gradient was not finite")
@@ -112,8 +111,8 @@ def _results(provenance: dict[str, Any]) -> list[str]:
     lines = [
         "## Results",
         "",
-        f"Loss in nats per label id: {_loss(provenance['loss'])} in the last steps of training, "
-        f"{_loss(provenance['held_out_loss'])} on held-out clips. Knowing how often each id occurs, and nothing else, would "
+        f"Loss in nats per target token: {_loss(provenance['loss'])} in the last steps of training, "
+        f"{_loss(provenance['held_out_loss'])} on held-out clips. A model that only knows how often each token occurs would "
         f"reach {_loss(provenance['label_entropy'])}.",
         "",
         "| data set | share of samples | clips seen | epochs | held-out loss |",
@@ -130,7 +129,7 @@ def _results(provenance: dict[str, Any]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """A name as a cell of a table shows it, whatever it holds."""
+    """Return a name that is safe in a table cell."""
     return "`" + " ".join(text.replace("|", "/").replace("`", "'").split()) + "`"
 
 
@@ -145,7 +144,7 @@ def _or_unknown(value: float | None) -> str:
 
 
 def _short(number: float) -> str:
-    """A large number with a unit: 33.6 G."""
+    """Return a large number with a unit: 33.6 G."""
     for power, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= power:
             return f"{number / power:.3g}{unit}"

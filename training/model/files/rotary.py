@@ -1,8 +1,8 @@
-"""The rotary embedding of a Llama's configuration, in either spelling, checked and brought to one form.
+"""Checks the rotary embedding of a Llama's configuration and converts it to one form.
 
-Since transformers 5 all of it lies under `rope_parameters`; before, `rope_theta` stood alone and scaling under `rope_scaling`,
-with `type` for `rope_type`. What the parameters mean is transformers' business, whose tables our networks use; refused here is
-what it would pass over with a warning, or compute in another way for other lengths of the same sequence.
+transformers 5 keeps all of it under `rope_parameters`. Before, `rope_theta` was a separate key, and scaling was under
+`rope_scaling`, with `type` for `rope_type`. transformers computes the tables. Refused here is what transformers would ignore
+with a warning, or compute differently for other lengths of the same sequence.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 _DEFAULT_THETA = 10000.0
 _LENGTH = "original_max_position_embeddings"
-# Per type, the keys beside `rope_type` and `rope_theta` that it must have, and those that it may have.
+# Required and optional keys of each type, besides `rope_type` and `rope_theta`.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "default": (set(), set()),
     "linear": ({"factor"}, set()),
@@ -24,20 +24,20 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "longrope": ({"short_factor", "long_factor"}, {_LENGTH, "factor", "attention_factor"}),
 }
 _SCALED_BY_LENGTH = ("llama3", "yarn", "longrope")
-# Whose tables depend on the number of positions that the model is built for.
+# Types whose tables depend on the number of positions that the model is built for.
 BY_POSITIONS = ("dynamic", "longrope")
 
 
 def rope_parameters(raw: Mapping[str, Any], positions: int, head_width: int) -> dict[str, Any]:
-    """What `rope_parameters` of a configuration is to be.
+    """Return the `rope_parameters` of a configuration.
 
     Args:
-        raw: The configuration as its file states it, in either spelling.
-        positions: That the model is built for.
-        head_width: Of one attention head.
+        raw: The configuration as in its file, in either form.
+        positions: Number of positions that the model is built for.
+        head_width: Width of an attention head.
 
     Raises:
-        ValueError: It states what isn't computed, or two things at once; the message names both.
+        ValueError: It needs something that isn't computed, or contradicts itself. The message names the keys.
     """
     stated = _only_one(raw)
     kinds = {stated[key] for key in ("type", "rope_type") if stated.get(key) is not None}
@@ -45,15 +45,15 @@ def rope_parameters(raw: Mapping[str, Any], positions: int, head_width: int) -> 
         raise ValueError(f"rotary embedding: type is {stated['type']!r} but rope_type is {stated['rope_type']!r}: remove one")
     kind = kinds.pop() if kinds else "default"
     if kind not in _KEYS:
-        raise ValueError(f"rope_type is {kind!r}; this code computes {', '.join(_KEYS)}")
+        raise ValueError(f"rope_type is {kind!r}; supported: {', '.join(_KEYS)}")
     needed, allowed = _KEYS[kind]
     found = {key: value for key, value in stated.items() if key not in ("type", "rope_type") and value is not None}
     for key in ("rope_theta", "partial_rotary_factor", _LENGTH):
         _take_in(found, key, raw.get(key), needed | allowed)
     if (part := found.pop("partial_rotary_factor", 1)) != 1:
-        raise ValueError(f"partial_rotary_factor is {part!r}; heads are rotated whole here")
+        raise ValueError(f"partial_rotary_factor is {part!r}; only whole heads are rotated")
     if unknown := sorted(found.keys() - needed - allowed - {"rope_theta"}):
-        raise ValueError(f"rotary embedding of rope_type {kind}: this code doesn't compute {', '.join(unknown)}")
+        raise ValueError(f"rotary embedding of rope_type {kind}: unsupported {', '.join(unknown)}")
     if missing := sorted(needed - found.keys()):
         raise ValueError(f"rotary embedding of rope_type {kind} lacks {', '.join(missing)}")
     found.setdefault("rope_theta", _DEFAULT_THETA)
@@ -63,8 +63,8 @@ def rope_parameters(raw: Mapping[str, Any], positions: int, head_width: int) -> 
         _require_numbers(key, value, head_width)
     if kind == "longrope" and found[_LENGTH] < positions:
         raise ValueError(
-            f"longrope with {_LENGTH} {found[_LENGTH]} below max_position_embeddings {positions} computes short and long "
-            "sequences in two ways, which a model that predicts id by id can't"
+            f"longrope with {_LENGTH} {found[_LENGTH]} below max_position_embeddings {positions} treats short and long "
+            "sequences differently, which a model that predicts token by token can't"
         )
     return {"rope_type": kind, **found}
 
@@ -73,7 +73,7 @@ def _only_one(raw: Mapping[str, Any]) -> dict[str, Any]:
     stated = {key: raw[key] for key in ("rope_scaling", "rope_parameters") if raw.get(key)}
     for key, value in stated.items():
         if not isinstance(value, Mapping):
-            raise ValueError(f"{key} is {value!r}, no mapping")
+            raise ValueError(f"{key} is {value!r}, not a mapping")
     if len(stated) == 2 and stated["rope_scaling"] != stated["rope_parameters"]:
         raise ValueError(
             f"rope_scaling is {stated['rope_scaling']} but rope_parameters is {stated['rope_parameters']}: remove one"
@@ -81,12 +81,12 @@ def _only_one(raw: Mapping[str, Any]) -> dict[str, Any]:
     return dict(next(iter(stated.values()), {}))
 
 
-def _take_in(found: dict[str, Any], key: str, beside: Any, used: set[str]) -> None:
-    """Take in a key that older files have beside the mapping, not in it."""
-    if beside is None or (key == _LENGTH and key not in used):
+def _take_in(found: dict[str, Any], key: str, separate: Any, used: set[str]) -> None:
+    """Take over a key that older files have next to the mapping instead of in it."""
+    if separate is None or (key == _LENGTH and key not in used):
         return
-    if found.setdefault(key, beside) != beside:
-        raise ValueError(f"{key} is {beside!r} but {found[key]!r} within the parameters of the rotary embedding: remove one")
+    if found.setdefault(key, separate) != separate:
+        raise ValueError(f"{key} is {separate!r} but {found[key]!r} in the parameters of the rotary embedding: remove one")
 
 
 def _require_numbers(key: str, value: Any, head_width: int) -> None:
@@ -96,7 +96,7 @@ def _require_numbers(key: str, value: Any, head_width: int) -> None:
         return
     listed = key in ("short_factor", "long_factor")
     if listed and not (isinstance(value, list) and len(value) == head_width // 2):
-        raise ValueError(f"{key} must hold {head_width // 2} numbers, one for two columns of a head")
+        raise ValueError(f"{key} must have {head_width // 2} numbers, one per two columns of a head")
     for number in value if listed else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
-            raise ValueError(f"{key} is {number!r}, no number above 0")
+            raise ValueError(f"{key} is {number!r}, not a number above 0")

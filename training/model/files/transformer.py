@@ -1,9 +1,8 @@
-"""Transformer folders: `config.json`, `generation_config.json` and `model.safetensors`, as `transformers` lays them out.
+"""Reads and writes transformer folders: `config.json`, `generation_config.json` and `model.safetensors`, as in `transformers`.
 
-Files and parameter names only; what the parameters mean is the network's business. Weights can be compared with a
-configuration from their files' headers, before any memory is taken for them. Names differ between folders with and without
-heads, and some folders tie the last layer to the embeddings; whoever reads them here sees one form: our network's names, and a
-last layer of its own, which computes the same.
+It handles files and parameter names; the network knows what the parameters mean. Weights can be compared with a configuration
+by the files' headers, before they take memory. Folders with and without heads use different names, and some tie the last layer
+to the embeddings. Readers here always get one form: this project's names and a separate last layer, with equal results.
 """
 
 from collections.abc import Mapping
@@ -21,21 +20,21 @@ from training.model.files.llama_config import parse_llama_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-LLAMA = "llm."  # in front of the Llama's parameters, which a folder without heads leaves out
+LLAMA = "llm."  # prefix of the Llama's parameters; a folder without heads leaves it out
 _EMBEDDINGS, _LAST = f"{LLAMA}model.embed_tokens.weight", f"{LLAMA}lm_head.weight"
-_TABLES = ".rotary_emb.inv_freq"  # follow from the configuration; old releases of transformers kept them too
+_TABLES = ".rotary_emb.inv_freq"  # computed from the configuration; old releases of transformers stored them too
 
 
 @dataclass(frozen=True)
 class TransformerFolder:
-    """A transformer folder that was found sound as far as its configuration and its weights' headers tell.
+    """A transformer folder with a valid configuration and valid headers of its weight files.
 
     Attributes:
-        folder: Where it lies.
-        config: The Llama's, with a last layer of its own.
-        tied: Whether the file states that the last layer is the embeddings once more.
-        names: Of all parameters in the files, by our network's names.
-        files: Of the weights.
+        folder: The folder.
+        config: Configuration of the Llama, with a separate last layer.
+        tied: Whether the file says that the last layer equals the embeddings.
+        names: Names of all parameters in the files, by this project's names.
+        files: The weight files.
     """
 
     folder: Path
@@ -46,30 +45,30 @@ class TransformerFolder:
 
     @property
     def shapes(self) -> Shapes:
-        """Of all parameters, under our network's names."""
+        """Shapes of all parameters, by this project's names."""
         shapes = {own: self.files.shapes[name] for own, name in self.names.items()}
         if self.tied and _EMBEDDINGS in shapes:
             shapes.setdefault(_LAST, shapes[_EMBEDDINGS])
         return shapes
 
     def read(self) -> dict[str, torch.Tensor]:
-        """All parameters in fp32 on the CPU, under our network's names.
+        """Read all parameters in fp32 on the CPU, by this project's names.
 
         Raises:
-            SourceError: The weights are damaged, or hold what is no number, or a last layer that should be tied and isn't.
+            SourceError: The weights are damaged or contain NaN or infinite values, or a last layer that should be tied differs.
         """
         read = self.files.read(self.names.values())
         tensors = {own: read[name] for own, name in self.names.items()}
         if self.tied and not torch.equal(tensors.setdefault(_LAST, tensors[_EMBEDDINGS].clone()), tensors[_EMBEDDINGS]):
             raise SourceError(
-                f"{self.folder / CONFIG}: tie_word_embeddings is true, but {self.files.path.name} holds another last layer "
-                "than the embeddings: set it to false, or take the last layer out"
+                f"{self.folder / CONFIG}: tie_word_embeddings is true, but {self.files.path.name} has another last layer "
+                "than the embeddings: set it to false, or remove the last layer"
             )
         return tensors
 
 
 def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a transformer folder, made if it isn't there, weights last."""
+    """Write a transformer folder, created if missing; the weights come last."""
     stated = LlamaConfig.from_dict(config.to_dict())
     stated.dtype = next(iter(tensors.values())).dtype
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -81,10 +80,10 @@ def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.T
 
 
 def open_folder(folder: str | Path) -> TransformerFolder:
-    """The configuration and the weights' headers of a local transformer folder.
+    """Open a local transformer folder: its configuration and the headers of its weights.
 
     Raises:
-        SourceError: A file is missing or damaged, or the configuration states what this code doesn't compute.
+        SourceError: A file is missing or damaged, or the configuration needs something that this code doesn't compute.
     """
     config = read_config(folder)
     files = find_weights(Path(folder), WEIGHTS)
@@ -95,27 +94,27 @@ def open_folder(folder: str | Path) -> TransformerFolder:
 
 
 def read_config(folder: str | Path) -> LlamaConfig:
-    """The Llama's configuration.
+    """Read the Llama's configuration.
 
     Raises:
-        SourceError: The file is missing, states no Llama, or one that this code doesn't compute.
+        SourceError: The file is missing, not a Llama, or one that this code can't compute.
     """
     path = Path(folder) / CONFIG
     try:
         return parse_llama_config(path.read_bytes(), str(path))
     except FileNotFoundError as error:
-        raise SourceError(f"{path} isn't there: a transformer folder holds {CONFIG} and {WEIGHTS}") from error
+        raise SourceError(f"{path} doesn't exist: a transformer folder has {CONFIG} and {WEIGHTS}") from error
     except OSError as error:
         raise SourceError(f"{path} can't be read ({error.strerror})") from error
 
 
 def require_layers(config: LlamaConfig, shapes: Shapes, folder: str | Path) -> None:
-    """Refuse a configuration that states more layers than the weights file has parameters, before they are built.
+    """Refuse a configuration with more layers than the weights file has parameters, before the layers are built.
 
     Raises:
-        SourceError: It does.
+        SourceError: It has more.
     """
     if config.num_hidden_layers > len(shapes):
         raise SourceError(
-            f"{folder}: {CONFIG} states {config.num_hidden_layers} layers, {WEIGHTS} holds {len(shapes)} parameters in all"
+            f"{folder}: {CONFIG} says {config.num_hidden_layers} layers, but {WEIGHTS} has only {len(shapes)} parameters"
         )

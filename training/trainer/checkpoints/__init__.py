@@ -1,1 +1,1 @@
-"""Checkpoints: written whole, checked before they are loaded."""
+"""Writes, checks and loads the checkpoints of a run."""

@@ -1,11 +1,11 @@
-"""Checkpoints of a run as they lie on disk: judged by one rule, the newest kept and some for good.
+"""Writes, lists and removes the checkpoints of a run on disk.
 
-A checkpoint is a folder `step-00001000` of DeepSpeed's files. It is written under another name; the last file written into
-it is `complete.json`, which lists all files with their sizes and SHA-256s; then the folder takes its name. So what has the
-name was whole once. `judge` says what it is now, `check_content` whether a file still holds the bytes that were written.
+A checkpoint is a folder `step-00001000` of files that a library wrote. It is written under a temporary name. Its last file is
+`complete.json`, which lists all files with sizes and SHA-256s. Then the folder gets its final name, so a folder with that name
+was complete once. `check_checkpoint` checks what it is now; `check_content` also reads a file and compares its hash.
 
-A checkpoint that is not whole is never loaded, never counted among those kept, and never removed, except for remains of a
-save that was cut short: what else it still holds is the user's to decide about.
+A damaged checkpoint is never loaded, doesn't count among those kept, and is never removed: the user decides about it. Only the
+remains of interrupted saves are removed.
 """
 
 import json
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_names(folder: Path) -> list[str]:
-    """Names of all that looks like a checkpoint in `folder`, by step, whole or not.
+    """Return the names of all folders named like checkpoints, sorted by step, damaged ones included.
 
     Raises:
         ConflictError: The folder can't be read.
@@ -39,19 +39,19 @@ def checkpoint_names(folder: Path) -> list[str]:
         return sorted((name for name in (entry.name for entry in folder.iterdir()) if _TAG.fullmatch(name)), key=_step)
     except FileNotFoundError:
         if folder.is_symlink():
-            raise ConflictError(f"{folder} is a link to nothing: bring back what it points to") from None
+            raise ConflictError(f"{folder} is a broken link: restore its target") from None
         return []
     except OSError as error:
-        raise ConflictError(f"{folder} can't be read ({error.strerror}), so the run's checkpoints are not known") from error
+        raise ConflictError(f"{folder} can't be read ({error.strerror}), so the run's checkpoints can't be listed") from error
 
 
 def check_checkpoints(folder: Path, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None) -> Iterator[CheckResult]:
-    """The verdicts on the checkpoints in `folder`, newest first.
+    """Yield the check results of the checkpoints in `folder`, newest first.
 
     Args:
-        folder: Of all checkpoints.
-        at_most: Leaves out those of more steps.
-        known: Verdicts found by reading content, by the checkpoint's name.
+        folder: Folder of all checkpoints.
+        at_most: Skips checkpoints of more steps.
+        known: Results of earlier content checks, by checkpoint name.
 
     Raises:
         ConflictError: The folder can't be read.
@@ -62,33 +62,33 @@ def check_checkpoints(folder: Path, at_most: int | None = None, known: Mapping[s
 
 
 def newest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, of at most so many steps where that is given; None where there is none."""
-    return next((verdict.checkpoint for verdict in check_checkpoints(folder, at_most) if verdict.checkpoint), None)
+    """Return the newest whole checkpoint in `folder`, of at most `at_most` steps if given; None if there is none."""
+    return next((result.checkpoint for result in check_checkpoints(folder, at_most) if result.checkpoint), None)
 
 
 def _step(name: str) -> int:
-    """The number of steps in the name of a checkpoint's folder."""
+    """Return the number of steps in the name of a checkpoint folder."""
     return int(name.rpartition("-")[2])
 
 
 def staging_folder(folder: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
+    """Return the temporary folder in which a checkpoint is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Names of all files in a checkpoint's folder but its marker, sorted."""
+    """Return the names of all files in a checkpoint except its marker, sorted."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != COMPLETE_NAME)
 
 
 def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str] | None = None) -> None:
-    """Write a checkpoint's marker, with all files on disk before it.
+    """Write a checkpoint's marker after all its files are on disk.
 
     Args:
-        folder: Of the checkpoint.
-        progress: Of the run.
-        digests: What `sealed` returned, by file; those that are missing are sealed here.
+        folder: Folder of the checkpoint.
+        progress: Progress of the run.
+        digests: SHA-256 by file name, as `sync_and_hash` returns it; missing ones are computed here.
     """
     known = digests or {}
     names = checkpoint_files(folder)
@@ -104,62 +104,62 @@ def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str
 
 
 def publish_checkpoint(made: Path, folder: Path) -> None:
-    """Give a checkpoint its name. A damaged one that has this name already is set aside, any other is replaced."""
+    """Rename a checkpoint to its final name. An older damaged one of that name is moved aside; any other is replaced."""
     if os.path.lexists(folder):
-        verdict = check_checkpoint(folder)
-        if verdict.state in (State.WHOLE, State.UNFINISHED):
+        result = check_checkpoint(folder)
+        if result.state in (State.WHOLE, State.UNFINISHED):
             _remove(folder)
         else:
             aside = _unused_name(folder.with_name(_ASIDE + folder.name))
             folder.rename(aside)
-            log.warning("%s; a new one takes its place, and the old one is now %s: remove it", verdict, aside)
+            log.warning("%s; replaced by a new one, the old one is now %s: remove it", result, aside)
     made.rename(folder)
     flush_tree(folder.parent, below=False)
 
 
-def mark_damaged(verdict: CheckResult) -> None:
-    """Write down in a checkpoint that its content is damaged, so that it is never taken for a whole one again."""
+def mark_damaged(result: CheckResult) -> None:
+    """Record in a checkpoint that its content is damaged, so that it is never loaded again."""
     try:
-        storage.write_bytes(str(verdict.folder / DAMAGED_NAME), json.dumps({"reason": verdict.reason}).encode())
+        storage.write_bytes(str(result.folder / DAMAGED_NAME), json.dumps({"reason": result.reason}).encode())
     except OSError as error:
-        log.warning("%s: %s can't be written (%s)", verdict, DAMAGED_NAME, error.strerror)
+        log.warning("%s: %s can't be written (%s)", result, DAMAGED_NAME, error.strerror)
 
 
 def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = None) -> None:
-    """Remove whole checkpoints that are not to be kept, and what cut-short saves and removals left behind.
+    """Remove old checkpoints, and what interrupted saves and removals left behind.
 
     Args:
-        folder: Of all checkpoints.
-        keep: How many of the newest whole ones stay.
-        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
-        written: Steps of the one that was just written; None takes the newest whole one. Newer ones are neither counted nor
-            removed: the run goes on from an older one because they could not be loaded.
+        folder: Folder of all checkpoints.
+        keep: Number of newest whole checkpoints to keep.
+        keep_every: Keep checkpoints of multiples of this many steps forever; 0 = off.
+        written: Step of the checkpoint just written; None = the newest whole one. Newer ones are neither counted nor removed:
+            the run resumed from an older one because they could not be loaded.
     """
-    verdicts = list(check_checkpoints(folder))
-    whole = [verdict.checkpoint for verdict in reversed(verdicts) if verdict.checkpoint]
+    results = list(check_checkpoints(folder))
+    whole = [result.checkpoint for result in reversed(results) if result.checkpoint]
     if written is not None:
         whole = [checkpoint for checkpoint in whole if checkpoint.progress.step <= written]
         if not whole or whole[-1].progress.step != written:
-            log.warning("%s is not whole right after it was written: older checkpoints stay", folder / tag(written))
+            log.warning("%s is damaged right after it was written: keeping older checkpoints", folder / tag(written))
             return
     for checkpoint in whole[:-keep]:
         if not keep_every or checkpoint.progress.step % keep_every:
             _remove(checkpoint.folder)
-    for verdict in verdicts:
-        if verdict.state is State.UNFINISHED:
-            _remove(verdict.folder)
+    for result in results:
+        if result.state is State.UNFINISHED:
+            _remove(result.folder)
     remove_leftovers(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what cut-short saves, removals and conversions left in the folder of all checkpoints."""
+    """Remove what interrupted saves, removals and conversions left in the folder of all checkpoints."""
     for pattern in (staging_folder(folder / "step-*").name, _removal_path(folder / "step-*").name, f"{UNIVERSAL}*"):
         for leftover in folder.glob(pattern):
             _remove_tree(leftover)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint; the name goes first, so that a removal that is cut short leaves nothing that looks whole."""
+    """Remove a checkpoint. It is renamed first, so an interrupted removal leaves nothing that looks whole."""
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -172,12 +172,12 @@ def _remove(folder: Path) -> None:
 
 
 def _removal_path(folder: Path) -> Path:
-    """Where a checkpoint lies that is about to go."""
+    """Return the name that a checkpoint gets before its files are removed."""
     return folder.with_name(f".{folder.name}.removed")
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder that nobody needs, where it is there and if possible."""
+    """Remove a folder if it exists; log a failure."""
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -186,7 +186,7 @@ def _remove_tree(folder: Path) -> None:
 
 
 def _unused_name(wanted: Path) -> Path:
-    """`wanted`, with a number behind it where that is taken."""
+    """Return `wanted`, with a number appended if that name is taken."""
     name, number = wanted, 1
     while os.path.lexists(name):
         number += 1

@@ -1,8 +1,8 @@
-"""Finds the newest checkpoint whose content is sound, before anything loads it.
+"""Finds the newest checkpoint with intact content before anything loads it.
 
-An engine that fails in the midst of loading can't be used again, and its ranks may wait for each other forever. So all ranks
-first read the checkpoint's files, each its share, and a damaged checkpoint is passed over while nothing has happened yet. The
-price: a resume reads the checkpoint once more, at the speed of SHA-256 on as many cores as there are ranks.
+An engine that fails while loading can't be used again, and its ranks may wait for each other forever. So all ranks first read
+their share of the checkpoint's files and skip a damaged checkpoint while nothing has changed yet. The cost: a resume reads the
+checkpoint once more, at the speed of SHA-256 on one core per rank.
 """
 
 import contextlib
@@ -22,40 +22,40 @@ log = logging.getLogger(__name__)
 
 
 class _Resumes(Protocol):
-    """A run with the checkpoint from which it resumes; None where it starts."""
+    """A run with the checkpoint that it resumes from; None for a new run."""
 
     @property
     def checkpoint(self) -> Checkpoint | None: ...
 
 
 R = TypeVar("R", bound=_Resumes)
-# Returns why a file of a checkpoint can't be loaded on a device; None where it can.
-LooksInto = Callable[[Checkpoint, str, torch.device], CheckResult | None]
+# Returns why a file of a checkpoint can't be loaded on a device; None if it can.
+FileCheck = Callable[[Checkpoint, str, torch.device], CheckResult | None]
 
 
 def resume_from_intact_checkpoint(
-    run: R, processes: Processes, prepare_again: Callable[[Mapping[str, CheckResult]], R], look: LooksInto | None = None
+    run: R, processes: Processes, prepare_again: Callable[[Mapping[str, CheckResult]], R], look: FileCheck | None = None
 ) -> R:
-    """Returns the run that resumes from the newest checkpoint with sound content. Call it on all ranks; all get the same one.
+    """Return the run, resuming from its newest intact checkpoint. Call it on all ranks; all get the same one.
 
     Args:
-        run: As prepared.
-        processes: Of the run.
-        prepare_again: Prepares it without some checkpoints, given by name.
-        look: Tries out a file whose bytes are as written.
+        run: The prepared run.
+        processes: Processes of the run.
+        prepare_again: Prepares the run without the damaged checkpoints, given by name.
+        look: Tries to load a file whose bytes are unchanged.
 
     Raises:
         ConflictError: No checkpoint of the run can be loaded.
     """
     found: dict[str, CheckResult] = {}
-    while run.checkpoint is not None and (verdict := find_damage(run.checkpoint, processes, look)) is not None:
-        found[verdict.folder.name] = verdict
+    while run.checkpoint is not None and (result := find_damage(run.checkpoint, processes, look)) is not None:
+        found[result.folder.name] = result
         run = prepare_again(found)
     return run
 
 
-def find_damage(checkpoint: Checkpoint, processes: Processes, look: LooksInto | None = None) -> CheckResult | None:
-    """Returns why a checkpoint whose files are all there can't be loaded; None where it can. Reads every file once.
+def find_damage(checkpoint: Checkpoint, processes: Processes, look: FileCheck | None = None) -> CheckResult | None:
+    """Read every file of a checkpoint once and return why it can't be loaded; None if it can.
 
     Call it on all ranks; all get the same answer.
     """
@@ -64,15 +64,15 @@ def find_damage(checkpoint: Checkpoint, processes: Processes, look: LooksInto | 
         fault = check_content(checkpoint, name) or (look(checkpoint, name, processes.device) if look else None)
         if fault is not None:
             found.append(fault)
-    return next((fault for part in processes.gather_objects(found) for fault in part), None)
+    return next((fault for faults in processes.gather_objects(found) for fault in faults), None)
 
 
 @contextlib.contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Explains what goes wrong while a library loads a checkpoint.
+    """Turn the errors of a library that loads a checkpoint into one clear error.
 
     Raises:
-        ShardError: It can't be loaded.
+        ShardError: The checkpoint can't be loaded.
     """
     try:
         yield
@@ -88,6 +88,6 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Returns kind and first line of an error."""
+    """Return the type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

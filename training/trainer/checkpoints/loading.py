@@ -1,10 +1,8 @@
-"""The state of a training engine, brought to a checkpoint and back by all ranks of a run.
+"""Saves and restores the state of DeepSpeed's engine on all ranks.
 
-The same number of processes loads its own parts, bit for bit. Another number goes through a universal checkpoint, which is
-made on the spot and removed again: time and disk space at a resume, none at a save.
-
-All ranks share the work of taking the SHA-256s of what they wrote, which is in the page cache then. The files are torch's,
-so they are pickles, as DeepSpeed writes them: a run reads its own folder only, never an input.
+The same number of processes loads its own parts, bit for bit. Another number of processes converts the checkpoint to a
+universal one first, which is removed afterwards: it costs time and disk space at a resume, nothing at a save. The files are
+pickles, as DeepSpeed writes them: a run reads only its own folder.
 """
 
 import logging
@@ -23,18 +21,19 @@ from training.distributed import Processes
 from training.trainer.checkpoints.files import UNIVERSAL
 from training.trainer.checkpoints.intact import one_line, loading
 from training.trainer.checkpoints.states import Checkpoint, State, CheckResult
+from training.trainer.engine import Engine
 
 log = logging.getLogger(__name__)
 
 
-def write_engine(engine: Any, folder: Path) -> None:
-    """Write the state of DeepSpeed's engine into a folder. Call it on all ranks."""
+def write_engine(engine: Engine, folder: Path) -> None:
+    """Write the engine's state into a folder. Call it on all ranks."""
     with quiet():
         engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
 
 def check_pickle(checkpoint: Checkpoint, name: str, device: torch.device) -> CheckResult | None:
-    """Returns why torch can't load a file of a checkpoint; None where it can, or where the file isn't torch's."""
+    """Return why torch can't load a file of a checkpoint; None if it can, or if it is not a file of torch."""
     if not name.endswith(".pt"):
         return None
     # The pickles name DeepSpeed's classes.
@@ -50,11 +49,11 @@ def check_pickle(checkpoint: Checkpoint, name: str, device: torch.device) -> Che
     return None
 
 
-def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -> None:
+def load_checkpoint(checkpoint: Checkpoint, engine: Engine, processes: Processes) -> None:
     """Restore parameters and optimizer. Call it on all ranks, with an engine configured by `loading_config`.
 
     Raises:
-        ShardError: The checkpoint can't be loaded, or one of another number of processes could not be converted.
+        ShardError: The checkpoint can't be loaded or converted.
     """
     folder = checkpoint.folder
     if needs_conversion(checkpoint, processes.world_size, engine.zero_optimization_stage()):
@@ -70,8 +69,8 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Any, processes: Processes) -
         (folder.parent / "latest_universal").unlink(missing_ok=True)
 
 
-def _load(original: Path, folder: Path, engine: Any) -> None:
-    """Let the engine load a folder, that of a checkpoint or its conversion."""
+def _load(original: Path, folder: Path, engine: Engine) -> None:
+    """Make the engine load a checkpoint or its conversion."""
     with loading(original), quiet():
         loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
@@ -80,12 +79,12 @@ def _load(original: Path, folder: Path, engine: Any) -> None:
 
 
 def needs_conversion(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
-    """Whether the parts of a checkpoint don't fit this number of processes; without ZeRO there are no parts."""
+    """Return whether a checkpoint must be converted for this number of processes. Without ZeRO it never must."""
     return zero_stage > 0 and checkpoint.progress.world_size != world_size
 
 
 def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> dict[str, Any]:
-    """What DeepSpeed's configuration must say for `load_checkpoint`."""
+    """Return the DeepSpeed settings that `load_checkpoint` needs."""
     if checkpoint is None or not needs_conversion(checkpoint, world_size, zero_stage):
         return {}
     return {"checkpoint": {"load_universal": True}}
@@ -96,7 +95,7 @@ def convert(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     options = ["--input_folder", source, "--output_folder", target, "--inject_missing_state"]
-    log.info("%s was written by another number of processes: converting it", source)
+    log.info("%s was written by another number of processes: converting", source)
     with Child([*command, *map(str, options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         _, messages = process.communicate()
     if process.returncode:

@@ -1,4 +1,4 @@
-"""Saves a checkpoint: all ranks write their parts and share the work of hashing them; then it appears under its name."""
+"""Saves a checkpoint: all ranks write and hash their parts, then the folder gets its final name."""
 
 import logging
 from collections.abc import Callable
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 def save_checkpoint(
     folder: Path, write: Callable[[Path], None], processes: Processes, progress: RunProgress, keep: int, keep_every: int
 ) -> None:
-    """Write a checkpoint and remove those that are not to be kept. Call it on all ranks.
+    """Write a checkpoint and remove old ones. Call it on all ranks.
 
     Args:
-        folder: Of all checkpoints; every rank must see the same one.
+        folder: Folder of all checkpoints; every rank must see the same one.
         write: Writes this rank's part of the state into a folder; called on all ranks.
-        processes: Of the run.
-        progress: Of the run.
-        keep: How many of the newest stay.
-        keep_every: Those of a multiple of this many steps stay for good; 0 keeps none so.
+        processes: Processes of the run.
+        progress: Progress of the run.
+        keep: Number of newest checkpoints to keep.
+        keep_every: Keep checkpoints of multiples of this many steps forever; 0 = off.
     """
     made = staging_folder(folder / tag(progress.step))
     if processes.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        # First of all, since a disk may be full of them.
+        # First, because they may fill the disk.
         remove_leftovers(folder)
     processes.barrier()
     write(made)
@@ -50,13 +50,13 @@ def save_checkpoint(
 
 
 def _hash_files(folder: Path, processes: Processes) -> dict[str, str]:
-    """SHA-256s of a checkpoint's files, which all ranks bring to disk together. Call it on all ranks."""
+    """Return the SHA-256 of each file of a checkpoint; the ranks share the work and flush the files to disk. Call it on all ranks."""
     names = processes.gather_objects(checkpoint_files(folder) if processes.is_first else None)[0] or []
     digests = {}
     for name in names[processes.rank :: processes.world_size]:
         try:
             digests[name] = sync_and_hash(folder / name)
         except OSError as error:
-            # A network disk may show this node the file later; rank 0 sees it, or fails with the true reason.
+            # A network disk may show the file to this node later; rank 0 hashes it then, or fails with the real reason.
             log.debug("%s can't be read here (%s)", folder / name, error)
-    return {name: digest for part in processes.gather_objects(digests) for name, digest in part.items()}
+    return {name: digest for hashed in processes.gather_objects(digests) for name, digest in hashed.items()}

@@ -1,7 +1,7 @@
-"""One rule that says what a checkpoint on disk is: whole, a save that was cut short, damaged, or not readable just now.
+"""Checks a checkpoint on disk: whole, an interrupted save, damaged, or unreadable at the moment.
 
-`judge` looks at the marker and at names and sizes of files, which is cheap; `check_content` reads a file and says whether it
-still holds the bytes that were written.
+`check_checkpoint` is cheap: it reads the marker and compares names and sizes of files. `check_content` reads a whole file and
+compares its hash.
 """
 
 import enum
@@ -18,25 +18,23 @@ from pipeline.common.manifests import sha256_of
 
 COMPLETE_NAME = "complete.json"
 DAMAGED_NAME = "damaged.json"
-# What DeepSpeed and accelerate put into a checkpoint: files of torch's and of safetensors', and DeepSpeed a folder where the
-# optimizer lies on NVMe disks.
+# DeepSpeed and accelerate write these files, and DeepSpeed a folder for an optimizer that is offloaded to NVMe disks.
 _ENDINGS = (".pt", ".bin", ".pkl", ".safetensors")
 _OFFLOADED = "offloaded_tensors"
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run had come.
+    """Progress of a run, as saved in a checkpoint.
 
     Attributes:
-        step: Steps done.
-        world_size: Processes that did them.
-        loss_totals: Running sum of losses of every rank since the last line of metrics.
-        loss_steps: Steps in these sums.
+        step: Number of steps done.
+        world_size: Number of processes that did them.
+        loss_totals: Sum of losses of each rank since the last line of metrics.
+        loss_steps: Number of steps in these sums.
         run: Fingerprint of the run.
-        skipped: Steps in a row, up to this one, that were skipped.
-        results: Newest value of each number that the run's summary holds, as JSON; empty in a checkpoint of before they were
-            kept.
+        skipped: Number of steps in a row, up to this one, that were skipped.
+        results: Newest value of each number in the run's summary, as JSON; empty in old checkpoints.
     """
 
     step: int
@@ -48,7 +46,7 @@ class RunProgress:
     results: dict[str, Any] = field(default_factory=dict)
 
     def loss_total(self, rank: int, world_size: int) -> float:
-        """The running sum that rank `rank` of `world_size` goes on from."""
+        """Return the loss sum from which rank `rank` of `world_size` resumes."""
         if world_size == self.world_size:
             return self.loss_totals[rank]
         return sum(self.loss_totals) / self.world_size
@@ -59,9 +57,9 @@ class Checkpoint:
     """A whole checkpoint on disk.
 
     Attributes:
-        folder: Where it lies.
-        progress: Of the run when it was written.
-        files: Name -> SHA-256 of every file, None where the checkpoint was written before these were kept.
+        folder: Folder of the checkpoint.
+        progress: Progress of the run when it was written.
+        files: SHA-256 of each file by name; None in old checkpoints, which have none.
     """
 
     folder: Path
@@ -70,7 +68,7 @@ class Checkpoint:
 
 
 class State(enum.StrEnum):
-    """What a folder with a checkpoint's name is."""
+    """State of a folder that is named like a checkpoint."""
 
     WHOLE = "whole"
     UNFINISHED = "unfinished"
@@ -80,13 +78,13 @@ class State(enum.StrEnum):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was found out about a checkpoint's folder.
+    """Result of checking a checkpoint.
 
     Attributes:
-        folder: Where it lies.
-        state: What it is.
-        reason: Why it is not whole; empty where it is.
-        checkpoint: Where it is whole.
+        folder: Folder of the checkpoint.
+        state: State of the checkpoint.
+        reason: Why it is not whole; empty if it is.
+        checkpoint: The checkpoint if it is whole, else None.
     """
 
     folder: Path
@@ -99,20 +97,20 @@ class CheckResult:
 
 
 def tag(step: int) -> str:
-    """Name of the checkpoint's folder after `step` steps."""
+    """Return the name of the checkpoint folder after `step` steps."""
     return f"step-{step:08d}"
 
 
 def check_checkpoint(folder: Path) -> CheckResult:
-    """Judge a checkpoint by its marker, and by the names and sizes of its files: cheap, their content is not read."""
+    """Check a checkpoint's marker, and names and sizes of its files. Cheap: file content is not read."""
     name = COMPLETE_NAME
     try:
         try:
             marker = (folder / COMPLETE_NAME).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return _without_marker(folder)
-        if (noted := _recorded_damage(folder)) is not None:
-            return CheckResult(folder, State.DAMAGED, f"{DAMAGED_NAME} says so: {noted}")
+        if (recorded := _recorded_damage(folder)) is not None:
+            return CheckResult(folder, State.DAMAGED, f"{DAMAGED_NAME} says: {recorded}")
         checkpoint, sizes = _parse_marker(folder, marker)
         for name, size in sizes.items():
             found = (folder / name).stat().st_size
@@ -123,44 +121,44 @@ def check_checkpoint(folder: Path) -> CheckResult:
     except OSError as error:
         return CheckResult(folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return CheckResult(folder, State.DAMAGED, f"{COMPLETE_NAME} can't be understood: {error}")
+        return CheckResult(folder, State.DAMAGED, f"{COMPLETE_NAME} is invalid: {error}")
     return CheckResult(folder, State.WHOLE, checkpoint=checkpoint)
 
 
 def check_content(checkpoint: Checkpoint, name: str) -> CheckResult | None:
-    """What is wrong with the content of a file of a checkpoint; None where nothing is. Reads the whole file."""
+    """Read a whole file of a checkpoint and return what is wrong with it; None if nothing is."""
     path, digest = checkpoint.folder / name, checkpoint.files[name]
     reason = None
     try:
         if digest is not None:
             found = sha256_of(path)
             if found != digest:
-                reason = f"{name} has SHA-256 {found[:12]}.. where {COMPLETE_NAME} states {digest[:12]}.."
+                reason = f"{name} has SHA-256 {found[:12]}.., but {COMPLETE_NAME} says {digest[:12]}.."
         elif zipfile.is_zipfile(path):
-            # torch's files are archives that keep a sum of each of their members.
+            # torch files are zip archives with a checksum of each member.
             with zipfile.ZipFile(path) as archive:
                 if member := archive.testzip():
-                    reason = f"{name} holds other bytes than were written, in {member}"
+                    reason = f"{name} has a wrong checksum in {member}"
     except FileNotFoundError:
         reason = f"{name} is missing"
     except OSError as error:
         return CheckResult(checkpoint.folder, State.UNREADABLE, f"{name}: {error.strerror or error}")
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
-        reason = f"{name} is no archive any more: {error}"
+        reason = f"{name} is not a valid archive: {error}"
     return CheckResult(checkpoint.folder, State.DAMAGED, reason) if reason else None
 
 
 def _without_marker(folder: Path) -> CheckResult:
     if not folder.is_dir():
-        return CheckResult(folder, State.DAMAGED, "it is a link to nothing" if folder.is_symlink() else "it is no folder")
+        return CheckResult(folder, State.DAMAGED, "it is a broken link" if folder.is_symlink() else "it is not a folder")
     names = [PurePosixPath(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if not path.is_dir()]
     if all(name.suffix in _ENDINGS or _OFFLOADED in name.parts for name in names):
         return CheckResult(folder, State.UNFINISHED, f"it has no {COMPLETE_NAME}")
-    return CheckResult(folder, State.DAMAGED, f"it has no {COMPLETE_NAME}, and files that no save leaves behind")
+    return CheckResult(folder, State.DAMAGED, f"it has no {COMPLETE_NAME}, but files that no save leaves behind")
 
 
 def _recorded_damage(folder: Path) -> str | None:
-    """What an earlier start found wrong with a checkpoint's content, if any did."""
+    """Return the damage that an earlier start recorded in this checkpoint; None if it recorded none."""
     try:
         return str(json.loads((folder / DAMAGED_NAME).read_bytes())["reason"])
     except FileNotFoundError:
@@ -168,22 +166,22 @@ def _recorded_damage(folder: Path) -> str | None:
 
 
 def _parse_marker(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
-    """A checkpoint as its marker has it, and the sizes of its files.
+    """Return a checkpoint and the sizes of its files, from its marker.
 
     Raises:
-        ValueError: The marker is damaged, or of another checkpoint.
+        ValueError: The marker is damaged, or belongs to another checkpoint.
     """
     values = json.loads(marker)
     progress, sizes, digests = RunProgress(**values["progress"]), dict(values["files"]), dict(values.get("sha256", {}))
     if tag(progress.step) != folder.name:
-        raise ValueError(f"it is that of {tag(progress.step)}")
+        raise ValueError(f"it belongs to {tag(progress.step)}")
     if len(progress.loss_totals) != progress.world_size:
-        raise ValueError(f"it has {len(progress.loss_totals)} running losses of {progress.world_size} processes")
+        raise ValueError(f"it has {len(progress.loss_totals)} loss sums for {progress.world_size} processes")
     return Checkpoint(folder, progress, {name: digests.get(name) for name in sizes}), sizes
 
 
 def sync_and_hash(path: Path) -> str:
-    """Bring a file to disk; returns its SHA-256."""
+    """Flush a file to disk and return its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256_of(path)

@@ -1,1 +1,1 @@
-"""What a run reports: throughput, lines of metrics, TensorBoard, Weights & Biases."""
+"""Logs a run's metrics and videos."""

@@ -1,8 +1,8 @@
-"""Where a run's metrics and pictures go: `metrics.jsonl`, TensorBoard and, where a recipe names a project, Weights & Biases.
+"""Writes a run's metrics and videos to `metrics.jsonl`, TensorBoard and, if the recipe names a project, Weights & Biases.
 
-The file is the record that a resumed run is cut back to; the other two are views of it. In Weights & Biases the training step
-is an ordinary value that all charts are drawn over: a run that goes on from an older checkpoint adds its repeated steps
-once more, equal ones, where the service's own counter would drop whatever comes before its last.
+The file is the reference, and a resumed run truncates it; the other two are views. In Weights & Biases the training step is an
+ordinary value on the x axis of all charts. A run that resumes from an older checkpoint logs its repeated steps again, with
+equal values; the service's own step counter would drop them.
 """
 
 import importlib.metadata
@@ -26,10 +26,10 @@ WANDB_NAME = "wandb.json"
 
 
 def require_wandb(project: str | None) -> None:
-    """Refuse a recipe that asks for Weights & Biases where its package isn't installed.
+    """Refuse a recipe that uses Weights & Biases if its package isn't installed.
 
     Raises:
-        ConfigError: It does.
+        ConfigError: The package isn't installed.
     """
     if project is None:
         return
@@ -37,26 +37,26 @@ def require_wandb(project: str | None) -> None:
         importlib.metadata.version("wandb")
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"training.wandb_project is {project} but the package wandb isn't installed: "
+            f"training.wandb_project is {project} but the package wandb is not installed: "
             "pip install 'ivideogpt-pipeline[wandb]', or remove the key"
         ) from error
 
 
 class MetricsWriter:
-    """Writes lines of metrics. Rank 0 holds one.
+    """Writes lines of metrics. Only rank 0 has one.
 
-    TensorBoard's writer hands everything to a thread through a queue. An exception of a signal's in the midst of it could leave
-    the queue with an event that nobody tells the thread of, for which `flush` then waits until the thread looks by itself, two
-    minutes later; or with its lock held, for good. So signals wait until a call is done.
+    TensorBoard's writer passes everything to a thread through a queue. An exception raised by a signal handler in the middle of
+    that could leave the queue's lock held forever, or delay the next `flush` by two minutes. So signals wait until a call
+    returns.
 
     Args:
         folder: Run folder.
-        first_step: Step at which the run begins or goes on; what TensorBoard holds past it is hidden.
-        wandb: Also writes to it.
+        first_step: Step from which the run starts or resumes; TensorBoard hides what it has after that step.
+        wandb: Weights & Biases run to log to as well.
     """
 
     def __init__(self, folder: Path, first_step: int, wandb: "WandbRun | None" = None) -> None:
-        # Importing TensorBoard takes a second, which the other ranks and the package's importers can do without.
+        # Imported here because it takes a second, and only rank 0 needs it.
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._lines = (folder / METRICS_NAME).open("a", encoding="utf-8")
@@ -82,7 +82,7 @@ class MetricsWriter:
         self.close(failed=error is not None)
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Shows GIF (animated) and PNG files, by tag, as the state after `step` steps."""
+        """Log GIF (animated) and PNG files by tag, for the state after `step` steps."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for tag, path in pictures.items():
@@ -95,13 +95,13 @@ class MetricsWriter:
             self._wandb.log_pictures(step, pictures)
 
     def flush(self) -> None:
-        """Bring everything to disk, as is due before a checkpoint."""
+        """Flush everything to disk; required before a checkpoint."""
         os.fsync(self._lines.fileno())
         with uninterrupted():
             self._board.flush()
 
     def close(self, failed: bool = False) -> None:
-        """Bring everything to disk, for good."""
+        """Flush everything and close."""
         self.flush()
         self._lines.close()
         with uninterrupted():
@@ -111,15 +111,15 @@ class MetricsWriter:
 
 
 class WandbRun:
-    """A run of Weights & Biases: the same one whenever the run in a folder goes on.
+    """A run in Weights & Biases; a run folder always resumes the same one.
 
     Args:
-        project: Where it belongs.
-        folder: Run folder; keeps the run's id, and all that the package writes.
+        project: Project of the run.
+        folder: Run folder; stores the run's id and the package's files.
         config: The recipe.
 
     Raises:
-        ConfigError: It can't be opened, as without a key or a connection.
+        ConfigError: The run can't be opened, for example without a key or connection.
     """
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ class WandbRun:
                 resume="allow",
                 dir=folder,
                 config=dict(config),
-                # The console is the launcher's, and a run folder says all about the code that a recipe doesn't.
+                # The console belongs to the launcher, and the run folder records the software versions.
                 settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
             )
         except (wandb.errors.UsageError, wandb.errors.CommError) as error:
@@ -145,11 +145,11 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Add numbers by name, as of after `step` steps."""
+        """Log numbers by name, after `step` steps."""
         self._run.log({"step": step, **numbers})
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Adds GIF (animated) and PNG files by tag, as of after `step` steps."""
+        """Log GIF (animated) and PNG files by tag, after `step` steps."""
         package = self._package
         media = {
             tag: package.Video(str(path), format="gif") if path.suffix == ".gif" else package.Image(str(path))
@@ -163,7 +163,7 @@ class WandbRun:
 
 
 def _run_id(folder: Path, project: str) -> str:
-    """The id of a folder's run in a project, made at the first call."""
+    """Return the id of a folder's run in a project; create it at the first call."""
     path = folder / WANDB_NAME
     known = json.loads(path.read_bytes()) if path.exists() else {}
     if known.get("project") != project:
@@ -173,7 +173,7 @@ def _run_id(folder: Path, project: str) -> str:
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers by name, those of nested mappings as `group/name`; what is None is left out."""
+    """Return numbers by name, nested ones as `group/name`; None values are left out."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         flat |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}

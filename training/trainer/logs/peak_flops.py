@@ -1,8 +1,8 @@
-"""How many operations a second a device can do at best: the denominator of MFU.
+"""Looks up the peak FLOP/s of a device, for the MFU.
 
-Dense bf16 on matrix units with sums in fp32, from the makers' data sheets: without sparsity, and of GeForce cards the rate for
-fp32 accumulation, which training uses and which is half of that for fp16. A device is known by its whole name, apart from its
-maker and memory; a laptop's chip, a slice of a GPU or any name that isn't here is unknown.
+Values are dense bf16 on matrix units with fp32 sums, from the makers' data sheets: without sparsity, and for GeForce cards the
+rate of fp32 accumulation, which training uses (half the fp16 rate). A device is matched by its whole name without maker and
+memory size. Laptop chips, slices of a GPU and other names are unknown.
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 import torch
 
 _TERA = 1e12
-# By what is left of the name that CUDA (or HIP) gives a device, in TFLOP/s.
+# TFLOP/s by the shortened name that CUDA (or HIP) gives a device.
 _PEAKS = {
     # Data centre
     "B200": 2250.0,
@@ -94,12 +94,12 @@ _MEMORY = re.compile(r"\d+GB?|HBM\d\w?")
 
 
 def peak_flops(device: torch.device) -> float:
-    """Dense bf16 peak of a device in FLOP/s; 0 where it isn't known, rather than a guess."""
+    """Return a device's dense bf16 peak in FLOP/s; 0 if it is unknown."""
     return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
 
 
 def peak_flops_of(name: str) -> float:
-    """Dense bf16 peak in FLOP/s of the device that CUDA gives this name; 0 where it isn't known."""
+    """Return the dense bf16 peak in FLOP/s of the device with this CUDA name; 0 if it is unknown."""
     words = re.split(r"[ -]+", name.upper().strip())
     kept = [word for word in words if word not in _MAKERS and not _MEMORY.fullmatch(word)]
     return _PEAKS.get(" ".join(kept), 0.0) * _TERA

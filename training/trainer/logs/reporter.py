@@ -1,6 +1,6 @@
-"""Turns a run's steps into lines of metrics: the mean loss and the rates of the steps since the line before.
+"""Turns a run's steps into lines of metrics: mean loss and speed since the last line.
 
-Only time spent in steps counts for the rates: evaluating and saving stop the clock, and show on the progress line alone.
+Only time spent in steps counts for the speed. Evaluation and saving pause the clock and show only on the progress line.
 """
 
 import logging
@@ -19,26 +19,33 @@ from training.distributed import Processes
 from training.trainer.checkpoints.states import RunProgress
 from training.trainer.logs.loggers import MetricsWriter, WandbRun
 from training.trainer.logs.peak_flops import peak_flops
-from training.trainer.logs.throughput import RunningLoss, StepClock, flops_per_token, peak_memory, reset_peak_memory
+from training.trainer.logs.throughput import (
+    RunningLoss,
+    StepClock,
+    flops_per_token,
+    peak_memory,
+    reset_peak_memory,
+    with_current_names,
+)
+from training.trainer.run import Run
 from training.trainer.run_dir import run_fingerprint
-from training.trainer.setup import Run
 from training.trainer.validation_loss import ValidationScores
 
-# What a summary holds: of the last line, and of the last evaluation.
-_SUMMARIZED = ("loss", "skipped_steps", "ids_per_second", "mfu", "data_wait", "memory_bytes")
+# Keys of a summary: from the last line and from the last evaluation.
+_SUMMARIZED = ("loss", "skipped_steps", "tokens_per_second", "ids_per_second", "mfu", "data_wait", "memory_bytes")
 _HELD_OUT = ("held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame")
 log = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Reports a run. All ranks hold one, rank 0's writes. Use it as a context around the training loop.
+    """Reports a run. All ranks hold one; rank 0's writes. Use it as a context around the training loop.
 
     Args:
-        run: What is trained.
-        processes: That train it.
+        run: The run.
+        processes: Processes of the run.
 
     Attributes:
-        results: The newest value of each number that a summary holds, also of before a resume; some may not be finite.
+        results: Newest value of each number in the summary, also from before a resume; some may be non-finite.
     """
 
     def __init__(self, run: Run, processes: Processes) -> None:
@@ -49,7 +56,7 @@ class Reporter:
         self.results: dict[str, Any] = dict.fromkeys(_SUMMARIZED) | dict.fromkeys(_HELD_OUT)
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
-            self.results |= restored(progress.results)
+            self.results |= with_current_names(restored(progress.results))
             self._loss.reset(progress.loss_total(processes.rank, processes.world_size), progress.loss_steps)
 
     def __enter__(self) -> Self:
@@ -71,9 +78,9 @@ class Reporter:
         """Count a step.
 
         Args:
-            losses: Mean loss per label id of each micro step, on the device.
-            applied: Whether the step changed the parameters; the loss of one that was skipped is no part of the mean.
-            waited: Seconds of the step that went by waiting for batches.
+            losses: Mean loss per target token of each micro step, on the device.
+            applied: Whether the step changed the parameters; the loss of a skipped step is left out of the mean.
+            waited: Time that the step waited for batches, in seconds.
         """
         if applied:
             self._loss.add(losses)
@@ -84,20 +91,21 @@ class Reporter:
         """Write the line of the steps since the last one. Call it on all ranks.
 
         Args:
-            done: Steps done.
-            learning_rate: Of the last of them.
-            gradient_norm: Of the last of them, before clipping; None where the engine keeps none.
-            skipped: Steps of the run that were skipped so far, on rank 0.
+            done: Number of steps done.
+            learning_rate: Learning rate of the last step.
+            gradient_norm: Gradient norm of the last step before clipping; None if the engine doesn't report it.
+            skipped: Number of skipped steps of the run, on rank 0.
         """
         run, device, world_size = self._run, self._processes.device, self._processes.world_size
         own = torch.tensor([self._loss.total, self._clock.waited, peak_memory(device)], dtype=torch.float64)
-        # The loss above has waited for the device, so the clock is read when the work is done.
+        # Reading the loss waited for the device, so the work is done now.
         seconds = self._clock.seconds
         totals, waits, memory = torch.stack(self._processes.gather_tensor(own)).unbind(dim=1)
         loss = float(totals.mean()) / self._loss.steps if self._loss.steps else None
         layout = run.store.layout
         clips_per_second = self._clock.steps * run.plan.global_batch / seconds
-        ids_per_second = clips_per_second * layout.sequence_length
+        tokens_per_second = clips_per_second * layout.sequence_length
+        target_tokens_per_second = clips_per_second * (layout.sequence_length - layout.prefix_length)
         peak = peak_flops(device) * world_size
         drawn = run.order.drawn(done * run.plan.global_batch)
         values = {
@@ -105,10 +113,12 @@ class Reporter:
             "learning_rate": learning_rate,
             "gradient_norm": None if gradient_norm is None else float(gradient_norm),
             "skipped_steps": skipped,
-            "ids_per_second": ids_per_second,
-            "label_ids_per_second": clips_per_second * (layout.sequence_length - layout.prefix_length),
-            "mfu": ids_per_second * flops_per_token(run.recipe.model, layout) / peak if peak else 0.0,
-            # Of the process that waited longest, or took most: all others wait for it, or run out of memory after it.
+            "tokens_per_second": tokens_per_second,
+            "target_tokens_per_second": target_tokens_per_second,
+            "ids_per_second": tokens_per_second,
+            "label_ids_per_second": target_tokens_per_second,
+            "mfu": tokens_per_second * flops_per_token(run.recipe.model, layout) / peak if peak else 0.0,
+            # Of the process with the longest wait or the most memory: it limits all others.
             "data_wait": float(waits.max()) / seconds,
             "memory_bytes": int(memory.max()),
             "samples": drawn,
@@ -117,7 +127,7 @@ class Reporter:
         self.results.update((name, values[name]) for name in _SUMMARIZED)
         if self._writer is not None:
             self._writer.write(done, values)
-            shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {ids_per_second:,.0f} ids/s"
+            shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {tokens_per_second:,.0f} tokens/s"
             self._line.set_postfix_str(shown + (f", MFU {values['mfu']:.0%}" if peak else ""), refresh=False)
         self._loss.reset()
         reset_peak_memory(device)
@@ -131,23 +141,23 @@ class Reporter:
             self._writer.write(done, values)
             if bad := [f"{name} {loss}" for name, loss in scores.by_dataset.items() if not math.isfinite(loss)]:
                 log.warning(
-                    "step %d: the held-out loss of %s is not finite: the model is broken, or held-out clips hold numbers that "
-                    "are not finite (ivideogpt-inspect --verify looks for them)",
+                    "step %d: the held-out loss of %s is not finite: the model is broken, or held-out clips hold non-finite "
+                    "numbers (ivideogpt-inspect --verify finds them)",
                     done,
                     ", ".join(bad),
                 )
 
     def log_videos(self, done: int, animations: Mapping[str, Path]) -> None:
-        """Show predictions of held-out clips after `done` steps, GIF files by name."""
+        """Log predictions of held-out clips after `done` steps, as GIF files by name."""
         if self._writer is not None:
             self._writer.log_pictures(done, {f"predictions/{name}": path for name, path in animations.items()})
 
     def progress(self, done: int, skipped: int) -> RunProgress:
-        """What a checkpoint must know of the steps so far, with all lines brought to disk. Call it on all ranks.
+        """Return the progress for a checkpoint, after flushing all lines to disk. Call it on all ranks.
 
         Args:
-            done: Steps done.
-            skipped: Steps in a row, up to the last, that were skipped.
+            done: Number of steps done.
+            skipped: Number of steps in a row, up to the last, that were skipped.
         """
         if self._writer is not None:
             self._writer.flush()
@@ -157,5 +167,5 @@ class Reporter:
         return RunProgress(done, self._processes.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     def paused(self) -> AbstractContextManager[None]:
-        """What happens in this context isn't training."""
+        """Pause the clock in this context."""
         return self._clock.paused()

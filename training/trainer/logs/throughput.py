@@ -1,7 +1,8 @@
-"""The arithmetic behind a run's metrics, and the lines of `metrics.jsonl` that a resumed run goes on from.
+"""Computes a run's metrics, and truncates `metrics.jsonl` when a run resumes.
 
-Losses are averaged over the steps since the line before, in fp64 on the device, so that logging every tenth step costs one
-synchronisation in ten. The running sums go into checkpoints: an interrupted run's lines equal an uninterrupted run's.
+Losses are averaged over the steps since the last line, in fp64 on the device, so logging every tenth step costs one
+synchronization in ten steps. The running sums are saved in checkpoints: a resumed run writes the same lines as an uninterrupted
+one.
 """
 
 import contextlib
@@ -9,8 +10,9 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,32 +22,40 @@ from tokenize_offline.metrics import entropy
 from tokenize_offline.token_layout import TokenLayout
 
 METRICS_NAME = "metrics.jsonl"
+# Former keys by current ones; both are written in this version.
+_FORMER_KEYS = {"tokens_per_second": "ids_per_second", "target_tokens_per_second": "label_ids_per_second"}
 log = logging.getLogger(__name__)
 
 
+def with_current_names(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results of an earlier version with their current keys added."""
+    added = {new: results[old] for new, old in _FORMER_KEYS.items() if new not in results and old in results}
+    return {**results, **added}
+
+
 def device_name(device: torch.device) -> str:
-    """What a device is called."""
+    """Return the name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` of a GPU begin anew."""
+    """Reset `peak_memory` of a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that tensors took on a GPU at most since `reset_peak_memory`; on a CPU, that this process took so far."""
+    """Return the peak memory in bytes: on a GPU of tensors since `reset_peak_memory`, on a CPU of this process so far."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def flops_per_token(model: ModelConfig, layout: TokenLayout) -> float:
-    """FLOPs of a training step per id: 0.79 G for the published small model, 2.67 G for the medium one.
+    """Return the FLOPs of a training step per token: 0.79 G for the published small model, 2.67 G for the medium one.
 
-    Six per weight of a matrix (forward and backward), and 12 x layers x width x ids for attention. The head is computed for
-    labelled positions alone, 237 of 751 in these, so per id its weights count by that share.
+    Six per weight of a matrix (forward and backward), and 12 x layers x width x tokens for attention. The head is computed for
+    target tokens only, 237 of 751 in these models, so its weights count by that share.
     """
     layers = model.layers * (4 * model.width**2 + 3 * model.width * model.mlp_width)
     labelled = (layout.sequence_length - layout.prefix_length) / layout.sequence_length
@@ -54,11 +64,11 @@ def flops_per_token(model: ModelConfig, layout: TokenLayout) -> float:
 
 
 def target_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
-    """Entropy in nats of the empirical distribution of label ids: the loss of a model that knows how often each id occurs.
+    """Return the entropy in nats of the target tokens: the loss of a model that only knows how often each token occurs.
 
     Args:
-        ids: (N, L) ids of clips.
-        layout: Of these clips.
+        ids: (N, L) tokens of clips.
+        layout: Layout of these clips.
     """
     return entropy(np.bincount(ids[:, layout.prefix_length :].reshape(-1), minlength=layout.vocabulary))
 
@@ -98,10 +108,10 @@ class StepClock:
 
 
 class RunningLoss:
-    """The mean loss over the steps since the last line; adding to it doesn't synchronise.
+    """Mean loss of the steps since the last line; adding to it doesn't synchronize.
 
     Attributes:
-        steps: Steps added so far.
+        steps: Number of steps added.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,22 +126,22 @@ class RunningLoss:
 
     @property
     def total(self) -> float:
-        """The sum of this process's losses; waits for the device."""
+        """Sum of this process's losses; waits for the device."""
         return float(self._total)
 
     def reset(self, total: float = 0.0, steps: int = 0) -> None:
-        """Start anew, or from what a checkpoint holds."""
+        """Restart from zero, or from what a checkpoint holds."""
         self._total.fill_(total)
         self.steps = steps
 
 
 def truncate_metrics(folder: Path, last_step: int) -> None:
-    """Drop lines of metrics past `last_step`; see `truncate_lines`."""
+    """Drop metrics of steps after `last_step`; see `truncate_lines`."""
     truncate_lines(folder / METRICS_NAME, last_step)
 
 
 def truncate_lines(path: Path, last_step: int) -> None:
-    """Drop a file's lines past `last_step`, and one torn by a crash, so that a resumed run goes on from its checkpoint."""
+    """Drop a file's lines of steps after `last_step`, and lines torn by a crash, so that a resumed run appends to it."""
     if not path.exists():
         return
     kept = []
@@ -140,7 +150,7 @@ def truncate_lines(path: Path, last_step: int) -> None:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
-            log.info("%s: dropping a torn line", path)
+            log.info("%s: dropping an incomplete line", path)
     staging = path.with_name(f".{path.name}.partial")
     staging.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     staging.replace(path)

@@ -1,4 +1,4 @@
-"""How two runs differ: bit by bit in what their checkpoints hold, and loss by loss in what they wrote down."""
+"""Compares two runs: their checkpoints bit by bit, and their metrics step by step."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,19 @@ from training.trainer.logs.throughput import METRICS_NAME
 
 
 def differing_tensors(one: Path, other: Path) -> list[str]:
-    """Names of the tensors that two checkpoints of the same number of processes don't share bit for bit.
+    """Return the names of tensors that differ in any bit between two checkpoints of the same number of processes.
 
-    Parameters, master weights and optimizer state, of all ranks. A tensor or file that only one of them has differs.
+    Compares parameters, master weights and optimizer state of all ranks. A tensor or file that only one of them has also
+    differs.
 
     Args:
-        one: Folder of a checkpoint that this project wrote: the files are pickles, which must not come from elsewhere.
-        other: Another.
+        one: Folder of a checkpoint that this project wrote: the files are pickles, so they must not come from elsewhere.
+        other: Folder of the other checkpoint.
     """
     names = [{path.name for path in folder.iterdir() if path.name != COMPLETE_NAME} for folder in (one, other)]
     differing = sorted(names[0] ^ names[1])
     for name in sorted(names[0] & names[1]):
-        # DeepSpeed puts objects of its own beside the tensors.
+        # The files also hold objects of DeepSpeed.
         parts = [torch.load(folder / name, map_location="cpu", weights_only=False) for folder in (one, other)]
         tensors = [dict(_tensors(part, name)) for part in parts]
         for key in sorted(tensors[0].keys() | tensors[1].keys()):
@@ -34,7 +35,7 @@ def differing_tensors(one: Path, other: Path) -> list[str]:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in nested mappings and sequences, by where they stand."""
+    """Yield all tensors in nested mappings and sequences, with their paths."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -53,7 +54,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def read_lines(folder: Path) -> dict[int, dict[str, Any]]:
-    """Step -> what a run's metrics say of it, without speed."""
+    """Return a run's metrics by step, without speed."""
     lines: dict[int, dict[str, Any]] = {}
     for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
@@ -63,12 +64,12 @@ def read_lines(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def differing_steps(one: Path, other: Path, first: int) -> list[int]:
-    """The steps from number `first` on, counted from 1, of which two runs' metrics don't say exactly the same."""
+    """Return the steps from number `first` on, counted from 1, whose metrics differ between two runs."""
     a, b = read_lines(one), read_lines(other)
     return [step for step in sorted(a.keys() | b.keys()) if step >= first and a.get(step) != b.get(step)]
 
 
 def loss_differences(one: Path, other: Path, first: int) -> dict[int, float]:
-    """Step -> by how much two runs' losses differ, from step number `first` on, counted from 1."""
+    """Return the absolute loss difference of two runs by step, from step number `first` on, counted from 1."""
     a, b = read_lines(one), read_lines(other)
     return {step: abs(a[step]["loss"] - b[step]["loss"]) for step in sorted(a.keys() & b.keys()) if step >= first}

@@ -1,13 +1,12 @@
-"""`--verify_resume`: shows on the user's own recipe, shards and machine that a killed run goes on as if nothing had happened.
+"""`--verify_resume` proves on the user's own recipe, shards and machine that a killed run resumes exactly.
 
-Runs of the recipe, cut down to 2 N steps, each in processes of their own: one undisturbed; one that is killed after its
-checkpoint at step N and goes on; and one that goes on from that step with another number of processes. The second must equal
-the first bit for bit, in everything that its last checkpoint holds and in every line of metrics; the third must make the same
-losses, within a tolerance, from the same samples.
+It shortens the recipe to 2 N steps and runs it three times: undisturbed; killed after its checkpoint at step N, then resumed;
+and resumed from that step with another number of processes. The second must equal the first bit for bit, in its last checkpoint
+and in every line of metrics. The third must see the same samples and make the same losses, within a tolerance.
 
-Dropout is drawn by each process for itself, so the comparison across numbers of processes turns it off, in one more run where
-the recipe has any. Warm-up is cut to N steps, so that the steps after the kill learn at the full rate: with the tiny rates
-that a long warm-up begins with, a lost optimizer state would hardly show.
+Each process draws its own dropout, so the third run is compared without dropout, with one more run if the recipe has dropout.
+Warm-up is cut to N steps, so that the steps after the kill use the full learning rate: at the tiny rates of a long warm-up, a
+lost optimizer state would hardly show.
 """
 
 import contextlib
@@ -31,11 +30,12 @@ from training.data.batch_plan import plan_batches
 from training.distributed import find_rank_info
 from training.trainer.checkpoints.states import State, check_checkpoint, tag
 from training.trainer.logs.throughput import METRICS_NAME
+from training.trainer.run import RunOptions
 from training.trainer.run_dir import CHECKPOINTS_NAME
-from training.trainer.setup import RunOptions, resolve_precision, set_up_run
+from training.trainer.setup import resolve_precision, set_up_run
 from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
 
-# By how much losses of different numbers of processes may differ: sums in another order, in the precision of training.
+# Maximum loss difference between numbers of processes: they sum in another order, in the precision of training.
 TOLERANCES = {"bf16": 1e-3, "fp32": 1e-5}
 VERDICT_NAME = "verdict.json"
 _POLL_SECONDS = 0.005
@@ -45,27 +45,26 @@ log = logging.getLogger(__name__)
 
 
 class RunFailedError(ProjectError):
-    """A run of the verification ended in a way that it shouldn't."""
+    """A run of the verification failed."""
 
 
 def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Sequence[int] | None) -> dict[str, Any]:
-    """Kill a run and compare how it goes on with one that was left alone.
+    """Kill a run, resume it, and compare it with an undisturbed one.
 
     Args:
-        recipe: Of the run that this is about.
-        options: Its token shards; `output` becomes a new folder, which keeps the runs where the verdict is bad.
-        steps: N, the steps before the kill and after it.
-        processes: How many run, and how many go on in their place; None takes all GPUs of this machine and half of them, or 2
-            and 1 without a GPU.
+        recipe: Recipe to verify.
+        options: Options with the token shards; `output` must be a new folder, which keeps the runs if the check fails.
+        steps: N, the number of steps before and after the kill.
+        processes: Numbers of processes before and after; None = all GPUs of this machine and half of them, or 2 and 1.
 
     Returns:
-        The verdict: `passed`, and what was found of both claims.
+        The verdict: `passed`, and the results of both checks.
 
     Raises:
-        ProjectError: Something is wrong with the input, or a run failed.
+        ProjectError: The input is invalid, or a run failed.
     """
     if find_rank_info(os.environ).world_size > 1:
-        raise ConfigError("--verify_resume starts processes of its own on this machine: start it without a launcher")
+        raise ConfigError("--verify_resume starts its own processes on this machine: start it without a launcher")
     if steps < 1:
         raise ConfigError(f"--verify_resume needs at least 1 step, not {steps}")
     first, other = _numbers_of_processes() if processes is None else processes
@@ -73,8 +72,8 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
         raise ConfigError(f"--processes must be two different numbers above 0, not {first} and {other}")
     for number in (first, other):
         plan_batches(recipe.training, number, 0)
-    # All its runs are on this machine, so in the precision that suits it.
-    recipe = resolve_precision(recipe, None, tell=True)
+    # All runs are on this machine, so they use its precision.
+    recipe = resolve_precision(recipe, None, verbose=True)
     verification = _Verification(_shortened(recipe, steps), options, steps)
     verdict = verification.run(first, other)
     storage.write_bytes(str(verification.folder / VERDICT_NAME), json.dumps(verdict, indent=1).encode())
@@ -84,7 +83,7 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
 
 
 def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
-    """Whether two runs of `last` steps are the same bit for bit, and if not, the first steps and tensors that differ."""
+    """Check whether two runs of `last` steps are equal bit for bit; if not, return the first steps and tensors that differ."""
     steps = differing_steps(one, other, 1)
     tensors = differing_tensors(one / CHECKPOINTS_NAME / tag(last), other / CHECKPOINTS_NAME / tag(last))
     if not steps and not tensors:
@@ -93,7 +92,7 @@ def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
 
 
 def likeness(one: Path, other: Path, first: int, last: int, tolerance: float) -> dict[str, Any]:
-    """Whether two runs saw the same samples and made the same losses in the steps from number `first` to number `last`."""
+    """Check whether two runs had the same samples and similar losses in the steps after `first`, up to `last`."""
     differences = loss_differences(one, other, first + 1)
     samples = [[line.get("samples") for step, line in read_lines(run).items() if step > first] for run in (one, other)]
     largest = max(differences.values(), default=None)
@@ -127,11 +126,11 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
 
 
 class _Verification:
-    """The runs of one verification, each in a folder of its own.
+    """The runs of one verification, each in its own folder.
 
     Args:
-        recipe: Shortened to 2 N steps.
-        options: Of the runs, but for their folders.
+        recipe: Recipe shortened to 2 N steps.
+        options: Options of the runs, without their folders.
         steps: N.
     """
 
@@ -143,13 +142,13 @@ class _Verification:
         self.folder = storage.local_path(options.output)
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ConflictError(f"{self.folder} is not empty: choose a new --output for the verification")
-        # All that can be wrong with the input, before anything starts.
+        # Checks all input before anything starts.
         run = set_up_run(recipe, dataclasses.replace(options, resume="never"), find_rank_info({}))
-        # The runs get every key of it, also those that the user left to the model that they start from.
+        # The runs get all keys, also those that come from the initial model.
         self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
 
     def run(self, first: int, other: int) -> dict[str, Any]:
-        """Make all runs; returns the verdict."""
+        """Make all runs and return the verdict."""
         recipe, steps, reference = self._recipe, self._steps, "undisturbed"
         self._finish(reference, recipe, first)
         self._kill("killed", recipe, first)
@@ -171,17 +170,17 @@ class _Verification:
         }
 
     def remove_runs(self) -> None:
-        """Remove all runs, which nobody needs any more."""
+        """Remove the folders of all runs."""
         for folder in self.folder.iterdir():
             if folder.is_dir():
                 shutil.rmtree(folder)
 
     def _finish(self, name: str, recipe: Recipe, processes: int) -> None:
-        """Run to the end, or go on to it."""
+        """Start or resume a run and wait until it is finished."""
         log.info("%s: %d processes", name, processes)
         with self._started(name, recipe, processes) as running:
             while any(process.poll() is None for process in running):
-                # One that failed leaves the others waiting for it.
+                # The others would wait forever for a failed one.
                 if any(process.poll() for process in running):
                     break
                 time.sleep(_POLL_SECONDS)
@@ -192,7 +191,7 @@ class _Verification:
             raise RunFailedError(f"the run {name} failed: {reason[0]} (see {path})")
 
     def _kill(self, name: str, recipe: Recipe, processes: int) -> None:
-        """Run, and kill all processes after the checkpoint at half of the steps, in the midst of those that follow."""
+        """Start a run and kill all its processes after the checkpoint at step N, while they make the next steps."""
         folder = self.folder / name
         for _ in range(_TRIES):
             shutil.rmtree(folder, ignore_errors=True)
@@ -203,23 +202,23 @@ class _Verification:
                 log.info("%s: killed %d processes after step %d", name, processes, max(read_lines(folder)))
                 return
         raise RunFailedError(
-            f"the run {name} could not be killed in {_TRIES} tries: it failed, or ended first (see {self._log(name, 0)}). "
-            "Give --verify_resume more steps if these are too short."
+            f"the run {name} could not be killed in {_TRIES} tries: it failed or finished first (see {self._log(name, 0)}). "
+            "Give --verify_resume more steps if the run is too short."
         )
 
     def _is_past_half(self, folder: Path) -> bool:
-        # The first line past the checkpoint, which the kill makes untrue.
+        # The first line after the checkpoint, which the resumed run must drop.
         return _is_whole(folder, self._steps) and (folder / METRICS_NAME).read_bytes().count(b'"loss"') > self._steps
 
     def _set_back(self, source: str, target: str) -> None:
-        """A copy of a finished run as it was at half of its steps."""
+        """Copy a finished run as it was at step N."""
         ended = tag(2 * self._steps)
         leave_out = shutil.ignore_patterns(ended, "model", "metrics.json", "tensorboard")
         shutil.copytree(self.folder / source, self.folder / target, ignore=leave_out)
 
     @contextlib.contextmanager
     def _started(self, name: str, recipe: Recipe, processes: int) -> Iterator[list[Child]]:
-        """The processes of a run while this context lasts; those that live on are killed at its end."""
+        """Start the processes of a run; those still alive at the end of this context are killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / f"{name}.yaml"
         # JSON is YAML.
@@ -230,9 +229,9 @@ class _Verification:
         with contextlib.ExitStack() as stack:
             running = []
             for rank in range(processes):
-                place = {**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+                ranks = {**rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
                 file = stack.enter_context(self._log(name, rank).open("ab"))
-                process = Child(words, env={**os.environ, **place}, stdout=file, stderr=file)
+                process = Child(words, env={**os.environ, **ranks}, stdout=file, stderr=file)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
                 running.append(process)
@@ -243,7 +242,7 @@ class _Verification:
 
 
 def _is_whole(folder: Path, step: int) -> bool:
-    """Whether a run has its checkpoint of a step."""
+    """Return whether a run has a whole checkpoint of a step."""
     return check_checkpoint(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
 
 

@@ -44,9 +44,9 @@ def test_a_published_model_has_no_recipe_and_leaves_the_defaults(tmp_path):
         ("clips: {stride: 3}", SourceError, "3 for clips.stride"),
         ("clips: {length: true}", SourceError, "True for clips.length"),
         ("clips: {stride: never}", ConfigError, "clips.stride"),
-        ("clips: 3", SourceError, "no recipe"),
-        ("[", SourceError, "no recipe"),
-        ("model: {}", SourceError, "no recipe"),
+        ("clips: 3", SourceError, "not a recipe"),
+        ("[", SourceError, "not a recipe"),
+        ("model: {}", SourceError, "not a recipe"),
         ("#" * (1 << 20) + "\nclips: {}", SourceError, "larger than a recipe"),
     ],
 )

@@ -22,7 +22,7 @@ from training.model.files.export import export_model
 from training.model.files.model_card import model_card
 from training.model.files.trained_on import read_trained_on
 from training.model.world_model import load_transformer
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 
 
@@ -124,7 +124,7 @@ def test_the_card_has_the_numbers_of_the_run(run):
         f"{summary['held_out_loss']:.4f} on held-out clips",
         f"{summary['loss']:.4f} in the last steps",
         f"would reach {summary['label_entropy']:.4f}",
-        "3 steps of 4 clips: " + f"{3 * 4 * layout.sequence_length / 1e3:.3g} k ids",
+        "3 steps of 4 clips: " + f"{3 * 4 * layout.sequence_length / 1e3:.3g} k tokens",
         f"| `alpha` | {alpha / 12:.2%} | {alpha} | {alpha / 10:.2f} | not measured |",
         f"| `beta` | {beta / 12:.2%} | {beta} | {beta / 10:.2f} | {summary['held_out_loss']:.4f} |",
         "1 x CPU, ",
@@ -147,10 +147,10 @@ def test_the_export_lists_what_it_holds(run):
 
 def test_a_card_of_a_run_with_heads_that_was_stopped_says_so(run):
     provenance = _provenance(run[0]) | {"loss": None, "held_out_loss": None, "held_out_loss_by_dataset": None}
-    provenance |= {"held_out_loss_by_frame": None, "mfu": 0.456, "ids_per_second": None}
+    provenance |= {"held_out_loss_by_frame": None, "mfu": 0.456, "tokens_per_second": None}
     recipe = Recipe(model=ModelConfig(actions=True, rewards=True), training=TrainingConfig(steps=10))
     text = model_card(provenance, recipe)
-    assert "3 steps of 64 clips, of 10 planned" in text and "45.6% of peak FLOPs" in text and "unknown ids/s" in text
+    assert "3 steps of 64 clips, of 10 planned" in text and "45.6% of peak FLOPs" in text and "unknown tokens/s" in text
     assert "session.step(action)" in text and "AutoModelForCausalLM" not in text
     assert "not measured in the last steps of training, not measured on held-out clips" in text
 

@@ -39,20 +39,20 @@ def test_there_is_none_in_an_empty_or_absent_folder(tmp_path):
 
 DAMAGES = {
     "no marker": (State.UNFINISHED, "it has no complete.json"),
-    "no marker but notes": (State.DAMAGED, "it has no complete.json, and files that no save leaves behind"),
-    "empty marker": (State.DAMAGED, "complete.json can't be understood"),
-    "torn marker": (State.DAMAGED, "complete.json can't be understood"),
-    "marker of a list": (State.DAMAGED, "complete.json can't be understood"),
-    "marker of another": (State.DAMAGED, "it is that of step-00000010"),
+    "no marker but notes": (State.DAMAGED, "it has no complete.json, but files that no save leaves behind"),
+    "empty marker": (State.DAMAGED, "complete.json is invalid"),
+    "torn marker": (State.DAMAGED, "complete.json is invalid"),
+    "marker of a list": (State.DAMAGED, "complete.json is invalid"),
+    "marker of another": (State.DAMAGED, "it belongs to step-00000010"),
     "short file": (State.DAMAGED, "deep/optimizer.pt has 39 bytes of 40"),
     "long file": (State.DAMAGED, "deep/optimizer.pt has 41 bytes of 40"),
     "missing file": (State.DAMAGED, "deep/optimizer.pt is missing"),
     "file in place of a folder": (State.DAMAGED, "deep/optimizer.pt is missing"),
-    "a file": (State.DAMAGED, "it is no folder"),
-    "link to nothing": (State.DAMAGED, "it is a link to nothing"),
+    "a file": (State.DAMAGED, "it is not a folder"),
+    "broken link": (State.DAMAGED, "it is a broken link"),
     "unreadable marker": (State.UNREADABLE, "complete.json: Too many levels of symbolic links"),
     "unreadable file": (State.UNREADABLE, "deep/optimizer.pt: Too many levels of symbolic links"),
-    "noted": (State.DAMAGED, "damaged.json says so: rotten"),
+    "recorded damage": (State.DAMAGED, "damaged.json says: rotten"),
 }
 
 
@@ -82,7 +82,7 @@ def _damage(folder, damage):
     elif damage == "a file":
         shutil.rmtree(folder)
         folder.touch()
-    elif damage == "link to nothing":
+    elif damage == "broken link":
         shutil.rmtree(folder)
         folder.symlink_to("nowhere")
     elif damage.startswith("unreadable"):
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_is_a_link_loses_only_the_link(tmp_path):
 
 def test_a_folder_of_checkpoints_that_is_a_link_to_nothing_is_not_an_empty_one(tmp_path):
     (tmp_path / "checkpoints").symlink_to("unmounted")
-    with pytest.raises(ConflictError, match=r"checkpoints is a link to nothing"):
+    with pytest.raises(ConflictError, match=r"checkpoints is a broken link"):
         newest_checkpoint(tmp_path / "checkpoints")
 
 

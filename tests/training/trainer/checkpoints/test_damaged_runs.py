@@ -18,7 +18,7 @@ from tokenize_offline.tokenizer import CompressiveVQModel
 from training.trainer.checkpoints.files import mark_complete
 from training.trainer.checkpoints.states import COMPLETE_NAME, DAMAGED_NAME, State, check_checkpoint, tag
 from training.trainer.replay import replay
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 
@@ -144,11 +144,11 @@ def test_a_run_with_only_damaged_checkpoints_is_an_error_that_names_each_and_not
 
 
 @pytest.mark.parametrize("damage", ALL_DAMAGES)
-def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_as_an_undisturbed_one(data, run, damage, caplog):
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_as_an_undisturbed_one(data, run, damage, caplog):
     damage(_checkpoint(run, 6))
     summary = pretrain(_recipe(7, keep_checkpoints=2), _options(data, run))
     assert (summary["steps"], summary["finished"]) == (7, True)
-    assert f"{tag(6)} is " in caplog.text and "passed over, going on from step-00000004." in caplog.text
+    assert f"{tag(6)} is " in caplog.text and "skipped, resuming from step-00000004." in caplog.text
     states = {path.name: check_checkpoint(path).state for path in (run / "checkpoints").glob("step-*")}
     assert states == {tag(6): State.WHOLE, tag(7): State.WHOLE}
     assert differing_tensors(_checkpoint(run, 6), _checkpoint(data / "run", 6)) == []
@@ -199,7 +199,7 @@ def test_a_replay_passes_over_a_damaged_checkpoint_and_changes_nothing(data, run
     assert _content(run) == before
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(data, run):
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again(data, run):
     shutil.rmtree(run / "checkpoints")
     before = _content(run)
     with pytest.raises(ConflictError, match="holds a run, but its checkpoints are gone"):
@@ -210,7 +210,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(data, run):
     assert _content(run) == before
 
 
-def test_a_run_that_was_killed_in_its_first_save_begins_anew(data, run, tmp_path):
+def test_a_run_that_was_killed_in_its_first_save_starts_again(data, run, tmp_path):
     shutil.rmtree(run / "checkpoints")
     for name in ("metrics.json", "model"):
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
@@ -268,7 +268,7 @@ def test_a_finished_run_is_exported_again_when_a_tokenizer_is_named(data, run, t
 
 def test_a_run_without_checkpoints_can_not_get_a_tokenizer(data, run):
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(ConflictError, match="has no checkpoint any more, so its model can't be exported again"):
+    with pytest.raises(ConflictError, match="its checkpoints are gone, so its model can't be exported again"):
         pretrain(_recipe(), _options(data, run, tokenizer=str(data / "tokenizer")))
 
 

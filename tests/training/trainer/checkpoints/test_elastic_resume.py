@@ -10,7 +10,7 @@ from worlds import pretrain_apart, pretrain_showing_groups, run_world
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training.trainer.checkpoints.files import tag
-from training.trainer.setup import RunOptions
+from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_steps, differing_tensors, loss_differences, read_lines
 from training.trainer.verify_resume.verify import TOLERANCES

@@ -83,7 +83,7 @@ def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_in
 
     monkeypatch.setattr(loggers.importlib.metadata, "version", absent)
     require_wandb(None)
-    with pytest.raises(ConfigError, match=r"wandb_project is worlds but the package wandb isn't installed: pip install"):
+    with pytest.raises(ConfigError, match=r"wandb_project is worlds but the package wandb is not installed: pip install"):
         require_wandb("worlds")
 
 

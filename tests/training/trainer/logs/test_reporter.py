@@ -12,9 +12,11 @@ from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
 from training.distributed import Processes, find_rank_info
 from training.trainer.logs import reporter as reporting
+from training.trainer.logs import throughput
 from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import flops_per_token, peak_memory
-from training.trainer.setup import RunOptions, set_up_run
+from training.trainer.run import RunOptions
+from training.trainer.setup import set_up_run
 from training.trainer.trainer import pretrain
 
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64)
@@ -34,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(reporting, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     return clock
 
 
@@ -70,23 +72,25 @@ def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, mon
         reporter.add_step([torch.tensor(9.0)], True, waited=0.0)
         reporter.write_line(4, 0.25, torch.tensor(math.inf), skipped=1)
     first, second = _lines(tmp_path / "run")
-    ids = 3 * 8 * LAYOUT.sequence_length / 6.0
+    tokens_per_second = 3 * 8 * LAYOUT.sequence_length / 6.0
+    target_tokens_per_second = 3 * 8 * (LAYOUT.sequence_length - LAYOUT.prefix_length) / 6.0
     assert (first["step"], first["loss"], first["learning_rate"], first["gradient_norm"]) == (3, 3.0, 0.25, 7.0)
-    assert first["ids_per_second"] == pytest.approx(ids)
-    assert first["label_ids_per_second"] == pytest.approx(3 * 8 * (LAYOUT.sequence_length - LAYOUT.prefix_length) / 6.0)
-    assert first["mfu"] == pytest.approx(ids * flops_per_token(MODEL, LAYOUT) / PEAK)
+    # Under their current and their former keys.
+    assert first["tokens_per_second"] == first["ids_per_second"] == pytest.approx(tokens_per_second)
+    assert first["target_tokens_per_second"] == first["label_ids_per_second"] == pytest.approx(target_tokens_per_second)
+    assert first["mfu"] == pytest.approx(tokens_per_second * flops_per_token(MODEL, LAYOUT) / PEAK)
     assert first["data_wait"] == pytest.approx(1.5 / 6.0)
     assert sum(first["samples"].values()) == 24
     assert first["epochs"] == {name: count / run.store.positions(name) for name, count in first["samples"].items()}
     assert 1 << 26 < first["memory_bytes"] <= peak_memory(torch.device("cpu"))
     assert (second["loss"], second["gradient_norm"], second["data_wait"]) == (9.0, None, 0.0)
     assert (second["not_finite"], first["skipped_steps"]) == ({"gradient_norm": "inf"}, 1)
-    assert second["ids_per_second"] == pytest.approx(8 * LAYOUT.sequence_length)
+    assert second["tokens_per_second"] == pytest.approx(8 * LAYOUT.sequence_length)
     shown = capsys.readouterr().err
-    assert f"loss 9.000, {8 * LAYOUT.sequence_length:.3g} ids/s, MFU " in shown and "4/4" in shown
+    assert f"loss 9.000, {8 * LAYOUT.sequence_length:.3g} tokens/s, MFU " in shown and "4/4" in shown
 
 
-def test_a_whole_run_reaches_weights_and_biases_and_goes_on_there_when_it_is_resumed(tokens, tmp_path, monkeypatch):
+def test_a_whole_run_is_logged_to_weights_and_biases_and_a_resume_continues_there(tokens, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for steps in (1, 2):

@@ -1,4 +1,4 @@
-"""The arithmetic behind the metrics, and files that survive a crash."""
+"""Metrics are computed right, and their file survives a crash."""
 
 import json
 
@@ -8,7 +8,14 @@ import torch
 from synthetic_tokens import LAYOUT, PUBLISHED
 
 from pipeline.config.model import ModelConfig
-from training.trainer.logs.throughput import METRICS_NAME, RunningLoss, flops_per_token, target_entropy, truncate_metrics
+from training.trainer.logs.throughput import (
+    METRICS_NAME,
+    RunningLoss,
+    flops_per_token,
+    target_entropy,
+    truncate_metrics,
+    with_current_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,15 +26,15 @@ def test_flops_agree_with_the_published_models(model, gflops):
     assert flops_per_token(model, PUBLISHED) / 1e9 == pytest.approx(gflops, abs=0.005)
 
 
-def test_entropy_counts_labelled_ids_alone():
+def test_entropy_counts_target_tokens_only():
     ids = np.zeros((2, LAYOUT.sequence_length), np.int64)
-    labels = LAYOUT.sequence_length - LAYOUT.prefix_length
+    targets = LAYOUT.sequence_length - LAYOUT.prefix_length
     ids[:, : LAYOUT.prefix_length] = 7
     assert target_entropy(ids, LAYOUT) == 0
     ids[1, LAYOUT.prefix_length :] = 3
     assert target_entropy(ids, LAYOUT) == pytest.approx(np.log(2))
-    ids[:, LAYOUT.prefix_length :] = np.arange(labels)
-    assert target_entropy(ids, LAYOUT) == pytest.approx(np.log(labels))
+    ids[:, LAYOUT.prefix_length :] = np.arange(targets)
+    assert target_entropy(ids, LAYOUT) == pytest.approx(np.log(targets))
 
 
 def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
@@ -42,7 +49,14 @@ def test_the_running_loss_is_a_mean_over_steps_of_means_over_micro_steps():
     assert (loss.total, loss.steps) == (8.0, 2)
 
 
-def test_lines_past_the_checkpoint_and_torn_ones_are_dropped(tmp_path):
+def test_results_of_an_earlier_version_get_their_current_keys():
+    expected = {"loss": 1.0, "ids_per_second": 5.0, "tokens_per_second": 5.0}
+    assert with_current_names({"loss": 1.0, "ids_per_second": 5.0}) == expected
+    both = {"ids_per_second": 5.0, "tokens_per_second": 6.0}
+    assert with_current_names(both) == both and with_current_names({}) == {}
+
+
+def test_lines_after_the_checkpoint_and_incomplete_ones_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss": step / 7}) for step in range(1, 6)]
     (tmp_path / METRICS_NAME).write_text("\n".join(lines) + '\n{"step": 3, "los')
     truncate_metrics(tmp_path, 3)
