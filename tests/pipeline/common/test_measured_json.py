@@ -1,4 +1,4 @@
-"""Measured numbers become JSON that every reader takes, whatever they are, and none is lost in it."""
+"""Any measured numbers become strict JSON, and the round trip loses none."""
 
 import json
 import math
@@ -18,7 +18,7 @@ VALUES = st.recursive(
 
 
 def _same(one, other):
-    """Whether two values are the same, NaN like NaN."""
+    """Whether two values are equal; NaN equals NaN."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
@@ -28,13 +28,13 @@ def _finite(value):
 
 
 @given(values=st.dictionaries(NAMES, VALUES, max_size=4))
-def test_any_numbers_become_strict_json_and_come_back_from_it(values):
+def test_any_numbers_survive_the_round_trip_through_strict_json(values):
     read = parse_json(measured_json(values))
     assert _same(restored(read), values)
     assert (NOT_FINITE in read) == (not _finite(values))
 
 
-def test_what_is_not_finite_is_null_and_said_by_its_place():
+def test_a_number_that_is_not_finite_is_null_and_listed_by_its_path():
     values = {"loss": 1.5, "held_out": {"alpha": math.nan, "b/c": -math.inf}, "frames": (1.0, math.inf)}
     assert json_values(values) == {
         "loss": 1.5,

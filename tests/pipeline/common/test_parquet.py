@@ -1,4 +1,4 @@
-"""Parquet tables: read as they were written, from a disk and from a store, by programs that may end at any moment after."""
+"""Parquet tables read back as written, from a disk and from a store, even if the program exits right after."""
 
 import subprocess
 import sys
@@ -23,14 +23,14 @@ print(read_table(path).num_rows, flush=True)
 
 
 @pytest.mark.parametrize("place", ["{tmp_path}/table.parquet", "memory://tables/table.parquet"])
-def test_what_was_written_is_read_whole_or_in_part(place, tmp_path):
+def test_a_written_table_is_read_whole_or_in_part(place, tmp_path):
     path = place.format(tmp_path=tmp_path)
     write_table(path, TABLE)
     assert read_table(path).equals(TABLE)
     assert read_table(path, ["frames"], [("key", "==", "train-7")]).to_pylist() == [{"frames": 7}]
 
 
-def test_what_is_no_table_is_named_with_what_to_do(tmp_path):
+def test_a_file_that_is_not_a_table_is_an_error_with_a_remedy(tmp_path):
     for content in (b"", b"PAR1", b"PAR1" * 1000):
         (tmp_path / "index.parquet").write_bytes(content)
         with pytest.raises(ShardError, match=r"index.parquet can't be read.*run ivideogpt-ingest again"):
@@ -40,10 +40,10 @@ def test_what_is_no_table_is_named_with_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["{tmp_path}/table.parquet", "memory://tables/table.parquet"])
-def test_a_program_that_ends_right_after_it_read_a_table_ends_well(place, tmp_path):
+def test_a_program_may_exit_right_after_reading_a_table(place, tmp_path):
     write_table(str(tmp_path / "table.parquet"), TABLE)
     command = [sys.executable, "-c", PROGRAM, place.format(tmp_path=tmp_path), str(tmp_path / "table.parquet")]
-    # Arrow's threads lose the race against the end of the program in about every second run, where they can.
+    # If Arrow's threads need the interpreter, about every second run fails.
     for _ in range(5):
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
         assert (done.returncode, done.stdout) == (0, "1000\n"), done.stderr

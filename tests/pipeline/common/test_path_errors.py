@@ -1,4 +1,4 @@
-"""What a file system says about a user's path is one line with path, reason and remedy; what is a bug stays one."""
+"""File system errors on a user's path become one line with path, reason and remedy; bugs keep their traceback."""
 
 import errno
 import io
@@ -17,7 +17,7 @@ from pipeline.config.cli import run_command
 
 
 @given(number=st.sampled_from(sorted(errno.errorcode)), named=st.booleans(), folder=st.sampled_from([None, "/data/out"]))
-def test_an_error_is_told_with_its_path_and_remedy_or_not_at_all(number, named, folder):
+def test_an_error_is_explained_with_path_and_remedy_or_not_at_all(number, named, folder):
     error = OSError(number, os.strerror(number), "/data/in/file") if named else OSError(number, os.strerror(number))
     told = explain_path_error(error, folder)
     if told is not None:
@@ -26,13 +26,13 @@ def test_an_error_is_told_with_its_path_and_remedy_or_not_at_all(number, named, 
     assert (told is not None) >= (named and number in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EIO))
 
 
-def test_a_file_of_the_project_or_of_python_that_is_missing_is_a_bug():
+def test_a_missing_file_of_the_project_or_of_python_is_a_bug():
     for path in (Path(path_errors.__file__).with_name("absent.json"), Path(os.__file__).with_name("absent.py")):
         assert explain_path_error(FileNotFoundError(errno.ENOENT, "", str(path))) is None
     assert "Check the path" in str(explain_path_error(FileNotFoundError(errno.ENOENT, "", "/data/absent.json")))
 
 
-def test_a_command_tells_an_error_of_a_path_in_one_line_and_keeps_the_traceback_of_a_bug(tmp_path, capsys):
+def test_a_command_prints_a_path_error_in_one_line_and_the_traceback_of_a_bug(tmp_path, capsys):
     def body(arguments):
         (tmp_path / "file").write_text("")
         (tmp_path / "file" / "below").write_text("")
@@ -57,20 +57,20 @@ def test_a_command_tells_an_error_of_a_path_in_one_line_and_keeps_the_traceback_
         (OSError(errno.EROFS, os.strerror(errno.EROFS), "/elsewhere"), "/elsewhere: Read-only file system"),
     ],
 )
-def test_a_writer_that_does_not_say_where_is_told_with_its_folder(tmp_path, error, told):
+def test_a_write_error_without_a_path_gets_the_folder(tmp_path, error, told):
     with pytest.raises(StorageError) as caught, explained_write_errors(tmp_path):
         raise error
     assert told in str(caught.value) and (str(tmp_path) in str(caught.value) or "/elsewhere" in told)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), OSError(errno.EINVAL, "x"), io.UnsupportedOperation("x")])
-def test_an_error_that_is_no_writers_passes_as_it_is(tmp_path, error):
+def test_other_errors_pass_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as caught, explained_write_errors(tmp_path):
         raise error
     assert caught.value is error
 
 
-def test_trying_an_output_folder_leaves_nothing_behind(tmp_path):
+def test_checking_an_output_folder_leaves_nothing_behind(tmp_path):
     require_writable(str(tmp_path / "a" / "b"))
     require_writable("memory://anywhere")
     assert list(tmp_path.iterdir()) == []
@@ -79,7 +79,7 @@ def test_trying_an_output_folder_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
 
 
-def test_an_output_folder_on_a_disk_that_can_not_be_written_is_refused(tmp_path):
+def test_an_output_folder_on_a_read_only_disk_is_refused(tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], check=False, capture_output=True)
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")

@@ -1,4 +1,4 @@
-"""What killed writers leave is cleared by those that come after them; what living ones hold is not."""
+"""Later writers remove the staged files of killed writers, but not those of living ones."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ with storage.staged("memory://staging/a") as staging:
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_only_what_a_dead_writer_left_is_cleared(tmp_path, killed):
+def test_only_files_of_dead_writers_are_removed(tmp_path, killed):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", HANG], env=environment, **pipes) as writer:
@@ -36,13 +36,13 @@ def test_only_what_a_dead_writer_left_is_cleared(tmp_path, killed):
             assert not list(tmp_path.iterdir())
 
 
-def test_a_writer_that_ends_well_leaves_nothing(tmp_path, monkeypatch):
+def test_a_successful_writer_leaves_no_staged_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     storage.write_bytes("memory://staging/a", b"x")
     assert storage.read_bytes("memory://staging/a") == b"x" and not list(tmp_path.iterdir())
 
 
-def test_another_writer_of_the_same_file_leaves_a_living_one_alone(tmp_path):
+def test_a_writer_does_not_disturb_another_writer_of_the_same_file(tmp_path):
     path = tmp_path / "a"
     with storage.staged(str(path)) as slow:
         slow.write_bytes(b"slow")
@@ -51,7 +51,7 @@ def test_another_writer_of_the_same_file_leaves_a_living_one_alone(tmp_path):
     assert path.read_bytes() == b"slow" and list(tmp_path.iterdir()) == [path]
 
 
-def test_any_number_of_writers_publish_one_file_at_the_same_time(tmp_path):
+def test_many_writers_can_publish_one_file_at_the_same_time(tmp_path):
     path = tmp_path / "a"
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda number: storage.write_bytes(str(path), b"%04d" % number), range(200)):

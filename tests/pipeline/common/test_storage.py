@@ -1,4 +1,4 @@
-"""Listings: links are what they point to, and what is no file is none."""
+"""Listings follow links and skip what is not a file."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from pipeline.common import storage
 
 @pytest.fixture
 def tree(tmp_path):
-    """`data` with a file, a folder, and links to such elsewhere."""
+    """`data` with a file, a folder, and links to a file and a folder elsewhere."""
     elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
     for path in (elsewhere / "set" / "b.tar", data / "own" / "a.tar", data / "a.tar"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +21,7 @@ def tree(tmp_path):
     return data
 
 
-def test_links_to_files_and_folders_are_listed_as_what_they_point_to(tree):
+def test_links_are_listed_as_their_targets(tree):
     assert storage.file_sizes(str(tree)) == {"a.tar": 15, "linked.tar": 15}
     assert storage.list_folders(str(tree)) == ["linked", "own"]
     assert list(storage.file_sizes(str(tree), nested=True)) == ["a.tar", "linked.tar", "linked/b.tar", "own/a.tar"]
@@ -29,7 +29,7 @@ def test_links_to_files_and_folders_are_listed_as_what_they_point_to(tree):
     assert storage.list_files(str(tree / "again")) == ["a.tar"]
 
 
-def test_links_that_lead_in_a_circle_are_followed_once(tree):
+def test_a_loop_of_links_is_followed_once(tree):
     (tree / "up").symlink_to(tree.parent)
     (tree / "linked" / "back").symlink_to(tree)
     (tree / "own" / "self").symlink_to(tree / "own")
@@ -37,7 +37,7 @@ def test_links_that_lead_in_a_circle_are_followed_once(tree):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_link_to_nothing_and_a_pipe_are_no_files(tree, nested):
+def test_a_broken_link_and_a_pipe_are_not_files(tree, nested):
     before = storage.file_sizes(str(tree), nested)
     (tree / "lost.tar").symlink_to(tree / "gone.tar")
     os.mkfifo(tree / "pipe.tar")
@@ -47,7 +47,7 @@ def test_a_link_to_nothing_and_a_pipe_are_no_files(tree, nested):
 @pytest.mark.parametrize(
     "name", ["a::b", "x::memory:__y", "zip::a", "x::memory://other/b", "a#b", "a?b", "a%20b", "a*b", "[a]"]
 )
-def test_a_name_that_was_listed_is_not_parsed_again(name):
+def test_a_listed_name_is_never_parsed_as_a_url(name):
     storage.write_bytes(f"memory://names/{name}", b"content")
     assert list(storage.listing("memory://names", nested=True)) == [name]
     assert storage.read_bytes(storage.join("memory://names", name)) == b"content"
@@ -59,7 +59,7 @@ def test_a_chain_of_urls_is_still_opened(tmp_path):
     assert storage.read_bytes(f"zip://a.tar::file://{tmp_path}/packed.zip") == b"content"
 
 
-def test_a_file_that_goes_away_while_it_is_listed_is_not_there(tree, monkeypatch):
+def test_a_file_deleted_during_the_listing_is_left_out(tree, monkeypatch):
     real = os.scandir
 
     @contextlib.contextmanager

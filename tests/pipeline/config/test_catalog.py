@@ -1,4 +1,4 @@
-"""The catalog says what the published tables say, and what isn't in it gets a helpful error."""
+"""The catalog agrees with the published tables, and unknown names get a helpful error."""
 
 import csv
 
@@ -19,7 +19,7 @@ def test_every_data_set_and_mixture_is_there():
     assert catalog.mixture("select_sthsth")["sthsth"] == 0.15
 
 
-def test_channel_order_is_known_by_camera():
+def test_the_catalog_knows_the_channel_order_of_each_camera():
     swapped = {name: entry.bgr for name, entry in catalog.datasets().items() if entry.bgr}
     both = ("image", "wrist_image")
     assert swapped == {
@@ -30,7 +30,7 @@ def test_channel_order_is_known_by_camera():
     }
 
 
-def test_numbered_names_are_one_data_set_read_once_per_camera():
+def test_numbered_names_are_the_cameras_of_one_data_set():
     cameras = {catalog.dataset(f"uiuc_d3field{n}").image_key for n in (1, 2, 3, 4)}
     assert cameras == {"image_1", "image_2", "image_3", "image_4"}
     assert {catalog.dataset(f"uiuc_d3field{n}").directory for n in (1, 2, 3, 4)} == {"uiuc_d3field"}
@@ -52,7 +52,7 @@ def test_the_catalog_agrees_with_the_published_tables(shared):
     assert first == {(m, d): w for m, weights in catalog._mixtures().items() for d, w in weights.items()}
 
 
-def test_an_unknown_data_set_can_be_described_or_names_its_neighbours():
+def test_an_unknown_data_set_can_be_described_or_gets_similar_names():
     with pytest.raises(ConfigError, match="nearest: bridge"):
         catalog.dataset("brigde")
     with pytest.raises(ConfigError, match="describe it with --rate, and --camera"):
@@ -63,16 +63,16 @@ def test_an_unknown_data_set_can_be_described_or_names_its_neighbours():
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_rate_that_is_none_is_refused(rate):
+def test_an_invalid_rate_is_refused(rate):
     with pytest.raises(ConfigError, match="--rate must be"):
         catalog.dataset("bridge", rate=rate)
 
 
-def test_camera_and_rate_may_replace_the_catalogs():
+def test_camera_and_rate_override_the_catalog():
     entry = catalog.dataset("utaustin_mutex", camera="wrist_image", rate=10.0)
     assert (entry.image_key, entry.control_hz, entry.bgr) == ("wrist_image", 10.0, ("image", "wrist_image"))
 
 
-def test_an_unknown_mixture_names_the_nearest():
+def test_an_unknown_mixture_gets_the_most_similar_name():
     with pytest.raises(ConfigError, match="did you mean 'select'"):
         catalog.mixture("selct")

@@ -1,4 +1,4 @@
-"""Wrong command lines and recipes end with status 2 and plain words; packaged recipes are found by name."""
+"""Invalid command lines and recipes end with status 2 and plain words; packaged recipes are found by name."""
 
 import re
 
@@ -39,10 +39,10 @@ OPTIONS = [action for action in every_section()._actions if action.option_string
 
 @pytest.mark.parametrize("action", OPTIONS, ids=lambda action: action.dest)
 @pytest.mark.parametrize("value", ["{1: [", "[a, {b: c}]", "nan-nan"])
-def test_no_wrong_value_of_any_option_is_told_in_pythons_words(action, value, capsys):
+def test_no_message_about_an_invalid_value_uses_python_terms(action, value, capsys):
     try:
         every_section().parse_args(["--names", "a", f"{action.option_strings[0]}={value}"])
-        return  # Any text will do.
+        return  # any text is valid
     except SystemExit as ended:
         assert ended.code == 2
         said = capsys.readouterr().err
@@ -68,7 +68,7 @@ def test_no_wrong_value_of_any_option_is_told_in_pythons_words(action, value, ca
         (["--names", "a", "--training.step", "3"], "there is no option --training.step (did you mean --training.steps?)"),
     ],
 )
-def test_a_wrong_command_line_names_the_option_the_value_and_what_is_valid(words, said, capsys):
+def test_an_invalid_command_line_names_option_value_and_what_is_valid(words, said, capsys):
     assert refusal(every_section(), capsys, *words) == said
 
 
@@ -81,14 +81,14 @@ def test_a_wrong_command_line_names_the_option_the_value_and_what_is_valid(words
         ("training: [1\n", "is not valid YAML: while parsing a flow sequence at line 1, column 11 did not find expected"),
     ],
 )
-def test_what_is_wrong_in_a_recipe_is_told_with_its_file_and_key(text, said, tmp_path, capsys):
+def test_an_error_in_a_recipe_names_file_and_key(text, said, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     found = refusal(every_section(), capsys, "--config", str(recipe), "--names", "a")
     assert found.startswith(str(recipe)) and said in found
 
 
-def test_the_command_line_is_blamed_for_its_own_value_and_not_the_recipe(tmp_path, capsys):
+def test_an_invalid_value_on_the_command_line_is_not_blamed_on_the_recipe(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training:\n  steps: 3\n")
     found = refusal(every_section(), capsys, "--config", str(recipe), "--training.steps", "many")
@@ -103,13 +103,13 @@ def test_any_message_becomes_one_line(message):
         assert "\n" not in explain(text, options)
 
 
-def test_types_are_described_as_values_that_a_person_types():
+def test_types_are_described_in_plain_words():
     assert describe_type(int | None) == "a whole number"
     assert describe_type(list[int]) == "a list of whole numbers in square brackets"
     assert describe_type(tuple[float, float]) == "a list of numbers in square brackets"
 
 
-def test_a_bare_name_finds_the_recipe_that_comes_with_the_project(tmp_path, monkeypatch):
+def test_a_bare_name_finds_the_packaged_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in packaged_recipes():
         assert find_recipe(name).endswith(f"/{name}.yaml")
@@ -117,14 +117,14 @@ def test_a_bare_name_finds_the_recipe_that_comes_with_the_project(tmp_path, monk
     assert parsed.training.global_batch == 16
 
 
-def test_a_file_of_the_users_goes_before_a_recipe_of_the_same_name(tmp_path, monkeypatch):
+def test_a_users_file_wins_over_a_packaged_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").write_text("training:\n  global_batch: 24\n")
     assert every_section().parse_args(["--config", "demo", "--names", "a"]).training.global_batch == 24
 
 
 @pytest.mark.parametrize("name", ["nothing", "datasets", "../configs/nothing.yaml"])
-def test_a_recipe_that_is_not_there_is_told_with_the_names_of_those_that_are(name, tmp_path, monkeypatch, capsys):
+def test_a_missing_recipe_is_an_error_that_lists_the_packaged_ones(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         ingest(["--config", name, "--dataset", "a", "--source", "b", "--output", "c"])
@@ -133,19 +133,19 @@ def test_a_recipe_that_is_not_there_is_told_with_the_names_of_those_that_are(nam
     assert f"--config {name}: there is no such file" in said and "oxe-64-act-free-small" in said
 
 
-def test_a_command_line_that_asks_for_what_cannot_be_ends_with_status_2(capsys):
+def test_a_value_out_of_range_ends_with_status_2(capsys):
     assert ingest(["--dataset", "a", "--source", "b", "--output", "c", "--max_episodes", "0"]) == 2
     assert capsys.readouterr().err == "error: --max_episodes must be at least 1, not 0\n"
 
 
-def test_version_is_printed_by_every_command(capsys):
+def test_a_command_prints_its_version(capsys):
     with pytest.raises(SystemExit) as ended:
         ingest_parser().parse_args(["--version"])
     assert ended.value.code == 0
     assert re.fullmatch(r"ivideogpt-ingest \S.*\n", capsys.readouterr().out)
 
 
-def test_help_speaks_of_options_as_they_are_typed_and_of_no_python_types(capsys):
+def test_help_names_options_as_they_are_typed_and_no_python_types(capsys):
     from pipeline.config.cli import add_section_folder
 
     parser = every_section()

@@ -1,4 +1,4 @@
-"""What a command says in the end: JSON for a program, a table for a person at a terminal."""
+"""Commands print JSON for a program and a table on a terminal."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SHOW = (
 
 
 def on_a_terminal(code: str) -> str:
-    """What a program writes whose stdout is a terminal."""
+    """Returns the output of a program whose stdout is a terminal."""
     keeper, terminal = pty.openpty()
     subprocess.run([sys.executable, "-c", code], stdout=terminal, check=True)
     os.close(terminal)
@@ -27,22 +27,22 @@ def on_a_terminal(code: str) -> str:
     try:
         while part := os.read(keeper, 4096):
             text += part
-    except OSError:  # A terminal whose last writer is gone ends so on Linux.
+    except OSError:  # Linux: the last writer has closed the terminal.
         pass
     os.close(keeper)
     return text.decode().replace("\r\n", "\n")
 
 
-def test_a_person_at_a_terminal_gets_a_table_and_the_path_to_open():
+def test_a_terminal_gets_a_table_and_the_path_to_open():
     assert on_a_terminal(SHOW % False) == "dataset  clips\na        4,000\nb            5\n\nLook at page.html\n"
 
 
-def test_json_is_printed_on_a_terminal_where_it_is_asked_for():
+def test_a_terminal_gets_json_with_the_option_json():
     lines = on_a_terminal(SHOW % True).splitlines()
     assert [json.loads(line) for line in lines] == [{"dataset": "a", "clips": 4000}, {"dataset": "b", "clips": 5}]
 
 
-def test_a_reader_that_leaves_early_is_no_error():
+def test_a_reader_that_closes_the_pipe_early_is_not_an_error():
     code = SHOW % True
     piped = ["bash", "-c", 'sleep 0.2; exec "$0" -c "$1"', sys.executable, code]
     with subprocess.Popen(piped, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -50,7 +50,7 @@ def test_a_reader_that_leaves_early_is_no_error():
         assert process.stderr.read() == "" and process.wait() == 0
 
 
-def test_a_program_that_reads_a_pipe_gets_json_a_line_a_result(capsys):
+def test_a_pipe_gets_one_line_of_json_per_result(capsys):
     show([{"a": 1}, {"a": 2}], SimpleNamespace(), look_at="elsewhere")
     assert capsys.readouterr().out == '{"a": 1}\n{"a": 2}\n'
 
@@ -70,11 +70,11 @@ def test_a_program_that_reads_a_pipe_gets_json_a_line_a_result(capsys):
         ("keys", list("abcdefgh"), "a, b, c, d, e, f and 2 more"),
     ],
 )
-def test_a_value_reads_as_a_person_would_write_it(key, value, said):
+def test_values_are_formatted_for_people(key, value, said):
     assert cell(value, key) == said
 
 
-def test_rates_are_numbers_and_not_durations():
+def test_rates_are_formatted_as_numbers_not_durations():
     assert cell(100.0, "seconds_per_frame") == "100" and cell(150.0, "seconds") == duration(150.0) == "2 min"
     assert size(0) == "0 B" and size(1 << 40) == "1 TiB"
 
@@ -85,11 +85,11 @@ def test_a_table_too_wide_for_the_terminal_becomes_blocks():
     assert table(rows, 40) == block(rows[0]) + "\n\n" + block(rows[1])
 
 
-def test_what_holds_values_of_its_own_comes_below_its_name_and_what_is_empty_not_at_all():
+def test_nested_values_come_below_their_name_and_empty_values_are_omitted():
     text = block({"output": "x", "failures": [], "results": {"one": {"psnr": 27.123}, "two": {"psnr": 2.5}}})
     assert text == "output  x\nresults\n        psnr\n  one  27.12\n  two    2.5"
 
 
-def test_counts_by_reasons_in_words_are_told_apart():
+def test_counts_by_reason_are_separated_by_semicolons():
     shown = block({"passed_over": {"files that end in .txt": 1, "arrays `depth`, which nothing reads": 58}})
     assert shown == "passed over  files that end in .txt: 1; arrays `depth`, which nothing reads: 58"

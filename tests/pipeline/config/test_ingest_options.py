@@ -1,4 +1,4 @@
-"""Options of the ingest command in a YAML file mean what they mean on the command line."""
+"""Ingest options in a YAML file mean the same as on the command line."""
 
 import pytest
 from video_data import write_video
@@ -13,21 +13,21 @@ def options(tmp_path, text: str, *given: str):
 
 
 @pytest.mark.parametrize(("text", "expected"), [("bridge", ["bridge"]), ("[bridge]", ["bridge"]), ("[a, b]", ["a", "b"])])
-def test_a_lone_value_may_stand_for_a_list_of_one(tmp_path, text, expected):
+def test_a_single_value_works_as_a_list_of_one(tmp_path, text, expected):
     assert options(tmp_path, f"dataset: {text}").dataset == expected
     assert options(tmp_path, f"dataset: x\nsplits: {text}").splits == expected
     assert options(tmp_path, f"dataset: {text}", "--dataset", "c", "d").dataset == ["c", "d"]
 
 
 @pytest.mark.parametrize("text", ["3", "[bridge, 3]", "{name: bridge}"])
-def test_a_value_of_another_kind_is_named_with_its_key(tmp_path, capsys, text):
+def test_a_value_of_the_wrong_type_is_named_with_its_key(tmp_path, capsys, text):
     with pytest.raises(SystemExit):
         options(tmp_path, f"dataset: {text}")
     said = capsys.readouterr().err
     assert "recipe.yaml: dataset: " in said and "is not text" in said
 
 
-def test_help_lists_what_matters_to_ingest_and_the_rest_of_a_recipe_is_taken_all_the_same(tmp_path, capsys):
+def test_help_lists_only_the_keys_of_ingest_but_all_recipe_keys_are_accepted(tmp_path, capsys):
     shown = build_parser().format_help()
     assert shown.startswith("usage: ivideogpt-ingest --dataset NAME")
     assert "--data.frames" in shown and "--training" not in shown and "--tokenizer" not in shown
@@ -48,7 +48,7 @@ def test_help_lists_what_matters_to_ingest_and_the_rest_of_a_recipe_is_taken_all
         (["--episode_frames", "5"], None),
     ],
 )
-def test_an_option_that_the_kind_of_source_has_no_use_for_is_refused(tmp_path, capsys, given, said):
+def test_an_option_without_effect_on_the_kind_of_source_is_refused(tmp_path, capsys, given, said):
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mp4", count=6)
     words = [

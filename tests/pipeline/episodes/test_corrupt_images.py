@@ -1,4 +1,4 @@
-"""Damaged images leave their episode out, whatever the damage, and in whichever form frames are kept."""
+"""An episode with a damaged image is skipped, for every kind of damage and every form of frames."""
 
 import dataclasses
 import io
@@ -72,7 +72,7 @@ def test_a_damaged_image_is_found_in_every_form(name, form):
         form.keep(BROKEN[name])
 
 
-def test_what_only_decoding_tells_is_found_where_nothing_guards_the_bytes():
+def test_damage_that_only_decoding_finds_is_found_without_a_checksum():
     ended = WHOLE[:MIDDLE] + b"\xff\xd9"
     assert FrameForm("source").keep(ended)[0] == ended
     for form, checksummed in ((FrameForm("source"), False), (FrameForm("jpeg", 40), True)):
@@ -106,32 +106,32 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_sound_image_is_never_taken_for_damaged(name):
+def test_an_intact_image_is_never_reported_as_damaged(name):
     data = SOUND[name]
     assert FrameForm("source").keep(data) == (data, decode(data).shape[:2])
 
 
 @pytest.mark.parametrize("name", ["gif", "webp", "bmp", "palette"])
-def test_a_frame_of_any_kind_has_the_pixels_that_it_has_elsewhere(name):
+def test_frames_of_every_kind_decode_as_with_other_libraries(name):
     with Image.open(io.BytesIO(SOUND[name])) as image:
         right = np.array(image.convert("RGB"))
     assert np.array_equal(decode(FrameForm("png").keep(SOUND[name])[0]), right)
 
 
-def test_frames_as_they_come_are_looked_through_without_decoding(monkeypatch):
+def test_kept_frames_are_checked_without_decoding(monkeypatch):
     monkeypatch.setattr("pipeline.episodes.frames._decode", None)
     for data in (WHOLE, WHOLE_PNG, SOUND["comment and profile"], SOUND["restarts"]):
         assert passes_integrity_check(data) and FrameForm("source").keep(data)[0] == data
 
 
-def test_real_frames_look_whole(shared):
+def test_real_frames_pass_the_integrity_check(shared):
     source = RldsSource(str(shared / "data/rlds/bridge/0.1.0"), DatasetEntry("bridge", "bridge", "image"), FORMS[0])
     frames = [frame for shard in source.plan() for _, item in source.read(shard) for frame in item.frames]
     assert len(frames) > 50 and all(map(passes_integrity_check, frames))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
-def test_each_damaged_image_costs_its_episode_and_says_where_it_lies(tmp_path, form):
+def test_each_damaged_image_skips_its_episode_and_names_its_place(tmp_path, form):
     names = ["pointer", "cut in half", "foreign block", "png flipped bit"]
     good = WHOLE, WHOLE, WHOLE
     made = [
@@ -141,13 +141,13 @@ def test_each_damaged_image_costs_its_episode_and_says_where_it_lies(tmp_path, f
     source = RldsSource(str(folder), ENTRY, form)
     unit = make_plan(source, ["train"], None, 1)[0]
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_manifests(str(tmp_path / "out"))
-    assert [entry["source_record"] for entry in record.entries] == [0, 2, 4, 6]
-    assert [(item.source_record, item.kind) for item in record.left_out] == [(n, "damaged") for n in (1, 3, 5, 7)]
-    assert all(item.source_file.startswith(NAME) and item.reason for item in record.left_out)
+    (manifest,) = index.read_manifests(str(tmp_path / "out"))
+    assert [entry["source_record"] for entry in manifest.entries] == [0, 2, 4, 6]
+    assert [(item.source_record, item.kind) for item in manifest.left_out] == [(n, "damaged") for n in (1, 3, 5, 7)]
+    assert all(item.source_file.startswith(NAME) and item.reason for item in manifest.left_out)
 
 
-def test_jpegs_that_no_checksum_guards_are_decoded_even_where_they_stay_as_they_are(tmp_path):
+def test_kept_jpegs_without_a_checksum_are_decoded(tmp_path):
     path = tmp_path / "a.hdf5"
     write_robonet(path)
     source = RobonetSource(str(tmp_path), DatasetEntry("tfds_robonet", "tfds_robonet", "image"), FrameForm("source"))
@@ -166,7 +166,7 @@ def test_jpegs_that_no_checksum_guards_are_decoded_even_where_they_stay_as_they_
 
 
 def decodes_with_a_warning(data: bytes) -> bytes:
-    """The image with one bit flipped such that nothing but decoding tells."""
+    """Returns the image with one flipped bit that only decoding finds."""
     for place in range(len(data) // 2, len(data) - 2):
         for bit in range(8):
             flipped = overwritten(data, place, bytes([data[place] ^ 1 << bit]))
@@ -199,7 +199,7 @@ STRAY = {
 
 @pytest.mark.parametrize("form", [FrameForm("source"), FrameForm("png")], ids=lambda form: form.encoding)
 @pytest.mark.parametrize("name", STRAY)
-def test_bytes_that_a_checksum_proved_decode_as_elsewhere_where_only_stray_ones_are_between(name, form):
+def test_checksummed_images_with_stray_bytes_decode_as_with_other_libraries(name, form):
     data = STRAY[name]
     with Image.open(io.BytesIO(data)) as image:
         right = np.array(image.convert("RGB"))
@@ -208,14 +208,14 @@ def test_bytes_that_a_checksum_proved_decode_as_elsewhere_where_only_stray_ones_
 
 
 @pytest.mark.parametrize("name", [name for name in STRAY if name != "another revision of JFIF"])
-def test_stray_bytes_are_damage_where_no_checksum_guards_them(name):
+def test_stray_bytes_without_a_checksum_are_damage(name):
     with pytest.raises(BadEpisodeError, match="extraneous bytes"):
         FrameForm("png").keep(STRAY[name], checksummed=False)
 
 
 @pytest.mark.parametrize("ending", [b"", b"\xff\xd9"], ids=["without an end", "ended"])
 @pytest.mark.parametrize("form", [FrameForm("png"), FrameForm("jpeg", 40)], ids=lambda form: form.encoding)
-def test_stray_bytes_do_not_hide_that_a_picture_is_cut_short(form, ending):
+def test_stray_bytes_do_not_hide_a_truncated_image(form, ending):
     data = saved("JPEG", restart_marker_blocks=5, quality=95)
     place = data.index(b"\xff\xd3")
     cut = data[:place] + b"\x12\x34\x56" + data[place : len(data) * 2 // 3] + ending
@@ -228,13 +228,13 @@ def test_frames_with_stray_bytes_are_kept_and_counted(tmp_path):
     folder = write_set(tmp_path, [episode(0, frames=3, image=lambda t: odd if t else WHOLE)], per_shard=1)
     source = RldsSource(str(folder), ENTRY, FrameForm("png", 40))
     run_unit(make_plan(source, ["train"], None, 1)[0], source, str(tmp_path / "out"))
-    (record,) = index.read_manifests(str(tmp_path / "out"))
-    assert record.samples == 1 and not record.left_out
-    assert list(record.statistics["passed_over"].values()) == [2]
+    (manifest,) = index.read_manifests(str(tmp_path / "out"))
+    assert manifest.samples == 1 and not manifest.left_out
+    assert list(manifest.statistics["passed_over"].values()) == [2]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
-def test_readers_of_a_shard_know_which_episodes_had_stray_bytes_and_take_them_for_damage_elsewhere(tmp_path, form):
+def test_readers_of_a_shard_accept_stray_bytes_only_in_marked_episodes(tmp_path, form):
     odd = STRAY["before the end"]
     several = [episode(n, frames=3, image=lambda t, n=n: odd if n else WHOLE) for n in range(2)]
     source = RldsSource(str(write_set(tmp_path, several, per_shard=2)), ENTRY, form)

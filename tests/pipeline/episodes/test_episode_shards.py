@@ -1,4 +1,4 @@
-"""An episode shard gives back what was written, equal episodes give equal bytes, and nothing is missing unnoticed."""
+"""Episode shards read back as written, equal episodes give equal bytes, and any loss is an error."""
 
 import dataclasses
 import hashlib
@@ -64,7 +64,7 @@ def same(a: Episode, b: Episode) -> bool:
 
 @given(several=st.lists(episodes(), max_size=5, unique_by=lambda e: e.key))
 @settings(max_examples=30, deadline=None)
-def test_what_is_written_is_read_back(tmp_path_factory, several):
+def test_written_episodes_are_read_back(tmp_path_factory, several):
     path = tmp_path_factory.mktemp("shard") / "train-000000.tar"
     writer = write(path, several)
     back = list(open_shard(path))
@@ -116,20 +116,20 @@ def test_a_shard_that_lost_its_tail_is_an_error(tmp_path, where):
         list(open_shard(path))
 
 
-def test_a_shard_must_agree_with_the_record_beside_it(tmp_path):
+def test_a_shard_must_match_the_manifest_next_to_it(tmp_path):
     path = tmp_path / "train-000000.tar"
     writer = write(path, [plain_episode(0), plain_episode(1)])
 
-    def record(samples, size):
+    def manifest(samples, size):
         written = ShardManifest("train-000000.tar", "f", {}, samples, writer.frames, size, writer.sha256)
         manifests.write_manifest(str(tmp_path), written)
 
-    record(2, writer.size)
+    manifest(2, writer.size)
     assert len(list(open_shard(path))) == 2
-    record(3, writer.size)
+    manifest(3, writer.size)
     with pytest.raises(ShardError, match="holds 2 episodes, but its manifest says 3"):
         list(open_shard(path))
-    record(2, writer.size + 1)
+    manifest(2, writer.size + 1)
     with pytest.raises(ShardError, match="bytes"):
         next(iter(open_shard(path)))
 
@@ -149,7 +149,7 @@ def test_a_sample_that_lost_its_actions_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
-def test_a_member_that_is_no_file_is_refused(tmp_path, kind):
+def test_a_member_that_is_not_a_file_is_refused(tmp_path, kind):
     path = tmp_path / "shard.tar"
     with tarfile.open(path, "w") as archive:
         info = tarfile.TarInfo("train-00000-000000.json")
@@ -159,7 +159,7 @@ def test_a_member_that_is_no_file_is_refused(tmp_path, kind):
         list(open_shard(path))
 
 
-def test_a_writer_whose_block_fails_leaves_no_whole_shard(tmp_path):
+def test_a_failed_writer_leaves_no_valid_shard(tmp_path):
     path = tmp_path / "shard.tar"
     with pytest.raises(RuntimeError), EpisodeShardWriter(path) as writer:
         writer.add(plain_episode(0))
@@ -176,7 +176,7 @@ def test_keys_that_webdataset_would_misread_are_refused(tmp_path):
                 writer.add(plain_episode(1, key=key))
 
 
-def test_what_a_killed_writer_left_is_hidden_and_goes_when_the_file_is_published(tmp_path):
+def test_a_killed_writers_file_is_hidden_and_removed_by_the_next_writer(tmp_path):
     path, other = str(tmp_path / "a.tar"), str(tmp_path / "b.tar")
     killed = """if True:
         import os, sys
@@ -205,7 +205,7 @@ def test_shards_open_by_url():
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 70_000])
-def test_frames_in_pieces_are_what_msgpack_packs_whole(count):
+def test_pieces_of_frames_equal_what_msgpack_packs(count):
     sizes = (0, 1, 255, 256, 65535, 65536) if count < 100 else (1,)
     frames = [bytes(sizes[n % len(sizes)]) for n in range(count)]
     packed = b"".join(dataclasses.replace(plain_episode(0), frames=frames).to_sample()["frames.mp"])

@@ -1,4 +1,4 @@
-"""Frames keep their pixels, damaged ones are found, and hostile ones don't get far."""
+"""Frames keep their pixels; damaged and hostile ones are refused."""
 
 import contextlib
 import io
@@ -41,7 +41,7 @@ def test_png_is_lossless_and_jpeg_close_in_rgb_order():
     assert difference(decode(encode_jpeg(pixels)), pixels) < 1.5
 
 
-def test_what_an_image_is_its_first_bytes_say():
+def test_the_first_bytes_decide_the_kind_of_an_image():
     assert (sniff(WHOLE), sniff(WHOLE_PNG)) == ("jpeg", "png")
     for data in (b"", b"GIF89a", b"\x00" * 50):
         with pytest.raises(BadEpisodeError, match="neither JPEG nor PNG"):
@@ -58,7 +58,7 @@ def test_shrinking_keeps_the_aspect_and_never_enlarges(height, width, short_side
 
 @given(st.integers(64, 200), st.integers(64, 200), st.integers(24, 60))
 @settings(max_examples=25, deadline=None)
-def test_shrinking_while_decoding_shows_what_shrinking_after_it_shows(height, width, short_side):
+def test_shrinking_while_decoding_equals_shrinking_afterwards(height, width, short_side):
     data = encode_jpeg(picture(5, height, width))
     target = shrunk_size(height, width, short_side)
     kept, size = FrameForm("png", short_side).keep(data)
@@ -79,7 +79,7 @@ def test_a_jpeg_that_is_small_enough_is_not_compressed_twice():
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.encoding)
-def test_swapped_channels_are_put_right_in_every_form(form):
+def test_swapped_channels_are_repaired_in_every_form(form):
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, :, 0] = 200
     swapped = encode_jpeg(np.ascontiguousarray(pixels[:, :, ::-1]))
@@ -95,21 +95,21 @@ def test_a_truncated_image_is_found_in_every_form(form, data, share):
         form.keep(data[: int(len(data) * share)])
 
 
-def test_padding_after_an_image_is_no_damage():
+def test_padding_after_an_image_is_not_damage():
     padded = WHOLE + b"\0" * 7
     assert FrameForm("source").keep(padded) == (padded, (96, 128))
 
 
 @given(st.binary(max_size=300))
 @settings(max_examples=100)
-def test_no_bytes_raise_anything_but_a_bad_episode(data):
+def test_any_bytes_decode_or_raise_a_bad_episode(data):
     for start in (b"", WHOLE[:20], WHOLE_PNG[:40], WHOLE[:-200]):
         for form in FORMS:
             with contextlib.suppress(BadEpisodeError):
                 assert form.keep(start + data)[1] == (96, 128)
 
 
-def test_an_image_that_states_too_many_pixels_is_not_decoded():
+def test_an_image_with_too_many_pixels_is_not_decoded():
     def chunk(kind, body):
         return len(body).to_bytes(4) + kind + body + zlib.crc32(kind + body).to_bytes(4)
 
@@ -120,7 +120,7 @@ def test_an_image_that_states_too_many_pixels_is_not_decoded():
             form.keep(bomb)
 
 
-def test_depth_images_are_no_frames():
+def test_depth_images_are_refused():
     buffer = io.BytesIO()
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(buffer, "PNG")
     with pytest.raises(BadEpisodeError, match="depth"):
@@ -143,12 +143,12 @@ def test_the_recipe_decides_the_form():
     ("form", "short_sides", "shrunk"),
     [
         ({"encoding": "jpeg", "short_side": 80}, [80, 64], 80),
-        ({"encoding": "jpeg", "short_side": 80}, [64], None),  # its source has no more to show
+        ({"encoding": "jpeg", "short_side": 80}, [64], None),  # as large as its source
         ({"encoding": "source", "short_side": None}, [80], None),
         ({}, [80], None),
     ],
 )
-def test_only_what_was_shrunk_below_what_is_wanted_is_refused(form, short_sides, shrunk):
+def test_only_frames_shrunk_below_the_needed_side_are_refused(form, short_sides, shrunk):
     assert shrunk_to(form, short_sides) == shrunk
     require_detail(shrunk, 80, "bridge")
     if shrunk is None:

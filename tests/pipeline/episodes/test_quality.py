@@ -1,4 +1,4 @@
-"""What is measured of an episode is true of its pictures, whatever way they took into the shard."""
+"""Measured quality is true of an episode's images, however they got into the shard."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ SIDES = st.integers(1, 60)
 
 
 def noise(*shape):
-    """Levels without any order, of a narrow or a wide range, most of them the same or none."""
+    """Random levels of a narrow or a wide range, many of them equal or 0."""
     drawn = st.tuples(*shape, st.integers(0, 2**32 - 1), st.sampled_from([2, 20, 256]), st.sampled_from([0.002, 0.05, 1]))
     return drawn.map(_noise)
 
@@ -55,12 +55,12 @@ def fixed(*shape):
 
 
 def made(pictures, form=FORM, swap=False):
-    """Frames as a source decodes, shrinks and encodes them."""
+    """Returns frames that were decoded, shrunk and encoded as by a source."""
     return [form.keep_pixels(pixels, swap)[0] for pixels in pictures]
 
 
 def drive(seed, frames=24, height=96, width=128):
-    """A bright square that crosses a picture, on its own way for every seed."""
+    """Returns frames of a bright square that crosses a picture on a random path."""
     scene = picture(7, height, width) // 2
     path = np.random.default_rng(seed).uniform(0, 0.8, (2, 2))
     pictures = []
@@ -72,7 +72,7 @@ def drive(seed, frames=24, height=96, width=128):
 
 
 @given(noise(SIDES, SIDES, st.just(3)))
-def test_a_thumbnail_shows_points_of_its_picture(pixels):
+def test_a_thumbnail_consists_of_points_of_its_picture(pixels):
     small = thumbnail(pixels)
     assert small.shape == (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3) and small.flags.c_contiguous
     assert {tuple(point) for point in small.reshape(-1, 3)} <= {tuple(point) for point in pixels.reshape(-1, 3)}
@@ -80,7 +80,7 @@ def test_a_thumbnail_shows_points_of_its_picture(pixels):
 
 
 @given(st.integers(1, 5000))
-def test_what_is_looked_at_of_an_untouched_episode_is_bounded_and_spread_over_it(count):
+def test_few_frames_of_an_episode_with_kept_bytes_are_decoded_and_they_are_spread_over_it(count):
     looked, pairs = sample_frames(count)
     assert list(looked) == sorted(set(looked)) and looked[0] >= 0 and looked[-1] < count
     assert set(pairs) <= set(looked) and set(pairs + 1) <= set(looked)
@@ -90,27 +90,27 @@ def test_what_is_looked_at_of_an_untouched_episode_is_bounded_and_spread_over_it
 
 
 @given(noise(st.integers(2, 12), *fixed(16, 16, 3)))
-def test_a_pair_is_static_where_no_more_than_a_point_moves(thumbnails):
+def test_a_pair_is_static_if_at_most_one_point_moves(thumbnails):
     found = static_pairs(thumbnails, np.arange(len(thumbnails) - 1))
     change = np.abs(np.diff(thumbnails.astype(int), axis=0)) >= MOVED
     assert list(found) == [int(each.sum()) <= 3 for each in change]
 
 
 @given(noise(st.integers(1, 6), *fixed(16, 16, 3)))
-def test_a_frame_is_uniform_where_it_is_black_or_of_one_colour(thumbnails):
+def test_a_frame_is_uniform_if_it_is_black_or_of_one_colour(thumbnails):
     points = thumbnails.reshape(len(thumbnails), -1, 3).astype(int)
     one_colour = ((points.max(1) - points.min(1)) <= UNIFORM).all(1)
     assert list(uniform_frames(thumbnails)) == list(one_colour | (points.max((1, 2)) <= BLACK))
 
 
 @given(noise(*fixed(4, 8, 8, 3)))
-def test_swapping_red_and_blue_turns_the_sign_of_the_score(colours):
+def test_swapping_red_and_blue_changes_the_sign_of_the_score(colours):
     score = swap_score(colours)
     assert -1 <= score <= 1 and swap_score(colours[..., ::-1]) == -score
 
 
 @given(noise(*fixed(4, 8, 8, 3)), st.integers(-3, 3))
-def test_a_perceptual_hash_is_about_layout_and_motion(colours, shift):
+def test_a_perceptual_hash_depends_on_layout_and_motion(colours, shift):
     of_it = perceptual_hash(colours)
     assert len(of_it) == 142 and hamming(of_it, of_it) == 0
     half = colours // 2 + 64
@@ -130,7 +130,7 @@ def test_repeats_and_the_content_hash_are_exact(order):
         assert (measure(turned).content_hash == of_them.content_hash) == (turned == frames)
 
 
-def test_shares_count_every_frame_that_was_decoded():
+def test_shares_count_every_decoded_frame():
     moving = drive(1, 10)
     black = np.zeros_like(moving[0])
     grey = np.full_like(moving[0], 130)
@@ -141,10 +141,10 @@ def test_shares_count_every_frame_that_was_decoded():
     assert of_them.repeated_share == pytest.approx(2 / 14, abs=1e-4)
 
 
-# A square that crosses the middle evenly looks much like its mirror image: one in forty comes too near, so cases are fixed.
+# Fixed cases: one square in forty looks too much like its mirror image.
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(st.integers(0, 1000), st.integers(5, 60))
-def test_an_episode_is_known_again_in_another_form_and_told_from_another(seed, length):
+def test_the_hash_is_close_for_another_form_of_an_episode_and_far_for_another_episode(seed, length):
     pictures = drive(seed, length)
     first = measure(made(pictures))
     for frames in (made(pictures, FrameForm("jpeg", 60, 60)), [encode_jpeg(pixels, 80) for pixels in pictures]):
@@ -155,7 +155,7 @@ def test_an_episode_is_known_again_in_another_form_and_told_from_another(seed, l
     assert hamming(measure(mirrored).perceptual_hash, first.perceptual_hash) > 32
 
 
-def test_ways_into_a_shard_agree_where_all_frames_are_looked_at():
+def test_all_forms_give_the_same_quality_if_all_frames_are_measured():
     pictures = drive(3, 2)
     decoded = made(pictures, FrameForm("png"))
     assert all(isinstance(frame, MadeFrame) for frame in decoded)
@@ -164,7 +164,7 @@ def test_ways_into_a_shard_agree_where_all_frames_are_looked_at():
     assert measure(decoded) == untouched
 
 
-def test_colours_are_judged_after_their_repair():
+def test_colours_are_measured_after_their_repair():
     warm = [np.ascontiguousarray(np.stack([200 - p[..., 0] // 8, p[..., 1], p[..., 2] // 8], 2)) for p in drive(0, 6)]
     swapped = [np.ascontiguousarray(pixels[:, :, ::-1]) for pixels in warm]
     assert measure(made(warm)).swap_score < -0.9
@@ -172,7 +172,7 @@ def test_colours_are_judged_after_their_repair():
     assert measure(made(swapped, swap=True)) == measure(made(warm))
 
 
-def test_an_image_that_cannot_be_decoded_is_an_error_and_tiny_ones_are_not():
+def test_an_undecodable_image_is_an_error_and_a_tiny_one_is_not():
     with pytest.raises(BadEpisodeError):
         measure([b"\xff\xd8\xff nothing"])
     one = measure([encode_png(np.full((1, 2, 3), 40, np.uint8))])
@@ -180,7 +180,7 @@ def test_an_image_that_cannot_be_decoded_is_an_error_and_tiny_ones_are_not():
 
 
 @pytest.mark.parametrize("form", [FORM, FrameForm("source")])
-def test_the_index_of_what_was_ingested_has_a_row_of_quality_an_episode(tmp_path, form):
+def test_the_index_has_the_quality_of_every_ingested_episode(tmp_path, form):
     entry = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
     frozen = episode(1, image=lambda t: encode_jpeg(picture(100)))
     source = RldsSource(str(write_set(tmp_path, episodes=[episode(0), frozen])), entry, form)
@@ -190,27 +190,27 @@ def test_the_index_of_what_was_ingested_has_a_row_of_quality_an_episode(tmp_path
     rows = index.read_index(str(tmp_path / "out")).to_pylist()
     assert [row["static_share"] for row in rows] == [0.0, 1.0, 0.0]
     assert [round(row["repeated_share"], 4) for row in rows] == [0.0, 0.8333, 0.0]
-    # The split `val` holds the first episode once more.
+    # The split `val` repeats the first episode.
     assert rows[0]["content_hash"] == rows[2]["content_hash"] != rows[1]["content_hash"]
     assert all(row[name] is not None for row in rows for name in COLUMNS)
     assert {row["measured_frames"] for row in rows} == ({6} if form == FORM else {4})
 
 
-def test_damage_inside_an_untouched_image_is_found_where_it_is_looked_at(tmp_path):
+def test_damage_inside_a_measured_image_with_kept_bytes_is_found(tmp_path):
     entry = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
     whole = encode_jpeg(picture(1))
     damaged = whole[: len(whole) // 2] + bytes(len(whole) // 2 - 2) + whole[-2:]
     source = RldsSource(str(write_set(tmp_path, [episode(0), episode(1, image=lambda t: damaged)])), entry, FrameForm("source"))
     unit = make_plan(source, ["train"], None, 1)[0]
     run_unit(unit, source, str(tmp_path / "out"))
-    (record,) = index.read_manifests(str(tmp_path / "out"))
-    assert record.samples == 1
-    assert [(item.source_record, item.kind) for item in record.left_out] == [(1, "damaged")]
+    (manifest,) = index.read_manifests(str(tmp_path / "out"))
+    assert manifest.samples == 1
+    assert [(item.source_record, item.kind) for item in manifest.left_out] == [(1, "damaged")]
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 30))
-def test_pixels_that_frames_remember_tell_what_decoding_them_tells(seed, length):
+def test_remembered_pixels_give_the_quality_of_decoded_ones(seed, length):
     images = [encode_jpeg(pixels) for pixels in drive(seed, length)]
     forgot = [FORM.keep(image)[0] for image in images]
     remembered = [FORM.keep(image, with_pixels=True)[0] for image in images]
@@ -223,7 +223,7 @@ def test_pixels_that_frames_remember_tell_what_decoding_them_tells(seed, length)
     assert dataclasses.replace(one, **alike) == dataclasses.replace(other, **alike)
 
 
-def test_an_episode_full_of_detail_is_known_again_in_another_form():
+def test_the_hash_of_a_detailed_episode_is_close_in_another_form():
     scene = np.random.default_rng(5).integers(0, 256, (32, 48, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     images = [encode_jpeg(np.ascontiguousarray(scene[:, 2 * t : 2 * t + 320]), 80) for t in range(12)]
     places = anchors(12).tolist()
@@ -231,7 +231,7 @@ def test_an_episode_full_of_detail_is_known_again_in_another_form():
     assert hamming(measure(images).perceptual_hash, measure(shrunk).perceptual_hash) <= 32
 
 
-def test_pixels_are_remembered_of_no_more_frames_than_are_looked_at(tmp_path):
+def test_only_measured_frames_remember_their_pixels(tmp_path):
     entry = DatasetEntry(NAME, NAME, "image", version="0.1.0", control_hz=10.0, base_step=10.0)
     source = RldsSource(str(write_set(tmp_path, [episode(0, frames=30)])), entry, FORM)
     (_, found) = next(source.read(source.plan()[0]))

@@ -1,4 +1,4 @@
-"""Nothing that a process started outlives it: each test kills real processes and looks for what is left."""
+"""No child outlives its parent: each test kills real processes and looks for survivors."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def start(body: str, **options) -> "subprocess.Popen[str]":
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options)
 
 
-def test_a_child_in_an_endless_loop_ends_with_a_parent_that_is_killed():
+def test_a_child_in_an_endless_loop_ends_with_its_killed_parent():
     with start("""
         child = started(BUSY)
         say(child.pid)
@@ -42,7 +42,7 @@ def test_a_child_in_an_endless_loop_ends_with_a_parent_that_is_killed():
     assert gone(child)
 
 
-def test_a_child_ends_when_its_parent_lets_go_of_it_and_not_with_the_thread_that_started_it():
+def test_a_child_ends_when_its_parent_drops_it_but_not_with_the_thread_that_started_it():
     with start("""
         children = []
         thread = threading.Thread(target=lambda: children.append(started(BUSY)))
@@ -62,7 +62,7 @@ def test_a_child_ends_when_its_parent_lets_go_of_it_and_not_with_the_thread_that
     assert gone(child)
 
 
-def test_a_child_that_does_its_work_is_a_process_like_any_other():
+def test_a_child_that_finishes_has_output_and_status_like_any_process():
     with start("""
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         with Child(["sh", "-c", "cat; echo >&2 said; exit 3"], **pipes) as child:
@@ -71,7 +71,7 @@ def test_a_child_that_does_its_work_is_a_process_like_any_other():
         assert parent.stdout.read() == "(b'given', b'said\\n') 3\n"
 
 
-def test_processes_of_a_pool_end_with_a_parent_that_is_killed():
+def test_pool_processes_end_with_their_killed_parent():
     with start("""
         if __name__ == "__main__":
             with process_pool(2, "spawn") as pool:
@@ -87,7 +87,7 @@ def test_processes_of_a_pool_end_with_a_parent_that_is_killed():
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_pool_that_ends_by_an_error_does_not_finish_its_work(method):
+def test_a_pool_does_not_finish_its_work_after_an_error(method):
     with start(f"""
         if __name__ == "__main__":
             try:
@@ -105,7 +105,7 @@ def test_a_pool_that_ends_by_an_error_does_not_finish_its_work(method):
     assert gone(worker)
 
 
-def test_a_pool_gives_its_results_and_ignores_the_interrupt_from_the_keyboard():
+def test_a_pool_returns_results_despite_a_keyboard_interrupt():
     with start("""
         if __name__ == "__main__":
             with process_pool(1, "forkserver") as pool:
@@ -116,7 +116,7 @@ def test_a_pool_gives_its_results_and_ignores_the_interrupt_from_the_keyboard():
         assert parent.stdout.read() == "5\n"
 
 
-def test_whoever_adopts_orphans_ends_them_too_and_spares_what_was_there_before():
+def test_a_process_that_adopts_orphans_kills_them_but_keeps_earlier_processes():
     orphaning = [sys.executable, "-S", "-c", "import os\nif os.fork():\n os._exit(0)\nwhile True: pass"]
     with start(f"""
         adopt_orphans()

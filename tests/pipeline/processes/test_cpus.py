@@ -1,4 +1,4 @@
-"""A process counts the processors that its affinity and its control groups leave to it, whichever is fewer."""
+"""The number of usable processors is the smaller of CPU affinity and control group quota."""
 
 import os
 
@@ -13,7 +13,7 @@ V1 = "31 23 0:27 {group} {point} rw,nosuid - cgroup cgroup rw,{controllers}"
 
 
 def tree(root, mounts, groups, files):
-    """A made-up `/proc/self` and control groups below `root`."""
+    """Writes a fake `/proc/self` and control groups below `root`."""
     (root / "proc/self").mkdir(parents=True, exist_ok=True)
     (root / "proc/self/mountinfo").write_text("22 1 8:1 / / rw - ext4 /dev/sda rw\n" + "\n".join(mounts) + "\n")
     (root / "proc/self/cgroup").write_text("\n".join(groups) + "\n")
@@ -75,13 +75,13 @@ def test_the_smallest_limit_counts(tmp_path, mounts, groups, files, wanted):
     assert usable_cpus(tree(tmp_path, mounts, groups, files)) == wanted
 
 
-def test_affinity_counts_where_it_is_smaller(tmp_path, monkeypatch):
+def test_affinity_counts_if_it_is_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3})
     assert usable_cpus(tree(tmp_path, [V2_MOUNT], ["0::/"], {"cpu.max": "1200000 100000"})) == 2
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 10**7)), min_size=1, max_size=5), st.integers(1000, 10**6))
-def test_a_quota_binds_all_groups_below_it(tmp_path_factory, quotas, period):
+def test_a_quota_limits_all_groups_below_it(tmp_path_factory, quotas, period):
     names = ["/".join("abcde"[: depth + 1]) for depth in range(len(quotas))]
     files = {f"{name}/cpu.max": f"{quota or 'max'} {period}" for name, quota in zip(names, quotas, strict=True)}
     root = tree(tmp_path_factory.mktemp("root"), [V2_MOUNT], [f"0::/{names[-1]}"], files)

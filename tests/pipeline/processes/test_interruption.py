@@ -1,4 +1,4 @@
-"""A command that is told to end unwinds, and ends in any case; each test in a process of its own, with real signals."""
+"""A signal unwinds a command, and the command always ends; each test uses its own process and real signals."""
 
 import signal
 import subprocess
@@ -26,13 +26,13 @@ END = """
 
 
 def run(body: str, **options) -> subprocess.CompletedProcess:
-    """A command whose body is the function `main` of some code; the end of its process is waited for."""
+    """Runs a command whose body is the function `main` of some code, until its process ends."""
     code = textwrap.dedent(BEGIN) + textwrap.dedent(body) + textwrap.dedent(END)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False, **options)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_the_first_signal_unwinds_the_command_and_is_its_status(number):
+def test_the_first_signal_unwinds_the_command_and_gives_its_status(number):
     done = run(f"""
         def main(_):
             try:
@@ -45,7 +45,7 @@ def test_the_first_signal_unwinds_the_command_and_is_its_status(number):
     assert done.stderr == "interrupted; run the same command again to resume\n"
 
 
-def test_a_second_signal_ends_a_command_that_is_unwinding():
+def test_a_second_signal_ends_an_unwinding_command():
     done = run("""
         def main(_):
             try:
@@ -61,7 +61,7 @@ def test_a_second_signal_ends_a_command_that_is_unwinding():
     assert done.stderr == "second signal: ending at once\n"
 
 
-def test_a_signal_that_a_launcher_hands_on_as_well_is_the_same_one():
+def test_a_signal_forwarded_by_a_launcher_counts_once():
     done = run("""
         def main(_):
             try:
@@ -75,7 +75,7 @@ def test_a_signal_that_a_launcher_hands_on_as_well_is_the_same_one():
     assert (done.returncode, done.stdout) == (130, "unwound\n")
 
 
-def test_a_command_that_does_not_unwind_is_ended_with_all_that_it_started():
+def test_a_command_that_does_not_unwind_is_killed_with_its_children():
     done = run("""
         import subprocess
         interruption.GRACE_SECONDS = 1.0
@@ -93,7 +93,7 @@ def test_a_command_that_does_not_unwind_is_ended_with_all_that_it_started():
     assert gone(int(done.stdout))
 
 
-def test_a_thread_that_never_ends_does_not_keep_a_command_that_was_told_to():
+def test_an_endless_thread_does_not_keep_an_interrupted_command():
     done = run("""
         interruption.GRACE_SECONDS = 1.0
         def main(_):
@@ -105,7 +105,7 @@ def test_a_thread_that_never_ends_does_not_keep_a_command_that_was_told_to():
     assert done.stderr.splitlines()[-1] == "still not ended after 1 s: ending at once"
 
 
-def test_a_command_that_swallows_the_interrupt_ends_all_the_same():
+def test_a_command_that_swallows_the_interrupt_still_ends():
     done = run("""
         interruption.GRACE_SECONDS = 1.0
         class Swallows:
@@ -121,7 +121,7 @@ def test_a_command_that_swallows_the_interrupt_ends_all_the_same():
     assert done.stderr.splitlines()[-1] == "still not ended after 1 s: ending at once"
 
 
-def test_a_block_that_must_not_be_interrupted_is_left_before_the_signal_is_heeded():
+def test_an_uninterrupted_block_finishes_before_the_signal_acts():
     done = run("""
         def main(_):
             with uninterrupted():
@@ -134,7 +134,7 @@ def test_a_block_that_must_not_be_interrupted_is_left_before_the_signal_is_heede
     assert (done.returncode, done.stdout) == (130, "inner\nouter\n")
 
 
-def test_what_breaks_on_the_way_out_is_no_news():
+def test_errors_during_unwinding_are_not_reported():
     done = run("""
         from pipeline.common.errors import SourceError
         def main(_):
@@ -148,7 +148,7 @@ def test_what_breaks_on_the_way_out_is_no_news():
     assert done.stderr == "interrupted; run the same command again to resume\n"
 
 
-def test_a_command_that_is_done_in_spite_of_a_signal_is_done():
+def test_a_command_that_finishes_despite_a_signal_succeeds():
     done = run("""
         def main(_):
             try:
@@ -160,7 +160,7 @@ def test_a_command_that_is_done_in_spite_of_a_signal_is_done():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_so():
+def test_an_ignored_signal_stays_ignored():
     done = run(
         """
         def main(_):
@@ -173,7 +173,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_so():
     assert (done.returncode, done.stdout) == (0, "going on\n")
 
 
-def test_a_handler_of_the_commands_own_decides_alone():
+def test_a_handler_set_by_the_command_decides_alone():
     done = run("""
         interruption.GRACE_SECONDS = 0.3
         def main(_):
@@ -185,7 +185,7 @@ def test_a_handler_of_the_commands_own_decides_alone():
     assert (done.returncode, done.stdout) == (0, "noted\n")
 
 
-def test_a_forked_process_that_is_told_to_end_leaves_its_parent_alone():
+def test_a_signal_to_a_forked_process_does_not_reach_its_parent():
     done = run("""
         interruption.GRACE_SECONDS = 0.3
         def main(_):
@@ -203,7 +203,7 @@ def test_a_forked_process_that_is_told_to_end_leaves_its_parent_alone():
     assert (done.returncode, done.stdout) == (0, "-15\n")
 
 
-def test_the_handlers_are_as_before_once_a_command_is_done():
+def test_the_old_handlers_are_back_after_a_command():
     done = run("""
         def main(_):
             return 0
