@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fsspec import AbstractFileSystem
+
 # The stores' keys for a digest of the content and for the time of the last change.
 _DIGESTS = ("md5Hash", "ETag")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -42,20 +44,20 @@ def listed_on_disk(folder: str, nested: bool, above: tuple[Path, ...] = ()) -> d
     Follows links, unless they lead back to a folder above. Skips broken links and devices. A file's tag holds its mtime and
     ctime; users can't set ctime back.
     """
-    here = Path(folder).resolve()
-    if any(one.is_relative_to(here) for one in above):
+    resolved = Path(folder).resolve()
+    if any(folder_above.is_relative_to(resolved) for folder_above in above):
         return {}
-    found = {}
-    below = []
+    listed = {}
+    subfolders = []
     for entry, status in _entries(folder):
         if stat.S_ISREG(status.st_mode):
-            found[entry.name] = ListedFile(status.st_size, f"{_TIME}:{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
+            listed[entry.name] = ListedFile(status.st_size, f"{_TIME}:{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
         elif stat.S_ISDIR(status.st_mode):
-            below.append(entry.name)
-    for name in below if nested else ():
-        files = listed_on_disk(f"{folder}/{name}", nested, (*above, here))
-        found.update((f"{name}/{file}", known) for file, known in files.items())
-    return found
+            subfolders.append(entry.name)
+    for name in subfolders if nested else ():
+        files = listed_on_disk(f"{folder}/{name}", nested, (*above, resolved))
+        listed.update((f"{name}/{file}", known) for file, known in files.items())
+    return listed
 
 
 def folders_on_disk(folder: str) -> set[str]:
@@ -80,7 +82,7 @@ def _entries(folder: str) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
             yield entry, status
 
 
-def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, ListedFile]:
+def listed_in_store(fs: AbstractFileSystem, inner: str, nested: bool) -> dict[str, ListedFile]:
     """Returns relative name -> facts of the objects in a folder of a store.
 
     Args:
@@ -91,8 +93,8 @@ def listed_in_store(fs: Any, inner: str, nested: bool) -> dict[str, ListedFile]:
     start = len(inner.rstrip("/")) + 1
     # An empty object whose name ends with a slash stands for a folder.
     if nested:
-        found = fs.find(inner, detail=True).items()
-        return {name[start:]: _listed(entry) for name, entry in found if name[start:] and not entry["name"].endswith("/")}
+        objects = fs.find(inner, detail=True).items()
+        return {name[start:]: _listed(entry) for name, entry in objects if name[start:] and not entry["name"].endswith("/")}
     entries = ((entry["name"], entry) for entry in fs.ls(inner, detail=True) if entry["type"] == "file")
     return {name.rsplit("/", 1)[-1]: _listed(entry) for name, entry in entries if not name.endswith("/")}
 

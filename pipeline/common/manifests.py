@@ -128,34 +128,35 @@ def find_done(folder: str, shard: str, inputs: dict[str, Any], overwrite: bool =
         return None
     manifest = read_manifest(path)
     inputs = with_head_tail_hashes(inputs, recorded_head_tail_hashes(manifest.inputs))
-    wanted = fingerprint(inputs)
+    current = fingerprint(inputs)
     repairable = repairable_files(manifest)
-    if manifest.fingerprint == wanted and not (repairable and overwrite):
+    if manifest.fingerprint == current and not (repairable and overwrite):
         return manifest
     if overwrite or (repairable and _without(manifest.inputs, repairable) == _without(inputs, repairable)):
         return None
     _require_same_version(path, manifest.inputs, inputs)
     differences = describe_difference(manifest.inputs, inputs)
     raise ConflictError(
-        f"{path} was made with fingerprint {manifest.fingerprint}, this run has {wanted}; they differ in {differences}. "
+        f"{path} was made with fingerprint {manifest.fingerprint}, this run has {current}; they differ in {differences}. "
         "Choose another output folder, or pass --overwrite to make it again."
     )
 
 
-def _require_same_version(path: str, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same_version(path: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raises an error if another version, which names or reads episodes differently, made a shard."""
-    before, now = made.get("format"), wanted.get("format")
-    if before != now:
+    old_format, new_format = old.get("format"), new.get("format")
+    if old_format != new_format:
+        version = "an earlier" if (old_format or 0) < (new_format or 0) else "a later"
         raise ConflictError(
-            f"{path} was made by {'an earlier' if (before or 0) < (now or 0) else 'a later'} version of this command (episode "
-            f"format {before}, here {now}), which gives its episodes other keys. Choose another --output, or pass "
-            "--overwrite to make the data set again; token shards made from it stay readable"
+            f"{path} was made by {version} version of this command (episode format {old_format}, here {new_format}), which "
+            "gives its episodes other keys. Choose another --output, or pass --overwrite to make the data set again; token "
+            "shards made from it stay readable"
         )
 
 
 def recorded_head_tail_hashes(inputs: Mapping[str, Any]) -> dict[str, str | None]:
     """Returns source file -> head-tail hash, for the files whose hash `inputs` hold."""
-    return {one["file"]: one[HEAD_TAIL_HASH] for one in inputs.get("sources", []) if HEAD_TAIL_HASH in one}
+    return {source["file"]: source[HEAD_TAIL_HASH] for source in inputs.get("sources", []) if HEAD_TAIL_HASH in source}
 
 
 def with_head_tail_hashes(inputs: dict[str, Any], hashes: Mapping[str, str | None]) -> dict[str, Any]:
@@ -184,12 +185,12 @@ def missing_file_is_back(manifest: ShardManifest, inputs: dict[str, Any]) -> boo
     A mount that was gone for a while, or a permission, leaves no trace in a file's size or content.
     """
     missing = {item.source_file for item in manifest.left_out if item.kind == MissingEpisodeError.kind}
-    return any(one["file"] in missing and one.get("size") is not None for one in inputs.get("sources", []))
+    return any(source["file"] in missing and source.get("size") is not None for source in inputs.get("sources", []))
 
 
 def _without(inputs: dict[str, Any], files: set[str]) -> dict[str, Any]:
     """Returns `inputs` without these source files."""
-    return {**inputs, "sources": [one for one in inputs.get("sources", []) if one["file"] not in files]}
+    return {**inputs, "sources": [source for source in inputs.get("sources", []) if source["file"] not in files]}
 
 
 def describe_difference(old: Any, new: Any, prefix: str = "") -> str:

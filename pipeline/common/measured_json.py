@@ -23,9 +23,9 @@ def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
             `-inf`;
             `/` and `~` within a name are written `~1` and `~0` (RFC 6901).
     """
-    found: dict[str, str] = {}
-    plain = {name: _json_value(value, _escaped(name), found) for name, value in values.items()}
-    return {**plain, NOT_FINITE: found} if found else plain
+    not_finite: dict[str, str] = {}
+    plain = {name: _json_value(value, _escaped(name), not_finite) for name, value in values.items()}
+    return {**plain, NOT_FINITE: not_finite} if not_finite else plain
 
 
 def restored(values: Mapping[str, Any]) -> dict[str, Any]:

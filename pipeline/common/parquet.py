@@ -7,7 +7,6 @@ issues 34314 and 50482). So a table on an object store is in memory as a file to
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +22,9 @@ def write_table(path: str, table: pa.Table) -> None:
     storage.write_bytes(path, buffer.getvalue())
 
 
-def read_table(path: str, columns: Sequence[str] | None = None, filters: Any = None) -> pa.Table:
+def read_table(
+    path: str, columns: Sequence[str] | None = None, filters: Sequence[tuple[str, str, object]] | None = None
+) -> pa.Table:
     """Reads a table, or a part of it.
 
     Args:

@@ -10,8 +10,9 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -49,7 +50,7 @@ def basename(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
 
 
-def _filesystem(path: str) -> tuple[Any, str]:
+def _filesystem(path: str) -> tuple[AbstractFileSystem, str]:
     """Returns the file system of a path, without a cache of listings, and the path within it.
 
     A path may end in a listed name. fsspec would take `::` in that name for the border of two URLs, and text before `://` in a
@@ -121,8 +122,8 @@ def content_tags(folder: str) -> dict[str, str]:
 
     Equal content may have different digests: S3's entity tag also depends on the upload. A local disk has no digests.
     """
-    known = listing(folder, nested=True)
-    return {name: one.tag for name, one in known.items() if one.tag is not None and not is_time_tag(one.tag)}
+    files = listing(folder, nested=True)
+    return {name: file.tag for name, file in files.items() if file.tag is not None and not is_time_tag(file.tag)}
 
 
 def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
@@ -133,12 +134,12 @@ def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
         nested: Includes files in folders below, named by their path relative to `folder`.
     """
     if is_local(folder):
-        found = listed_on_disk(str(local_path(folder).expanduser()), nested)
+        files = listed_on_disk(str(local_path(folder).expanduser()), nested)
     else:
         fs, inner = _filesystem(folder)
         with _explained(folder):
-            found = listed_in_store(fs, inner, nested) if fs.isdir(inner) else {}
-    return {name: found[name] for name in sorted(found) if not name.endswith(PARTIAL)}
+            files = listed_in_store(fs, inner, nested) if fs.isdir(inner) else {}
+    return {name: files[name] for name in sorted(files) if not name.endswith(PARTIAL)}
 
 
 def list_folders(folder: str) -> list[str]:
@@ -148,8 +149,8 @@ def list_folders(folder: str) -> list[str]:
     else:
         fs, inner = _filesystem(folder)
         with _explained(folder):
-            found = fs.ls(inner, detail=True) if fs.isdir(inner) else []
-        paths = {entry["name"].rstrip("/") for entry in found if entry["type"] == "directory"}
+            entries = fs.ls(inner, detail=True) if fs.isdir(inner) else []
+        paths = {entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory"}
         names = {basename(path) for path in paths - {inner.rstrip("/")}}
     return sorted(name for name in names if not name.endswith(PARTIAL))
 

@@ -178,20 +178,20 @@ def dataset_weights(
     Raises:
         ConfigError: The mixture does not exist, or a data set is not available and `skip` is False.
     """
-    wanted = mixture(mixture_name) if mixture_name else dict(weights)
-    missing = sorted(wanted.keys() - set(available))
+    requested = mixture(mixture_name) if mixture_name else dict(weights)
+    missing = sorted(requested.keys() - set(available))
     if not missing:
-        return wanted
-    left = {name: weight for name, weight in wanted.items() if name in available}
-    share = 1 - sum(left.values()) / sum(wanted.values())
+        return requested
+    remaining = {name: weight for name, weight in requested.items() if name in available}
+    share = 1 - sum(remaining.values()) / sum(requested.values())
     key = f"data.mixture {mixture_name}" if mixture_name else "data.weights"
-    counts = f"{len(missing)} of {len(wanted)} data sets have no token shards ({share:.1%} of the weight)"
+    counts = f"{len(missing)} of {len(requested)} data sets have no token shards ({share:.1%} of the weight)"
     problem = f"{key}: {counts}: {', '.join(missing)}"
-    if not skip or not left:
-        way_out = ", or set data.missing to skip, which samples the others by their weights" if left else ""
+    if not skip or not remaining:
+        way_out = ", or set data.missing to skip, which samples the others by their weights" if remaining else ""
         raise ConfigError(f"{problem}. Available: {', '.join(available) or 'none'}. Tokenize the missing ones{way_out}")
     _log.warning("%s. Skipped; the others are sampled by their weights", problem)
-    return left
+    return remaining
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ProjectError
@@ -34,7 +34,7 @@ jsonargparse.set_parsing_settings(config_read_mode_fsspec_enabled=True)
 class _PlainHelp(DefaultHelpFormatter):
     """Formats help without Python types and without empty defaults."""
 
-    def _get_help_string(self, action: Any) -> str:
+    def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
         default = action.default
         if default is None or default is False or default in ({}, argparse.SUPPRESS) or not action.option_strings:
@@ -54,11 +54,11 @@ class CommandParser(jsonargparse.ArgumentParser):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         """Creates the parser; see `jsonargparse.ArgumentParser`."""
-        self.unhelped: list[Any] = []
+        self.unhelped: list[argparse._ArgumentGroup] = []
         self.folders: set[str] = set()
         self._given: list[str] = []
         self._words: list[str] = []
-        self._user_values: Any = None
+        self._user_values: Namespace | None = None
         super().__init__(*args, **{"formatter_class": _PlainHelp, "allow_abbrev": False, **named})
         self.add_argument(
             "--version", action="version", version=f"{self.prog} {installed_version()}", help="Print the version."

@@ -70,9 +70,9 @@ class Options:
 
     def nearest(self, name: str) -> str:
         """Returns ` (did you mean OPTION?)` for the known option most like `name`; empty if none is similar."""
-        wanted = name.lstrip("-")
+        typed_name = name.lstrip("-")
         known = {option.name.lstrip("-"): option.name for option in self.known}
-        found = difflib.get_close_matches(wanted, known, n=1, cutoff=_SIMILARITY)
+        found = difflib.get_close_matches(typed_name, known, n=1, cutoff=_SIMILARITY)
         return f" (did you mean {known[found[0]]}?)" if found else ""
 
 
@@ -113,8 +113,8 @@ def _choice(match: re.Match[str], options: Options) -> str:
 
 
 def _count(match: re.Match[str], options: Options) -> str:
-    wanted = {"one argument": "a value", "at least one argument": "one value or more"}
-    count = wanted.get(match["count"], match["count"].replace("arguments", "values"))
+    words = {"one argument": "a value", "at least one argument": "one value or more"}
+    count = words.get(match["count"], match["count"].replace("arguments", "values"))
     return f"{_spelled(match['name'], options)} needs {count} after it"
 
 
@@ -140,8 +140,8 @@ def _unrecognized(match: re.Match[str], options: Options) -> str:
 
 def _native(match: re.Match[str], options: Options) -> str:
     kinds = {"int": int, "float": float}
-    wanted = describe_type(kinds[match["kind"]]) if match["kind"] in kinds else f"a {match['kind'].strip('_')}"
-    return f"{_spelled(match['name'], options)}: {match['value']!r} is not {wanted}"
+    expected = describe_type(kinds[match["kind"]]) if match["kind"] in kinds else f"a {match['kind'].strip('_')}"
+    return f"{_spelled(match['name'], options)}: {match['value']!r} is not {expected}"
 
 
 def _unknown_key(match: re.Match[str], options: Options) -> str:
@@ -166,10 +166,10 @@ def _bad_value(match: re.Match[str], options: Options) -> str:
                 return f"{name}: {_unquoted(reason)} can't be read as a section of keys"
             return f"{name}: {' '.join(reason.split())}"
         return f"{name}: {choice['value']} is not one of {', '.join(option.choices)}"
-    wanted = "valid"
+    expected = "valid"
     if option is not None:
-        wanted = "one of " + ", ".join(option.choices) if option.choices else describe_type(option.hint)
-    return f"{name}: {given['value']!r} is not {wanted}"
+        expected = "one of " + ", ".join(option.choices) if option.choices else describe_type(option.hint)
+    return f"{name}: {given['value']!r} is not {expected}"
 
 
 def _unquoted(reason: str) -> str:

@@ -18,12 +18,12 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 Result = Mapping[str, Any]
 
 
-def as_json(options: Any) -> bool:
+def as_json(options: object) -> bool:
     """Whether to print JSON: stdout is not a terminal, or `--json` was given."""
     return bool(getattr(options, "json", False)) or not sys.stdout.isatty()
 
 
-def show(results: Result | Sequence[Result], options: Any, look_at: str | None = None) -> None:
+def show(results: Result | Sequence[Result], options: object, look_at: str | None = None) -> None:
     """Prints one result, or several with the same keys.
 
     Args:
@@ -72,7 +72,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def cell(value: Any, key: str = "") -> str:
+def cell(value: object, key: str = "") -> str:
     """Formats a value on one line."""
     if value is None:
         return "-"
@@ -141,11 +141,11 @@ def _indented(text: str, indent: str) -> str:
     return "\n".join(indent + line for line in text.splitlines())
 
 
-def _is_empty(value: Any) -> bool:
+def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, Mapping | list | tuple | str) and not value)
 
 
-def _is_nested(value: Any) -> bool:
+def _is_nested(value: object) -> bool:
     """Whether a value needs its own lines."""
     if isinstance(value, Mapping):
         return any(isinstance(part, Mapping | list) for part in value.values()) or len(value) > _LISTED

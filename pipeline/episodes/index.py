@@ -67,7 +67,7 @@ def find_datasets(folders: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: A folder has no data set, or two folders have a data set of the same name.
     """
-    found: dict[str, str] = {}
+    datasets: dict[str, str] = {}
     for folder in folders:
         below = (storage.join(folder, name) for name in storage.list_folders(folder))
         own = folder.rstrip("/")
@@ -78,9 +78,9 @@ def find_datasets(folders: Sequence[str]) -> dict[str, str]:
             )
         for path in paths:
             name = storage.basename(path)
-            if found.setdefault(name, path) != path:
-                raise ConfigError(f"data set {name} is in both {found[name]} and {path}; pass one of them, or rename one")
-    return found
+            if datasets.setdefault(name, path) != path:
+                raise ConfigError(f"data set {name} is in both {datasets[name]} and {path}; pass one of them, or rename one")
+    return datasets
 
 
 def episode_shards(folder: str) -> list[str]:

@@ -94,27 +94,27 @@ def measure_frames(frames: Sequence[bytes]) -> Measurement:
     """
     count = len(frames)
     places = anchors(count)
-    made = [frame.thumbnail for frame in frames if isinstance(frame, MadeFrame)]
-    if len(made) == count:
-        looked, pairs = np.arange(count), np.arange(count - 1)
-        seen = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
+    grids = [frame.thumbnail for frame in frames if isinstance(frame, MadeFrame)]
+    if len(grids) == count:
+        measured, pairs = np.arange(count), np.arange(count - 1)
+        pixels_of = {index: _pixels(frames[index]) for index in dict.fromkeys(places.tolist())}
     else:
-        looked, pairs = sample_frames(count)
-        seen = {index: _pixels(frames[index]) for index in looked.tolist()}
-        made = [thumbnail(seen[index][0]) for index in looked.tolist()]
-    thumbnails = np.concatenate(made).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
-    at_anchors = np.stack([cells(seen[index][0]) for index in places.tolist()])
+        measured, pairs = sample_frames(count)
+        pixels_of = {index: _pixels(frames[index]) for index in measured.tolist()}
+        grids = [thumbnail(pixels_of[index][0]) for index in measured.tolist()]
+    thumbnails = np.concatenate(grids).reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3)
+    at_anchors = np.stack([cells(pixels_of[index][0]) for index in places.tolist()])
     content_hash, repeated = _of_bytes(frames)
     quality = Quality(
-        measured_frames=len(looked),
-        static_share=_share(static_pairs(thumbnails, np.searchsorted(looked, pairs))),
+        measured_frames=len(measured),
+        static_share=_share(static_pairs(thumbnails, np.searchsorted(measured, pairs))),
         repeated_share=round(repeated / count, _DIGITS),
         uniform_share=_share(uniform_frames(thumbnails)) or 0.0,
         swap_score=swap_score(at_anchors),
         content_hash=content_hash,
         perceptual_hash=perceptual_hash(at_anchors),
     )
-    return Measurement(quality, any(stray for _, stray in seen.values()))
+    return Measurement(quality, any(stray for _, stray in pixels_of.values()))
 
 
 def anchors(count: int) -> np.ndarray:
@@ -128,8 +128,8 @@ def sample_frames(count: int) -> tuple[np.ndarray, np.ndarray]:
     These are the anchors, and the successors of some of them: more in longer episodes, those in the middle first.
     """
     places = anchors(count)
-    wanted = min(max(1, count // _FRAMES_PER_PAIR), _ANCHORS) if count > 1 else 0
-    pairs = np.unique(places[[1, 2, 0, 3][:wanted]])
+    pair_count = min(max(1, count // _FRAMES_PER_PAIR), _ANCHORS) if count > 1 else 0
+    pairs = np.unique(places[[1, 2, 0, 3][:pair_count]])
     return np.union1d(places, pairs + 1), pairs
 
 
@@ -151,13 +151,13 @@ def static_pairs(thumbnails: np.ndarray, first: np.ndarray) -> np.ndarray:
         thumbnails: (T, 16, 16, 3) uint8.
         first: (P,) indexes of the earlier thumbnails.
     """
-    found = [np.zeros(0, bool)]
+    static = [np.zeros(0, bool)]
     for start in range(0, len(first), _BLOCK):
         places = first[start : start + _BLOCK]
-        one, other = thumbnails[places], thumbnails[places + 1]
-        moved = np.maximum(one, other) - np.minimum(one, other) >= MOVED
-        found.append(np.count_nonzero(moved.reshape(len(places), -1), axis=1) <= _MOVED_NUMBERS)
-    return np.concatenate(found)
+        earlier, later = thumbnails[places], thumbnails[places + 1]
+        moved = np.maximum(earlier, later) - np.minimum(earlier, later) >= MOVED
+        static.append(np.count_nonzero(moved.reshape(len(places), -1), axis=1) <= _MOVED_NUMBERS)
+    return np.concatenate(static)
 
 
 def uniform_frames(thumbnails: np.ndarray) -> np.ndarray:
@@ -165,11 +165,11 @@ def uniform_frames(thumbnails: np.ndarray) -> np.ndarray:
     points = thumbnails.reshape(len(thumbnails), -1, 3)
     green = points[:, :, 1]
     # Checking one channel first rejects most frames.
-    found = (green.max(axis=1) <= BLACK) | (green.max(axis=1) - green.min(axis=1) <= UNIFORM)
-    left = points[found]
-    black = left.max(axis=(1, 2)) <= BLACK
-    found[found] = black | ((left.max(axis=1) - left.min(axis=1)).max(axis=1) <= UNIFORM)
-    return found
+    uniform = (green.max(axis=1) <= BLACK) | (green.max(axis=1) - green.min(axis=1) <= UNIFORM)
+    candidates = points[uniform]
+    black = candidates.max(axis=(1, 2)) <= BLACK
+    uniform[uniform] = black | ((candidates.max(axis=1) - candidates.min(axis=1)).max(axis=1) <= UNIFORM)
+    return uniform
 
 
 def swap_score(colours: np.ndarray) -> float:

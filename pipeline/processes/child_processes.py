@@ -40,15 +40,15 @@ class Child(subprocess.Popen[Any]):
             command: Program and arguments.
             options: Options of `subprocess.Popen`, except `pass_fds`.
         """
-        theirs, ours = os.pipe()
-        self._lifeline = os.fdopen(ours, "wb", buffering=0)
+        child_end, parent_end = os.pipe()
+        self._lifeline = os.fdopen(parent_end, "wb", buffering=0)
         try:
-            super().__init__(command, pass_fds=(theirs,), **options)
-            fcntl.fcntl(theirs, fcntl.F_SETOWN, self.pid)
-            fcntl.fcntl(theirs, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(theirs, fcntl.F_SETFL, fcntl.fcntl(theirs, fcntl.F_GETFL) | os.O_ASYNC)
+            super().__init__(command, pass_fds=(child_end,), **options)
+            fcntl.fcntl(child_end, fcntl.F_SETOWN, self.pid)
+            fcntl.fcntl(child_end, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(child_end, fcntl.F_SETFL, fcntl.fcntl(child_end, fcntl.F_GETFL) | os.O_ASYNC)
         finally:
-            os.close(theirs)
+            os.close(child_end)
 
     def __del__(self, *given: Any, **named: Any) -> None:
         """Kills the command if it still runs: Popen itself would keep its process."""
@@ -91,13 +91,13 @@ def end_with_launcher(environment: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def process_pool(processes: int, method: Literal["spawn", "forkserver"]) -> Iterator[ProcessPoolExecutor]:
     """Yields a pool of processes that end with this one; if the block raises an error, kills their running work."""
-    others = set(multiprocessing.active_children())
+    earlier = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(method), initializer=follow_parent)
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
+        for process in set(multiprocessing.active_children()) - earlier:
             process.kill()
         raise
     finally:
@@ -118,13 +118,13 @@ def descendants(root: int) -> set[int]:
             state, parent, *_ = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             if state not in "ZX":
                 children[int(parent)].append(int(path.parent.name))
-    found: set[int] = set()
-    waiting = [root]
-    while waiting:
-        new = children[waiting.pop()]
-        found.update(new)
-        waiting += new
-    return found
+    ids: set[int] = set()
+    pending = [root]
+    while pending:
+        new = children[pending.pop()]
+        ids.update(new)
+        pending += new
+    return ids
 
 
 def kill_descendants(keep: Collection[int] = ()) -> None:
