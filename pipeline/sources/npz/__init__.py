@@ -1,1 +1,1 @@
-"""npz files, one episode each."""
+"""Reads npz files with one episode each."""

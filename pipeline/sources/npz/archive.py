@@ -1,8 +1,8 @@
-"""The arrays of an npz file, read with suspicion: what a header states is compared with limits before anything is taken.
+"""Reads the arrays of untrusted npz files: every stated size is compared with a limit before anything is read.
 
-An npz is a zip archive of `.npy` members. A few bytes of it can state any number of members, numbers of any size, or text of
-a gigabyte a word, and compressed zeros fill whatever is stated. So the archive's directory is measured before it is parsed, an
-array before it is read, and frames are read one by one.
+An npz is a zip archive of `.npy` members. A few bytes can state any number of members or any array size, and compressed zeros
+fill it. So the size of the archive's directory is checked before it is parsed, the size of an array before it is read, and
+frames are read one by one.
 """
 
 import contextlib
@@ -19,26 +19,26 @@ from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError
 
 MAX_FRAME_BYTES = 256 << 20
 MAX_ARRAY_BYTES = 256 << 20
-MAX_WHOLE_BYTES = 512 << 20  # of frames that are stored column by column
+MAX_WHOLE_BYTES = 512 << 20  # limit of frames in Fortran order, which are read as a whole
 _MAX_MEMBERS = 1000
 _MAX_DIRECTORY_BYTES = 1 << 20
 _HEADER_BYTES = 1 << 16
-# The end of a zip archive (APPNOTE.TXT, 4.3.16): the size of its directory is at byte 12; a comment may follow.
+# End record of a zip archive (APPNOTE.TXT, 4.3.16): the directory's size is at byte 12, and a comment may follow.
 _END, _END_BYTES, _LONGEST_COMMENT = b"PK\5\6", 22, 1 << 16
 _ZIP64, _ZIP64_BYTES = b"PK\6\7", 20
-# What numpy writes. Others may ask for any amount of memory to be decompressed with.
+# The compressions that numpy writes; decompressing others may need any amount of memory.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Header(NamedTuple):
-    """What an array's member states.
+    """The header of an array.
 
     Attributes:
-        shape: Of the array.
-        dtype: Of its numbers.
-        columns_first: Whether it lies column by column.
-        start: Where its numbers begin in the member.
-        stored: Bytes of the member.
+        shape: Shape of the array.
+        dtype: Type of its elements.
+        columns_first: Whether it is stored in Fortran order.
+        start: Offset of the first element in the member, in bytes.
+        stored: Size of the member in bytes.
     """
 
     shape: tuple[int, ...]
@@ -49,32 +49,32 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_numbers(self) -> bool:
-        """Whether it holds numbers or truth values."""
+        """Whether it holds numbers or booleans."""
         return self.dtype.kind in "biuf"
 
     def __str__(self) -> str:
-        """Shape and type, in words."""
+        """Return the shape and the type for messages."""
         return f"the shape {self.shape} and the type {self.dtype}"
 
 
 class NpzArchive:
-    """An opened npz file.
+    """An open npz file.
 
     Attributes:
-        headers: Name of an array -> what it states.
-        others: How many members are no arrays.
+        headers: Array name -> its header.
+        others: Number of members that are not arrays.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         """Read the headers of all arrays.
 
         Raises:
-            BadEpisodeError: It is no npz file, or larger than that of an episode.
+            BadEpisodeError: The file is not an npz file, or is larger than any episode.
         """
         _check_directory(file)
         with _reading():
@@ -87,7 +87,7 @@ class NpzArchive:
         self.headers = {member.filename.removesuffix(".npy"): self._header(member) for member in arrays}
 
     def _header(self, member: zipfile.ZipInfo) -> Header:
-        """The header of an array, from the first bytes of its member: numpy would take all that it states to have."""
+        """Read the header of an array from the first bytes of its member; numpy would read as much as the header states."""
         if member.compress_type not in _COMPRESSIONS:
             raise BadEpisodeError(
                 f"{member.filename!r} is compressed in a way (number {member.compress_type}) that numpy never uses"
@@ -101,7 +101,7 @@ class NpzArchive:
             return Header(shape, dtype, columns_first, start.tell(), member.file_size)
 
     def array(self, name: str, limit: int = MAX_ARRAY_BYTES) -> np.ndarray:
-        """An array, whole.
+        """Read a whole array.
 
         Raises:
             BadEpisodeError: It takes more than `limit` bytes, holds Python objects, or is damaged.
@@ -114,16 +114,16 @@ class NpzArchive:
         self._check_length(name)
         with _reading(), self._archive.open(f"{name}.npy") as member:
             found = np.asarray(np.lib.format.read_array(member, allow_pickle=False))
-            # The archive's checksum is compared at the end of a member.
+            # zipfile checks the checksum at the end of a member.
             if member.read(1):
                 raise DamagedEpisodeError(f"array {name!r} goes on behind its last number")
             return found
 
     def frames(self, name: str) -> Iterator[np.ndarray]:
-        """The frames of an array of them, in order.
+        """Yield the frames of an array (T, H, W, 3) in order.
 
         Raises:
-            BadEpisodeError: A frame is larger than any, or the array is damaged.
+            BadEpisodeError: A frame is too large, or the array is damaged.
         """
         header = self.headers[name]
         if header.columns_first:
@@ -158,13 +158,13 @@ class NpzArchive:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever zipfile and numpy raise while they read is about damaged bytes, but for what storage says."""
+    """Convert errors of zipfile and numpy to `DamagedEpisodeError`; storage errors pass unchanged."""
     try:
         yield
     except (BadEpisodeError, MemoryError):
         raise
     except Exception as error:
-        # OSError: to a place before the file's beginning has EINVAL, and some decoders leave out the number.
+        # Seeking before the start of the file raises OSError with EINVAL; some decoders raise OSError without a number.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise DamagedEpisodeError(f"no sound npz file: {error}") from error
@@ -173,7 +173,7 @@ def _reading() -> Iterator[None]:
 def _check_directory(file: IO[bytes]) -> None:
     """Refuse an archive whose directory is too large to be parsed; zipfile would read all of it.
 
-    Its end is found as zipfile finds it: the last bytes, or else the last ones that look like one, before a comment.
+    The end record is found like zipfile finds it: the last bytes, or else the last match before a comment.
     """
     with _reading():
         end = file.seek(0, io.SEEK_END)
@@ -184,8 +184,8 @@ def _check_directory(file: IO[bytes]) -> None:
     if not (tail[place:].startswith(_END) and tail.endswith(b"\0\0")):
         place = tail.rfind(_END)
     if place < 0:
-        return  # zipfile says what is wrong
+        return  # zipfile reports the error
     size = int.from_bytes(tail[place + 12 : place + 16], "little")
-    # Numbers that don't fit are in another record, which numpy has no need of below 4 GiB and 65,535 arrays.
+    # Larger numbers are in a zip64 record, which numpy needs only above 4 GiB or 65,535 arrays.
     if size > _MAX_DIRECTORY_BYTES or tail[max(0, place - _ZIP64_BYTES) : place].startswith(_ZIP64):
         raise BadEpisodeError("the file has more members, or is larger, than any episode's")

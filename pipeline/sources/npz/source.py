@@ -1,7 +1,7 @@
-"""Episodes as the published iVideoGPT converter leaves them: one npz an episode, frames uncompressed in one array.
+"""Reads episodes in the format of the published iVideoGPT converter: one npz file per episode, with all frames in one array.
 
-Every file holds exactly one episode, so what is wrong with its content makes a bad episode. Beside the frames, `action`,
-`reward`, `state`, `is_terminal` and a text are read; what else is there, or doesn't fit, is counted by name.
+Besides the frames, `action`, `reward`, `state`, `is_terminal` and a text are read. Other arrays, and arrays with a wrong shape,
+are counted by name.
 """
 
 import math
@@ -24,20 +24,20 @@ from pipeline.sources.npz.archive import Header, NpzArchive
 ENDINGS = (".npz",)
 _TEXTS = ("language", "language_instruction", "instruction", "text", "caption")
 _MAX_TEXT = 10_000
-_MAX_TEXT_BYTES = 64 << 20  # one a frame, each as wide as the longest
+_MAX_TEXT_BYTES = 64 << 20  # limit of the array of texts: one text per frame, each as wide as the longest
 _MAX_NAME = 40
 _PUBLISHED_NAME = re.compile(r"^(?P<split>[A-Za-z0-9_]+)_eps_(?P<index>\d+)\.npz$")
 
 
 def read_npz(path: str | Path, camera: str | None = None) -> Episode:
-    """The episode in one npz file, its frames as JPEG (quality 95, 4:4:4) at full size.
+    """Read the episode in one npz file; its frames become JPEG (quality 95, 4:4:4) at full size.
 
     Args:
         path: A local path or URL.
-        camera: Name of the array of frames; by default the only one that can be.
+        camera: Name of the array of frames; by default the only array of frames.
 
     Raises:
-        SourceError: There is no such file, or it holds no episode.
+        SourceError: The file doesn't exist, or holds no episode.
     """
     path = str(path)
     entry = DatasetEntry(name="npz", directory="", image_key=camera or "")
@@ -45,7 +45,7 @@ def read_npz(path: str | Path, camera: str | None = None) -> Episode:
         with storage.open_read(path) as file:
             return _episode(file, entry, FrameForm("jpeg"), SourceShard("file", 0, storage.basename(path)))
     except Exception as error:
-        # Storage's own errors come out as they are.
+        # `as_bad_episode` raises storage errors unchanged.
         if isinstance(error, OSError):
             raise SourceError(f"{path} can't be opened: {error}") from error
         raise SourceError(f"{path} holds no usable episode: {as_bad_episode(error, path).reason}") from error
@@ -54,7 +54,7 @@ def read_npz(path: str | Path, camera: str | None = None) -> Episode:
 class NpzSource(Source):
     """A folder of npz episodes.
 
-    Files are named `{split}_eps_{index}.npz`, or anything else, in which case all of them are the split `train`.
+    The name `{split}_eps_{index}.npz` gives the split; files with other names belong to the split `train`.
     """
 
     kind = "npz"
@@ -67,16 +67,16 @@ class NpzSource(Source):
         return super().is_data(name) and name.endswith(ENDINGS)
 
     def plan(self) -> list[SourceShard]:
-        """All files. See `Source.plan`."""
+        """Return all files. See `Source.plan`."""
         shards = []
         for position, name in enumerate(self.list_data()):
             match = _PUBLISHED_NAME.match(name)
-            split, place = (match["split"], int(match["index"])) if match else ("train", position)
-            shards.append((split, place, name))
+            split, index = (match["split"], int(match["index"])) if match else ("train", position)
+            shards.append((split, index, name))
         return [SourceShard(split, None, name, records=1) for split, _, name in sorted(shards)]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episode of a file. See `Source.read`."""
+        """Yield the episode of a file. See `Source.read`."""
         with storage.open_read(storage.join(self.folder, shard.file)) as file:
             try:
                 item: Episode | BadEpisode = _episode(file, self.entry, self.form, shard)
@@ -91,15 +91,15 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
     camera = _camera(headers, entry.image_key)
     kept = [form.keep_pixels(_as_uint8(frame), swap=camera in entry.bgr) for frame in archive.frames(camera)]
     action = _action(archive, len(kept)) if "action" in headers and entry.actions else None
-    known: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     text = next((name for name in _TEXTS if name in headers and _is_text(headers[name])), None)
     if text is not None:
-        known["language"] = _text(archive.array(text, _MAX_TEXT_BYTES))
+        fields["language"] = _text(archive.array(text, _MAX_TEXT_BYTES))
     for name in ("reward", "state", "is_terminal"):
         if name in headers and _fits(name, headers[name], len(kept)):
-            known[name] = _per_step(name, archive.array(name))
-    taken = {camera, "action", text, *known}
-    ignored = {_not_taken(name, headers[name]): 1 for name in headers if name not in taken}
+            fields[name] = _per_step(name, archive.array(name))
+    used = {camera, "action", text, *fields}
+    ignored = {_why_ignored(name, headers[name]): 1 for name in headers if name not in used}
     if archive.others:
         ignored["members of npz files that are no arrays"] = archive.others
     return make_episode(
@@ -111,12 +111,12 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
         action_meaning="" if action is None else f"action: {action.shape[1]}",
         action=action,
         ignored=ignored,
-        **known,
+        **fields,
     )
 
 
 def _camera(headers: Mapping[str, Header], wanted: str) -> str:
-    """Which array holds the frames."""
+    """Return the name of the array of frames."""
     videos = [name for name, header in headers.items() if _is_video(header)]
     camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
     if camera is None:
@@ -132,41 +132,41 @@ def _is_video(header: Header) -> bool:
 
 
 def _action(archive: NpzArchive, frames: int) -> np.ndarray:
-    """The actions of all frames, (T, A)."""
+    """Return the actions of all frames, (T, A)."""
     header = archive.headers["action"]
     if not header.is_numbers or not header.shape or 0 in header.shape[1:]:
         raise BadEpisodeError(f"array 'action' has {header}, not rows of numbers")
-    # Where there are none, as beside a single frame, their width isn't what is left.
+    # The width can't be inferred (-1) from an empty array, which an episode of a single frame may have.
     return pad_actions(archive.array("action").reshape(header.shape[0], math.prod(header.shape[1:])), frames)
 
 
 def _fits(name: str, header: Header, frames: int) -> bool:
-    """Whether an array has numbers for every frame: one, or of states any number."""
+    """Whether an array has one number per frame; a state may have any number."""
     return header.is_numbers and header.shape[:1] == (frames,) and (name == "state" or math.prod(header.shape[1:]) == 1)
 
 
 def _per_step(name: str, array: np.ndarray) -> np.ndarray:
-    """An array as `Episode` holds it."""
+    """Convert an array to the type and shape that `Episode` needs."""
     if name == "is_terminal":
         return array.reshape(len(array)).astype(np.bool_)
-    with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+    with np.errstate(over="ignore"):  # `make_episode` finds infinite values
         numbers = array.astype(np.float32)
     return numbers.reshape(len(array)) if name == "reward" else numbers.reshape(len(array), -1)
 
 
 def _is_text(header: Header) -> bool:
-    """Whether an array holds one text, or one a frame."""
+    """Whether an array holds one text, or one text per frame."""
     return header.dtype.kind in "US" and len(header.shape) <= 1
 
 
 def _text(array: np.ndarray) -> str:
-    """The first text of an array that isn't empty."""
+    """Return the first non-empty text of an array."""
     found = next((text for text in array.reshape(-1).tolist() if text), "")
     return (found.decode(errors="replace") if isinstance(found, bytes) else str(found))[:_MAX_TEXT]
 
 
-def _not_taken(name: str, header: Header) -> str:
-    """Why an array is not taken."""
+def _why_ignored(name: str, header: Header) -> str:
+    """Return the reason why an array is ignored."""
     shown = name[:_MAX_NAME]
     if _is_video(header):
         return f"arrays `{shown}` of npz files, which are other cameras (--camera)"

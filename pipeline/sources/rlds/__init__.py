@@ -1,1 +1,1 @@
-"""RLDS data sets, as Open X-Embodiment publishes them."""
+"""Reads and writes RLDS data sets, without TensorFlow."""

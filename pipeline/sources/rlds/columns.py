@@ -1,7 +1,6 @@
-"""The values of an RLDS record's columns: numbers, pixels and texts, whichever way the record keeps them.
+"""Reads the columns of RLDS records: numbers, pixels and texts, in any encoding.
 
-What a record states is never believed: how much a compressed value may become, and how many numbers an episode may have, is
-bounded before anything is taken.
+Records are untrusted: the decompressed size of a value and the number of values in an episode are limited.
 """
 
 import math
@@ -18,20 +17,20 @@ from pipeline.sources.rlds.spec import Column, action_meaning
 from pipeline.sources.tfrecord.example import Columns, feature_values
 
 _MAX_TEXT = 10_000
-_MAX_NUMBERS = 1 << 25  # of one column in one episode: 335 at each of as many steps as there may be
+_MAX_NUMBERS = 1 << 25  # limit of one column in one episode: 335 numbers for each of the most steps
 
 
 def numbers(columns: Columns, column: Column, steps: int) -> np.ndarray:
-    """A numeric column of an episode, (N, width).
+    """Return a numeric column of an episode, (N, width).
 
     Args:
-        columns: The record.
-        column: Of which nobody but the record may know the width.
-        steps: Of the episode, at least 1. N may differ: a column may leave out the last step, and to compare the two is for
-            whoever calls.
+        columns: Features of the record.
+        column: The column; its width may be known only from the record.
+        steps: Number of steps of the episode, at least 1. N may differ, because a column may leave out the last step; the
+            caller compares them.
 
     Raises:
-        BadEpisodeError: Values are missing, of different lengths, not what they are stated to be, or too many.
+        BadEpisodeError: Values are missing, too many, of different lengths, or don't have the stated form.
     """
     flat, count = _flat(columns, column)
     known = math.prod(1 if side is None else side for side in column.shape)
@@ -53,7 +52,7 @@ def numbers(columns: Columns, column: Column, steps: int) -> np.ndarray:
 
 
 def _flat(columns: Columns, column: Column) -> tuple[np.ndarray, int | None]:
-    """All numbers of a column in one row, and how many values they are of where each value is by itself."""
+    """Return all numbers of a column in one row, and the number of encoded values (None if numbers aren't encoded)."""
     values = feature_values(columns, column.values)
     if len(values) > _MAX_NUMBERS:
         raise BadEpisodeError(f"feature {column.path} holds {len(values)} values, the limit is {_MAX_NUMBERS}")
@@ -61,9 +60,9 @@ def _flat(columns: Columns, column: Column) -> tuple[np.ndarray, int | None]:
         try:
             flat = np.array(values, dtype=np.float64 if values and isinstance(values[0], float) else np.int64)
         except (ValueError, TypeError) as error:
-            wanted = "" if column.width is None else f"{column.width} "
-            raise BadEpisodeError(f"feature {column.path} doesn't hold {wanted}numbers a step: {error}") from error
-        # Records keep unsigned numbers as signed ones of the same bits.
+            width = "" if column.width is None else f"{column.width} "
+            raise BadEpisodeError(f"feature {column.path} doesn't hold {width}numbers a step: {error}") from error
+        # Records store unsigned numbers as signed numbers with the same bits.
         return (flat.view(np.uint64) if column.dtype == "uint64" and flat.dtype == np.int64 else flat), None
     size = 2 if column.dtype == "bfloat16" else np.dtype(column.dtype).itemsize
     stated, left = None if column.sequences or column.width is None else column.width * size, _MAX_NUMBERS * size
@@ -72,25 +71,25 @@ def _flat(columns: Columns, column: Column) -> tuple[np.ndarray, int | None]:
         parts.append(_bytes_of(value, column, left if stated is None else min(stated, left)))
         left -= len(parts[-1])
     sizes = sorted({len(part) for part in parts})
-    if len(sizes) > 1 or any(one % size for one in sizes):
+    if len(sizes) > 1 or any(length % size for length in sizes):
         raise BadEpisodeError(f"feature {column.path} holds tensors of {sizes[0]} and {sizes[-1]} bytes, of {column.dtype}")
     return _as_numbers(b"".join(parts), column.dtype), len(parts)
 
 
 def _as_numbers(data: bytes, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":  # The upper half of a float32.
+    if dtype == "bfloat16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
 
 
 def _bytes_of(value: Any, column: Column, limit: int) -> bytes:
-    """The bytes of an encoded tensor, at most `limit` of them."""
+    """Return the bytes of an encoded tensor, at most `limit`."""
     if not isinstance(value, bytes):
         raise BadEpisodeError(f"feature {column.path} doesn't hold tensors encoded as {column.encoding}")
     if column.encoding == "zlib":
         stream = zlib.decompressobj()
         try:
-            # One byte more than there should be is enough to see that a stream doesn't end.
+            # One extra byte shows that the stream is too long.
             value = stream.decompress(value, limit + 1)
         except zlib.error as error:
             raise BadEpisodeError(f"feature {column.path} doesn't hold a tensor as zlib: {error}") from error
@@ -102,11 +101,11 @@ def _bytes_of(value: Any, column: Column, limit: int) -> bytes:
 
 
 def _sequences(columns: Columns, column: Column) -> tuple[int, int]:
-    """How many steps a column of sequences has, all of which must have one length, and how many values in all."""
+    """Return the number of steps and of values in a column of sequences, which must all have the same length."""
     counts = [0]
     for level in range(column.sequences):
         lengths = np.array(feature_values(columns, f"{column.path}/ragged_row_lengths_{level}")[: _MAX_NUMBERS + 1], np.int64)
-        # How many there are, the level above says, and of the steps nobody.
+        # The level above gives the number of lengths; nothing gives the number of steps.
         if not len(lengths) or len(lengths) > _MAX_NUMBERS or (level and len(lengths) != counts[-1]) or lengths.min() < 0:
             raise BadEpisodeError(f"feature {column.path} holds sequences whose lengths can't be")
         if lengths.min() != lengths.max():
@@ -120,10 +119,10 @@ def _sequences(columns: Columns, column: Column) -> tuple[int, int]:
 
 
 def pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
-    """The frames of a camera that is kept as pixels, each (H, W, 3) uint8.
+    """Yield the frames of a camera that is stored as pixels, each (H, W, 3) uint8.
 
     Raises:
-        BadEpisodeError: One is none, or larger than any frame should be.
+        BadEpisodeError: A frame is invalid or too large.
     """
     height, width = (side or 0 for side in camera.shape[:2])
     if not 0 < height * width <= MAX_PIXELS:
@@ -136,7 +135,7 @@ def pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
     for place in range(count):
         try:
             if camera.encoding == "none":
-                # Frame by frame, since a record's numbers take eight bytes each.
+                # One frame at a time, because each number of a record takes eight bytes.
                 yield np.array(values[place * size : (place + 1) * size], np.uint8).reshape(height, width, 3)
             else:
                 yield np.frombuffer(_bytes_of(values[place], camera, size), np.uint8).reshape(height, width, 3)
@@ -145,7 +144,7 @@ def pixels(columns: Columns, camera: Column) -> Iterator[np.ndarray]:
 
 
 def joined(columns: Columns, parts: tuple[Column, ...], steps: int) -> tuple[np.ndarray | None, str]:
-    """The parts of an action or a state side by side, (N, A), and what its columns mean; None where there are none.
+    """Concatenate the parts of an action or state; return (N, A) and the meaning of its columns, or None without parts.
 
     Raises:
         BadEpisodeError: See `numbers`; or the parts have different lengths.
@@ -160,26 +159,26 @@ def joined(columns: Columns, parts: tuple[Column, ...], steps: int) -> tuple[np.
 
 
 def per_step(columns: Columns, column: Column | None, steps: int, dtype: Any) -> np.ndarray | None:
-    """A number of each step, (steps,).
+    """Return one number per step, (steps,), or None without a column.
 
     Raises:
-        BadEpisodeError: See `numbers`; or there are more or fewer.
+        BadEpisodeError: See `numbers`; or their number isn't `steps`.
     """
     if column is None:
         return None
-    with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+    with np.errstate(over="ignore"):  # `make_episode` finds infinite values
         return of_length(numbers(columns, column, steps)[:, 0].astype(dtype), steps, column.name)
 
 
 def of_length(array: np.ndarray, count: int, what: str) -> np.ndarray:
-    """`array`, whose length must be `count`."""
+    """Return `array`, or raise `BadEpisodeError` if its length isn't `count`."""
     if len(array) != count:
         raise BadEpisodeError(f"{len(array)} {what} for {count} frames")
     return array
 
 
 def text(columns: Columns, column: Column | None) -> str:
-    """The first text of a column that isn't empty; numbers above 1 wide spell it, zeros being padding."""
+    """Return the first non-empty text of a column. Rows of several numbers spell the text, padded with zeros."""
     if column is None:
         return ""
     values = feature_values(columns, column.path)
@@ -195,7 +194,7 @@ def text(columns: Columns, column: Column | None) -> str:
 
 
 def _spelled(row: np.ndarray) -> str:
-    """Text from UTF-8 bytes or, where one is no byte or the bytes are no UTF-8, code points."""
+    """Decode a row of numbers as UTF-8 bytes, or else as code points."""
     try:
         return bytes(row.tolist()).decode()
     except (ValueError, TypeError):

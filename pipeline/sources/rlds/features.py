@@ -1,8 +1,8 @@
-"""What the `features.json` of an RLDS data set says: its features by their path, and in which form records hold their values.
+"""Reads the `features.json` of an RLDS data set: path -> feature, with the form in which records store its values.
 
-The spec is walked as JSON, and no class that it names is ever made or imported: most features are of no use here, and of those
-nothing needs to be known, be they sound, video, a type of numbers that numpy lacks or a class of the lab's own. Both ways in
-which tensorflow-datasets wrote specs are read.
+The spec is read as plain JSON, and no class that it names is imported. Most features aren't used, so their classes needn't be
+known, whether they are sound, video, a number type that numpy lacks or a lab's own class. Both formats in which
+tensorflow-datasets writes specs are supported.
 """
 
 import re
@@ -16,7 +16,7 @@ from pipeline.common.json_files import parse_json
 Shape = tuple[int | None, ...]
 _NUMBERS = re.compile(r"bool|u?int(8|16|32|64)|b?float16|float(32|64)")
 _TEXTS = ("string", "object")
-# Which field of a spec a class of tensorflow-datasets has, for specs that name the class alone.
+# Class of tensorflow-datasets -> its field in a spec, for specs that name only the class.
 _FIELDS = {
     "FeaturesDict": "featuresDict",
     "Dataset": "sequence",
@@ -30,8 +30,8 @@ _FIELDS = {
     "BBox": "boundingBox",
 }
 _KNOWN_FIELDS = frozenset(_FIELDS.values())
-# What else is in a spec beside its field.
-_BESIDES = ("pythonClassName", "description", "valueRange")
+# Keys of a spec that aren't its field.
+_OTHER_KEYS = ("pythonClassName", "description", "valueRange")
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Feature:
     """A leaf of a spec.
 
     Attributes:
-        kind: `numbers`; `text`; `image`, encoded; `opaque`, of which nothing is known but its class.
-        form: In words, for messages.
-        shape: Of one value; None for what differs from value to value.
-        dtype: Of the numbers or pixels, as the spec has it.
-        encoding: Of numbers: `none`, `bytes` (each value is the bytes of its numbers) or `zlib` (these compressed).
-        sequences: How many sequences the value is in, those of the episode's steps left out.
-        description: The spec's own.
+        kind: `numbers`; `text`; `image` (encoded); or `opaque` (only its class is known).
+        form: Description of its form, for messages.
+        shape: Shape of one value; None for sides that differ between values.
+        dtype: Type of the numbers or pixels, as in the spec.
+        encoding: Encoding of numbers: `none`, `bytes` (each value is the bytes of its numbers) or `zlib` (compressed bytes).
+        sequences: Number of nested sequences around the value, not counting the steps.
+        description: Description in the spec.
     """
 
     kind: Literal["numbers", "text", "image", "opaque"]
@@ -58,38 +58,38 @@ class Feature:
 
     @property
     def has_numbers(self) -> bool:
-        """Whether there is a number in each value."""
+        """Whether each value holds at least one number."""
         return self.kind == "numbers" and 0 not in self.shape
 
 
 def read_features(text: bytes, where: str) -> dict[str, Feature]:
-    """The leaves of a spec by their path, those of steps first.
+    """Return path -> leaf of a spec, the leaves of the steps first.
 
     Args:
         text: Content of `features.json`.
-        where: Its path, for messages.
+        where: Path of the file, for messages.
 
     Raises:
-        SourceError: It is no spec of episodes made of steps.
+        SourceError: It is not the spec of episodes with steps.
     """
     try:
         top = _members(parse_json(text))
         field, steps, _ = _content(top["steps"])
         if field != "sequence":
-            raise ValueError("`steps` is no data set")
+            raise ValueError("`steps` is not a data set")
         inner = _members(steps["feature"])
         found = {f"steps/{name}": part for name, part in inner.items()}
         found |= {name: part for name, part in top.items() if name != "steps"}
         return dict(leaf for path, part in found.items() for leaf in _leaves(part, path, 0))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(
-            f"{where} is not the spec of an RLDS data set, episodes made of steps: {error!r}. "
-            "Without it no record can be read: fetch it again"
+            f"{where} is not the spec of an RLDS data set with episodes and steps: {error!r}. "
+            "Records can't be read without it: fetch it again"
         ) from error
 
 
 def _content(spec: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
-    """Which field a spec has and what is in it; and the name of its class. The field is empty where it is none of the known."""
+    """Return the field of a spec (empty if unknown), the content of the field, and the name of the class."""
     if isinstance(spec.get("type"), str):
         class_name, content = spec["type"], spec.get("content")
         if isinstance(content, str):
@@ -97,7 +97,7 @@ def _content(spec: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
     else:
         fields = {_camel_case(name): value for name, value in spec.items()}
         class_name = str(fields.get("pythonClassName", ""))
-        field = next((name for name in fields if name not in _BESIDES), "")
+        field = next((name for name in fields if name not in _OTHER_KEYS), "")
         if field in _KNOWN_FIELDS:
             return field, dict(fields[field]), class_name
         content = parse_json(fields[field]["json"]) if field == "jsonFeature" else None
@@ -111,11 +111,11 @@ def _camel_case(name: str) -> str:
 
 
 def _members(spec: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a dictionary of features."""
+    """Return the parts of a dictionary of features."""
     field, content, _ = _content(spec)
     if field != "featuresDict":
-        raise ValueError(f"a dictionary of features is wanted, not {str(spec)[:80]}")
-    # The older way has the parts themselves there.
+        raise ValueError(f"expected a dictionary of features, not {str(spec)[:80]}")
+    # The older format has the parts directly in the content.
     inner = content.get("features", content)
     return dict(content if isinstance(inner.get("type"), str) else inner)
 

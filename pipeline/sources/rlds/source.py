@@ -1,9 +1,8 @@
-"""RLDS data sets, as Open X-Embodiment publishes them: TFRecord files of episodes, read without TensorFlow.
+"""Reads RLDS data sets as published by Open X-Embodiment: TFRecord files of episodes, without TensorFlow.
 
-A record is parsed once and its wanted columns are taken out whole, images still encoded; nothing happens step by step. File
-names decide which files there are, so that a set without `dataset_info.json`, or with files missing, is read for what it is.
-Episodes of the split `train` that the catalog keeps for testing become the split `test`; the price is a second look at their
-files.
+Each record is parsed once, and whole columns are read from it; images stay encoded. File names decide which files belong to the
+data set, so a data set without `dataset_info.json`, or with missing files, can be read. Episodes of the split `train` that the
+catalog reserves for testing become the split `test`; the price is a second pass over their files.
 """
 
 import functools
@@ -49,7 +48,7 @@ _INFO_FILE = "dataset_info.json"
 _PACKED_FILE = re.compile(r"\.tfrecords?\b.*\.(gz|zst|zip|xz|bz2)\b")
 _MAX_FILES = 100_000
 _TEST_SPLIT = "test"
-_PLACEHOLDER_CONTRAST = 8  # of 255; JPEG noise of a picture of one colour
+_PLACEHOLDER_CONTRAST = 8  # largest pixel difference, of 255, in a JPEG of a single colour
 
 
 class RldsSource(Source):
@@ -60,8 +59,8 @@ class RldsSource(Source):
     def inputs(self) -> dict[str, Any]:
         """See `Source.inputs`."""
         spec = storage.read_bytes(storage.join(self.folder, SPEC_FILE))
-        held = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
-        return {**super().inputs(), **held, "spec_sha256": hashlib.sha256(spec).hexdigest()}
+        reserved = {"test_episodes": self.entry.test_episodes} if self.entry.test_episodes else {}
+        return {**super().inputs(), **reserved, "spec_sha256": hashlib.sha256(spec).hexdigest()}
 
     def is_data(self, name: str) -> bool:
         """See `Source.is_data`."""
@@ -72,71 +71,71 @@ class RldsSource(Source):
         return name in (SPEC_FILE, _INFO_FILE)
 
     def plan(self) -> list[SourceShard]:
-        """All files that are there, and those that should be: `-of-00007` promises seven. See `Source.plan`."""
+        """Return all existing files, and missing files that names like `-of-00007` announce. See `Source.plan`."""
         spec = _spec(self.folder, self.entry)
         shards: dict[tuple[str, int], str] = {}
-        promised: set[tuple[str, str]] = set()
-        there = self.list_data()
+        announced: set[tuple[str, str]] = set()
+        existing = self.list_data()
         self.ignored.update(spec.ignored)
         info = _info(self.folder)
-        matches = [match for name in there if (match := FILE.fullmatch(name))]
+        matches = [match for name in existing if (match := FILE.fullmatch(name))]
         splits = splits_of(list(dict.fromkeys(match["named"] for match in matches)), *_naming(self.folder, info))
         for match in matches:
             name, split = match[0], splits[match["named"]]
             place = (split, int(match["number"]))
             if shards.get(place, name) != name:
-                raise SourceError(f"{self.folder} has both {shards[place]} and {name}: remove the one that doesn't belong")
+                raise SourceError(f"{self.folder} has both {shards[place]} and {name}: remove the wrong one")
             shards[place] = name
             if int(match["of"] or 0) > _MAX_FILES:
                 raise SourceError(f"{self.folder} has {name}, one of {match['of']} files; the limit is {_MAX_FILES}. Remove it")
-            if match["of"] and (match["stem"], match["of"]) not in promised:
-                promised.add((match["stem"], match["of"]))
+            if match["of"] and (match["stem"], match["of"]) not in announced:
+                announced.add((match["stem"], match["of"]))
                 for number in range(int(match["of"])):
                     shards.setdefault((split, number), f"{match['stem']}-{number:05d}-of-{match['of']}")
         if not shards:
             _refuse_packed(self.folder)
         stated = _stated(self.folder, info)
         for split in sorted(stated.keys() - {split for split, _ in shards}):
-            _log.warning("%s has no file of the split %s, which %s knows", self.folder, split, _INFO_FILE)
-        gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, there.keys())
+            _log.warning("%s has no file of the split %s, which is listed in %s", self.folder, split, _INFO_FILE)
+        gaps = _gaps(shards, {split: len(lengths) for split, (lengths, _) in stated.items()}, existing.keys())
         if gaps:
             self.ignored[f"numbers of files that have no file and that {_INFO_FILE} doesn't count either"] += len(gaps)
         files = {place: file for place, file in sorted(shards.items()) if place not in gaps}
         plan = []
         for split in dict.fromkeys(split for split, _ in files):
-            of_split = [(number, file) for (other, number), file in files.items() if other == split]
+            split_files = [(number, file) for (other, number), file in files.items() if other == split]
             lengths, bytes_per_record = stated.get(split, ([], 0.0))
-            for order, (number, file) in enumerate(of_split):
-                if len(lengths) == len(of_split):
+            for order, (number, file) in enumerate(split_files):
+                if len(lengths) == len(split_files):
                     size = lengths[order] * bytes_per_record
                     plan.append(SourceShard(split, number, file, lengths[order], stated_bytes=size))
                 else:
                     plan.append(SourceShard(split, number, file, count_records(storage.join(self.folder, file))))
         plan = _with_first(plan)
-        plan = _with_missing(plan, there.keys()) + self._public_test(plan)
-        return self._without_missing(plan, there.keys()) if self.skips_missing else plan
+        plan = _with_missing(plan, existing.keys()) + self._public_test(plan)
+        return self._without_missing(plan, existing.keys()) if self.skips_missing else plan
 
-    def _without_missing(self, plan: Sequence[SourceShard], there: Collection[str]) -> list[SourceShard]:
-        """The files of a plan that are there; the others are counted."""
-        kept = [shard for shard in plan if shard.file in there]
+    def _without_missing(self, plan: Sequence[SourceShard], existing: Collection[str]) -> list[SourceShard]:
+        """Return the existing files of a plan, and count the missing files as ignored."""
+        kept = [shard for shard in plan if shard.file in existing]
         if missing := len({shard.file for shard in plan}) - len({shard.file for shard in kept}):
             self.ignored["files that are not there, which --skip_missing allows"] += missing
         return kept
 
     def _public_test(self, plan: Sequence[SourceShard]) -> list[SourceShard]:
-        """The files of `train` that hold episodes which the catalog keeps for testing, as files of a split of their own.
+        """Return the files of `train` with episodes that the catalog reserves for testing, as files of the split `test`.
 
-        Where the index of a file's records is unknown, so is which these are; reading `train` lists them.
+        Files whose first index is unknown are left out here; reading `train` lists their episodes as bad.
         """
         if not self.entry.test_episodes or any(shard.split == _TEST_SPLIT for shard in plan):
             return []
-        held = sorted(test_episodes(self.entry.test_episodes).values())
+        reserved = sorted(test_episodes(self.entry.test_episodes).values())
         sizes = self.file_sizes()
         found = []
         for shard in plan:
             if shard.split != TRAINING_SPLIT or shard.first is None or shard.records is None:
                 continue
-            only = tuple(index - shard.first for index in held if shard.first <= index < shard.first + shard.records)
+            only = tuple(index - shard.first for index in reserved if shard.first <= index < shard.first + shard.records)
             if only:
                 size = shard.stated_bytes or float(sizes.get(shard.file, 0))
                 share = size * len(only) / shard.records
@@ -144,24 +143,24 @@ class RldsSource(Source):
         return found
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episodes of one file. See `Source.read`."""
+        """Yield the episodes of a file. See `Source.read`."""
         for position, items in self.read_together(shard, [self]):
             yield position, items[0]
 
     def read_together(self, shard: SourceShard, sources: Sequence[Self]) -> Iterator[tuple[int, list[Episode | BadEpisode]]]:
-        """One pass over a file for several cameras. See `Source.read_together`."""
+        """Read a file once for several cameras. See `Source.read_together`."""
         only = shard.only if shard.only is None else shard.only[: shard.take]
         end = None if only is None else only[-1] + 1
-        stretch = shard if only is None else replace(shard, records=end, take=end)
-        for position, columns, numbered in read_examples(storage.join(self.folder, shard.file), stretch):
+        needed = shard if only is None else replace(shard, records=end, take=end)
+        for position, columns, numbered in read_examples(storage.join(self.folder, shard.file), needed):
             if only is not None and position not in only:
                 continue
             if isinstance(columns, BadEpisode):
                 yield position, [columns for _ in sources]
                 continue
-            # Behind a stretch that may have held several records, no index within the split is sure.
-            known = shard if numbered else replace(shard, first=None)
-            items = [source._read_columns(columns, known, position) for source in sources]
+            # After a damaged part that may have held several records, the index within the split is unknown.
+            located = shard if numbered else replace(shard, first=None)
+            items = [source._read_columns(columns, located, position) for source in sources]
             del columns
             yield position, items
             del items
@@ -178,16 +177,16 @@ class RldsSource(Source):
             return as_bad_episode(error, f"{shard.file}, record {position}")
 
     def _is_public_test(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> bool:
-        """Whether an episode of the split `train` is one that the catalog keeps for testing, by its index or its name."""
+        """Whether an episode of the split `train` is reserved for testing, by its index or its name."""
         if not self.entry.test_episodes or not (shard.split == TRAINING_SPLIT or shard.only):
             return False
-        held = test_episodes(self.entry.test_episodes)
+        reserved = test_episodes(self.entry.test_episodes)
         if shard.first is None:
             raise BadEpisodeError("its index is unknown, so whether it belongs to the public test set is too")
         if shard.only:
             return False
         name = storage.basename(columns_of.text(columns, spec.episode_id)).split(".")[0]
-        return shard.first + position in held.values() or name in held
+        return shard.first + position in reserved.values() or name in reserved
 
     def _episode(self, columns: Columns, spec: EpisodeSpec, shard: SourceShard, position: int) -> Episode:
         kept = self._frames(columns, spec)
@@ -195,7 +194,7 @@ class RldsSource(Source):
         check_count(count)
         action, meaning = columns_of.joined(columns, spec.action, count)
         state, _ = columns_of.joined(columns, spec.state, count)
-        with np.errstate(over="ignore"):  # What becomes infinite, `make_episode` finds.
+        with np.errstate(over="ignore"):  # `make_episode` finds infinite values
             state = None if state is None else columns_of.of_length(state.astype(np.float32), count, "states")
         return make_episode(
             self.entry,
@@ -214,45 +213,45 @@ class RldsSource(Source):
     def _frames(self, columns: Columns, spec: EpisodeSpec) -> list[KeptFrame]:
         swap = self.entry.image_key in self.entry.bgr
         if spec.encoded:
-            # Taken out of the record one by one: a list would be a copy of all of them.
+            # Iterate over the record's images, because a list would copy all of them.
             images = feature_values(columns, spec.camera.path, "bytes_list")
             check_count(len(images))
             if _is_placeholder(images):
                 raise BadEpisodeError(f"camera {spec.camera.name} is a placeholder: one picture of one colour throughout")
-            looked_at = set(anchors(len(images)).tolist())
-            return [self.form.keep(image, swap, with_pixels=place in looked_at) for place, image in enumerate(images)]
+            decoded = set(anchors(len(images)).tolist())
+            return [self.form.keep(image, swap, with_pixels=place in decoded) for place, image in enumerate(images)]
         return [self.form.keep_pixels(pixels, swap) for pixels in columns_of.pixels(columns, spec.camera)]
 
 
-def _gaps(shards: Mapping[tuple[str, int], str], lengths: Mapping[str, int], there: Collection[str]) -> set[tuple[str, int]]:
-    """Which files a builder never wrote, though names promise them: where there are as many files as lengths are stated.
+def _gaps(shards: Mapping[tuple[str, int], str], lengths: Mapping[str, int], existing: Collection[str]) -> set[tuple[str, int]]:
+    """Return the files that names announce but that were never written, because the stated number of files exists.
 
     Args:
-        shards: Split and number -> file, of all that names promise.
-        lengths: Split -> how many files the data set says that it has.
-        there: Files that are there.
+        shards: (split, number) -> file, for all files that names announce.
+        lengths: Split -> number of files that the data set states.
+        existing: Files that exist.
     """
     gaps = set()
     for split, stated in lengths.items():
-        promised = [place for place in shards if place[0] == split]
-        absent = [place for place in promised if shards[place] not in there]
-        if absent and len(promised) != stated == len(promised) - len(absent):
+        announced = [place for place in shards if place[0] == split]
+        absent = [place for place in announced if shards[place] not in existing]
+        if absent and len(announced) != stated == len(announced) - len(absent):
             gaps.update(absent)
     return gaps
 
 
 def _refuse_packed(folder: str) -> None:
-    """Raise `SourceError` where a data set has no TFRecord files but such that are compressed as a whole."""
+    """Raise `SourceError` if the TFRecord files of a data set are compressed as a whole."""
     packed = [name for name in storage.list_files(folder) if _PACKED_FILE.search(name)]
     if packed:
         raise SourceError(
-            f"{folder} holds TFRecord files that are compressed as a whole, such as {packed[0]}: unpack each of them and take "
-            "the ending away, so that it is called NAME-SPLIT.tfrecord-00000-of-00001"
+            f"{folder} holds TFRecord files that are compressed as a whole, such as {packed[0]}: unpack each file and remove "
+            "the ending, so that its name is NAME-SPLIT.tfrecord-00000-of-00001"
         )
 
 
 def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
-    """Shards with the index of their first record, as far as the lengths of those before are known."""
+    """Return the shards with the index of their first record, as far as the lengths of earlier shards are known."""
     first: dict[str, int | None] = {}
     numbered = []
     for shard in shards:
@@ -262,10 +261,10 @@ def _with_first(shards: list[SourceShard]) -> list[SourceShard]:
     return numbered
 
 
-def _with_missing(shards: Sequence[SourceShard], there: Collection[str]) -> list[SourceShard]:
-    """Shards of which a missing one, where nobody says how many records it had, counts as so many as the others have.
+def _with_missing(shards: Sequence[SourceShard], existing: Collection[str]) -> list[SourceShard]:
+    """Return the shards; a missing file with an unknown number of records gets the median number of the others.
 
-    Else a whole file would weigh as little as an episode in what may be left out.
+    Otherwise a whole lost file would count as one episode.
     """
     known: dict[str, list[int]] = {}
     for shard in shards:
@@ -273,20 +272,20 @@ def _with_missing(shards: Sequence[SourceShard], there: Collection[str]) -> list
             known.setdefault(shard.split, []).append(shard.records)
     usual = {split: statistics.median_low(counts) for split, counts in known.items()}
     return [
-        shard if shard.records is not None or shard.file in there else replace(shard, records=usual.get(shard.split))
+        shard if shard.records is not None or shard.file in existing else replace(shard, records=usual.get(shard.split))
         for shard in shards
     ]
 
 
 @functools.lru_cache(maxsize=8)
 def _spec(folder: str, entry: DatasetEntry) -> EpisodeSpec:
-    """The spec of a data set, read once per process."""
+    """Return the spec of a data set; it is read once per process."""
     path = storage.join(folder, SPEC_FILE)
     return episode_spec(read_features(storage.read_bytes(path), path), entry)
 
 
 def _info(folder: str) -> dict[str, Any]:
-    """The content of `dataset_info.json`; empty where there is none."""
+    """Return the content of `dataset_info.json`; empty if there is none."""
     path = storage.join(folder, _INFO_FILE)
     if not storage.exists(path):
         return {}
@@ -297,7 +296,7 @@ def _info(folder: str) -> dict[str, Any]:
 
 
 def _naming(folder: str, info: dict[str, Any]) -> tuple[NamingInfo, list[str]]:
-    """What the data set and its folders say of the names of files; a version's folder lies in the data set's."""
+    """Return the names in `dataset_info.json`, and the names of the version folder and the data set's folder."""
     try:
         return NamingInfo.of(info), folder.rstrip("/").split("/")[-2:]
     except (KeyError, TypeError, AttributeError) as error:
@@ -305,7 +304,7 @@ def _naming(folder: str, info: dict[str, Any]) -> tuple[NamingInfo, list[str]]:
 
 
 def _stated(folder: str, info: dict[str, Any]) -> dict[str, tuple[list[int], float]]:
-    """Split -> number of records in each of its files, and their mean size, as far as `dataset_info.json` says."""
+    """Return split -> number of records in each of its files, and mean bytes per record, from `dataset_info.json`."""
     stated = {}
     try:
         for split in info.get("splits", []):
@@ -319,7 +318,7 @@ def _stated(folder: str, info: dict[str, Any]) -> dict[str, tuple[list[int], flo
 
 
 def _is_placeholder(images: Sequence[bytes]) -> bool:
-    """Whether all of several images are the same one, which shows a single colour."""
+    """Whether there are several images, all of them equal and of a single colour."""
     if len(images) < 2:
         return False
     first = images[0]

@@ -1,7 +1,7 @@
-"""Which columns of an RLDS data set carry what: decided by its spec, before any record is read.
+"""Maps the features of an RLDS data set to the parts of an episode, from its spec, before any record is read.
 
-Each thing that an episode needs is looked up under the names that Open X-Embodiment sets give it. Only these columns are ever
-taken out of a record: embeddings, depth and other cameras cost nothing.
+Each part is looked up by the names that Open X-Embodiment data sets use. Only these columns are read from records, so
+embeddings, depth and other cameras cost nothing.
 """
 
 import difflib
@@ -20,16 +20,16 @@ _STATE_NAMES = ("state", "robot_state", "proprio")
 
 @dataclass(frozen=True)
 class Column:
-    """One feature as records hold it.
+    """One feature, as stored in records.
 
     Attributes:
-        path: Of the feature, e.g. `steps/observation/image`.
-        shape: Of one step's value (or of the episode's, outside `steps`); None for what only the record tells.
-        dtype: Of its numbers, by name.
-        encoding: Of a tensor: `none` as numbers, `bytes` as one string of its bytes, `zlib` as these compressed.
-        sequences: In how many sequences a step's value is.
-        spans: How many steps a value is for, of which the first one is taken.
-        description: What the spec says of it.
+        path: Path of the feature, e.g. `steps/observation/image`.
+        shape: Shape of one step's value (of the episode's value outside `steps`); None for sides known only from the record.
+        dtype: Name of the number type.
+        encoding: Encoding of a tensor: `none` (numbers), `bytes` (one string of its bytes) or `zlib` (compressed bytes).
+        sequences: Number of nested sequences around a step's value.
+        spans: Number of steps that a value covers; only the first step is used.
+        description: Description in the spec.
     """
 
     path: str
@@ -42,38 +42,38 @@ class Column:
 
     @property
     def name(self) -> str:
-        """The last component of the path that names it within its group."""
+        """The last component of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     @property
     def width(self) -> int | None:
-        """Numbers in one step's value; None where only the record tells."""
+        """Number of numbers in one step's value; None if known only from the record."""
         return None if self.sequences or None in self.shape else math.prod(side or 0 for side in self.shape)
 
     @property
     def values(self) -> str:
-        """Key of its values in a record."""
+        """Key of the values in a record."""
         if self.sequences:
             return f"{self.path}/ragged_flat_values"
-        # Of a tensor with several unknown sides the record keeps the shape too.
+        # For a tensor with several unknown sides, the record also stores the shape.
         return f"{self.path}/value" if self.shape.count(None) > 1 else self.path
 
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """Where an episode's parts lie in a record.
+    """The columns that hold the parts of an episode.
 
     Attributes:
-        camera: The image feature.
-        encoded: Whether it holds encoded images, and not pixels.
-        action: Parts of the action, side by side in this order; none where the set has no actions.
-        state: Parts of the state.
-        reward: Of each step.
-        is_terminal: Of each step.
-        instruction: Text, or padded integers that spell it.
-        episode_id: The set's own name for the episode.
-        success: Whether the episode succeeded, where the catalog asks to pass over those that did not.
-        ignored: Features under the names of an episode's parts that are not taken, each with the reason.
+        camera: Column of the frames.
+        encoded: Whether the camera holds encoded images instead of pixels.
+        action: Parts of the action, concatenated in this order; empty without actions.
+        state: Parts of the state, concatenated in this order; empty without states.
+        reward: Reward of each step.
+        is_terminal: Whether each step ends the episode.
+        instruction: Instruction as text, or as padded integers that spell it.
+        episode_id: Name of the episode in the data set.
+        success: Whether the episode succeeded, if the catalog filters failed episodes.
+        ignored: Features with the name of an episode's part that can't be used, each with the reason.
     """
 
     camera: Column
@@ -89,14 +89,14 @@ class EpisodeSpec:
 
 
 def episode_spec(features: Mapping[str, Feature], entry: DatasetEntry) -> EpisodeSpec:
-    """Find an episode's parts among the features of a data set.
+    """Find the parts of an episode among the features of a data set.
 
     Args:
         features: Path -> feature, from `read_features`.
-        entry: Says which camera, whether actions are wanted, and how many future steps one spans.
+        entry: Catalog entry: the camera, whether to read actions, and the number of future steps per action.
 
     Raises:
-        ConfigError: The data set has no such camera, and the message says which it has; or its actions can't be read.
+        ConfigError: The data set has no such camera (the message lists its cameras), or its actions can't be read.
     """
     camera = _camera(features, entry)
     numeric = {path: _column(path, feature) for path, feature in features.items() if feature.has_numbers}
@@ -133,26 +133,26 @@ def _column(path: str, feature: Feature, spans: int = 1) -> Column:
 
 
 def _action(features: Mapping[str, Feature], entry: DatasetEntry) -> tuple[tuple[Column, ...], list[str]]:
-    """The parts of the action, and what beside them is not taken: what is no numbers at all, such as a note in words.
+    """Return the parts of the action, and the reasons why other parts are ignored, such as a note in words.
 
     Raises:
-        ConfigError: There is nothing that can be read, or something that may be numbers but not in a form that can be.
+        ConfigError: No part can be read, or a part may hold numbers in an unknown form.
     """
-    there = {path: features[path] for path in _below(features, "steps/action")}
-    parts = tuple(_column(path, one, entry.future_steps) for path, one in there.items() if one.has_numbers)
-    other = {path: one.form for path, one in there.items() if one.kind != "opaque" and not one.has_numbers}
-    unknown = {path: one.form for path, one in there.items() if one.kind == "opaque"}
+    found = {path: features[path] for path in _below(features, "steps/action")}
+    parts = tuple(_column(path, feature, entry.future_steps) for path, feature in found.items() if feature.has_numbers)
+    other = {path: feature.form for path, feature in found.items() if feature.kind != "opaque" and not feature.has_numbers}
+    unknown = {path: feature.form for path, feature in found.items() if feature.kind == "opaque"}
     if unknown or (other and not parts):
-        named = "; ".join(f"{path} is {form}" for path, form in (unknown or other).items())
+        forms = "; ".join(f"{path} is {form}" for path, form in (unknown or other).items())
         raise ConfigError(
-            f"{entry.name}: the action can't be read: {named}. Actions are read as numbers: tensors of any shape, also encoded "
-            "as bytes or zlib, and sequences of one length. Pass --no_actions to ingest without actions"
+            f"{entry.name}: the action can't be read: {forms}. Actions must be numbers: tensors of any shape, also encoded as "
+            "bytes or zlib, or sequences of one length. Pass --no_actions to ingest without actions"
         )
     return parts, [f"feature {path} of the action: {form}, no numbers" for path, form in other.items()]
 
 
 def _below(features: Mapping[str, Feature], group: str) -> list[str]:
-    """The paths of a feature, or of what it consists of, in the order of names."""
+    """Return the sorted paths of a feature or of its parts."""
     return sorted(path for path in features if path == group or path.startswith(group + "/"))
 
 
@@ -161,7 +161,7 @@ def _scalar(column: Column | None) -> Column | None:
 
 
 def _parts(numeric: Mapping[str, Column], groups: tuple[str, ...]) -> tuple[Column, ...]:
-    """The numeric features that make up the first group there is: itself, or what it consists of in the order of names."""
+    """Return the numeric features of the first existing group, or its parts sorted by name."""
     for group in groups:
         parts = [numeric[path] for path in sorted(numeric) if path == group or path.startswith(group + "/")]
         if parts:
@@ -170,11 +170,11 @@ def _parts(numeric: Mapping[str, Column], groups: tuple[str, ...]) -> tuple[Colu
 
 
 def action_meaning(parts: Sequence[Column], widths: Sequence[int | None]) -> str:
-    """What the columns of an action mean: `name: columns` of each part, with the spec's own description where it has one.
+    """Describe the columns of an action: `name: columns` for each part, with its description if the spec has one.
 
     Args:
-        parts: Of the action.
-        widths: How many columns each of them has; None where only the record tells.
+        parts: Parts of the action.
+        widths: Number of columns of each part; None if known only from the record.
     """
     words = []
     for column, width in zip(parts, widths, strict=True):
@@ -185,18 +185,18 @@ def action_meaning(parts: Sequence[Column], widths: Sequence[int | None]) -> str
 
 
 def _named(features: Mapping[str, Feature], names: tuple[str, ...]) -> Column | None:
-    """The first feature of one of these names, in the order of the names: text, or numbers."""
+    """Return the first feature with one of these names, in the order of `names`, that holds text or numbers."""
     for name in names:
         for path in sorted(features):
             feature = features[path]
-            is_one = path.rsplit("/", 1)[-1] == name and not feature.sequences
-            if is_one and (feature.kind == "text" or (feature.has_numbers and None not in feature.shape)):
+            matches = path.rsplit("/", 1)[-1] == name and not feature.sequences
+            if matches and (feature.kind == "text" or (feature.has_numbers and None not in feature.shape)):
                 return _column(path, feature)
     return None
 
 
 def camera_paths(features: Mapping[str, Feature]) -> dict[str, str]:
-    """Name -> path of the features that are colour cameras."""
+    """Return name -> path of the colour cameras."""
     paths = [path for path, feature in features.items() if path.startswith("steps/") and _is_camera(feature)]
     return {path.removeprefix("steps/").removeprefix("observation/"): path for path in paths}
 
@@ -206,7 +206,7 @@ def _camera(features: Mapping[str, Feature], entry: DatasetEntry) -> Column:
     path = names.get(entry.image_key)
     if path is None:
         near = difflib.get_close_matches(entry.image_key, names, n=2)
-        # Of image_0 to image_3, none is nearer to `image` than the others.
+        # No hint if several names are equally close, like image_0 to image_3 to `image`.
         alike = {difflib.SequenceMatcher(None, name, entry.image_key).ratio() for name in near}
         hint = f" (did you mean {near[0]!r}?)" if near and len(alike) == len(near) else ""
         raise ConfigError(

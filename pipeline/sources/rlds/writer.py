@@ -1,8 +1,8 @@
-"""Writes data sets in RLDS form, as tensorflow-datasets does, without TensorFlow.
+"""Writes data sets in RLDS format like tensorflow-datasets, without TensorFlow.
 
-Specs, encoding of examples and `dataset_info.json` are tensorflow-datasets' own; only its TFRecord and image writers need
-TensorFlow, so records are framed by `tfrecord.py` and images come encoded. Equal episodes give equal bytes. For small sets: the
-demo's, benchmarks', tests'.
+The spec, the examples and `dataset_info.json` come from tensorflow-datasets. Only its TFRecord and image writers need
+TensorFlow, so `pipeline.sources.tfrecord.reader` writes the records, and images must be encoded already. Equal episodes give
+equal bytes. Meant for small data sets of the demo, benchmarks and tests.
 """
 
 import itertools
@@ -25,16 +25,16 @@ def write_rlds(
     episodes_per_shard: int = 50,
     description: str = "",
 ) -> Path:
-    """Write a data set to `root/name/version`, which `tfds.builder_from_directory` opens.
+    """Write a data set to `root/name/version`; `tfds.builder_from_directory` can open it.
 
     Args:
-        root: The folder of data sets, as an Open X-Embodiment root is.
-        name: Of the data set.
-        version: Such as `0.1.0`.
-        features: Of an episode: `steps` is a `tfds.features.Dataset`. Images are given as encoded bytes.
+        root: The root folder of data sets.
+        name: Name of the data set.
+        version: Version of the data set, such as `0.1.0`.
+        features: Features of an episode; `steps` is a `tfds.features.Dataset`, and images are encoded bytes.
         splits: Split -> its episodes, each a mapping that `features` encodes; `steps` is a list of mappings.
-        episodes_per_shard: Records in a file.
-        description: Goes into `dataset_info.json`.
+        episodes_per_shard: Number of records per file.
+        description: Description for `dataset_info.json`.
 
     Returns:
         The version folder.
@@ -46,7 +46,7 @@ def write_rlds(
     for split, episodes in splits.items():
         template = tfds.core.ShardedFileTemplate(dataset_name=name, data_dir=folder, split=split, filetype_suffix="tfrecord")
         examples = (serializer.get_tf_example(features.encode_example(episode)) for episode in episodes)
-        # The serializer's own way writes the features of an example in an order by chance.
+        # The serializer's own method writes the features of an example in random order.
         records = (example.SerializeToString(deterministic=True) for example in examples)
         lengths, num_bytes = _write_shards(folder, f"{name}-{split}", records, episodes_per_shard)
         for index, final in enumerate(template.sharded_filepaths(len(lengths))):
@@ -61,12 +61,12 @@ def write_rlds(
 
 
 def _unfinished(folder: Path, stem: str, index: int) -> Path:
-    # Final names state the number of shards, which is known only at the end.
+    # Final names contain the number of shards, which is known only at the end.
     return folder / f".{stem}-{index:05d}.unfinished"
 
 
 def _write_shards(folder: Path, stem: str, records: Iterator[bytes], per_shard: int) -> tuple[list[int], int]:
-    """Write `records` to as many unfinished files as it takes; the number of records of each, and the bytes of all records."""
+    """Write `records` to unfinished files; return the number of records of each file, and the total bytes of all records."""
     lengths: list[int] = []
     num_bytes = 0
     while batch := list(itertools.islice(records, per_shard)):

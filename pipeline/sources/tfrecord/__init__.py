@@ -1,1 +1,1 @@
-"""TFRecord files and the examples in them, read without TensorFlow."""
+"""Reads TFRecord files and their examples, without TensorFlow."""

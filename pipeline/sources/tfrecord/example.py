@@ -1,7 +1,7 @@
-"""Records of TFRecord files as `tf.train.Example`: parsed once, values taken by the feature's name.
+"""Reads the records of TFRecord files as `tf.train.Example`: parses each record once and returns features by name.
 
-Every record that there should be comes out, whole or as the reason why it can't be had: one that is damaged, those behind the
-end of a file that was cut short, all those of a file that is empty or missing.
+Every expected record is yielded, either its features or the reason why it can't be read: a damaged record, records after the
+end of a truncated file, and all records of an empty or missing file.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from pipeline.common.errors import BadEpisodeError, DamagedEpisodeError, Missing
 from pipeline.sources.base import BadEpisode, SourceShard
 from pipeline.sources.tfrecord.reader import DamagedRecord, PackedFileError, scan_records
 
-Columns = Any  # the map of a parsed tf.train.Example: name -> feature
+Columns = Any  # the feature map of a parsed tf.train.Example (name -> feature), which has no public type
 
 
 class Record(NamedTuple):
-    """What a file has in one place.
+    """One record of a file.
 
     Attributes:
-        position: From 0.
-        columns: The record, or why it can't be had.
-        numbered: Whether `position` is surely its own: no stretch before it was lost that may have held several records.
+        position: Position in the file, from 0.
+        columns: The features of the record, or the reason why it can't be read.
+        numbered: Whether `position` is certain; it isn't after a damaged part that may have held several records.
     """
 
     position: int
@@ -32,10 +32,10 @@ class Record(NamedTuple):
 
 
 def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
-    """The records of a TFRecord file, in order, and those that `shard.records` promises besides; up to `shard.take`.
+    """Yield the records of a TFRecord file in order, and the missing ones of `shard.records`; up to `shard.take`.
 
     Raises:
-        SourceError: The file is there but can't be opened, or it holds more records than promised.
+        SourceError: The file exists but can't be opened, or it holds more records than stated.
     """
     count, numbered = 0, True
     lost: BadEpisodeError | None = None
@@ -47,7 +47,7 @@ def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
                 numbered = numbered and found.alone
                 yield Record(count, BadEpisode.of(DamagedEpisodeError(f"{found.reason}. Fetch the file again")), numbered)
             else:
-                # Parsing copies: the bytes are let go here, and the columns are held by whoever takes them alone.
+                # Parsing copies the record: free its bytes here, and leave the only reference to the features to the caller.
                 parsed = [_parsed(found)]
                 del found
                 yield Record(count, parsed.pop(), numbered)
@@ -58,15 +58,15 @@ def read_examples(path: str, shard: SourceShard) -> Iterator[Record]:
         lost = MissingEpisodeError("the file is missing. Fetch it")
     except OSError as error:
         raise SourceError(f"{path} can't be opened: {error}") from error
-    promised = shard.records
-    if promised is not None and numbered and count > promised:
-        raise SourceError(f"{path} has {count} records, where {promised} are stated. Fetch it and what states that again")
+    stated = shard.records
+    if stated is not None and numbered and count > stated:
+        raise SourceError(f"{path} has {count} records, where {stated} are stated. Fetch it and what states that again")
     if lost is None:
-        ended = f"the file ends after {count} of {promised} records" if count else "the file is empty"
+        ended = f"the file ends after {count} of {stated} records" if count else "the file is empty"
         lost = DamagedEpisodeError(f"{ended}. Fetch it again")
-    # A file that nobody says anything of should have held something.
-    wanted = max(count, 1) if promised is None else promised
-    for position in range(count, wanted if shard.take is None else min(wanted, shard.take)):
+    # If no number is stated, the file should have held at least one record.
+    expected = max(count, 1) if stated is None else stated
+    for position in range(count, expected if shard.take is None else min(expected, shard.take)):
         yield Record(position, BadEpisode.of(lost), numbered)
 
 
@@ -78,12 +78,17 @@ def _parsed(record: bytes) -> Columns | BadEpisode:
 
 
 def feature_values(columns: Columns, name: str, kind: str | None = None) -> Any:
-    """All values of a feature, of whatever kind the record has, or of `kind` (`bytes_list`, ..) alone.
+    """Return all values of a feature.
+
+    Args:
+        columns: Features of the record.
+        name: Name of the feature.
+        kind: The list that must hold the values, such as `bytes_list`; None accepts any.
 
     Raises:
-        BadEpisodeError: The record doesn't have it.
+        BadEpisodeError: The record doesn't have this feature.
     """
-    # Looking up a key that isn't there would create it.
+    # Looking up a missing key would create it.
     found = columns[name].WhichOneof("kind") if name in columns else None
     if found is None or (kind is not None and found != kind):
         raise BadEpisodeError(f"feature {name} is {'missing' if found is None else f'a {found}, not a {kind}'}")

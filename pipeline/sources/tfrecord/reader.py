@@ -1,7 +1,7 @@
-"""TFRecord files: a stream of byte records, each framed by its length and two checksums.
+"""Reads and writes TFRecord files: a stream of byte records, each with its length and two checksums.
 
-The framing is TensorFlow's: uint64 length, masked CRC-32C of the length, data, masked CRC-32C of the data, little-endian.
-Beam has a reader too; this one goes on behind a damaged record, and never allocates what a hostile length claims.
+Format of a record (TensorFlow's): uint64 length, masked CRC-32C of the length, data, masked CRC-32C of the data; little-endian.
+Unlike Beam's reader, this one continues after a damaged record, and never allocates a hostile length.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from pipeline.common.errors import SourceError
 
 _LENGTH = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
-_FRAME = _LENGTH.size + _CHECKSUM.size  # bytes of a record besides its data
+_FRAME = _LENGTH.size + _CHECKSUM.size  # size of a record without its data, in bytes
 _MASK = 0xA282EAD8
 _SCANNED = 1 << 20
-_MAX_GAPS = 64  # in one file; keeps the time that hostile files take proportional to their size
-MAX_RECORD_BYTES = 2 << 30  # what a protocol buffer may hold
+_MAX_GAPS = 64  # limit of damaged places per file, so that hostile files take time proportional to their size
+MAX_RECORD_BYTES = 2 << 30  # limit of a protocol buffer
 
 
 def _masked_crc(data: bytes) -> int:
@@ -41,11 +41,12 @@ def write_record(file: IO[bytes], data: bytes) -> None:
 
 @dataclass(frozen=True)
 class DamagedRecord:
-    """Stands in the place of a record that can't be read.
+    """Replaces a record that can't be read.
 
     Attributes:
-        reason: What is wrong with it.
-        alone: It is one record, so that those after it keep their numbers. Where a record's length is lost, several may be.
+        reason: Why it can't be read.
+        alone: Whether exactly one record is lost, so that later records keep their numbers. If a length is damaged, several
+            records may be lost.
     """
 
     reason: str
@@ -53,11 +54,11 @@ class DamagedRecord:
 
 
 class PackedFileError(SourceError):
-    """A file holds TFRecords only once it is unpacked."""
+    """A TFRecord file is compressed as a whole."""
 
 
 def _refuse_packed(file: IO[bytes]) -> None:
-    """Raise `PackedFileError` where records show once a file is unpacked; leaves its position anywhere."""
+    """Raise `PackedFileError` if the decompressed file starts with a record; moves the file's position."""
     file.seek(0)
     start = file.read(_SCANNED)
     for name, window in (("gzip", 31), ("zlib", 15)):
@@ -68,13 +69,13 @@ def _refuse_packed(file: IO[bytes]) -> None:
 
 
 def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
-    """The records of a TFRecord file, in order, checksums compared; what is damaged costs itself and no more.
+    """Yield the records of a TFRecord file in order, with verified checksums; a damaged record loses only itself.
 
-    Where a length is lost, the next record is found by the checksum of its own: by chance once in 4 billion places that look
-    like a length, and its data has to agree with a checksum too.
+    After a damaged length, the next record is found by the checksum of its length. A false match has a chance of 1 in 4 billion
+    per place, and the checksum of its data must match too.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file doesn't exist.
         PackedFileError: The file is compressed as a whole.
     """
     end = storage.size(path)
@@ -97,10 +98,10 @@ def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
                 yield DamagedRecord(f"the record has {length} bytes, the limit is {MAX_RECORD_BYTES}", alone=True)
                 file.seek(following)
             elif _masked_crc((held := [file.read(length)])[0]) == _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0]:
-                # Given away and not held here: whoever has parsed it can let it go, and the next one finds its memory free.
+                # Keep no reference here, so that the caller can free the record before the next one is read.
                 yield held.pop()
             else:
-                # With bytes lost or added within the data, the next record isn't where the length says.
+                # If bytes were lost or added in the data, the next record isn't where the length says.
                 alone = following == end or _parse_length(file.read(_LENGTH.size), end - following)[0] is not None
                 yield DamagedRecord("the checksum of the record's data is wrong", alone)
                 gaps += not alone
@@ -109,7 +110,7 @@ def scan_records(path: str) -> Iterator[bytes | DamagedRecord]:
 
 
 def _parse_length(header: bytes, left: int) -> tuple[int | None, str]:
-    """The length that a header states or, where it can't be true, None and the reason; `left` bytes are left of the file."""
+    """Return the length in a header, or None and the reason why it is invalid; `left` is the rest of the file in bytes."""
     if len(header) < _LENGTH.size:
         return None, "it ends inside the record's header: the file is cut short"
     length, checksum = _LENGTH.unpack(header)
@@ -120,7 +121,7 @@ def _parse_length(header: bytes, left: int) -> tuple[int | None, str]:
 
 
 def _find_record(file: IO[bytes], position: int, end: int) -> int:
-    """Where the next record begins, at `position` or after it; `end` where there is none. Empty records are passed over."""
+    """Return the start of the next record at or after `position`, or `end`. Empty records are ignored."""
     while position + _FRAME < end:
         file.seek(position)
         block = file.read(_SCANNED)
@@ -134,16 +135,16 @@ def _find_record(file: IO[bytes], position: int, end: int) -> int:
 
 
 def _words(data: bytes) -> np.ndarray:
-    """The little-endian 32-bit numbers that begin at every byte of `data`."""
+    """Return the little-endian 32-bit number that starts at each byte of `data`."""
     parts = np.frombuffer(data, np.uint8).astype(np.uint32)
     return parts[:-3] | parts[1:-2] << 8 | parts[2:-1] << 16 | parts[3:] << 24
 
 
 def read_records(path: str) -> Iterator[bytes]:
-    """The records of a TFRecord file that is sound, in order.
+    """Yield the records of an intact TFRecord file in order.
 
     Raises:
-        SourceError: The file is missing, cut short or damaged; the message names it and the record.
+        SourceError: The file is missing, truncated or damaged; the message names the file and the record.
     """
     try:
         for number, record in enumerate(scan_records(path)):
@@ -155,7 +156,7 @@ def read_records(path: str) -> Iterator[bytes]:
 
 
 def count_records(path: str) -> int | None:
-    """The number of records of a TFRecord file by their lengths alone; None where these don't add up, or it is empty."""
+    """Count the records of a TFRecord file by their lengths; None if the lengths don't add up, or the file is empty."""
     if not storage.exists(path):
         return None
     end = storage.size(path)

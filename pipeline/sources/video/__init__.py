@@ -1,1 +1,1 @@
-"""Video files of any container, and Something-Something-v2."""
+"""Reads video files of any container, and Something-Something-v2."""

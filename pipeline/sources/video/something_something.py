@@ -1,7 +1,7 @@
-"""Something-Something-v2: short videos of hands, with a class and a caption for each, in either of its two label layouts.
+"""Reads Something-Something-v2: short videos of hands, each with a class and a caption, in both label layouts.
 
-The classes that pre-training uses are names in `configs/something_something_v2_classes.yaml`, since a copy of the data may
-number them in its own way. A video keeps its number in its episode's key, so that another choice of classes doesn't rename it.
+`configs/something_something_v2_classes.yaml` lists the names of the classes for pre-training, because copies of the data may
+number them differently. The key of an episode contains the number of its video, so another choice of classes doesn't change it.
 """
 
 import csv
@@ -23,7 +23,7 @@ from pipeline.sources.video.source import MAX_TEXT, VideoSource
 
 ALL_CLASSES = "all"
 _SPLITS = ("train", "validation", "test")
-# Beside the videos, or in a folder of their own.
+# Layouts of the label files: next to the videos, or in a separate folder.
 _LAYOUTS = ("something-something-v2-{}", "labels/{}")
 _LABEL_FILES = (*(f"{name}.json" for name in ("labels", *_SPLITS)), "test-answers.csv")
 _OTHER_CLASSES = "videos of classes that are not wanted (--classes)"
@@ -42,12 +42,12 @@ def is_something(folder: str) -> bool:
 
 
 class SomethingSource(VideoSource):
-    """The folder that holds the label files, and the videos at any depth.
+    """The folder with the label files, and the videos at any depth.
 
-    Videos without a label, which the test split's are where its answers are missing, are taken with `all` alone.
+    Videos without a label are used only with `all`; these are the test videos if the answer file is missing.
 
     Attributes:
-        classes: Names of the wanted classes in order; None takes every video.
+        classes: Sorted names of the chosen classes; None takes every video.
     """
 
     kind = "something-something-v2"
@@ -56,14 +56,14 @@ class SomethingSource(VideoSource):
         """See `Source`.
 
         Args:
-            folder: Where the label files lie.
-            entry: Of the data set.
-            form: In which form frames are kept.
-            classes: Templates without brackets, or `all` alone; by default those that pre-training uses.
+            folder: Folder of the label files.
+            entry: Catalog entry of the data set.
+            form: The form in which frames are stored.
+            classes: Templates without brackets, or only `all`; by default the classes for pre-training.
 
         Raises:
-            ConfigError: There is no such class; the message names the nearest.
-            SourceError: The file that lists the classes holds no such list.
+            ConfigError: A class doesn't exist; the message names the closest one.
+            SourceError: The file of classes is invalid.
         """
         super().__init__(folder, entry, form)
         if classes is not None and list(classes) == [ALL_CLASSES]:
@@ -75,7 +75,7 @@ class SomethingSource(VideoSource):
             self._check_classes(self.classes)
 
     def inputs(self) -> dict[str, Any]:
-        """See `Source.inputs`. The classes as their number and a hash: every record holds this."""
+        """See `Source.inputs`. The classes become their number and a hash, because every manifest stores them."""
         chosen = ALL_CLASSES if self.classes is None else f"{len(self.classes)}, {fingerprint({'classes': self.classes})}"
         return {**super().inputs(), "classes": chosen}
 
@@ -84,7 +84,7 @@ class SomethingSource(VideoSource):
         return name in {layout.format(file) for layout in _LAYOUTS for file in _LABEL_FILES}
 
     def plan(self) -> list[SourceShard]:
-        """The videos of the wanted classes, whether they are there or not. See `Source.plan`."""
+        """Return the videos of the chosen classes, including missing ones. See `Source.plan`."""
         files = {storage.basename(name).rpartition(".")[0]: name for name in self.list_data()}
         self.filtered.clear()
         answers = self._answers()
@@ -110,7 +110,7 @@ class SomethingSource(VideoSource):
         return storage.join(self.folder, (_layout(self.folder) or _LAYOUTS[0]).format(name))
 
     def _items(self, split: str) -> Iterator[tuple[str, str, str]]:
-        """(id, template, caption) of each video of a split, empty where it has none."""
+        """Yield (id, template, caption) of each video of a split; template and caption are empty if unknown."""
         path = self._label_file(split + ".json")
         if not storage.exists(path):
             return
@@ -118,22 +118,22 @@ class SomethingSource(VideoSource):
         if not isinstance(items, list):
             raise SourceError(f"{path} is not a list of videos. Fetch it again")
         for position, item in enumerate(items):
-            found = item if isinstance(item, dict) else {}
-            number = str(found.get("id", ""))
-            template, caption = (value if isinstance(value := found.get(key), str) else "" for key in ("template", "label"))
+            video = item if isinstance(item, dict) else {}
+            number = str(video.get("id", ""))
+            template, caption = (value if isinstance(value := video.get(key), str) else "" for key in ("template", "label"))
             if not _is_id(number):
-                raise SourceError(f"{path}, item {position}: the id {number[:50]!r} is no number. Fetch the file again")
-            yield number, template, caption or _filled(template, found.get("placeholders"))
+                raise SourceError(f"{path}, item {position}: the id {number[:50]!r} is not a number. Fetch the file again")
+            yield number, template, caption or _filled(template, video.get("placeholders"))
 
     def _answers(self) -> dict[str, str]:
-        """Id -> template of test videos, where the set has them."""
+        """Return id -> template of the test videos; empty if the data set has no answers."""
         path = self._label_file("test-answers.csv")
         if not storage.exists(path):
             return {}
         try:
             rows = list(csv.reader(io.StringIO(storage.read_bytes(path).decode("utf-8-sig"), newline=""), delimiter=";"))
         except (ValueError, csv.Error) as error:
-            raise SourceError(f"{path} is no table of `id;template`: {error}. Fetch it again") from error
+            raise SourceError(f"{path} is not a table of `id;template`: {error}. Fetch it again") from error
         return {row[0]: row[1] for row in rows if len(row) == 2}
 
     def _check_classes(self, classes: Sequence[str]) -> None:
@@ -142,17 +142,17 @@ class SomethingSource(VideoSource):
         if storage.exists(path):
             table = _read_json(path)
             if not isinstance(table, dict):
-                raise SourceError(f"{path} is no table of classes and their numbers. Fetch it again")
+                raise SourceError(f"{path} is not a table of classes and their numbers. Fetch it again")
             known = list(table)
         for name in classes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
-                raise ConfigError(f"--classes: no class of {path} is called {name!r}{hint}; `{ALL_CLASSES}` alone takes all")
+                raise ConfigError(f"--classes: {path} has no class {name!r}{hint}; `{ALL_CLASSES}` takes all classes")
 
 
 def _filled(template: str, placeholders: Any) -> str:
-    """A template with what was put in place of each `[something]`; empty where that isn't known."""
+    """Fill the placeholders into a template, such as `[something]`; empty if they are unknown."""
     between = _PLACE.split(template)
     if not isinstance(placeholders, list) or [*map(type, placeholders)] != [str] * (len(between) - 1):
         return ""
@@ -167,4 +167,4 @@ def _read_json(path: str) -> Any:
     try:
         return read_json(path)
     except ValueError as error:
-        raise SourceError(f"{path} is no JSON: {error}. Fetch it again") from error
+        raise SourceError(f"{path} is not JSON: {error}. Fetch it again") from error

@@ -1,13 +1,12 @@
-"""Episodes from video files of any container, decoded by PyAV.
+"""Reads episodes from video files of any container, with PyAV.
 
-Headers are not believed: frames are counted by decoding them, and time is what their timestamps say. A long video becomes
-several episodes, so that memory stays bounded, and so does one in which time jumps or a place is broken. Decoding goes through
-one thread, since work is shared out by files. Frames that sampling passes over are decoded but never become pixels, and
-FFmpeg's scaler shrinks the others before they do, by averaging areas: a tenth of Pillow's time at 720 lines, half that of
-FFmpeg's bicubic, and 40 dB or more from either. It is asked for planes of red, green and blue, whose numbers are those of
-packed pixels, at half the cost. Y, Cb and Cr, encoded as they come, would spare a frame of 240 lines 20 us more, but the scaler
-puts their grey at 127.5, where JPEG has 128, and so tints every picture.
-Captions come from a `metadata.csv` or `metadata.jsonl` beside the videos.
+Headers aren't trusted: frames are counted by decoding them, and their timestamps give the time. A long video becomes several
+episodes, so that memory is limited; a new episode also begins where time jumps or after damage. Decoding uses one thread,
+because work is divided by files. Frames that sampling drops are decoded but never converted to pixels. FFmpeg's scaler shrinks
+the others first, by averaging areas: a tenth of Pillow's time at 720 lines, half that of FFmpeg's bicubic, and 40 dB or more to
+both. It returns planes of red, green and blue, which have the same values as packed pixels at half the cost. YCbCr would save
+another 20 us per frame of 240 lines, but the scaler puts grey at 127.5 where JPEG has 128, which tints every picture.
+Captions come from `metadata.csv` or `metadata.jsonl` next to the videos.
 """
 
 import csv
@@ -29,10 +28,10 @@ from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import FrameForm, shrunk_size
 from pipeline.sources.base import MAX_EPISODE_BYTES, BadEpisode, KeptFrame, Source, SourceShard, make_episode
-from pipeline.sources.video.decoding import Gap, Upright, shown_frames
-from pipeline.sources.video.frame_sampling import sampled
+from pipeline.sources.video.decoding import DisplayTransform, Gap, presented_frames
+from pipeline.sources.video.frame_sampling import sample_frames
 
-# In small letters. Left out are those of files of which nobody can tell whether their end is missing, or that tell no times.
+# Endings in lower case. Formats whose missing end can't be detected, or without times, are left out.
 ENDINGS = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v"),
     *(".webm", ".mkv", ".avi", ".divx", ".flv", ".wmv", ".asf", ".ogv", ".nut"),
@@ -41,31 +40,31 @@ ENDINGS = (
 EPISODE_FRAMES = 1000
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 MAX_TEXT = 10_000
-# An episode may have so many frames without a usable time, in number or as a share; of more it can't be right.
+# Limits of frames without a usable time in one episode: a number, and a fraction.
 _FEW = 3
 _FEW_SHARE = 0.01
 UNTIMED = "frames of videos without a usable time"
 _RATE_ROUNDING = 0.002
-# Without the first two flags the scaler works on half the colour columns and rounds coarsely: 23 dB instead of 40 on test
-# charts. The third makes all processors agree to the bit.
+# Without the first two flags the scaler uses half the colour columns and rounds coarsely: 23 dB instead of 40 on test charts.
+# The third makes the result the same on all processors.
 _EXACT = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SHRINKING = Interpolation.AREA | _EXACT
 SHRUNK_TO = "gbrp"
-_COPIED = 9  # bytes a pixel: as planes, packed, and encoded or turned upright
-# At full size only colours, of which there are fewer, are enlarged.
+_COPIED = 9  # bytes per pixel of the copies: planes, packed pixels, and encoded or rotated pixels
+# At full size only the colour planes, which have fewer pixels, are scaled.
 _KEEPING_SIZE = Interpolation.BICUBIC | _EXACT
 
 
 def read_video(path: str | Path, rate: float | None = None, max_frames: int | None = None) -> Episode:
-    """One video file as one episode, its frames as JPEG (quality 95, 4:4:4) at full size.
+    """Read one video file as one episode; its frames become JPEG (quality 95, 4:4:4) at full size.
 
     Args:
         path: A local path or URL.
-        rate: Frames per second to sample; by default, and above the video's own rate, every frame is taken.
-        max_frames: Stop after so many frames; by default `EPISODE_FRAMES`.
+        rate: Frames per second to sample; by default, and above the video's rate, every frame is taken.
+        max_frames: Stop after this many frames; by default `EPISODE_FRAMES`.
 
     Raises:
-        SourceError: There is no such file, or no video can be decoded from it.
+        SourceError: The file doesn't exist, or can't be decoded as a video.
     """
     path = str(path)
     entry = DatasetEntry(name="video", directory="", image_key="video", control_hz=rate)
@@ -87,10 +86,10 @@ def read_video(path: str | Path, rate: float | None = None, max_frames: int | No
 
 
 class VideoSource(Source):
-    """A folder of video files and folders of them, all of them the split `train`, in the order of their names.
+    """A folder with video files at any depth, sorted by name; all of them belong to the split `train`.
 
     Attributes:
-        episode_frames: A longer video is cut into episodes of so many frames.
+        episode_frames: Longer videos are cut into episodes of this many frames.
     """
 
     kind = "video"
@@ -107,7 +106,7 @@ class VideoSource(Source):
         return {**super().inputs(), "episode_frames": self.episode_frames}
 
     def is_data(self, name: str) -> bool:
-        """Videos at any depth. See `Source.is_data`."""
+        """Accept videos at any depth. See `Source.is_data`."""
         return name.lower().endswith(ENDINGS)
 
     def is_metadata(self, name: str) -> bool:
@@ -115,13 +114,13 @@ class VideoSource(Source):
         return name in METADATA_FILES
 
     def plan(self) -> list[SourceShard]:
-        """All files. See `Source.plan`."""
+        """Return all files. See `Source.plan`."""
         names = list(self.list_data())
         texts = read_captions(self.folder, set(names))
         return [SourceShard("train", None, name, text=texts.get(name, "")) for name in names]
 
     def read(self, shard: SourceShard) -> Iterator[tuple[int, Episode | BadEpisode]]:
-        """The episodes of a file. See `Source.read`."""
+        """Yield the episodes of a file. See `Source.read`."""
         path = storage.join(self.folder, shard.file)
         record = 0
         try:
@@ -139,14 +138,14 @@ class VideoSource(Source):
 
 
 def read_captions(folder: str, videos: set[str]) -> dict[str, str]:
-    """File -> caption, from `metadata.csv` or `metadata.jsonl` in a folder of videos; empty where neither is there.
+    """Return file -> caption from `metadata.csv` or `metadata.jsonl`; empty if neither exists.
 
     Args:
-        folder: Of the videos.
-        videos: Names of the files there are; what is no member never becomes a path.
+        folder: Folder of the videos.
+        videos: Names of the existing files; other names are never used as paths.
 
     Raises:
-        SourceError: The file is damaged, or names no video; the message says where.
+        SourceError: The file is damaged, or names a missing video; the message gives the line.
     """
     present = [name for name in storage.list_files(folder) if name in METADATA_FILES]
     if len(present) > 1:
@@ -159,13 +158,13 @@ def read_captions(folder: str, videos: set[str]) -> dict[str, str]:
             if not isinstance(file, str) or not isinstance(text, str):
                 raise SourceError(f"{path}, line {line}: a caption needs `file` and `text`, both of them text")
             if file not in videos:
-                raise SourceError(f"{path}, line {line} names {file[:200]!r}, and {folder} has no such video; remove the line")
+                raise SourceError(f"{path}, line {line} names {file[:200]!r}, but {folder} has no such video; remove the line")
             captions[file] = text[:MAX_TEXT]
     return captions
 
 
 def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a metadata file with the numbers of their (last) lines."""
+    """Yield the rows of a metadata file with their line numbers; for several lines, the number of the last."""
     try:
         text = io.StringIO(data.decode("utf-8-sig"), newline="")
         if path.endswith(".csv"):
@@ -177,11 +176,11 @@ def _metadata_rows(data: bytes, path: str) -> Iterator[tuple[int, dict[str, Any]
                 row = parse_json(line)
                 yield number, row if isinstance(row, dict) else {}
     except (ValueError, csv.Error) as error:
-        raise SourceError(f"{path} can't be read as UTF-8 text of its kind: {error}. Correct it, or remove it") from error
+        raise SourceError(f"{path} is not valid UTF-8 CSV or JSON lines: {error}. Correct it, or remove it") from error
 
 
-class _Piece:
-    """The frames of an episode to be."""
+class _EpisodeBuilder:
+    """Collects the frames of one episode."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -190,10 +189,10 @@ class _Piece:
         self.untimed = 0
 
     def add(self, time: float, frame: KeptFrame) -> None:
-        """Take a frame.
+        """Add a frame.
 
         Raises:
-            BadEpisodeError: The frames take more bytes than an episode may.
+            BadEpisodeError: The frames exceed the size limit of an episode.
         """
         self.times.append(time)
         self.kept.append(frame)
@@ -204,7 +203,7 @@ class _Piece:
             )
 
     def episode(self, entry: DatasetEntry, shard: SourceShard, record: int) -> Episode | BadEpisode:
-        """What has been taken, as the file's record number `record`."""
+        """Return the episode with the position `record` in the file."""
         if self.untimed > max(_FEW, _FEW_SHARE * len(self.kept)):
             return BadEpisode(f"{self.untimed} of its frames have no usable time, {len(self.kept)} have one")
         untimed = {UNTIMED: self.untimed} if self.untimed else {}
@@ -217,57 +216,57 @@ class _Piece:
 def _episodes(
     file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: SourceShard, length: int
 ) -> Iterator[Episode | BadEpisode]:
-    """A video in pieces of at most `length` frames; a new one begins where time jumps, the size changes or a fault has been."""
+    """Yield a video as episodes of at most `length` frames; a new one begins after a jump, a fault or a change of size."""
     record = 0
-    piece = _Piece()
+    builder = _EpisodeBuilder()
     for item in pictures(file, entry.control_hz, form.short_side):
         done: list[Episode | BadEpisode] = []
         if isinstance(item, Gap):
-            if (piece.kept or piece.untimed) and not item.cut:
-                done.append(piece.episode(entry, shard, record))
+            if (builder.kept or builder.untimed) and not item.cut:
+                done.append(builder.episode(entry, shard, record))
             if item.reason:
-                lost = _episodes_lost(item, entry.control_hz, length, len(piece.kept) if item.cut else 0)
+                lost = _episodes_lost(item, entry.control_hz, length, len(builder.kept) if item.cut else 0)
                 done.append(BadEpisode(item.reason, DamagedEpisodeError.kind, episodes=lost))
-            piece = _Piece()
+            builder = _EpisodeBuilder()
         elif item.pixels is None or item.time is None:
-            piece.untimed += 1
+            builder.untimed += 1
         else:
             frame = form.keep_pixels(item.pixels)
-            if piece.kept and (len(piece.kept) == length or piece.kept[-1][1] != frame[1]):
-                done.append(piece.episode(entry, shard, record))
-                piece = _Piece()
-            piece.add(item.time, frame)
+            if builder.kept and (len(builder.kept) == length or builder.kept[-1][1] != frame[1]):
+                done.append(builder.episode(entry, shard, record))
+                builder = _EpisodeBuilder()
+            builder.add(item.time, frame)
         yield from done
         record += len(done)
-        # An episode may be large: it is let go before the next one is read.
+        # Free the episode before the next one is read: it may be large.
         del done
-    if piece.kept or piece.untimed:
-        yield piece.episode(entry, shard, record)
+    if builder.kept or builder.untimed:
+        yield builder.episode(entry, shard, record)
     elif record == 0:
         raise BadEpisodeError("no frames")
 
 
-def _episodes_lost(gap: Gap, wanted: float | None, length: int, unfinished: int) -> float:
-    """How many episodes a gap would have held.
+def _episodes_lost(gap: Gap, sampled_rate: float | None, length: int, unfinished: int) -> float:
+    """Return the number of episodes that a gap would have held; it may be a fraction.
 
     Args:
-        gap: Of the video.
-        wanted: Frames per second to sample; None takes all.
-        length: Frames of an episode, of which a short video has fewer.
-        unfinished: Frames that are lost with it.
+        gap: Gap of the video.
+        sampled_rate: Frames per second to sample; None takes all.
+        length: Frames per episode; a short video has fewer.
+        unfinished: Number of frames of the unfinished episode that are lost too.
     """
-    rate = min(1 / gap.step, wanted or float("inf"))
+    rate = min(1 / gap.step, sampled_rate or float("inf"))
     total = gap.total * rate
     return round(min(gap.seconds * rate + unfinished, total) / min(length, total), 4) if total >= 1 else 1.0
 
 
-def _rate(times: list[float], wanted: float | None) -> float | None:
-    """Frames per second: what was sampled for, else what timestamps say, rid of their rounding to milliseconds."""
+def _rate(times: list[float], sampled_rate: float | None) -> float | None:
+    """Return the frames per second: the sampling rate, or else the measured rate, corrected for times in milliseconds."""
     if len(times) < 2:
-        return wanted
+        return sampled_rate
     measured = (len(times) - 1) / (times[-1] - times[0])
-    if wanted is not None and measured > 0.9 * wanted:
-        return wanted
+    if sampled_rate is not None and measured > 0.9 * sampled_rate:
+        return sampled_rate
     whole = round(measured)
     return min(
         (rate for rate in (whole, whole / 1.001) if abs(rate - measured) < _RATE_ROUNDING * measured),
@@ -277,30 +276,30 @@ def _rate(times: list[float], wanted: float | None) -> float | None:
 
 
 class Picture(NamedTuple):
-    """Pixels (H, W, 3) uint8 RGB and their time in seconds; None and None of a frame that has no usable time."""
+    """Pixels (H, W, 3) uint8 RGB and their time in seconds; both are None for a frame without a usable time."""
 
     time: float | None
     pixels: np.ndarray | None
 
 
 def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[Picture | Gap]:
-    """The frames of a video, upright, and the gaps between its stretches, in each of which times increase.
+    """Yield the upright frames of a video, with increasing times in each run, and the gaps between the runs.
 
     Args:
-        file: Of any container that FFmpeg reads.
+        file: A file in any container that FFmpeg reads.
         rate: Frames per second to sample; None takes all frames.
-        short_side: To which they are shrunk, in pixels; None keeps their size, and so does a smaller picture.
+        short_side: Shrink pictures to this short side in pixels; None, or a smaller picture, keeps the size.
 
     Raises:
         BadEpisodeError: The file is no video, can't be opened, needs too much memory, or holds a frame that can't become RGB.
     """
     scaler = VideoReformatter()
-    upright = Upright()
+    transform = DisplayTransform()
 
     def size_of(height: int, width: int) -> tuple[int, int]:
         return (height, width) if short_side is None else shrunk_size(height, width, short_side)
 
-    for item in sampled(shown_frames(file, lambda *size: _COPIED * math.prod(size_of(*size))), rate):
+    for item in sample_frames(presented_frames(file, lambda *size: _COPIED * math.prod(size_of(*size))), rate):
         if isinstance(item, Gap):
             yield item
             continue
@@ -311,18 +310,18 @@ def pictures(file: IO[bytes], rate: float | None = None, short_side: int | None 
         height, width = size = size_of(frame.height, frame.width)
         scaling = _KEEPING_SIZE if size == (frame.height, frame.width) else SHRINKING
         try:
-            # Planes are let go once they are packed.
+            # The planes are freed after packing.
             pixels = scaler.reformat(frame, width, height, SHRUNK_TO, interpolation=scaling, threads=1).to_ndarray()
         except av.error.FFmpegError as error:
             raise BadEpisodeError(f"a frame can't be converted to RGB: {error.strerror}") from error
-        yield Picture(time, upright(pixels, frame))
+        yield Picture(time, transform(pixels, frame))
 
 
 def decoded(file: IO[bytes], rate: float | None = None, short_side: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """The pictures of a video of which nothing may be lacking, with their times; see `pictures`.
+    """Yield the pictures of an intact video with their times; see `pictures`.
 
     Raises:
-        BadEpisodeError: The file is no video, or something of it is damaged or missing.
+        BadEpisodeError: The file is not a video, or a part of it is damaged or missing.
     """
     for item in pictures(file, rate, short_side):
         if isinstance(item, Gap):

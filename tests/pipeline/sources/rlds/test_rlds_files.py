@@ -68,18 +68,18 @@ def ingest(root, output, *more: str) -> int:
     return main([*words, "--", "--runner=DirectRunner"])
 
 
-def test_the_command_names_the_way_out_and_it_leads_out(tmp_path, capsys):
+def test_the_advice_of_the_command_for_missing_files_works(tmp_path, capsys):
     folder = write_set(tmp_path / "set", episodes=3, per_shard=1)
     (folder / file_name(1, 3)).unlink()
     assert ingest(folder, tmp_path / "out") == 1
-    assert "--skip_missing takes those that are there, into another output folder" in capsys.readouterr().err
+    assert "--skip_missing uses only the existing ones; choose another output folder" in capsys.readouterr().err
     assert ingest(folder, tmp_path / "new", "--skip_missing") == 0
     summary = json.loads((tmp_path / "new" / NAME / "dataset.json").read_text())
     assert summary["passed_over"] == {"files that are not there, which --skip_missing allows": 1}
     assert summary["splits"]["train"]["left_out"] == 0
 
 
-def test_the_command_ingests_without_actions_where_they_cannot_be_read(tmp_path, capsys):
+def test_the_command_ingests_without_actions_if_they_cannot_be_read(tmp_path, capsys):
     folder = write_set(tmp_path / "set", episodes=1)
     spec = folder / "features.json"
     spec.write_text(spec.read_text().replace('"float32"', '"float8"'))
@@ -90,7 +90,7 @@ def test_the_command_ingests_without_actions_where_they_cannot_be_read(tmp_path,
     assert json.loads((tmp_path / "out" / NAME / "dataset.json").read_text())["made_with"]["actions"] is False
 
 
-def test_files_that_are_packed_as_a_whole_are_named(tmp_path):
+def test_files_that_are_compressed_as_a_whole_are_named(tmp_path):
     folder = write_set(tmp_path, episodes=1)
     for path in list(folder.glob("*.tfrecord-*")):
         path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))

@@ -140,7 +140,7 @@ def test_damaged_labels_are_an_error_by_name_and_never_become_paths(tmp_path, co
 def test_a_list_of_classes_that_is_none_is_an_error_by_name(tmp_path, content):
     write_labels(tmp_path, LAYOUTS[1])
     (tmp_path / "labels" / "labels.json").write_text(content)
-    with pytest.raises(SourceError, match=r"labels\.json is no table of classes and their numbers. Fetch it again"):
+    with pytest.raises(SourceError, match=r"labels\.json is not a table of classes and their numbers. Fetch it again"):
         SomethingSource(str(tmp_path), ENTRY, FORM, ["Closing something"])
 
 

@@ -6,13 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sources.video.timestamps import AHEAD, Stamped, timed
+from pipeline.sources.video.timestamps import AHEAD, DecodedFrame, assign_times
 
 STEP, FAR = 40, 10_000
 
 
 def times(stamps, step: float = STEP) -> list:
-    return [(item.time, item.jumps) for item in timed((Stamped(n, *pair, step) for n, pair in enumerate(stamps)), FAR)]
+    return [
+        (item.time, item.jumps) for item in assign_times((DecodedFrame(n, *pair, step) for n, pair in enumerate(stamps)), FAR)
+    ]
 
 
 def shown(stamps, step: float = STEP) -> list:
@@ -55,7 +57,7 @@ def test_pts_that_increase_are_believed_at_any_rate(gaps, with_dts, start, delay
 
 @given(st.lists(st.tuples(st.none() | st.integers(-50, 50), st.none() | st.integers(-50, 50)), max_size=60), st.integers(1, 9))
 def test_no_frame_is_lost_and_time_goes_on_between_jumps(stamps, step):
-    items = list(timed((Stamped(n, *pair, step) for n, pair in enumerate(stamps)), 100))
+    items = list(assign_times((DecodedFrame(n, *pair, step) for n, pair in enumerate(stamps)), 100))
     assert [item.frame for item in items] == list(range(len(stamps)))
     last = None
     for item in items:
@@ -128,7 +130,7 @@ def slipped(draw) -> tuple[list[int], list[tuple[int | None, int | None]], float
 @given(slipped())
 def test_an_even_rate_with_slipped_and_missing_stamps_gives_true_moments_within_a_frame(stream):
     true, stamps, step = stream
-    got = [(item.time, item.jumps) for item in timed((Stamped(0, *pair, step) for pair in stamps), 250 * step)]
+    got = [(item.time, item.jumps) for item in assign_times((DecodedFrame(0, *pair, step) for pair in stamps), 250 * step)]
     assert not any(jumps for _, jumps in got)
     assert max(abs(time - moment) for (time, _), moment in zip(got, true, strict=True)) <= 1.01 * step
 

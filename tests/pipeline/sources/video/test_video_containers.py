@@ -12,8 +12,8 @@ from pipeline.common.errors import BadEpisodeError
 from pipeline.config.catalog import DatasetEntry
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.frames import FrameForm
-from pipeline.sources.video.decoding import Gap, Shown, shown_frames
-from pipeline.sources.video.frame_sampling import sampled
+from pipeline.sources.video.decoding import Gap, PresentedFrame, presented_frames
+from pipeline.sources.video.frame_sampling import sample_frames
 from pipeline.sources.video.source import VideoSource
 
 ENDINGS = (".avi", ".mkv", ".ts", ".mpg", ".vob")
@@ -33,7 +33,7 @@ class Clip(NamedTuple):
     flaws: list[str]
 
     @classmethod
-    def of(cls, items: list[Shown | Gap]) -> "Clip":
+    def of(cls, items: list[PresentedFrame | Gap]) -> "Clip":
         timed = [item for item in items if not isinstance(item, Gap) and item.time is not None]
         gaps = [item.reason or "time jumps" for item in items if isinstance(item, Gap)]
         times = np.array([item.time for item in timed], float)
@@ -45,13 +45,15 @@ class Clip(NamedTuple):
         return Clip(self.times[count:] - self.times[count], self.frames[count:], self.flaws)
 
 
-def read(path: Path) -> list[Shown | Gap]:
+def read(path: Path) -> list[PresentedFrame | Gap]:
     """All of a video, each frame as a few grey pixels, unturned; a gap with the reason where it is left out."""
     try:
         with path.open("rb") as file:
             return [
-                item if isinstance(item, Gap) else Shown(item.time, item.frame.reformat(16, 16, "gray").to_ndarray().tobytes())
-                for item in shown_frames(file)
+                item
+                if isinstance(item, Gap)
+                else PresentedFrame(item.time, item.frame.reformat(16, 16, "gray").to_ndarray().tobytes())
+                for item in presented_frames(file)
             ]
     except BadEpisodeError as error:
         return [Gap(str(error))]
@@ -69,7 +71,7 @@ def decodable(path: Path) -> int:
     return count
 
 
-def differences(one: list[Shown | Gap], other: list[Shown | Gap], path: Path) -> list[str]:
+def differences(one: list[PresentedFrame | Gap], other: list[PresentedFrame | Gap], path: Path) -> list[str]:
     """In what a video and its copy in another container differ by more than a frame's time; empty where in nothing."""
     wanted, found = Clip.of(one), Clip.of(other)
     if not found.frames and found.flaws:
@@ -86,7 +88,7 @@ def differences(one: list[Shown | Gap], other: list[Shown | Gap], path: Path) ->
     within = 1.001 * step
     if np.abs(found.times - wanted.times).max() > within:
         return [f"moments differ by {np.abs(found.times - wanted.times).max() / step:.1f} frames"]
-    few, few_found = (Clip.of(list(sampled(iter(items), 10))) for items in (one, other))
+    few, few_found = (Clip.of(list(sample_frames(iter(items), 10))) for items in (one, other))
     # A video that is longer by up to a frame may reach one moment more.
     longer = round((found.times[-1] - wanted.times[-1]) / step)
     both = min(len(few.times), len(few_found.times))
@@ -98,7 +100,7 @@ def differences(one: list[Shown | Gap], other: list[Shown | Gap], path: Path) ->
 
 
 @pytest.fixture(scope="module")
-def clips(shared) -> dict[Path, list[Shown | Gap]]:
+def clips(shared) -> dict[Path, list[PresentedFrame | Gap]]:
     """All real clips, read in the containers in which they come."""
     folder = shared / "data" / "video"
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".mpg", ".avi"))
