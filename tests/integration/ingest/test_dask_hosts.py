@@ -1,4 +1,4 @@
-"""Ingest on a Dask cluster of several hosts: a worker is killed in the middle, and the result is that of one process."""
+"""Ingest on a Dask cluster of several hosts: after a worker is killed, the result equals that of one process."""
 
 import json
 import signal
@@ -27,7 +27,7 @@ def dask(*words: str) -> list[str]:
 
 
 def is_in_the_middle_of_a_shard(worker: "subprocess.Popen[str]", output: Path) -> bool:
-    """Whether a stopped worker has a shard open that isn't published."""
+    """Whether a stopped worker has an unpublished shard open."""
     for link in Path(f"/proc/{worker.pid}/fd").iterdir():
         target = str(link.readlink())
         if target.startswith(str(output)) and target.endswith(".partial"):
@@ -37,7 +37,7 @@ def is_in_the_middle_of_a_shard(worker: "subprocess.Popen[str]", output: Path) -
 
 @needs_hosts
 @pytest.mark.parametrize("loss", ["a worker is killed", pytest.param("a host loses power", marks=pytest.mark.soak)])
-def test_losing_a_worker_on_one_of_two_hosts_leaves_the_same_files_as_one_process(made, tmp_path, loss):
+def test_losing_a_worker_on_one_of_two_hosts_gives_the_same_files_as_one_process(made, tmp_path, loss):
     source, expected = made
     output = tmp_path / NAME
     with network_hosts(3) as (head, first, second):

@@ -1,4 +1,4 @@
-"""The job that the script for Dataflow submits is whole: what it stages in a bucket does the work where it is run here.
+"""The job that the Dataflow script submits is complete: what it stages in a bucket runs here and does the work.
 
 Dataflow itself is asked for nothing: `--template_location` ends where the job would be sent to the service. Needs
 `apache-beam[gcp]`, which no extra installs.
@@ -29,7 +29,7 @@ IMAGE = "registry.example/ingest:latest"
 
 
 def submit(folder: Path) -> subprocess.CompletedProcess:
-    """Run the script with a command that adds to Beam's options that a template is wanted, without credentials."""
+    """Run the script with a command that makes Beam write a template, without credentials."""
     command = folder / "ivideogpt-ingest"
     command.write_text(
         f'#!/bin/sh\nexec {sys.executable} -m pipeline "$@" --no_auth --template_location={BUCKET}/template.json\n'
@@ -47,7 +47,7 @@ def submit(folder: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.soak
-def test_the_staged_job_has_the_scripts_options_and_does_the_work_of_one_process(tmp_path):
+def test_the_staged_job_has_the_options_of_the_script_and_gives_the_result_of_one_process(tmp_path):
     pytest.importorskip("google.cloud.dataflow")
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.portability import common_urns, python_urns

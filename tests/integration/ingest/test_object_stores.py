@@ -1,4 +1,4 @@
-"""Sources, outputs and recipes on object stores, over HTTP: the same bytes as on a local disk, and nothing half-written."""
+"""Sources, outputs and recipes on object stores, over HTTP, give the same bytes as on a disk and no partial objects."""
 
 import contextlib
 import json
@@ -60,18 +60,18 @@ def gs():
 
 @pytest.fixture(scope="module", params=["s3", "gs"])
 def bucket(request):
-    """Each of them."""
+    """Return the URL of each of the two buckets."""
     return request.getfixturevalue(request.param)
 
 
 def contents(folder: str) -> dict[str, bytes]:
-    """All files but the lock file, which tells of tags that a disk doesn't have."""
+    """Return all files except the lock file, which contains tags that a disk doesn't have."""
     names = (name for name in storage.list_files(folder) if name != LOCK_FILE)
     return {name: storage.read_bytes(storage.join(folder, name)) for name in names}
 
 
 def rlds(folder: Path) -> str:
-    """A root of data sets; the catalog's entry says where in it."""
+    """Write an RLDS data set below a root of data sets."""
     write_set(folder, episodes=5, per_shard=2, frames=12)
     return ""
 
@@ -96,7 +96,7 @@ def npz(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", [rlds, videos, vp2, npz])
-def test_every_kind_of_source_gives_the_same_files_from_and_to_a_bucket_as_from_and_to_a_disk(bucket, tmp_path, kind):
+def test_every_kind_of_source_gives_the_same_files_on_a_bucket_as_on_a_disk(bucket, tmp_path, kind):
     source = tmp_path / "source"
     source.mkdir()
     inner = kind(source)
@@ -118,7 +118,7 @@ def test_every_kind_of_source_gives_the_same_files_from_and_to_a_bucket_as_from_
     assert inspect([output, "--verify"]) == 0
 
 
-def test_what_other_machines_write_is_seen_at_once_and_an_object_that_stands_for_a_folder_is_no_file(bucket):
+def test_objects_of_other_machines_are_seen_at_once_and_folder_placeholders_are_not_files(bucket):
     folder = f"{bucket}/seen"
     assert storage.list_files(folder) == [] and not storage.exists(folder)
     other, inner = url_to_fs(folder, skip_instance_cache=True)
@@ -142,7 +142,7 @@ def test_what_other_machines_write_is_seen_at_once_and_an_object_that_stands_for
         storage.read_bytes(storage.join(folder, "one.tar"))
 
 
-def test_what_a_store_vouches_for_is_not_read_again_to_plan_and_a_rewritten_middle_is_noticed(bucket, tmp_path, monkeypatch):
+def test_objects_with_the_same_tag_are_not_read_for_a_plan_and_a_changed_middle_is_detected(bucket, tmp_path, monkeypatch):
     upload(write_set(tmp_path, episodes=4, per_shard=2, frames=40, height=192, width=256), f"{bucket}/locked/{NAME}/{VERSION}")
     source = open_source(dataset(NAME, "image", 10.0), f"{bucket}/locked/{NAME}/{VERSION}", FORM)
     path = f"{bucket}/locked/{LOCK_FILE}"
@@ -182,7 +182,7 @@ with storage.staged(sys.argv[1]) as staging:
 
 @pytest.mark.parametrize("mebibytes", [8, 120], ids=["one PUT", "multipart upload"])
 @pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.soak)])
-def test_a_writer_killed_while_it_uploads_leaves_the_name_empty_or_whole(s3, tmp_path, mebibytes, kills):
+def test_a_writer_killed_during_an_upload_leaves_no_partial_object(s3, tmp_path, mebibytes, kills):
     path = f"{s3}/killed/{mebibytes}.tar"
     chance = random.Random(mebibytes)
     seen = set()
@@ -200,7 +200,7 @@ def test_a_writer_killed_while_it_uploads_leaves_the_name_empty_or_whole(s3, tmp
     assert storage.size(path) == mebibytes << 20
 
 
-def test_the_command_takes_recipe_and_an_oxe_root_from_a_bucket_and_goes_on_after_it_was_killed(s3, tmp_path, capsys):
+def test_the_command_reads_recipe_and_source_from_a_bucket_and_resumes_after_a_kill(s3, tmp_path, capsys):
     # The first shard's record is the sign that work is under way; files of half a MiB become shards of their own.
     write_set(tmp_path / "oxe", episodes=8, per_shard=1, frames=30, height=192, width=256, name="bridge")
     (tmp_path / "recipe.yaml").write_text("data:\n  frames: source\n  shard_mib: 1\n")
@@ -224,7 +224,7 @@ def test_the_command_takes_recipe_and_an_oxe_root_from_a_bucket_and_goes_on_afte
     assert contents(output) == contents(local)
 
 
-def test_tokenizing_from_and_to_a_bucket_gives_the_same_clips_and_training_reads_them_from_there(s3, tmp_path, monkeypatch):
+def test_tokenizing_on_a_bucket_gives_the_same_clips_and_training_reads_them(s3, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     monkeypatch.setenv("IVIDEOGPT_CACHE", str(cache))
     tiny_tokenizer(tmp_path / "in" / "tokenizer")
@@ -248,7 +248,7 @@ def test_tokenizing_from_and_to_a_bucket_gives_the_same_clips_and_training_reads
     assert [path.stat().st_mtime_ns for path in copies] == written
 
 
-def test_a_store_that_refuses_or_does_not_answer_is_an_error_that_says_so(s3, monkeypatch):
+def test_a_store_that_refuses_or_does_not_answer_is_a_clear_error(s3, monkeypatch):
     url_to_fs(f"{s3}/there")[0].pipe_file("bucket/there", b"x")
     dead = url_to_fs("s3://bucket", endpoint_url="http://127.0.0.1:1", config_kwargs={"retries": {"max_attempts": 0}})[0]
     dead.retries = 1
@@ -264,7 +264,7 @@ def test_a_store_that_refuses_or_does_not_answer_is_an_error_that_says_so(s3, mo
         storage.exists("s4://bucket")
 
 
-def test_objects_of_any_name_are_read_as_they_are_listed(s3):
+def test_objects_with_any_name_are_read(s3):
     names = [
         "a::b",
         "x::s3:__y",

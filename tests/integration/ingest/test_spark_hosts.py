@@ -1,4 +1,4 @@
-"""Ingest on a standalone Spark cluster of several hosts: what is lost in mid-shard leaves the result that one process gives.
+"""Ingest on a standalone Spark cluster of several hosts: losses in the middle of a shard don't change the result.
 
 Started as a user does, by `scripts/spark/ingest.sh`. Needs PySpark and Java.
 """
@@ -55,14 +55,14 @@ sys.addaudithook(end)
 
 
 class Cluster(NamedTuple):
-    """The host of the master and the driver, and its workers by their hosts; what a command needs to know of it."""
+    """The host of the master and the driver, and the workers by host; gives commands their environment."""
 
     head: Host
     workers: "dict[Host, subprocess.Popen[str]]"
     environment: dict[str, str]
 
     def ingest(self, source: Path, output: Path, **more: str) -> "subprocess.Popen[str]":
-        """Start the script on the head."""
+        """Start the script on the master's host."""
         command = ["bash", str(SCRIPT), *RECIPE, "--source", str(source), "--output", str(output)]
         return self.head.popen(command, self.environment | more, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -74,7 +74,7 @@ def made(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
 
 @pytest.fixture
 def cluster(tmp_path) -> Iterator[Cluster]:
-    """A master on one host, and a worker with one core on each of two others."""
+    """Start a master on one host, and a worker with one core on each of two other hosts."""
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "spark-defaults.conf").write_text(SETTINGS)
     environment = {
@@ -100,7 +100,7 @@ def cluster(tmp_path) -> Iterator[Cluster]:
 
 
 def open_shard(pid: int, output: Path) -> Path | None:
-    """The file in which a process makes a shard that isn't published; None where it makes none."""
+    """Return the file in which a process writes an unpublished shard, or None."""
     try:
         targets = [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:  # It ended meanwhile.
@@ -109,7 +109,7 @@ def open_shard(pid: int, output: Path) -> Path | None:
 
 
 def stop_in_the_middle_of_a_shard(driver: "subprocess.Popen[str]", output: Path) -> tuple[int, Path]:
-    """Stop some executor's Python in the middle of a shard, once another shard is done; its pid, and the file it makes."""
+    """Stop an executor's Python in the middle of a shard, after another shard is done; return its pid and its file."""
     while True:
         assert driver.poll() is None, "the job ended before anything could be lost: " + driver.communicate()[1]
         for pid in [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]:
@@ -124,7 +124,7 @@ def stop_in_the_middle_of_a_shard(driver: "subprocess.Popen[str]", output: Path)
 
 
 def ended(driver: "subprocess.Popen[str]") -> dict:
-    """The summary of a driver that ends well."""
+    """Return the summary of a successful driver."""
     out, err = driver.communicate(timeout=300)
     assert driver.returncode == 0, err[-5000:]
     return json.loads(out)
@@ -136,7 +136,7 @@ def host_of(pid: int, hosts: "list[Host]") -> Host:
 
 
 @pytest.mark.parametrize("loss", ["a worker is killed", "a host loses power", "a host is cut off", "a process hangs"])
-def test_what_is_lost_in_the_middle_of_a_shard_leaves_the_same_files_as_one_process(made, cluster, tmp_path, loss):
+def test_a_loss_in_the_middle_of_a_shard_gives_the_same_files_as_one_process(made, cluster, tmp_path, loss):
     source, expected = made
     output = tmp_path / NAME
     if loss == "a process hangs":
@@ -166,7 +166,7 @@ def test_what_is_lost_in_the_middle_of_a_shard_leaves_the_same_files_as_one_proc
         assert not list(output.glob("**/*.partial"))
 
 
-def test_a_shard_whose_every_process_dies_is_given_up_and_the_others_are_made(made, cluster, tmp_path):
+def test_a_shard_that_kills_every_process_is_given_up_and_the_others_are_made(made, cluster, tmp_path):
     source, expected = made
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(DEADLY)
@@ -181,7 +181,7 @@ def test_a_shard_whose_every_process_dies_is_given_up_and_the_others_are_made(ma
     assert contents(tmp_path / NAME) == expected
 
 
-def test_ctrl_c_ends_the_job_and_the_next_run_goes_on(made, cluster, tmp_path):
+def test_ctrl_c_ends_the_job_and_the_next_run_resumes(made, cluster, tmp_path):
     source, expected = made
     driver = cluster.ingest(source, tmp_path)
     stop_in_the_middle_of_a_shard(driver, tmp_path / NAME)
@@ -202,7 +202,7 @@ def test_ctrl_c_ends_the_job_and_the_next_run_goes_on(made, cluster, tmp_path):
     ],
     ids=["no master", "no Python"],
 )
-def test_a_cluster_that_cannot_do_the_work_is_named_with_what_to_do(made, cluster, tmp_path, given, said):
+def test_an_unusable_cluster_is_an_error_with_advice(made, cluster, tmp_path, given, said):
     driver = cluster.ingest(made[0], tmp_path, **given)
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 1

@@ -1,4 +1,4 @@
-"""Ingest on Spark, its own local mode with two worker processes, gives what one process gives. Needs PySpark and Java."""
+"""Ingest on Spark's local mode with two workers gives the result of one process. Needs PySpark and Java."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from rlds_data import write_set
 
 
 @pytest.mark.soak
-def test_spark_makes_the_same_files_as_one_process_and_a_second_run_has_nothing_to_do(tmp_path):
+def test_spark_makes_the_same_files_as_one_process_and_a_second_run_does_nothing(tmp_path):
     pytest.importorskip("pyspark")
     if shutil.which("java") is None:
         pytest.skip("Spark needs Java")

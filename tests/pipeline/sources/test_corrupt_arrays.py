@@ -1,4 +1,4 @@
-"""npz and HDF5 files that are cut short, damaged or hostile cost themselves, and never more memory than an episode may take."""
+"""Truncated, damaged or hostile npz and HDF5 files lose only themselves, and never need more memory than an episode."""
 
 import io
 import zipfile
@@ -40,14 +40,14 @@ def only(source) -> BadEpisode:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
 @pytest.mark.parametrize("share", SHARES)
-def test_every_cut_of_an_npz_is_found(tmp_path, save, share):
+def test_an_npz_truncated_at_any_byte_is_detected(tmp_path, save, share):
     whole = npz_bytes(save)
     (tmp_path / "a.npz").write_bytes(whole[: int(len(whole) * share)])
     assert only(NpzSource(str(tmp_path), ENTRY, FORM)).kind == "damaged"
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed], ids=["plain", "compressed"])
-def test_a_changed_pixel_of_an_npz_is_found_by_its_checksum(tmp_path, save):
+def test_a_changed_pixel_in_an_npz_is_detected_by_its_checksum(tmp_path, save):
     whole = bytearray(npz_bytes(save))
     whole[len(whole) // 2] ^= 1
     (tmp_path / "a.npz").write_bytes(whole)
@@ -55,7 +55,7 @@ def test_a_changed_pixel_of_an_npz_is_found_by_its_checksum(tmp_path, save):
 
 
 def hostile_member(name: str, start: bytes, zeros: int) -> bytes:
-    """An archive with a member of many zeros, which take next to no space."""
+    """Write an archive whose member is many zeros, which compress to almost nothing."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(name, "w") as member:
         member.write(start)
@@ -82,7 +82,7 @@ def stated(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
     ],
     ids=["bomb", "no rows", "objects", "header bomb", "path", "no members"],
 )
-def test_a_hostile_npz_takes_no_more_than_its_header(tmp_path, content, reason):
+def test_of_a_hostile_npz_only_the_header_is_read(tmp_path, content, reason):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np.lib.format, "read_array", None)
@@ -99,14 +99,14 @@ def test_actions_larger_than_any_episode_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["jpg", "mp4"])
 @pytest.mark.parametrize("share", SHARES[1:])
-def test_every_cut_of_a_robonet_file_is_found(tmp_path, encoding, share):
+def test_a_robonet_file_truncated_at_any_byte_is_detected(tmp_path, encoding, share):
     path = tmp_path / "a.hdf5"
     write_robonet(path, encoding=encoding)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     assert "no sound HDF5" in only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
 
 
-def test_where_all_vp2_files_are_cut_there_is_nothing_to_go_on_with(tmp_path):
+def test_if_all_vp2_files_are_truncated_the_source_is_an_error(tmp_path):
     path = tmp_path / "a.hdf5"
     write_vp2(path)
     path.write_bytes(path.read_bytes()[:2000])
@@ -114,7 +114,7 @@ def test_where_all_vp2_files_are_cut_there_is_nothing_to_go_on_with(tmp_path):
         Vp2Source(str(tmp_path), ENTRY, FORM).plan()
 
 
-def test_a_damaged_file_costs_itself_alone(tmp_path):
+def test_a_damaged_file_loses_only_itself(tmp_path):
     (tmp_path / "set").mkdir()
     whole = npz_bytes()
     for n, data in enumerate([whole, b"", whole[:5000], b"version https://git-lfs.github.com/spec/v1\n", whole]):
@@ -129,7 +129,7 @@ def test_a_damaged_file_costs_itself_alone(tmp_path):
     assert len({item.key for item in record.left_out} | {entry["key"] for entry in record.entries}) == 5
 
 
-def test_numbers_and_texts_that_cannot_be_are_reasons(tmp_path):
+def test_invalid_numbers_and_texts_are_bad_episodes(tmp_path):
     path = tmp_path / "a.hdf5"
     for name, value in (("n_cams", np.inf), ("n_cams", "many"), ("n_cams", np.zeros(3))):
         path.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def test_numbers_and_texts_that_cannot_be_are_reasons(tmp_path):
         assert only(RobonetSource(str(tmp_path), ENTRY, FORM)).reason
 
 
-def test_texts_and_chunks_are_bounded_before_they_are_read(tmp_path):
+def test_the_size_of_texts_and_chunks_is_checked_before_they_are_read(tmp_path):
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
         file["names"] = np.array([b"demo_0", b"demo_1"], h5py.string_dtype())

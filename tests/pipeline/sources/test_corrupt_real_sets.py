@@ -1,4 +1,4 @@
-"""Real data sets with damage go through the command: what is hit is listed, the rest is kept, too much of it fails the job."""
+"""The command ingests damaged real data sets: losses are listed, the rest is kept, and too many losses fail the job."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_rt1_with_a_flipped_byte_and_a_lost_file(shared, tmp_path, capsys, frame
     assert [e.source_record for shard in shards for e in open_shard(shard)] == [1]
 
 
-def test_something_with_videos_cut_empty_and_missing(shared, tmp_path, capsys):
+def test_something_something_with_truncated_empty_and_missing_videos(shared, tmp_path, capsys):
     shutil.copytree(shared / "data/video/ssv2", tmp_path / "ssv2")
     videos = sorted((tmp_path / "ssv2").rglob("*.webm"))
     videos[0].write_bytes(videos[0].read_bytes()[: videos[0].stat().st_size // 2])

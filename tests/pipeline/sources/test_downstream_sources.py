@@ -1,4 +1,4 @@
-"""BAIR, RoboNet and VP2 in the layouts in which they are published, sound and unsound."""
+"""BAIR, RoboNet and VP2 are read in their published layouts, valid and invalid."""
 
 import csv
 import re
@@ -56,7 +56,7 @@ def test_bair_frames_are_raw_pixels_of_the_second_camera_by_default(tmp_path):
         ({f"{t}/image_aux1/encoded": None for t in range(3)}, "the record has image_main"),
     ],
 )
-def test_an_unsound_bair_record_is_left_out_and_the_next_one_kept(tmp_path, change, reason):
+def test_an_invalid_bair_record_is_left_out_and_the_next_one_kept(tmp_path, change, reason):
     write_bair(tmp_path, [bair_record(0, change=change), bair_record(10)])
     source = open_source(dataset("bair_robot_pushing"), str(tmp_path), PNG)
     (_, bad), (_, good) = source.read(source.plan()[2])
@@ -73,7 +73,7 @@ def robonet_episode(folder: Path):
 
 @pytest.mark.parametrize("encoding", ["jpg", "mp4"])
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_robonet_frames_come_out_in_their_true_colours(tmp_path, encoding, order):
+def test_robonet_frames_have_the_right_colours(tmp_path, encoding, order):
     write_robonet(tmp_path / "a.hdf5", encoding, order)
     episode = robonet_episode(tmp_path)
     assert (episode.num_frames, episode.height, episode.width, episode.episode_id) == (5, 48, 64, "a")
@@ -91,7 +91,7 @@ def test_robonet_frames_come_out_in_their_true_colours(tmp_path, encoding, order
     ],
 )
 @pytest.mark.parametrize("encoding", ["jpg", "mp4"])
-def test_the_shortest_of_frames_states_and_actions_counts(tmp_path, encoding, lengths, expected):
+def test_an_episode_is_as_long_as_the_shortest_of_frames_states_and_actions(tmp_path, encoding, lengths, expected):
     write_robonet(tmp_path / "a.hdf5", encoding, **lengths)
     episode = robonet_episode(tmp_path)
     assert (episode.num_frames, len(episode.action), len(episode.state)) == (expected,) * 3
@@ -130,7 +130,7 @@ def test_bounds_may_lie_in_env(tmp_path):
 
 @pytest.mark.parametrize("numbers", [np.full(300, 2.5), np.full(300, 1j), np.full(300, 1 << 40), np.full(300, -1, np.int16)])
 @pytest.mark.parametrize(("encoding", "place"), [("jpg", "frame1"), ("mp4", "frames")])
-def test_numbers_that_are_no_bytes_never_pass_for_an_image_or_a_video_of_robonet(tmp_path, encoding, place, numbers):
+def test_robonet_arrays_that_are_not_bytes_are_refused_as_images_and_videos(tmp_path, encoding, place, numbers):
     write_robonet(tmp_path / "a.hdf5", encoding=encoding)
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
         kept = dict(file[f"env/cam0_video/{place}"].attrs)
@@ -141,7 +141,7 @@ def test_numbers_that_are_no_bytes_never_pass_for_an_image_or_a_video_of_robonet
     assert f"{place} has the type {numbers.dtype}, or numbers beyond 0 to 255" in item.reason
 
 
-def test_bytes_as_wider_numbers_are_the_same_image(tmp_path):
+def test_bytes_stored_as_wider_integers_are_the_same_image(tmp_path):
     write_robonet(tmp_path / "a.hdf5")
     usual = robonet_episode(tmp_path).frames
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
@@ -152,7 +152,7 @@ def test_bytes_as_wider_numbers_are_the_same_image(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["env/state", "policy/actions"])
-def test_rows_far_wider_than_any_robot_are_refused_before_they_are_taken(tmp_path, place):
+def test_rows_far_wider_than_any_robot_are_refused_before_they_are_read(tmp_path, place):
     write_robonet(tmp_path / "a.hdf5")
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
         del file[place]
@@ -172,7 +172,7 @@ def test_public_test_files_are_never_in_train(tmp_path, shared):
     assert len({s.key(0) for s in plan}) == 5
 
 
-def test_unsound_robonet_files_are_bad_episodes_with_a_reason(tmp_path):
+def test_invalid_robonet_files_are_bad_episodes_with_a_reason(tmp_path):
     def spoilt(change) -> str:
         write_robonet(tmp_path / "a.hdf5", "mp4")
         with h5py.File(tmp_path / "a.hdf5", "a") as file:
@@ -250,7 +250,7 @@ def test_the_frames_of_a_vp2_episode_are_read_block_by_block(tmp_path, monkeypat
         source.read_here(shard, 0, "demo_1")
 
 
-def test_a_vp2_file_without_masks_and_hdf5_of_another_kind_are_errors_by_name(tmp_path):
+def test_a_vp2_file_without_masks_and_hdf5_of_another_kind_are_errors_that_name_the_file(tmp_path):
     write_vp2(tmp_path / "push.hdf5")
     with h5py.File(tmp_path / "push.hdf5", "a") as file:
         del file["mask"]

@@ -1,4 +1,4 @@
-"""Whatever bytes a file holds, a reader gives episodes, reasons or an error for the user, nothing else, and comes to an end."""
+"""For any bytes in a file, a reader ends and gives only episodes, reasons or an error for the user."""
 
 import contextlib
 import dataclasses
@@ -45,7 +45,7 @@ SHORT, LONG = 60, 5000
 
 @st.composite
 def damaged(draw, seeds: tuple[bytes, ...]) -> bytes:
-    """A file that was sound, with some of its bytes changed, cut out, doubled or made up; or no such file at all."""
+    """Draw a valid file with bytes changed, removed, repeated or invented; or random bytes."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(data)))
@@ -76,7 +76,7 @@ CASES: dict[str, tuple[tuple[bytes, ...], Check]] = {}
 
 
 def fuzzed(*seeds: bytes) -> Callable[[Check], Check]:
-    """Let a check of one kind of file be fed with damaged ones."""
+    """Run a check of one kind of file on damaged files."""
 
     def add(check: Check) -> Check:
         CASES[check.__name__] = (seeds, check)
@@ -92,7 +92,7 @@ def written(folder: Path, name: str, data: bytes) -> None:
 
 
 def read_all(source: Source) -> list[Episode | BadEpisode]:
-    """All that a source has; an error for the user ends it."""
+    """Read a whole source; an error for the user ends it."""
     items = []
     with contextlib.suppress(ProjectError):
         for shard in source.plan():
@@ -109,7 +109,7 @@ def read_all(source: Source) -> list[Episode | BadEpisode]:
 
 
 def saved(write, *args, **kwargs) -> bytes:
-    """The bytes of what a writer leaves in a file."""
+    """Return the bytes that a writer writes to a file."""
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "a.hdf5"
         write(path, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Whatever types, shapes, names and structure a sound file has, a reader gives episodes or reasons, in little memory.
+"""For any types, shapes, names and structure in a valid file, a reader gives episodes or reasons, in little memory.
 
 `test_fuzz_readers` changes bytes, which checksums and parsers mostly catch; here every file is whole, and odd in what it says.
 """
@@ -31,7 +31,7 @@ _UNFORESEEN = re.compile(r"\w+Error(: |$)")
 
 
 def read_whole(source: Source) -> None:
-    """Plan and read all of a source as a job does; what concerns one input never comes out as an error."""
+    """Plan and read a whole source like a job does; an error about one input is never raised."""
     units = make_plan(source, None, None, 1 << 20)
     for unit in units:
         for shard in unit.sources:

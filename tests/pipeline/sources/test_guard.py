@@ -1,4 +1,4 @@
-"""Whatever reading one input raises costs that input alone; what storage or the machine says stops the unit."""
+"""An error about one input loses only that input; an error of storage or the machine stops the unit."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ IN_PROCESS = ["--direct_running_mode=in_memory"]
 
 
 class OddSource(Source):
-    """Three files of three records each; reading record 1 of the second one raises what it was told to."""
+    """Three files of three records each; reading record 1 of the second file raises a given error."""
 
     kind = "odd"
 
@@ -92,7 +92,7 @@ ABOUT_MORE = [
 
 
 @pytest.mark.parametrize("error", ABOUT_ONE_INPUT, ids=lambda error: type(error).__name__)
-def test_whatever_reading_one_input_raises_costs_what_is_left_of_it_and_the_others_are_made(tmp_path, error, caplog):
+def test_any_error_about_one_input_loses_the_rest_of_it_and_keeps_the_others(tmp_path, error, caplog):
     record = made(OddSource(error), str(tmp_path))
     assert [entry["key"][-6:] for entry in record.entries] == [f"00000{n}" for n in (0, 1, 2, 0, 0, 1, 2)]
     assert [(item.source_file, item.source_record) for item in record.left_out] == [("1.odd", 1), ("1.odd", 2)]
@@ -106,7 +106,7 @@ def test_whatever_reading_one_input_raises_costs_what_is_left_of_it_and_the_othe
 
 
 @pytest.mark.parametrize("error", ABOUT_MORE, ids=lambda error: type(error).__name__)
-def test_what_storage_or_the_machine_says_stops_the_unit_and_leaves_the_reason(tmp_path, error):
+def test_an_infrastructure_error_stops_the_unit_and_leaves_the_reason(tmp_path, error):
     source = OddSource(None)
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, OddSource(error), str(tmp_path))
@@ -115,18 +115,18 @@ def test_what_storage_or_the_machine_says_stops_the_unit_and_leaves_the_reason(t
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)])
-def test_an_interrupt_is_no_answer_about_an_input(stop):
+def test_an_interrupt_is_not_an_error_about_an_input(stop):
     source = OddSource(stop)
     with pytest.raises(type(stop)):
         list(read_guarded(source.plan()[1], [source]))
 
 
-def test_where_nobody_says_how_many_records_a_file_has_one_is_lost(tmp_path):
+def test_a_file_with_an_unknown_number_of_records_loses_one(tmp_path):
     record = made(OddSource(ValueError("odd"), records=None), str(tmp_path))
     assert [item.source_record for item in record.left_out] == [1]
 
 
-def test_what_is_passed_over_is_counted_by_reason_in_records_summary_and_log(tmp_path, caplog):
+def test_ignored_inputs_are_counted_by_reason_in_manifests_summary_and_log(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     source = OddSource(None)
     units = make_plan(source, None, None, 1 << 30)
@@ -139,14 +139,14 @@ def test_what_is_passed_over_is_counted_by_reason_in_records_summary_and_log(tmp
     assert dict(ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False).ignored) == wanted
 
 
-def test_an_input_weighs_by_the_episodes_that_it_would_have_held(tmp_path):
+def test_a_lost_input_counts_as_the_episodes_that_it_would_have_held(tmp_path):
     record = made(OddSource(ValueError("odd")), str(tmp_path))
     heavy = [dataclasses.replace(item, episodes=50.5) for item in record.left_out]
     with pytest.raises(SourceError, match=r"101 of 108 episodes were left out"):
         check_outcomes({"odd": Outcome([dataclasses.replace(record, left_out=heavy)], 1, {}, 1.0)}, 0.9)
 
 
-def test_a_shard_that_lacks_a_file_which_could_not_be_opened_is_made_again_by_the_next_run(tmp_path):
+def test_a_shard_that_lacks_an_unopenable_file_is_made_again_when_the_file_is_back(tmp_path):
     folder, output = tmp_path / "npz", str(tmp_path / "out")
     folder.mkdir()
     for name in "ab":
@@ -173,7 +173,7 @@ def open_npz(folder) -> Source:
     seen=st.integers(0, 20),
     divided=st.booleans(),
 )
-def test_lost_records_follow_those_that_were_read_and_complete_what_was_promised(records, first, take, seen, divided):
+def test_lost_records_follow_the_read_ones_up_to_the_stated_number(records, first, take, seen, divided):
     shard = SourceShard("train", 0, "a", records, take=take, first=first)
     start = first if divided else 0
     lost = lost_positions(shard, divided, start + seen - 1 if seen else None)
@@ -182,11 +182,11 @@ def test_lost_records_follow_those_that_were_read_and_complete_what_was_promised
     assert len(lost) == max(1, promised - seen)
 
 
-def test_the_lost_records_of_a_file_of_which_few_are_wanted_are_among_these():
+def test_the_lost_records_of_a_file_with_selected_records_are_among_these():
     assert list(lost_positions(SourceShard("test", 0, "a", 3, only=(2, 5, 7)), False, 2)) == [5, 7]
 
 
-def test_a_record_of_which_a_reader_is_surprised_costs_itself_and_those_behind_it_are_kept(tmp_path):
+def test_an_unexpected_error_about_a_record_loses_only_this_record(tmp_path):
     class Surprised(RldsSource):
         def _episode(self, columns, spec, shard, position):
             return super()._episode(columns, spec, shard, position) if position != 1 else columns.nothing_of_the_kind

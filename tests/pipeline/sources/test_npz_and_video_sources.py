@@ -1,4 +1,4 @@
-"""Episodes from npz files and videos, sound and unsound."""
+"""Episodes are read from valid and invalid npz files and videos."""
 
 import io
 import tracemalloc
@@ -25,7 +25,7 @@ def frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
-def test_an_npz_episode_comes_back_with_its_actions(tmp_path, dtype):
+def test_an_npz_episode_is_read_with_its_actions(tmp_path, dtype):
     path = tmp_path / "a.npz"
     action = np.arange(15, dtype=np.float64).reshape(5, 3)
     np.savez_compressed(path, image=frames(5).astype(dtype), action=action)
@@ -35,7 +35,7 @@ def test_an_npz_episode_comes_back_with_its_actions(tmp_path, dtype):
     assert np.abs(decode(episode.frames[4]).astype(int) - picture(4)).mean() < 1.5
 
 
-def test_npz_files_are_planned_by_the_split_and_number_in_their_names_and_keyed_by_the_whole_name(tmp_path):
+def test_the_name_of_an_npz_file_gives_its_split_its_order_and_its_key(tmp_path):
     for name in ("train_eps_00000001", "train_eps_00000000", "val_eps_00000100"):
         np.savez(tmp_path / f"{name}.npz", image=frames(2))
     source = NpzSource(str(tmp_path), ENTRY, FrameForm("png"))
@@ -46,7 +46,7 @@ def test_npz_files_are_planned_by_the_split_and_number_in_their_names_and_keyed_
     assert np.array_equal(decode(episode.frames[1]), picture(1))
 
 
-def test_the_frames_of_an_npz_are_read_one_by_one_and_come_out_alike_however_they_lie(tmp_path):
+def test_npz_frames_are_read_one_by_one_and_are_the_same_in_every_memory_order(tmp_path):
     rows = np.stack([picture(seed) for seed in range(3)]).repeat(100, axis=0)
     np.savez(tmp_path / "rows.npz", image=rows)
     np.savez(tmp_path / "columns.npz", image=np.asfortranarray(rows[::30]))
@@ -92,7 +92,7 @@ def other_shape() -> bytes:
     ],
     ids=["garbage", "bomb", "pickle", "shape"],
 )
-def test_an_unsound_npz_is_a_bad_episode_and_an_error_by_name(tmp_path, content, reason):
+def test_an_invalid_npz_is_a_bad_episode_and_an_error_that_names_it(tmp_path, content, reason):
     path = tmp_path / "a.npz"
     path.write_bytes(content)
     source = NpzSource(str(tmp_path), ENTRY, FrameForm())
@@ -102,19 +102,19 @@ def test_an_unsound_npz_is_a_bad_episode_and_an_error_by_name(tmp_path, content,
         read_npz(path, camera="image")
 
 
-def test_values_that_are_no_bytes_are_refused(tmp_path):
+def test_pixel_values_outside_0_to_255_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", image=frames(2).astype(np.int64) - 1000)
     with pytest.raises(SourceError, match="outside 0 to 255"):
         read_npz(tmp_path / "a.npz")
 
 
-def test_a_missing_file_is_an_error_by_name(tmp_path):
+def test_a_missing_file_is_an_error_that_names_it(tmp_path):
     for read in (read_npz, read_video):
         with pytest.raises(SourceError, match="nowhere"):
             read(tmp_path / "nowhere")
 
 
-def test_a_video_gives_all_its_frames_in_order(tmp_path):
+def test_all_frames_of_a_video_are_read_in_order(tmp_path):
     write_video(tmp_path / "a.mp4")
     episode = read_video(tmp_path / "a.mp4")
     assert numbers(episode) == list(range(24))
@@ -123,7 +123,7 @@ def test_a_video_gives_all_its_frames_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(4, list(range(0, 24, 3))), (6, list(range(0, 24, 2))), (12, None), (50, None)])
-def test_a_video_is_sampled_by_time_and_never_gets_frames_it_has_not(tmp_path, rate, expected):
+def test_a_video_is_sampled_by_time_without_repeated_frames(tmp_path, rate, expected):
     write_video(tmp_path / "a.mp4")
     episode = read_video(tmp_path / "a.mp4", rate=rate)
     assert numbers(episode) == (expected or list(range(24)))
@@ -141,7 +141,7 @@ def test_a_long_video_becomes_several_episodes(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", b"\0" * 999])
-def test_a_file_that_is_no_video_is_a_bad_episode(tmp_path, content):
+def test_a_file_that_is_not_a_video_is_a_bad_episode(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     source = VideoSource(str(tmp_path), ENTRY, FrameForm())
     ((_, bad),) = source.read(source.plan()[0])
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_video_is_a_bad_episode(tmp_path, content):
         read_video(tmp_path / "a.mp4")
 
 
-def test_a_video_cut_in_half_is_found(shared, tmp_path):
+def test_half_a_video_is_detected(shared, tmp_path):
     whole = shared / "data" / "video" / "ssv2" / "20bn-something-something-v2" / "900001.webm"
     assert read_video(whole).num_frames == 48 and read_video(whole).rate == 12
     data = whole.read_bytes()

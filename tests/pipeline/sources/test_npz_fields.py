@@ -1,4 +1,4 @@
-"""An npz episode keeps its actions, rewards, states and text; what doesn't fit costs it or is counted by name."""
+"""An npz episode keeps its actions, rewards, states and text; other arrays are counted by name or make it bad."""
 
 import io
 import tracemalloc
@@ -36,7 +36,7 @@ def npz_bytes(save=np.savez, **arrays) -> bytes:
 
 
 def read(folder, data: bytes):
-    """What the guarded reading of a file has: the episode, or the reason why there is none."""
+    """Read a file with the guard: return the episode, or the reason why there is none."""
     (folder / "a.npz").write_bytes(data)
     source = NpzSource(str(folder), ENTRY, FORM)
     (unit,) = make_plan(source, None, None, 1 << 30)
@@ -63,7 +63,7 @@ def test_rewards_states_ends_and_text_are_kept(tmp_path):
     assert (episode.reward.dtype, episode.state.dtype, episode.is_terminal.dtype) == (np.float32, np.float32, np.bool_)
 
 
-def test_the_real_episode_loses_nothing(shared):
+def test_nothing_of_the_real_episode_is_lost(shared):
     path = shared / "data" / "npz" / "fractal_sample.npz"
     with np.load(path) as arrays:
         names = set(arrays.files)
@@ -75,11 +75,11 @@ def test_the_real_episode_loses_nothing(shared):
 
 
 @pytest.mark.parametrize("text", [np.array(["", "", "turn", "x"]), np.array([b"turn"]), np.array(b"turn"), np.array("turn")])
-def test_a_text_in_any_form_is_the_first_that_isnt_empty(tmp_path, text):
+def test_the_first_non_empty_text_is_used_in_every_form(tmp_path, text):
     assert read(tmp_path, npz_bytes(language_instruction=text))[0].language == "turn"
 
 
-def test_one_reward_a_row_counts_as_one_a_frame(tmp_path):
+def test_a_reward_may_have_one_row_per_frame(tmp_path):
     assert read(tmp_path, npz_bytes(reward=np.arange(4).reshape(4, 1)))[0].reward.tolist() == [0, 1, 2, 3]
 
 
@@ -97,7 +97,7 @@ def test_one_reward_a_row_counts_as_one_a_frame(tmp_path):
         ("wrist_image", IMAGE),
     ],
 )
-def test_what_is_not_taken_is_counted_by_name_and_the_episode_kept(tmp_path, name, value):
+def test_ignored_arrays_are_counted_by_name_and_the_episode_is_kept(tmp_path, name, value):
     episode, ignored = read(tmp_path, npz_bytes(**{name: value}))
     assert episode.num_frames == 4
     ((reason, count),) = ignored.items()
@@ -106,7 +106,7 @@ def test_what_is_not_taken_is_counted_by_name_and_the_episode_kept(tmp_path, nam
 
 @pytest.mark.parametrize("name", ["action", "reward"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
-def test_a_number_that_is_not_finite_costs_the_episode(tmp_path, name, bad):
+def test_a_number_that_is_not_finite_makes_a_bad_episode(tmp_path, name, bad):
     numbers = np.zeros(4)
     numbers[2] = bad
     left_out, _ = read(tmp_path, npz_bytes(**{name: numbers}))
@@ -131,7 +131,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_action_costs_its_episode_with_a_reason_and_the_others_are_kept(tmp_path, name):
+def test_an_invalid_action_makes_a_bad_episode_and_the_others_are_kept(tmp_path, name):
     (tmp_path / "b.npz").write_bytes(npz_bytes(action=np.zeros((4, 2))))
     (tmp_path / "a.npz").write_bytes(npz_bytes(action=STRANGE[name]))
     source = NpzSource(str(tmp_path), ENTRY, FORM)
@@ -144,7 +144,7 @@ def test_a_strange_action_costs_its_episode_with_a_reason_and_the_others_are_kep
 
 @given(hnp.arrays(hnp.array_dtypes() | hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)))
 @settings(max_examples=150, deadline=None)
-def test_whatever_array_is_called_action_the_answer_is_an_episode_or_a_reason(array):
+def test_any_array_named_action_gives_an_episode_or_a_reason(array):
     import tempfile
     from pathlib import Path
 
@@ -155,7 +155,7 @@ def test_whatever_array_is_called_action_the_answer_is_an_episode_or_a_reason(ar
         assert isinstance(item, BadEpisode) or item.action.shape[0] == 4
 
 
-def test_two_names_of_one_number_cost_nothing_else(tmp_path):
+def test_two_files_with_the_same_number_are_both_read(tmp_path):
     for name in ("train_eps_1", "train_eps_00000001", "train_eps_2"):
         (tmp_path / f"{name}.npz").write_bytes(npz_bytes())
     source = NpzSource(str(tmp_path), ENTRY, FORM)
@@ -173,7 +173,7 @@ def npy(dtype: str, shape: tuple[int, ...], fortran: bool = False) -> bytes:
 
 
 def zeros(member: str, start: bytes, count: int, **more: bytes) -> bytes:
-    """An archive whose member `member` is `start` and zeros, which take next to no space; beside it lies a sound `image`."""
+    """Write an archive with a valid `image`, and a member of `start` and zeros, which compress to almost nothing."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         if member != "image":
@@ -221,7 +221,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_small_file_that_states_a_lot_takes_little_memory_and_costs_itself(tmp_path, name):
+def test_a_small_file_that_states_large_arrays_takes_little_memory_and_loses_only_itself(tmp_path, name):
     data = BOMBS[name]()
     (tmp_path / "a.npz").write_bytes(data)
     source = NpzSource(str(tmp_path), ENTRY, FORM)
@@ -236,13 +236,13 @@ def test_a_small_file_that_states_a_lot_takes_little_memory_and_costs_itself(tmp
     assert isinstance(item, BadEpisode) or item.ignored
 
 
-def test_an_archive_in_an_archive_is_not_opened(tmp_path):
+def test_a_nested_archive_is_not_opened(tmp_path):
     episode, ignored = read(tmp_path, nested())
     assert episode.num_frames == 4 and ignored == {"members of npz files that are no arrays": 1}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
-def test_what_numpy_never_compresses_with_is_refused(tmp_path, method):
+def test_compressions_that_numpy_never_uses_are_refused(tmp_path, method):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr("image.npy", npy("|u1", IMAGE.shape) + IMAGE.tobytes())
@@ -250,20 +250,20 @@ def test_what_numpy_never_compresses_with_is_refused(tmp_path, method):
     assert "numpy never uses" in left_out.reason and left_out.kind == "unusable"
 
 
-def test_a_member_that_is_damaged_behind_its_numbers_is_found(tmp_path):
+def test_damage_after_the_numbers_of_a_member_is_detected(tmp_path):
     whole = bytearray(npz_bytes(action=np.ones((4, 2))))
     whole[whole.index(np.ones(8).tobytes()) + 7] ^= 1
     left_out, _ = read(tmp_path, bytes(whole))
     assert left_out.kind == "damaged"
 
 
-def test_reading_one_file_says_what_is_wrong_in_a_line(tmp_path):
+def test_reading_one_invalid_file_is_an_error_in_one_line(tmp_path):
     (tmp_path / "a.npz").write_bytes(npz_bytes(action=np.array("left")))
     with pytest.raises(SourceError, match=r"a\.npz holds no usable episode: array 'action' has the shape \(\)"):
         read_npz(tmp_path / "a.npz")
 
 
-def test_an_hdf5_array_of_a_gigabyte_costs_itself_and_is_never_taken(tmp_path):
+def test_an_hdf5_array_of_a_gigabyte_loses_only_itself_and_is_never_read(tmp_path):
     write_robonet(tmp_path / "a.hdf5")
     write_robonet(tmp_path / "b.hdf5")
     with h5py.File(tmp_path / "a.hdf5", "a") as file:
@@ -276,7 +276,7 @@ def test_an_hdf5_array_of_a_gigabyte_costs_itself_and_is_never_taken(tmp_path):
     assert record.samples == 1 and "larger than any episode" in record.left_out[0].reason
 
 
-def test_what_a_source_calls_things_never_fills_the_record(tmp_path):
+def test_names_from_a_source_never_fill_the_manifest(tmp_path):
     names = {f"extra_{number}": np.zeros(1) for number in range(300)}
     _, ignored = read(tmp_path, npz_bytes(**names))
     assert sum(ignored.values()) == 300 and len(ignored) <= 101

@@ -1,4 +1,4 @@
-"""What operating systems and download tools leave is passed over by one rule, in every kind of source, and counted."""
+"""Side files of operating systems and download tools are ignored and counted in every kind of source."""
 
 from pathlib import Path
 
@@ -55,22 +55,22 @@ DATA = [
 
 
 @pytest.mark.parametrize("name", SIDE)
-def test_what_tools_leave_is_a_side_file_at_every_depth(name):
+def test_files_of_tools_are_side_files_at_every_depth(name):
     assert is_side_file(name) and is_side_file(f"videos/{name}")
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_data_is_no_side_file(name):
+def test_data_files_are_not_side_files(name):
     assert not is_side_file(name)
 
 
 @given(st.lists(st.sampled_from([*SIDE, *DATA, "notes.txt", "README"]), unique=True))
-def test_every_file_that_is_not_taken_is_counted_once(names):
+def test_every_ignored_file_is_counted_once(names):
     assert count_by_ending(names).total() == len(names)
     assert count_by_ending(names)[SIDE_FILES] == sum(map(is_side_file, names))
 
 
-def test_there_are_never_more_reasons_than_a_person_reads():
+def test_the_number_of_reasons_is_limited():
     assert len(count_by_ending([f"a.x{n}" for n in range(500)])) == 21
 
 
@@ -108,7 +108,7 @@ def bair_set(folder):
 
 
 @pytest.mark.parametrize("made", [npz_set, video_set, rlds_set, robonet_set, vp2_set, bair_set])
-def test_side_files_change_nothing_in_any_kind_of_source_but_their_count(tmp_path, made):
+def test_side_files_change_only_the_count_of_ignored_files_in_every_kind_of_source(tmp_path, made):
     entry, folder = made(tmp_path)
     clean = open_source(entry, str(folder), FORM)
     before = (type(clean), clean.folder, clean.plan(), clean.file_sizes())
@@ -125,7 +125,7 @@ def test_side_files_change_nothing_in_any_kind_of_source_but_their_count(tmp_pat
     assert source.ignored[SIDE_FILES] == len(set(side))
 
 
-def test_files_of_other_endings_are_counted_by_ending_and_captions_are_not_passed_over(tmp_path):
+def test_files_with_other_endings_are_counted_by_ending_and_caption_files_are_not(tmp_path):
     write_video(tmp_path / "a.mp4", count=3)
     for name in ("b.jpg", "c.JPG", "d.gif", "notes", "below/e.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -141,7 +141,7 @@ def test_files_of_other_endings_are_counted_by_ending_and_captions_are_not_passe
     }
 
 
-def test_a_folder_of_side_files_alone_holds_no_data_and_says_what_there_is(tmp_path):
+def test_a_folder_with_only_side_files_is_an_error_that_lists_them(tmp_path):
     (tmp_path / "._a.mp4").write_bytes(b"x")
     (tmp_path / "b.zip").write_bytes(b"x")
     with pytest.raises(SourceError, match=r"no data of own.*1 side files.*1 files that end in \.zip.*Unpack them"):

@@ -1,4 +1,4 @@
-"""What damage does to libhdf5 it does to a process of its own: the file is listed, and the next one is read."""
+"""Damage that hangs or crashes libhdf5 only affects a child process: the file is listed, and the next file is read."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ IN_PROCESS = ["--direct_running_mode=in_memory"]
 
 
 def make_endless(path) -> None:
-    """Let the first object of the file's heap of texts have no size: libhdf5 2.0 then looks for the next one for ever."""
+    """Set the size of the first object in the text heap to zero, so that libhdf5 2.0 searches forever for the next one."""
     data = bytearray(path.read_bytes())
     place = data.index(b"GCOL") + 24
     assert data[place] == len("jpg")
@@ -53,7 +53,7 @@ def children() -> list[int]:
     return [reader._process.pid for reader in hdf5_process._idle]
 
 
-def test_a_file_that_hangs_libhdf5_is_listed_as_damaged_and_those_around_it_are_read(tmp_path, monkeypatch):
+def test_a_file_that_hangs_libhdf5_is_listed_as_damaged_and_the_other_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_process, "CALL_SECONDS", 1)
     source = robonet(tmp_path, "a", "b", "c")
     make_endless(tmp_path / "b.hdf5")
@@ -63,7 +63,7 @@ def test_a_file_that_hangs_libhdf5_is_listed_as_damaged_and_those_around_it_are_
     assert "does not come to an end with it in 1 s. Fetch the file again" in endless.reason
 
 
-def test_an_episode_from_the_child_is_what_reading_it_here_gives(tmp_path):
+def test_the_child_process_reads_the_same_episode_as_this_process(tmp_path):
     source = robonet(tmp_path, "a")
     ((_, apart),) = source.read(source.plan()[0])
     here = source.read_here(source.plan()[0], 0, "")
@@ -73,7 +73,7 @@ def test_an_episode_from_the_child_is_what_reading_it_here_gives(tmp_path):
         assert one.dtype == two.dtype and np.array_equal(one, two)
 
 
-def test_one_child_reads_file_after_file_and_one_that_somebody_kills_is_replaced(tmp_path):
+def test_one_child_reads_many_files_and_a_killed_child_is_replaced(tmp_path):
     source = robonet(tmp_path, "a", "b")
     before = [item.frames for item in items(source)]
     (pid,) = children()
@@ -90,7 +90,7 @@ def test_one_child_reads_file_after_file_and_one_that_somebody_kills_is_replaced
     ("status", "error", "reason"),
     [(-signal.SIGSEGV, BadEpisodeError, "crashes on it .SIGSEGV"), (-signal.SIGKILL, SourceError, "was killed.*Run the same")],
 )
-def test_a_crash_is_the_fault_of_the_file_and_being_killed_is_not(monkeypatch, status, error, reason):
+def test_a_crash_is_blamed_on_the_file_but_a_kill_is_not(monkeypatch, status, error, reason):
     class Dying:
         def ask(self, request):
             raise hdf5_process.PipeClosed
@@ -104,7 +104,7 @@ def test_a_crash_is_the_fault_of_the_file_and_being_killed_is_not(monkeypatch, s
         hdf5_process.call("group", "a.hdf5", ["env"])
 
 
-def test_a_forked_process_starts_a_child_of_its_own_and_none_outlives_its_parent(tmp_path):
+def test_a_forked_process_starts_its_own_child_and_no_child_outlives_its_parent(tmp_path):
     robonet(tmp_path, "a")
     code = f"""
 import os
@@ -130,7 +130,7 @@ print(parent)
     pytest.fail(f"process {pid} is still there")
 
 
-def test_attributes_are_bounded(tmp_path):
+def test_the_size_of_attributes_is_limited(tmp_path):
     path = tmp_path / "a.hdf5"
     with h5py.File(path, "w") as file:
         file.attrs["short"] = "RGB"
@@ -171,7 +171,7 @@ def test_a_damaged_vp2_file_of_many_is_listed_in_the_manifest_and_the_table_and_
     assert sum(record.samples for record in run().manifests) == 9 and read_skipped(str(tmp_path / "out")).num_rows == 0
 
 
-def test_a_lost_vp2_file_weighs_as_much_as_the_others_and_its_repair_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
+def test_a_lost_vp2_file_counts_as_much_as_the_others_and_its_repair_keeps_the_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(vp2, "_RANGE", 1)
     for name in ("a", "b", "c"):
         write_vp2(tmp_path / f"{name}.hdf5", train=("demo_2", "demo_0", "demo_3"))

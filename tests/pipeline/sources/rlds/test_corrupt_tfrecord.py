@@ -1,4 +1,4 @@
-"""Damage in TFRecord files costs the records it hit: these are listed with file, position and reason, the others are kept."""
+"""Damage in TFRecord files loses only the damaged records, which are listed with file, position and reason."""
 
 import io
 import struct
@@ -44,7 +44,7 @@ def scan(data: bytes) -> list[bytes | DamagedRecord]:
 
 @given(records=several, data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_changed_byte_costs_the_record_it_lies_in(records, data):
+def test_a_changed_byte_loses_only_its_record(records, data):
     damaged = bytearray(framed(records))
     place = data.draw(st.integers(0, len(damaged) - 1))
     damaged[place] ^= data.draw(st.integers(1, 255))
@@ -56,7 +56,7 @@ def test_a_changed_byte_costs_the_record_it_lies_in(records, data):
 
 @given(records=several, data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_bytes_lost_or_added_within_a_record_cost_that_record(records, data):
+def test_bytes_lost_or_added_in_a_record_lose_only_that_record(records, data):
     hit = data.draw(st.integers(0, len(records) - 1))
     before, own, after = framed(records[:hit]), framed([records[hit]]), framed(records[hit + 1 :])
     place = data.draw(st.integers(12, len(own) - 5))
@@ -71,7 +71,7 @@ def test_bytes_lost_or_added_within_a_record_cost_that_record(records, data):
         assert kept == records[:hit] + records[hit + 1 :] and len(found) == len(records)
 
 
-def test_what_follows_a_lost_length_is_not_surely_numbered():
+def test_after_a_damaged_length_the_record_number_is_uncertain():
     whole = framed([b"a" * 50, b"b" * 50, b"c" * 50, b"d" * 50])
     own = FRAME + 50
     gap = whole[:own] + b"\0" * (2 * own) + whole[3 * own :]
@@ -81,7 +81,7 @@ def test_what_follows_a_lost_length_is_not_surely_numbered():
     assert [r.alone if isinstance(r, DamagedRecord) else r[:1] for r in scan(bytes(flipped))] == [b"a", True, b"c", b"d"]
 
 
-def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
+def test_a_file_with_only_false_lengths_is_given_up_early():
     # Each of these headers is sound and claims nearly all that is left of the file, but no data agrees with its checksum.
     size, pieces = 2000 * 12, []
     for number in range(2000):
@@ -98,7 +98,7 @@ def test_a_file_of_nothing_but_false_lengths_is_given_up_soon():
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> dict[str, bytes]:
-    """The files of a data set whose train split is one file of four records."""
+    """Write a data set whose train split is one file of four records."""
     folder = write_set(tmp_path_factory.mktemp("sound"), episodes=[episode(n) for n in range(EPISODES)], per_shard=EPISODES)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -107,7 +107,7 @@ TRAIN = f"{NAME}-train.tfrecord-00000-of-00001"
 
 
 def bounds(data: bytes) -> list[int]:
-    """Where each record begins, and the end."""
+    """Return the offset of each record, and the end of the file."""
     found = [0]
     while found[-1] < len(data):
         found.append(found[-1] + FRAME + struct.unpack_from("<Q", data, found[-1])[0])
@@ -157,7 +157,7 @@ def write_damaged(folder, sound, damage):
 
 
 def make_all(source, output, overwrite=False):
-    """Make what isn't made yet; how many shards that was."""
+    """Make the missing shards and return their number."""
     units = make_plan(source, None, None, 1)
     wanted = [unit for unit in units if find_done(output, unit.shard, unit.inputs, overwrite) is None]
     for unit in wanted:
@@ -192,7 +192,7 @@ def test_the_lost_records_are_listed_and_the_others_kept(tmp_path, sound, case, 
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_the_episodes_of_a_missing_file_are_listed_and_made_once_it_is_there(tmp_path, stated):
+def test_the_episodes_of_a_missing_file_are_listed_and_made_when_the_file_is_back(tmp_path, stated):
     folder = write_set(tmp_path, episodes=[episode(n) for n in range(4)], per_shard=2)
     if not stated:
         # The file counts for as many episodes as the others of its split have.
@@ -211,13 +211,13 @@ def test_the_episodes_of_a_missing_file_are_listed_and_made_once_it_is_there(tmp
     assert not any(record.left_out for record in index.read_manifests(output))
 
 
-def test_a_split_without_any_file_is_told_of(tmp_path, sound, caplog):
+def test_a_split_without_any_file_is_logged(tmp_path, sound, caplog):
     source = write_damaged(tmp_path / "set", sound, lambda *_: None)
     assert {shard.split for shard in source.plan()} == {"val"}
     assert "has no file of the split train" in caplog.text
 
 
-def test_a_repaired_file_is_made_again_and_leaves_no_trace(tmp_path, sound):
+def test_the_shard_of_a_repaired_file_is_made_again_with_the_right_bytes(tmp_path, sound):
     output = str(tmp_path / "out")
     source = write_damaged(tmp_path / "set", sound, DAMAGE["cut in a payload"][0])
     assert make_all(source, output) == 2 and make_all(source, output) == 0
@@ -233,7 +233,7 @@ def test_a_repaired_file_is_made_again_and_leaves_no_trace(tmp_path, sound):
         make_all(source, output)
 
 
-def test_a_repair_that_neither_size_nor_ends_show_is_taken_with_overwrite(tmp_path):
+def test_a_repair_with_the_same_size_head_and_tail_needs_overwrite(tmp_path):
     whole = {
         p.name: p.read_bytes() for p in write_set(tmp_path / "made", [episode(n, frames=120) for n in range(4)], 4).iterdir()
     }
@@ -247,7 +247,7 @@ def test_a_repair_that_neither_size_nor_ends_show_is_taken_with_overwrite(tmp_pa
     assert not next(index.read_manifests(output)).left_out and make_all(source, output, overwrite=True) == 0
 
 
-def test_behind_a_stretch_of_unknown_records_no_public_test_episode_can_slip_through(tmp_path, sound):
+def test_after_an_unknown_number_of_lost_records_no_public_test_episode_is_used_for_training(tmp_path, sound):
     source = write_damaged(tmp_path / "set", sound, DAMAGE["length"][0])
     held = DatasetEntry(NAME, NAME, "image", version="0.1.0", test_episodes="robonet_test_episodes.yaml")
     held_source = RldsSource(source.folder, held, FORM)
@@ -272,7 +272,7 @@ def test_behind_a_stretch_of_unknown_records_no_public_test_episode_can_slip_thr
         (f"{NAME}-train.tfrecord-00000-of-99999999999999", b"", "limit is 100000"),
     ],
 )
-def test_what_a_set_says_of_itself_is_bounded_and_checked(tmp_path, sound, name, content, says):
+def test_stated_numbers_of_records_and_files_are_limited_and_checked(tmp_path, sound, name, content, says):
     source = write_damaged(tmp_path / "set", sound, lambda data, _: None if "of-999" in name else data)
     (tmp_path / "set" / name).write_bytes(content)
     with pytest.raises(SourceError, match=says):

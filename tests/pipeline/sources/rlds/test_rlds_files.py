@@ -1,4 +1,4 @@
-"""Which files an RLDS data set has: those that names promise, those never written, and those left out on purpose."""
+"""Files of an RLDS data set: those that names announce, those never written, and those missing on purpose."""
 
 import gzip
 import json
@@ -24,14 +24,14 @@ def file_name(number: int, of: int) -> str:
 
 
 def with_gap(tmp_path):
-    """Files 0, 1 and 3 of 4, where `dataset_info.json` counts three: the builder dropped an empty one."""
+    """Write files 0, 1 and 3 of 4 with three in `dataset_info.json`, as if the builder had dropped an empty file."""
     folder = write_set(tmp_path, episodes=5, per_shard=2)
     for number in range(3):
         (folder / file_name(number, 3)).rename(folder / file_name(number if number < 2 else 3, 4))
     return folder
 
 
-def test_a_number_that_the_builder_never_wrote_is_no_loss(tmp_path):
+def test_a_file_number_that_the_builder_never_wrote_is_not_a_loss(tmp_path):
     source, found = read(with_gap(tmp_path))
     assert all(isinstance(item, Episode) for _, item in found) and len(found) == 5
     assert [(shard.number, shard.records, shard.first) for shard in source.plan() if shard.split == "train"] == [
@@ -44,7 +44,7 @@ def test_a_number_that_the_builder_never_wrote_is_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["lose one more", "no lengths"])
-def test_a_file_that_may_be_missing_is_a_loss(tmp_path, change):
+def test_a_file_that_may_be_missing_counts_as_a_loss(tmp_path, change):
     folder = with_gap(tmp_path)
     if change == "no lengths":
         (folder / "dataset_info.json").unlink()
@@ -54,7 +54,7 @@ def test_a_file_that_may_be_missing_is_a_loss(tmp_path, change):
     assert {item.kind for _, item in found if not isinstance(item, Episode)} == {"missing"}
 
 
-def test_files_that_are_left_out_on_purpose_are_counted_and_no_loss(tmp_path):
+def test_files_that_are_missing_on_purpose_are_counted_but_not_as_losses(tmp_path):
     folder = write_set(tmp_path, episodes=6, per_shard=1)
     for number in (1, 2, 5):
         (folder / file_name(number, 6)).unlink()

@@ -1,4 +1,4 @@
-"""Actions, states and rewards in every form that tensorflow-datasets writes: read, or named; never dropped in silence."""
+"""Actions, states and rewards are read in every form that tensorflow-datasets writes, or named; never dropped silently."""
 
 import json
 import zlib
@@ -38,7 +38,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_an_action_is_read_in_every_form_of_numbers(tmp_path, name):
+def test_an_action_is_read_from_every_form_of_numbers(tmp_path, name):
     form, value = FORMS[name]
     (one,) = read_all(write_set(tmp_path, [episode(0, action=value)], spec=features(action=form)))
     assert np.array_equal(one.action, WANTED), one
@@ -47,7 +47,7 @@ def test_an_action_is_read_in_every_form_of_numbers(tmp_path, name):
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
 @pytest.mark.parametrize("encoding", ["none", "bytes", "zlib"])
-def test_an_action_is_read_in_every_type_of_whole_numbers(tmp_path, dtype, encoding):
+def test_an_action_is_read_from_every_integer_type(tmp_path, dtype, encoding):
     spec = features(action=F.Tensor(shape=(4,), dtype=dtype, encoding=encoding))
     (one,) = read_all(write_set(tmp_path, [episode(0, action=rows(dtype))], spec=spec))
     assert np.array_equal(one.action, (WANTED * 8).astype(dtype).astype(np.float32))
@@ -105,7 +105,7 @@ def test_an_action_is_read_from_sequences_of_one_length(tmp_path, name):
 
 
 @pytest.mark.parametrize("lengths", [[[1, 2, 3, 6, 6, 6]], [[4] * 7], [[]], [[-4] * 6], [[3] * 6], [[4] * 3 + [0] * 3]])
-def test_sequences_of_several_lengths_leave_their_episode_out(tmp_path, lengths):
+def test_an_episode_with_sequences_of_different_lengths_is_left_out(tmp_path, lengths):
     (bad,) = read_all(write_sequences(tmp_path, F.Sequence(SCALAR), "", WANTED, lengths))
     assert "steps/action" in bad.reason or "actions for" in bad.reason
 
@@ -118,7 +118,7 @@ def test_sequences_of_several_lengths_leave_their_episode_out(tmp_path, lengths)
         (F.Tensor(shape=(2,), dtype=np.object_), ["a", "b"], "steps/action is Tensor of string, 2"),
     ],
 )
-def test_an_action_that_cannot_be_read_is_named_with_the_way_to_do_without(tmp_path, form, value, said):
+def test_an_unreadable_action_is_named_with_the_option_to_ingest_without_it(tmp_path, form, value, said):
     folder = write_set(tmp_path, [episode(0, action=lambda t: value)], spec=features(action=form))
     with pytest.raises(ConfigError, match=f"{said}.* --no_actions"):
         read_all(folder)
@@ -128,7 +128,7 @@ def test_an_action_that_cannot_be_read_is_named_with_the_way_to_do_without(tmp_p
     assert RldsSource(str(folder), entry(actions=False), FrameForm("source")).inputs() == {**with_actions, "actions": False}
 
 
-def test_numbers_of_an_unknown_form_beside_an_action_are_an_error_and_words_are_counted(tmp_path):
+def test_unknown_numbers_next_to_an_action_are_an_error_and_texts_are_counted(tmp_path):
     form = F.FeaturesDict({"arm": F.Tensor(shape=(2,), dtype=np.float32), "note": F.Text()})
     folder = write_set(
         tmp_path, [episode(0, action=lambda t: {"arm": np.ones(2, np.float32), "note": "x"})], spec=features(action=form)
@@ -145,7 +145,7 @@ def test_numbers_of_an_unknown_form_beside_an_action_are_an_error_and_words_are_
         read_all(folder, robot="another, since specs are read once")
 
 
-def test_rewards_states_and_instructions_of_unknown_forms_are_counted_by_name(tmp_path):
+def test_rewards_states_and_instructions_in_unknown_forms_are_counted_by_name(tmp_path):
     folder = write_set(tmp_path, episodes=1)
     spec = folder / "features.json"
     content = json.loads(spec.read_text())
@@ -166,7 +166,7 @@ def test_rewards_states_and_instructions_of_unknown_forms_are_counted_by_name(tm
     assert one.reward is None and one.state is None and one.language == ""
 
 
-def test_a_compressed_action_takes_no_more_than_its_spec_states(tmp_path):
+def test_a_compressed_action_is_limited_to_the_size_in_the_spec(tmp_path):
     form = F.Tensor(shape=(None,), dtype=np.float32, encoding="zlib")
     folder = write_set(tmp_path, [episode(0, action=lambda t: WANTED[t])], spec=features(action=form))
     bomb = zlib.compress(bytes(1 << 28), 9)
@@ -177,7 +177,7 @@ def test_a_compressed_action_takes_no_more_than_its_spec_states(tmp_path):
     assert "cut short" in read_all(folder)[0].reason
 
 
-def test_a_picture_larger_than_any_frame_is_not_even_begun(tmp_path):
+def test_a_picture_larger_than_any_frame_is_refused_before_it_is_read(tmp_path):
     folder = write_set(
         tmp_path,
         [episode(0, frames=1, image=lambda t: np.zeros((48, 64, 3), np.uint8))],

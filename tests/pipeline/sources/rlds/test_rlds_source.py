@@ -1,4 +1,4 @@
-"""RLDS as it is found in the wild: each test is a way in which real data sets differ from clean ones."""
+"""RLDS data sets in practice: each test is a way in which real data sets differ from clean ones."""
 
 import json
 import zlib
@@ -21,7 +21,7 @@ from pipeline.sources.rlds.spec import episode_spec
 from pipeline.sources.tfrecord.reader import read_records, write_record
 
 
-def test_a_clean_set_comes_out_as_it_went_in(tmp_path):
+def test_a_clean_data_set_is_read_as_written(tmp_path):
     folder = write_set(tmp_path, episodes=5, per_shard=2)
     source = RldsSource(str(folder), entry(), SOURCE)
     plan = source.plan()
@@ -43,7 +43,7 @@ def test_equal_episodes_are_written_as_equal_bytes_by_every_process(tmp_path):
         assert record == tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 
-def test_actions_that_are_dicts_lie_side_by_side_in_the_order_of_names(tmp_path):
+def test_the_parts_of_a_dictionary_of_actions_are_concatenated_in_the_order_of_names(tmp_path):
     spec = features(
         action=F.FeaturesDict(
             {
@@ -63,7 +63,7 @@ def test_actions_that_are_dicts_lie_side_by_side_in_the_order_of_names(tmp_path)
     assert np.array_equal(one.action[3], [7, 8, 0, 3, 3, 3])
 
 
-def test_of_actions_that_span_several_steps_the_first_is_taken(tmp_path):
+def test_only_the_first_step_of_a_multi_step_action_is_used(tmp_path):
     spec = features(
         action=F.FeaturesDict(
             {"future/xyz": F.Tensor(shape=(30,), dtype=np.float32), "future/close": F.Tensor(shape=(10,), dtype=np.int64)}
@@ -87,7 +87,7 @@ def test_one_action_fewer_than_frames_is_padded_with_zeros(tmp_path):
     assert bad == BadEpisode("4 actions for 6 frames")
 
 
-def test_double_precision_actions(tmp_path):
+def test_double_precision_actions_become_single_precision(tmp_path):
     wide = features(action=F.Tensor(shape=(2,), dtype=np.float64))
     (one,) = read_all(write_set(tmp_path / "a", [episode(1, action=lambda t: np.array([0.5, t]))], spec=wide))
     assert one.action.dtype == np.float32 and one.action[1].tolist() == [0.5, 1]
@@ -107,14 +107,14 @@ def test_an_instruction_may_be_padded_integers(tmp_path, text):
         assert read_all(folder)[0].language == (text if number == 0 else text + "\u2192")
 
 
-def test_integers_that_spell_nothing_leave_no_trace_that_cannot_be_written(tmp_path):
+def test_integers_that_are_not_text_become_writable_text(tmp_path):
     spec = features(instruction=F.Tensor(shape=(5,), dtype=np.int32))
     odd = np.array([97, 0xD800, -4, 0x7FFFFFFF, 98], np.int32)
     (one,) = read_all(write_set(tmp_path, [episode(0, instruction=lambda t: odd)], spec=spec))
     assert one.language == "a\ufffd\ufffd\ufffdb" and one.to_sample()
 
 
-def test_an_instruction_may_be_missing_or_empty_at_first(tmp_path):
+def test_an_instruction_may_be_missing_or_empty_in_the_first_steps(tmp_path):
     absent = features(instruction=F.Scalar(np.float32))
     spec_without = {"steps": {}}
     (one,) = read_all(write_set(tmp_path / "b", [episode(0, instruction=lambda t: "" if t < 3 else "late")]))
@@ -138,7 +138,7 @@ def test_a_camera_may_hold_raw_pixels(tmp_path, encoding):
     assert (small.height, small.width) == (24, 32) == decode(small.frames[0]).shape[:2]
 
 
-def test_a_compressed_tensor_that_does_not_end_is_a_bad_episode(tmp_path):
+def test_an_endless_compressed_tensor_is_a_bad_episode(tmp_path):
     spec = features(image=F.Tensor(shape=(48, 64, 3), dtype=np.uint8, encoding="zlib"))
     folder = write_set(tmp_path, [episode(0, frames=2, image=lambda t: picture(t))], spec=spec)
     endless = zlib.compress(b"\0" * 50_000_000)
@@ -147,12 +147,12 @@ def test_a_compressed_tensor_that_does_not_end_is_a_bad_episode(tmp_path):
     assert isinstance(bad, BadEpisode) and "doesn't hold a tensor of shape (48, 64, 3)" in bad.reason
 
 
-def test_images_are_what_they_are_whatever_the_spec_says(tmp_path):
+def test_images_may_have_another_format_than_the_spec_states(tmp_path):
     (one,) = read_all(write_set(tmp_path, [episode(0, image=lambda t: encode_png(picture(t)))]))
     assert np.array_equal(decode(one.frames[1]), picture(1))
 
 
-def test_swapped_channels_are_repaired_for_the_cameras_that_have_them(tmp_path):
+def test_swapped_channels_are_corrected_only_for_the_cameras_in_the_catalog(tmp_path):
     red = np.zeros((48, 64, 3), np.uint8)
     red[..., 0] = 255
     swapped = encode_jpeg(np.ascontiguousarray(red[..., ::-1]))
@@ -178,7 +178,7 @@ def test_feature_names_may_contain_slashes(tmp_path):
     assert (one.height, one.width, one.camera) == (32, 32, "wrist/rgb")
 
 
-def test_a_camera_that_is_not_there_names_those_that_are(tmp_path):
+def test_an_unknown_camera_is_an_error_that_lists_the_cameras(tmp_path):
     folder = write_set(tmp_path, episodes=1)
     with pytest.raises(ConfigError, match=r"no camera 'imag' \(did you mean 'image'\?\); it has image"):
         read_all(folder, image_key="imag")
@@ -189,7 +189,7 @@ def test_a_camera_that_is_not_there_names_those_that_are(tmp_path):
         episode_spec(cameras, entry())
 
 
-def test_of_a_set_without_a_stated_version_the_only_one_is_taken_and_of_several_none(tmp_path):
+def test_without_a_stated_version_the_only_version_is_opened_and_several_are_an_error(tmp_path):
     folder = write_set(tmp_path, 1, name="my_own")
     own = DatasetEntry("my_own", "my_own", "image")
     for root in (tmp_path, tmp_path / "my_own", folder):
@@ -199,7 +199,7 @@ def test_of_a_set_without_a_stated_version_the_only_one_is_taken_and_of_several_
         open_source(own, str(tmp_path), SOURCE)
 
 
-def test_files_may_be_named_without_their_number(tmp_path):
+def test_file_names_may_lack_the_number_of_files(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=1)
     for path in folder.glob("*.tfrecord-*"):
         path.rename(path.with_name(path.name.partition("-of-")[0]))
@@ -222,7 +222,7 @@ def test_the_episodes_of_a_missing_file_are_in_the_plan_and_listed(tmp_path):
     assert bad == BadEpisode("the file is missing. Fetch it", "missing")
 
 
-def test_a_file_that_was_cut_between_records_is_found_by_its_stated_length(tmp_path):
+def test_a_file_truncated_between_records_is_detected_by_its_stated_length(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=3)
     path = next(folder.glob("*-train.tfrecord-*"))
     records = list(read_records(str(path)))
@@ -233,7 +233,7 @@ def test_a_file_that_was_cut_between_records_is_found_by_its_stated_length(tmp_p
     assert lost == [BadEpisode("the file ends after 1 of 3 records. Fetch it again", "damaged")] * 2
 
 
-def test_two_files_in_one_place_are_refused(tmp_path):
+def test_two_files_with_the_same_number_are_refused(tmp_path):
     folder = write_set(tmp_path, episodes=1)
     (folder / f"{NAME}-train.tfrecord-00000-of-00009").write_bytes(b"")
     with pytest.raises(SourceError, match="has both"):
@@ -255,14 +255,14 @@ def test_two_files_in_one_place_are_refused(tmp_path):
         ),
     ],
 )
-def test_what_is_wrong_with_one_episode_leaves_it_out_with_its_reason(tmp_path, change, reason):
+def test_a_bad_episode_is_left_out_with_its_reason(tmp_path, change, reason):
     folder = write_set(tmp_path, episodes=1)
     rewrite(folder, change)
     (bad,) = read_all(folder)
     assert isinstance(bad, BadEpisode) and reason in bad.reason
 
 
-def test_a_record_that_is_no_example_is_a_bad_episode(tmp_path):
+def test_a_record_that_is_not_an_example_is_a_bad_episode(tmp_path):
     folder = write_set(tmp_path, episodes=2, per_shard=2)
     path = next(folder.glob("*-train.tfrecord-*"))
     good = next(read_records(str(path)))
@@ -273,7 +273,7 @@ def test_a_record_that_is_no_example_is_a_bad_episode(tmp_path):
     assert "no tf.train.Example" in bad.reason and isinstance(kept, Episode)
 
 
-def test_failed_episodes_are_passed_over_where_the_catalog_says_so(tmp_path):
+def test_failed_episodes_are_filtered_if_the_catalog_says_so(tmp_path):
     spec = F.FeaturesDict({**features(), "success": F.Scalar(np.bool_)})
     several = [{**episode(n), "success": n > 0} for n in range(3)]
     folder = write_set(tmp_path, several, spec=spec)
@@ -282,14 +282,14 @@ def test_failed_episodes_are_passed_over_where_the_catalog_says_so(tmp_path):
     assert all(isinstance(item, Episode) for item in read_all(folder))
 
 
-def test_take_reads_no_further_than_asked(tmp_path):
+def test_take_stops_reading_after_this_many_records(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=3)
     source = RldsSource(str(folder), entry(), SOURCE)
     file = source.plan()[0].file
     assert [position for position, _ in source.read(SourceShard("train", 0, file, records=3, take=2))] == [0, 1]
 
 
-def test_written_sets_are_what_tensorflow_datasets_reads(tmp_path):
+def test_tensorflow_datasets_reads_what_the_writer_wrote(tmp_path):
     folder = write_set(tmp_path, episodes=3, per_shard=2)
     info = tfds.builder_from_directory(str(folder)).info
     assert info.splits["train"].num_examples == 3 and info.splits["train"].num_shards == 2
@@ -299,7 +299,7 @@ def test_written_sets_are_what_tensorflow_datasets_reads(tmp_path):
     assert steps[4]["observation"]["image"] == episode(2)["steps"][4]["observation"]["image"]
 
 
-def test_the_real_sets_read_as_they_are(shared):
+def test_real_data_sets_are_read_unchanged(shared):
     rlds = shared / "data" / "rlds"
     fractal = RldsSource(
         str(rlds / "fractal20220817_data/0.1.0"), DatasetEntry("fractal20220817_data", "", "image", control_hz=3.0), SOURCE

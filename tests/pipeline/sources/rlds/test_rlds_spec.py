@@ -1,4 +1,4 @@
-"""The spec of an RLDS data set is hostile input: it imports nothing, what nobody asked for stops nothing, faults are named."""
+"""The spec of an RLDS data set is untrusted: it imports nothing, unused features stop nothing, and faults are named."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def test_a_spec_cannot_make_the_reader_import_other_code(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "float33"])
-def test_an_action_of_a_type_that_is_none_is_named(tmp_path, name):
+def test_an_action_with_an_invalid_type_is_named(tmp_path, name):
     folder = write_set(tmp_path, episodes=1)
     spec = folder / "features.json"
     spec.write_text(spec.read_text().replace('"float32"', f'"{name}"'))
@@ -52,7 +52,7 @@ def test_an_action_of_a_type_that_is_none_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"featuresDict": {"features": {}}}', '{"featuresDict": []}', "null"])
-def test_a_spec_that_is_none_is_named(tmp_path, text):
+def test_an_invalid_spec_is_named(tmp_path, text):
     folder = write_set(tmp_path, episodes=1)
     (folder / "features.json").write_text(text)
     with pytest.raises(SourceError, match=r"features\.json"):
@@ -82,14 +82,14 @@ UNUSED = {
 
 
 @pytest.mark.parametrize("name", UNUSED)
-def test_a_feature_that_nobody_asked_for_stops_nothing(tmp_path, name):
+def test_an_unused_feature_of_any_form_stops_nothing(tmp_path, name):
     folder = write_set(tmp_path, episodes=1)
     respecified(folder, unused=UNUSED[name])
     (one, _) = read_whole(folder)
     assert isinstance(one, Episode) and one.action.shape == (6, 2) and one.language == "do thing 0"
 
 
-def test_both_older_ways_of_writing_a_spec_say_the_same(tmp_path):
+def test_both_older_formats_of_a_spec_give_the_same_features(tmp_path):
     spec = features(
         action=F.FeaturesDict(
             {"features": F.Tensor(shape=(2,), dtype=np.float32, encoding="zlib"), "type": F.Scalar(np.bool_)}
@@ -105,7 +105,7 @@ def test_both_older_ways_of_writing_a_spec_say_the_same(tmp_path):
 
 
 def of_old(feature) -> dict:
-    """A spec as tensorflow-datasets 4.0 wrote it, before it had a proto of it."""
+    """Return a spec in the format of tensorflow-datasets 4.0, before it used a proto."""
     kind = f"{type(feature).__module__}.{type(feature).__name__}"
     if isinstance(feature, F.FeaturesDict):
         content = {name: of_old(part) for name, part in feature.items()}

@@ -1,4 +1,4 @@
-"""A file's split is what its data set calls it, with hyphens or without, whether the data set says so or names alone do."""
+"""The split of a file is found from `dataset_info.json` or from file names alone, with or without hyphens."""
 
 import pytest
 from hypothesis import assume, given
@@ -17,7 +17,7 @@ DATASETS = st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True)
 
 
 @given(split=SPLIT_NAMES, number=st.integers(0, 2_000_000), ending=st.sampled_from(["tar", "arrow"]))
-def test_names_of_shards_and_keys_give_back_the_split(split, number, ending):
+def test_shard_names_and_keys_contain_the_split(split, number, ending):
     assert is_split_name(split)
     assert parse_shard_name(shard_name(split, number, ending)) == (split, number)
     assert parse_shard_name(shard_name(held_out_split(split), number, ending)) == (held_out_split(split), number)
@@ -26,7 +26,7 @@ def test_names_of_shards_and_keys_give_back_the_split(split, number, ending):
 
 
 @given(dataset=DATASETS, splits=st.sets(SPLIT_NAMES, min_size=1, max_size=5))
-def test_what_a_data_set_says_of_its_splits_decides(dataset, splits):
+def test_the_splits_in_dataset_info_decide(dataset, splits):
     stated = NamingInfo.of({"name": dataset, "splits": [{"name": split} for split in splits]})
     assert splits_of([f"{dataset}-{split}" for split in splits], stated) == {f"{dataset}-{split}": split for split in splits}
     without_splits = NamingInfo.of({"name": dataset})
@@ -36,7 +36,7 @@ def test_what_a_data_set_says_of_its_splits_decides(dataset, splits):
 
 
 @given(dataset=DATASETS, splits=st.sets(SPLIT_NAMES, min_size=2, max_size=5))
-def test_without_it_what_all_names_begin_with_is_the_data_set(dataset, splits):
+def test_without_dataset_info_the_common_start_of_all_names_is_the_data_set(dataset, splits):
     firsts = {split.split("-")[0] for split in splits}
     assume(len(firsts) == len(splits) or any(first in ("train", "test", "val") for first in firsts))
     assume(dataset not in ("train", "test", "val", "valid", "eval", "dev"))
@@ -60,11 +60,11 @@ def test_without_it_what_all_names_begin_with_is_the_data_set(dataset, splits):
         (["a-train", "b-train"], ["train", "train"]),
     ],
 )
-def test_names_alone_tell_as_a_reader_would(named, expected):
+def test_names_alone_give_the_split_that_a_person_would_see(named, expected):
     assert list(splits_of(named, NamingInfo()).values()) == expected
 
 
-def test_a_template_of_its_own_and_the_name_of_a_folder_tell(tmp_path):
+def test_a_custom_template_and_the_name_of_a_folder_give_the_split(tmp_path):
     split = {"name": "a-b", "filepathTemplate": "x/{SPLIT}-of-{DATASET}.{FILEFORMAT}-{SHARD_X_OF_Y}"}
     own = NamingInfo.of({"name": "set", "splits": [split]})
     assert splits_of(["a-b-of-set"], own) == {"a-b-of-set": "a-b"}
@@ -72,7 +72,7 @@ def test_a_template_of_its_own_and_the_name_of_a_folder_tell(tmp_path):
 
 
 @pytest.mark.parametrize("info", [True, False])
-def test_splits_with_hyphens_become_shards_of_their_names(tmp_path, capsys, info):
+def test_splits_with_hyphens_keep_their_names_in_shards(tmp_path, capsys, info):
     splits = {name: [episode(seed)] for seed, name in enumerate(["train-clean", "train-noisy", "Test"])}
     folder = write_rlds(tmp_path / "data", NAME, VERSION, features(), splits, episodes_per_shard=1)
     if not info:
@@ -96,7 +96,7 @@ def test_splits_with_hyphens_become_shards_of_their_names(tmp_path, capsys, info
     }
 
 
-def test_every_file_that_was_taken_before_is_taken(tmp_path):
+def test_every_file_name_of_earlier_versions_is_still_accepted(tmp_path):
     for name in ("a-train.tfrecord-00000-of-00002", "a.b-c-train.tfrecord-00003", "a-b_c.tfrecord-000001-of-000002"):
         assert FILE.fullmatch(name)
     for name in ("a.tfrecord-00000-of-00001", "a-train.tfrecord", "a-train.tfrecord-00000-of-00001.gz"):

@@ -1,4 +1,4 @@
-"""Numbers that a model can't take never enter a shard, whichever source they come from."""
+"""Numbers that a model can't use never enter a shard, from any source."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ UNFIT = {"nan": np.nan, "infinity": -np.inf, "no bfloat16": np.finfo(np.float32)
 
 @pytest.mark.parametrize("value", UNFIT.values(), ids=list(UNFIT))
 @pytest.mark.parametrize("name", ["action", "reward"])
-def test_an_episode_with_such_an_action_or_reward_is_refused_with_the_reason(name, value):
+def test_an_invalid_action_or_reward_is_a_bad_episode_with_the_reason(name, value):
     array = np.zeros((3, 2) if name == "action" else 3, np.float32)
     array[1] = value
     with pytest.raises(BadEpisodeError, match=rf"^an? {name} is (not finite|3\.403e\+38, the limit is 3\.39e\+38)"):
@@ -35,18 +35,18 @@ def test_an_episode_with_such_an_action_or_reward_is_refused_with_the_reason(nam
 
 
 @pytest.mark.parametrize("value", UNFIT.values(), ids=list(UNFIT))
-def test_an_episode_with_such_a_state_is_kept_without_its_states_and_counted(value):
+def test_an_episode_with_an_invalid_state_is_kept_without_its_states_and_counted(value):
     state = np.full((3, 2), value, np.float32)
     made = make_episode(ENTRY, SourceShard("train", 0, "a"), 0, KEPT, state=state, ignored={"known": 2})
     assert made.state is None and made.ignored.pop("known") == 2 and list(made.ignored.values()) == [1]
 
 
-def test_the_greatest_number_that_bfloat16_holds_is_taken():
+def test_the_largest_bfloat16_number_is_valid():
     action = np.full((3, 1), -MAX_NUMBER, np.float32)
     assert make_episode(ENTRY, SourceShard("train", 0, "a"), 0, KEPT, action=action).action[0, 0] == np.float32(-MAX_NUMBER)
 
 
-def test_every_kind_of_source_leaves_such_episodes_out_and_lists_them(tmp_path):
+def test_every_kind_of_source_leaves_invalid_numbers_out_and_lists_them(tmp_path):
     rewards = [np.nan, 0.0]
     several = [episode(n, frames=3, reward=lambda t, n=n: np.float32(rewards[n])) for n in range(2)]
     rlds = RldsSource(str(write_set(tmp_path / "rlds", several, per_shard=2)), ENTRY, FrameForm("png", 24))
@@ -64,7 +64,7 @@ def test_every_kind_of_source_leaves_such_episodes_out_and_lists_them(tmp_path):
         assert lost.reason.endswith("is not finite")
 
 
-def test_npz_episodes_are_read_without_actions_where_nobody_wants_them(tmp_path):
+def test_npz_episodes_are_read_without_actions_on_request(tmp_path):
     np.savez(tmp_path / "a.npz", image=np.stack([picture(t) for t in range(3)]), action=np.array("no numbers"))
     for actions in (True, False):
         source = NpzSource(str(tmp_path), dataclasses.replace(ENTRY, actions=actions), FrameForm("png", 24))

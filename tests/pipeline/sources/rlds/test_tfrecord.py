@@ -1,4 +1,4 @@
-"""TFRecord files: what is written is read, and no damage goes unnoticed."""
+"""TFRecord files are read as written, and all damage is detected."""
 
 import gzip
 import io
@@ -32,7 +32,7 @@ def path(tmp_path_factory):
 
 @given(records=several)
 @settings(max_examples=50, deadline=None)
-def test_records_come_back_and_beam_reads_the_same(path, records):
+def test_written_records_are_read_back_and_beam_reads_the_same(path, records):
     path.write_bytes(framed(records))
     assert list(read_records(str(path))) == records
     assert count_records(str(path)) == len(records)
@@ -42,7 +42,7 @@ def test_records_come_back_and_beam_reads_the_same(path, records):
 
 @given(records=several, data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_every_cut_inside_a_record_is_found(path, records, data):
+def test_a_file_truncated_inside_a_record_is_detected(path, records, data):
     whole = framed(records)
     ends = [len(framed(records[:n])) for n in range(len(records) + 1)]
     length = data.draw(st.integers(1, len(whole) - 1).filter(lambda n: n not in ends))
@@ -54,7 +54,7 @@ def test_every_cut_inside_a_record_is_found(path, records, data):
 
 @given(records=several, data=st.data())
 @settings(max_examples=50, deadline=None)
-def test_every_changed_byte_is_found(path, records, data):
+def test_every_changed_byte_is_detected(path, records, data):
     damaged = bytearray(framed(records))
     damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(damaged)
@@ -62,7 +62,7 @@ def test_every_changed_byte_is_found(path, records, data):
         list(read_records(str(path)))
 
 
-def test_a_hostile_length_is_not_believed(path):
+def test_a_hostile_length_is_not_allocated(path):
     length = struct.pack("<Q", 1 << 62)
     honest = io.BytesIO()
     write_record(honest, length)
@@ -72,13 +72,13 @@ def test_a_hostile_length_is_not_believed(path):
         list(read_records(str(path)))
 
 
-def test_a_file_that_is_not_there_is_named(path):
+def test_a_missing_file_is_named(path):
     with pytest.raises(SourceError, match="nowhere"):
         list(read_records(str(path.with_name("nowhere"))))
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress], ids=["gzip", "zlib"])
-def test_a_file_that_is_compressed_as_a_whole_is_named_and_not_called_damaged(tmp_path, pack):
+def test_a_file_that_is_compressed_as_a_whole_is_reported_as_compressed_not_damaged(tmp_path, pack):
     write_record(buffer := io.BytesIO(), b"a" * 100)
     (tmp_path / "a").write_bytes(pack(buffer.getvalue()))
     shard = SourceShard("train", 0, "a", records=2)

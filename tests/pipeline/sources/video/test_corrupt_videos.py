@@ -1,4 +1,4 @@
-"""A video that lost its tail, or holds damage or no video at all, is left out by name and reason; the others are kept."""
+"""Truncated and damaged videos, and files that aren't videos, are left out with name and reason; others are kept."""
 
 import io
 import json
@@ -45,7 +45,7 @@ def read_one(folder, name: str, data: bytes) -> list:
 
 
 @pytest.mark.parametrize("ending", CONTAINERS)
-def test_every_cut_is_found_and_no_whole_file_taken_for_cut(tmp_path, made, ending):
+def test_every_truncation_is_detected_and_no_whole_file_is_called_truncated(tmp_path, made, ending):
     data = made[ending]
     assert bytes_missing(io.BytesIO(data)) == 0
     (whole,) = read_one(tmp_path, f"a.{ending}", data)
@@ -55,7 +55,7 @@ def test_every_cut_is_found_and_no_whole_file_taken_for_cut(tmp_path, made, endi
         assert isinstance(bad, BadEpisode) and bad.kind == "damaged"
 
 
-def test_a_half_avi_is_found_though_its_frames_decode_and_no_duration_is_stated(tmp_path, made):
+def test_half_an_avi_is_detected_although_its_frames_decode_without_a_stated_duration(tmp_path, made):
     half = bytearray(made["avi"][: len(made["avi"]) // 2])
     for header in (b"avih", b"strh"):
         # The number of frames and the length of the stream, which say how long it should be.
@@ -65,13 +65,13 @@ def test_a_half_avi_is_found_though_its_frames_decode_and_no_duration_is_stated(
     assert isinstance(bad, BadEpisode) and "bytes are missing" in bad.reason
 
 
-def test_a_real_half_avi_is_found(shared, tmp_path):
+def test_half_of_a_real_avi_is_detected(shared, tmp_path):
     data = (shared / "data/video/codecs/testsrc2_mpeg4.avi").read_bytes()
     (bad,) = read_one(tmp_path, "a.avi", data[: len(data) // 2])
     assert "cut short" in bad.reason
 
 
-def test_real_containers_say_truly_how_much_is_missing(shared):
+def test_real_containers_give_the_number_of_missing_bytes(shared):
     for path in sorted((shared / "data/video").rglob("*.*")):
         data = path.read_bytes()
         if path.suffix in (".mp4", ".webm", ".mkv", ".avi") and len(data) > 5000:
@@ -80,7 +80,7 @@ def test_real_containers_say_truly_how_much_is_missing(shared):
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
-def test_a_size_that_a_writer_left_open_says_nothing(tmp_path, made, size):
+def test_an_open_size_gives_no_missing_bytes(tmp_path, made, size):
     open_ended = b"RIFF" + struct.pack("<I", size) + made["avi"][8:]
     (episode,) = read_one(tmp_path, "a.avi", open_ended)
     assert episode.num_frames == 24
@@ -95,7 +95,7 @@ def test_several_riff_chunks_and_boxes_of_64_bits_are_followed():
 
 
 @pytest.mark.parametrize("ending", ["mp4", "avi"])
-def test_damage_in_the_middle_is_found_where_the_decoder_notices(tmp_path, made, ending):
+def test_damage_in_the_middle_is_detected_if_the_decoder_notices(tmp_path, made, ending):
     data = bytearray(made[ending])
     middle = len(data) // 2
     data[middle : middle + 200] = b"\xa5" * 200
@@ -112,7 +112,7 @@ def test_damage_in_the_middle_is_found_where_the_decoder_notices(tmp_path, made,
     ],
     ids=["concat", "hls", "dash"],
 )
-def test_no_playlist_leads_to_another_file(tmp_path, monkeypatch, made, text):
+def test_a_playlist_cannot_open_another_file(tmp_path, monkeypatch, made, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b.webm").write_bytes(made["webm"])
     (tmp_path / "a.mp4").write_text(text)
@@ -120,7 +120,7 @@ def test_no_playlist_leads_to_another_file(tmp_path, monkeypatch, made, text):
         read_video(tmp_path / "a.mp4")
 
 
-def test_what_is_no_video_costs_itself_alone_and_is_listed(tmp_path, made):
+def test_a_file_that_is_not_a_video_is_listed_and_loses_only_itself(tmp_path, made):
     folder = tmp_path / "set"
     folder.mkdir()
     contents = {
@@ -144,7 +144,7 @@ def test_what_is_no_video_costs_itself_alone_and_is_listed(tmp_path, made):
     assert "it is a Git LFS pointer. Fetch the file itself" in record.left_out[1].reason
 
 
-def test_pieces_before_the_cut_are_kept_and_the_position_says_where_it_ends(tmp_path, made):
+def test_episodes_before_the_truncation_are_kept_and_the_loss_has_the_next_position(tmp_path, made):
     (tmp_path / "a.avi").write_bytes(made["avi"][: int(len(made["avi"]) * 0.7)])
     source = VideoSource(str(tmp_path), ENTRY, FORM, episode_frames=5)
     items = list(source.read(source.plan()[0]))
@@ -152,7 +152,7 @@ def test_pieces_before_the_cut_are_kept_and_the_position_says_where_it_ends(tmp_
     assert all(item.num_frames == 5 for _, item in items[:-1]) and "cut short" in items[-1][1].reason
 
 
-def test_metadata_that_is_no_utf8_is_replaced_not_fatal(tmp_path, made):
+def test_metadata_that_is_not_utf8_is_replaced(tmp_path, made):
     data = made["mkv"]
     tagged = data.replace(b"Lavf", b"\xff\xfe\xfd\xfc")
     assert tagged != data
@@ -173,7 +173,7 @@ def test_metadata_that_is_no_utf8_is_replaced_not_fatal(tmp_path, made):
         ("metadata.jsonl", b'{"file": ["a.mp4"], "text": "x"}\n'),
     ],
 )
-def test_captions_that_cannot_be_read_are_an_error_by_name(tmp_path, made, name, content):
+def test_unreadable_captions_are_an_error_that_names_the_file(tmp_path, made, name, content):
     (tmp_path / "a.mp4").write_bytes(made["mp4"])
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=name):
@@ -192,7 +192,7 @@ def test_captions_that_cannot_be_read_are_an_error_by_name(tmp_path, made, name,
         ("test-answers.csv", b"1;" + b"x" * 200_000),
     ],
 )
-def test_labels_that_cannot_be_read_are_an_error_by_name(tmp_path, name, content):
+def test_unreadable_labels_are_an_error_that_names_the_file(tmp_path, name, content):
     (tmp_path / "labels").mkdir()
     for part in ("train", "validation", "test"):
         (tmp_path / "labels" / f"{part}.json").write_text(json.dumps([{"id": "7"}] if part == "test" else []))

@@ -1,4 +1,4 @@
-"""A video whose decoder would take more than a gibibyte is refused before it does, and every other one is read."""
+"""A video whose decoder would need more than a gibibyte is refused early; all others are read."""
 
 import subprocess
 import sys
@@ -22,9 +22,7 @@ COPIES = 9 * 48 * 64
 
 
 @pytest.mark.parametrize("parameters", REFERENCES)
-def test_a_video_with_more_reference_frames_than_memory_has_room_for_is_left_out_with_both_sizes(
-    tmp_path, monkeypatch, parameters
-):
+def test_a_video_with_too_many_reference_frames_for_memory_is_left_out_with_both_sizes(tmp_path, monkeypatch, parameters):
     write_moving(tmp_path / "a.mp4", 60, **{"x264-params": parameters})
     whole = read_video(tmp_path / "a.mp4")
     assert whole.num_frames == 60
@@ -42,7 +40,7 @@ def test_a_video_with_more_reference_frames_than_memory_has_room_for_is_left_out
     assert isinstance(episode, Episode) and episode.num_frames == 60
 
 
-def test_the_length_of_a_video_takes_no_memory(tmp_path, monkeypatch):
+def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path, monkeypatch):
     write_moving(tmp_path / "a.mp4", 300, gop=12, **{"x264-params": "ref=2:bframes=2"})
     monkeypatch.setattr(picture_memory, "MAX_BYTES", 40 * PICTURE + COPIES)
     assert read_video(tmp_path / "a.mp4").num_frames == 300

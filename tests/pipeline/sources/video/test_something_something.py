@@ -1,4 +1,4 @@
-"""Something-Something-v2 in both layouts and by class; folders of videos with captions, at any depth."""
+"""Something-Something-v2 is read in both layouts and by class; folders of videos are read with captions, at any depth."""
 
 import csv
 import json
@@ -44,7 +44,7 @@ LAYOUTS = ["something-something-v2-{}", "labels/{}"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_both_layouts_give_splits_and_captions_of_the_classes_that_pre_training_uses(tmp_path, layout):
+def test_both_layouts_give_the_splits_and_captions_of_the_pre_training_classes(tmp_path, layout):
     write_labels(tmp_path, layout)
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "12.mp4", count=6)
@@ -76,7 +76,7 @@ def test_clips_of_other_classes_and_videos_without_a_label_are_counted(tmp_path)
     assert {split: counts["filtered"] for split, counts in summary["splits"].items()} == {"train": 1, "validation": 0}
 
 
-def test_classes_are_a_choice_and_part_of_what_a_shard_is_made_with(tmp_path):
+def test_classes_can_be_chosen_and_are_part_of_the_inputs_of_a_shard(tmp_path):
     write_labels(tmp_path, LAYOUTS[1], answers=True)
 
     def taken(classes):
@@ -103,9 +103,7 @@ def test_classes_are_a_choice_and_part_of_what_a_shard_is_made_with(tmp_path):
         (None, CLOSE, [3], "Closing something"),
     ],
 )
-def test_a_caption_is_the_label_or_the_template_with_its_places_filled(
-    tmp_path, layout, label, template, placeholders, caption
-):
+def test_a_caption_is_the_label_or_the_filled_template(tmp_path, layout, label, template, placeholders, caption):
     write_labels(tmp_path, layout)
     told = {"id": 12, "label": label, "template": template, "placeholders": placeholders}
     (tmp_path / layout.format("train.json")).write_text(json.dumps([told], ensure_ascii=False), encoding="utf-8")
@@ -123,13 +121,13 @@ def test_the_test_split_without_answers_is_taken_only_with_all(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[", r"train\.json is no JSON.*Fetch it again"),
+        ("[", r"train\.json is not JSON.*Fetch it again"),
         ("{}", "not a list"),
-        ('[{"id": "../../secret"}]', "is no number"),
+        ('[{"id": "../../secret"}]', "is not a number"),
         ('[{"id": "7", "template": "Closing [something]"}, {"id": "7", "template": "Closing [something]"}]', "7 twice"),
     ],
 )
-def test_damaged_labels_are_an_error_by_name_and_never_become_paths(tmp_path, content, reason):
+def test_damaged_labels_are_an_error_that_names_the_file_and_never_become_paths(tmp_path, content, reason):
     write_labels(tmp_path, LAYOUTS[1])
     (tmp_path / "labels" / "train.json").write_text(content)
     with pytest.raises(SourceError, match=reason):
@@ -137,7 +135,7 @@ def test_damaged_labels_are_an_error_by_name_and_never_become_paths(tmp_path, co
 
 
 @pytest.mark.parametrize("content", ['[{"id": "7"}]', "[]", "3", "null", '"Closing something"'])
-def test_a_list_of_classes_that_is_none_is_an_error_by_name(tmp_path, content):
+def test_an_invalid_list_of_classes_is_an_error_that_names_the_file(tmp_path, content):
     write_labels(tmp_path, LAYOUTS[1])
     (tmp_path / "labels" / "labels.json").write_text(content)
     with pytest.raises(SourceError, match=r"labels\.json is not a table of classes and their numbers. Fetch it again"):
@@ -150,7 +148,7 @@ def test_the_default_classes_are_the_published_ones(shared):
     assert set(something_classes()) == published and len(something_classes()) == 95
 
 
-def test_the_real_sample_comes_out_with_its_captions(shared):
+def test_the_real_sample_is_read_with_its_captions(shared):
     source = open_source(ENTRY, str(shared / "data" / "video" / "ssv2"), FORM, ["all"])
     units = make_plan(source, None, None, 1 << 30)
     assert [(unit.split, len(unit.sources)) for unit in units] == [("test", 1), ("train", 4), ("validation", 1)]
@@ -174,7 +172,7 @@ def own(folder) -> VideoSource:
         ("metadata.jsonl", '\n{"text": "cut, then peel", "file": "day 1/b.mp4", "more": 1}\n'),
     ],
 )
-def test_videos_are_found_at_any_depth_and_captions_beside_them(tmp_path, name, content):
+def test_videos_are_found_at_any_depth_with_their_captions(tmp_path, name, content):
     (tmp_path / "day 1" / "x").mkdir(parents=True)
     for file in ("day 1/b.mp4", "day 1/x/a.mp4"):
         write_video(tmp_path / file, count=4)
@@ -194,18 +192,18 @@ def test_videos_are_found_at_any_depth_and_captions_beside_them(tmp_path, name, 
         ("metadata.csv", b"file,text\n../a.mp4,x\n", r"line 2 names '\.\./a\.mp4'"),
         ("metadata.csv", b"name,caption\na.mp4,x\n", "line 2: a caption needs `file` and `text`"),
         ("metadata.csv", b"file,text\na.mp4,\xff\n", "UTF-8"),
-        ("metadata.jsonl", b'{"file": "a.mp4", "text": "x"}\n[', "UTF-8 text of its kind"),
+        ("metadata.jsonl", b'{"file": "a.mp4", "text": "x"}\n[', "not valid UTF-8 CSV or JSON lines"),
         ("metadata.jsonl", b'["a.mp4", "x"]\n', "line 1: a caption needs"),
     ],
 )
-def test_a_damaged_caption_file_is_an_error_by_name_and_line(tmp_path, name, content, reason):
+def test_a_damaged_caption_file_is_an_error_with_name_and_line(tmp_path, name, content, reason):
     write_video(tmp_path / "a.mp4", count=2)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=reason):
         own(tmp_path).plan()
 
 
-def test_videos_of_another_set_do_not_pass_for_a_versioned_one(tmp_path):
+def test_videos_of_another_data_set_are_not_taken_for_one_with_a_version(tmp_path):
     (tmp_path / "hands").mkdir()
     write_video(tmp_path / "hands" / "a.mp4", count=2)
     with pytest.raises(SourceError, match="no data of bridge"):

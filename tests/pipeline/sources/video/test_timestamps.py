@@ -1,4 +1,4 @@
-"""Frames get the times at which they are shown, in order, however their containers keep time."""
+"""Frames get the times at which they are shown, in order, for all kinds of timestamps."""
 
 import itertools
 
@@ -23,7 +23,7 @@ def shown(stamps, step: float = STEP) -> list:
 
 @st.composite
 def coded(draw) -> tuple[list[int], int]:
-    """The places of frames in coding order, in the order in which they are shown: groups of B-frames after what they need."""
+    """Return the positions in coding order of frames in presentation order, with B-frames after their references."""
     order = [0]
     for group in draw(st.lists(st.integers(0, 7), min_size=1, max_size=12)):
         first = max(order) + 1
@@ -49,14 +49,14 @@ def test_pts_in_coding_order_give_the_times_of_an_even_rate(video, start):
 
 
 @given(st.lists(st.integers(1, 20 * STEP), min_size=1, max_size=80), st.booleans(), st.integers(-500, 500), st.integers(0, 4))
-def test_pts_that_increase_are_believed_at_any_rate(gaps, with_dts, start, delay):
+def test_increasing_pts_are_used_at_any_rate(gaps, with_dts, start, delay):
     pts = list(itertools.accumulate(gaps, initial=start))
     dts = [*pts[delay:], *[None] * delay][: len(pts)] if with_dts else [None] * len(pts)
     assert shown(zip(pts, dts, strict=True)) == pts
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(-50, 50), st.none() | st.integers(-50, 50)), max_size=60), st.integers(1, 9))
-def test_no_frame_is_lost_and_time_goes_on_between_jumps(stamps, step):
+def test_no_frame_is_lost_and_time_increases_between_jumps(stamps, step):
     items = list(assign_times((DecodedFrame(n, *pair, step) for n, pair in enumerate(stamps)), 100))
     assert [item.frame for item in items] == list(range(len(stamps)))
     last = None
@@ -67,7 +67,7 @@ def test_no_frame_is_lost_and_time_goes_on_between_jumps(stamps, step):
 
 
 @pytest.mark.parametrize("by", ["pts", "dts"])
-def test_a_jump_backwards_begins_anew(by):
+def test_a_jump_backwards_begins_a_new_recording(by):
     one, two = [STEP * n for n in range(100, 150)], [STEP * n for n in range(120, 180)]
     stamps = [(t, t) if by == "pts" else (None, t) for t in one + two]
     got = times(stamps)
@@ -75,13 +75,13 @@ def test_a_jump_backwards_begins_anew(by):
     assert [n for n, (_, jumps) in enumerate(got) if jumps] == [50]
 
 
-def test_a_jump_shows_though_the_decoder_is_late():
+def test_a_jump_is_detected_despite_the_delay_of_the_decoder():
     pts = [STEP * n for n in [*range(100, 150), *range(60)]]
     got = times(zip(pts, [*pts[3:], None, None, None], strict=True))
     assert [time for time, _ in got] == pts and [n for n, (_, jumps) in enumerate(got) if jumps] == [50]
 
 
-def test_a_jump_forward_begins_anew_and_a_slow_video_has_none():
+def test_a_jump_forward_begins_a_new_recording_and_a_slow_video_has_no_jumps():
     fast = [0, 40, 80, 80 + FAR + 1, 120 + FAR + 1]
     assert [jumps for _, jumps in times([(t, t) for t in fast])] == [False, False, False, True, False]
     slow = [(t, t) for t in range(0, 50 * FAR, 2 * FAR)]
@@ -89,13 +89,13 @@ def test_a_jump_forward_begins_anew_and_a_slow_video_has_none():
 
 
 @pytest.mark.parametrize("nonsense", [0, 5 * STEP, 10**9])
-def test_a_single_frame_whose_time_is_nonsense_keeps_the_pace(nonsense):
+def test_a_single_frame_with_a_wrong_time_keeps_the_pace(nonsense):
     pts = [STEP * n for n in range(40)]
     assert shown([(nonsense if n == 20 else t, None) for n, t in enumerate(pts)]) == pytest.approx(pts)
 
 
 @pytest.mark.parametrize("nonsense", [0, 10**9])
-def test_a_frame_whose_time_is_nonsense_has_none_where_there_is_no_pace(nonsense):
+def test_a_frame_with_a_wrong_time_has_no_time_without_a_pace(nonsense):
     pts = [10 * n * n for n in range(40)]
     got = shown([(nonsense if n == 20 else t, None) for n, t in enumerate(pts)])
     assert got == [None if n == 20 else t for n, t in enumerate(pts)]
@@ -128,14 +128,14 @@ def slipped(draw) -> tuple[list[int], list[tuple[int | None, int | None]], float
 
 
 @given(slipped())
-def test_an_even_rate_with_slipped_and_missing_stamps_gives_true_moments_within_a_frame(stream):
+def test_an_even_rate_with_wrong_and_missing_timestamps_gives_true_times_within_a_frame(stream):
     true, stamps, step = stream
     got = [(item.time, item.jumps) for item in assign_times((DecodedFrame(0, *pair, step) for pair in stamps), 250 * step)]
     assert not any(jumps for _, jumps in got)
     assert max(abs(time - moment) for (time, _), moment in zip(got, true, strict=True)) <= 1.01 * step
 
 
-def test_of_two_frames_with_the_time_of_a_program_streams_packet_the_right_one_keeps_it():
+def test_if_two_frames_have_the_time_of_one_packet_the_right_frame_keeps_it():
     # What FFmpeg says of H.264 with B-frames whose packets are cut by those of the stream, in frames.
     pts = [0, 1, 2, None, 4, 7, 6, 7, None, None, 10, None, None, 13, 14, 15]
     dts = [0, 1, None, None, 4, 6, 6, None, 8, None, None, 11, 12, 13, 14, 15]
@@ -144,7 +144,7 @@ def test_of_two_frames_with_the_time_of_a_program_streams_packet_the_right_one_k
 
 
 @given(st.integers(2 * AHEAD, 60), st.integers(3, 30), st.sets(st.integers(5, 25), max_size=1))
-def test_a_jump_backwards_of_a_few_frames_begins_anew_though_others_slip(count, back, wrong):
+def test_a_short_jump_backwards_begins_a_new_recording_even_with_slips(count, back, wrong):
     one, two = [STEP * n for n in range(count)], [STEP * (count - back + n) for n in range(60)]
     stamps = [(t - STEP if n in wrong else t, None) for n, t in enumerate(one)] + [(t, None) for t in two]
     got = times(stamps)
@@ -152,28 +152,28 @@ def test_a_jump_backwards_of_a_few_frames_begins_anew_though_others_slip(count, 
     assert [time for time, _ in got] == pytest.approx(one + two)
 
 
-def test_a_last_frame_whose_time_is_not_after_the_others_keeps_the_pace():
+def test_a_last_frame_with_an_earlier_time_keeps_the_pace():
     pts = [STEP * n for n in range(20)]
     assert shown([(t, None) for t in [*pts, pts[-1]]]) == [*pts, STEP * 20]
 
 
-def test_frames_that_come_without_stamps_at_the_end_keep_the_pace_whatever_they_say_they_last():
+def test_last_frames_without_timestamps_keep_the_pace_whatever_their_duration():
     # AVI: pts in coding order, dts of none of the decoder's last frames, and every frame said to last a tick.
     pts = [0, 3, 2, 4, 1, 7, 6, 8, 5, 11, 10, 12, 9, 13, 14]
     stamps = [(STEP * t, STEP * (n + 2) if n < 13 else None) for n, t in enumerate(pts)]
     assert shown(stamps, step=1) == [STEP * n for n in range(15)]
 
 
-def test_frames_without_any_time_follow_by_how_long_they_last():
+def test_frames_without_any_timestamps_follow_by_their_duration():
     assert shown([(None, None)] * 50) == [STEP * n for n in range(50)]
 
 
 @pytest.mark.parametrize("every", [2, 5, AHEAD - 1])
-def test_frames_between_those_that_say_their_time_share_what_is_between(every):
+def test_frames_between_two_known_times_are_spread_evenly(every):
     pts = [STEP * n for n in range(60)]
     got = shown([(t if n % every == 0 else None, None) for n, t in enumerate(pts)])
     assert got == pytest.approx(pts)
 
 
-def test_a_video_whose_frames_all_say_the_same_time_has_no_times():
+def test_a_video_whose_frames_all_have_the_same_timestamp_has_no_times():
     assert shown([(7, None)] * 30) == [7] + [None] * 29

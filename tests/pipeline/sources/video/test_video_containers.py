@@ -1,4 +1,4 @@
-"""Every real clip shows the same pictures at the same moments in every container that takes it, or is left out."""
+"""Every real clip gives the same pictures at the same times in every container, or is left out."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -41,26 +41,26 @@ class Clip(NamedTuple):
         return cls(times - times[:1].sum(), [item.frame for item in timed], gaps + ["no time"] * untimed)
 
     def without(self, count: int) -> "Clip":
-        """Without the first frames."""
+        """Return the clip without its first frames."""
         return Clip(self.times[count:] - self.times[count], self.frames[count:], self.flaws)
 
 
 def read(path: Path) -> list[PresentedFrame | Gap]:
-    """All of a video, each frame as a few grey pixels, unturned; a gap with the reason where it is left out."""
+    """Read a whole video, each frame as a few grey pixels without rotation; a gap with the reason if it is left out."""
     try:
         with path.open("rb") as file:
             return [
                 item
                 if isinstance(item, Gap)
                 else PresentedFrame(item.time, item.frame.reformat(16, 16, "gray").to_ndarray().tobytes())
-                for item in presented_frames(file)
+                for item in presented_frames(file, lambda *_: 0)
             ]
     except BadEpisodeError as error:
         return [Gap(str(error))]
 
 
 def decodable(path: Path) -> int:
-    """How many frames FFmpeg decodes of a file, as it is."""
+    """Return the number of frames that FFmpeg decodes."""
     count = 0
     try:
         with av.open(str(path)) as container:
@@ -72,7 +72,7 @@ def decodable(path: Path) -> int:
 
 
 def differences(one: list[PresentedFrame | Gap], other: list[PresentedFrame | Gap], path: Path) -> list[str]:
-    """In what a video and its copy in another container differ by more than a frame's time; empty where in nothing."""
+    """Return the differences between a video and its copy in another container; times may differ by one frame."""
     wanted, found = Clip.of(one), Clip.of(other)
     if not found.frames and found.flaws:
         return [] if decodable(path) == 0 else [f"left out, though it can be decoded: {found.flaws}"]
@@ -101,7 +101,7 @@ def differences(one: list[PresentedFrame | Gap], other: list[PresentedFrame | Ga
 
 @pytest.fixture(scope="module")
 def clips(shared) -> dict[Path, list[PresentedFrame | Gap]]:
-    """All real clips, read in the containers in which they come."""
+    """Read all real clips in their own containers."""
     folder = shared / "data" / "video"
     found = sorted(path for path in folder.rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".mpg", ".avi"))
     assert len(found) > 40
@@ -109,7 +109,7 @@ def clips(shared) -> dict[Path, list[PresentedFrame | Gap]]:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_every_real_clip_keeps_frames_and_moments_in_another_container_or_is_left_out(clips, tmp_path, ending):
+def test_every_real_clip_keeps_its_frames_and_times_in_another_container_or_is_left_out(clips, tmp_path, ending):
     kept, wrong = set(), {}
     for path, items in clips.items():
         target = tmp_path / (path.stem + ending)
@@ -126,7 +126,7 @@ def test_every_real_clip_keeps_frames_and_moments_in_another_container_or_is_lef
 
 
 @pytest.mark.parametrize("clip", ["02_cups", "04_coffee"])
-def test_a_program_stream_whose_times_repeat_is_one_episode_of_all_frames(shared, tmp_path, clip):
+def test_a_program_stream_with_repeated_times_is_one_episode_with_all_frames(shared, tmp_path, clip):
     remux(shared / "data" / "video" / "hands" / f"{clip}.mp4", tmp_path / "a.mpg")
     source = VideoSource(
         str(tmp_path), DatasetEntry("clips", "clips", "video", control_hz=None), FrameForm("jpeg", short_side=64)

@@ -1,4 +1,4 @@
-"""A broken place in a video costs the frames up to the next keyframe; what is lost is listed, and weighs what it held."""
+"""Damage in a video loses the frames up to the next keyframe; losses are listed and count as the episodes they held."""
 
 import itertools
 
@@ -25,7 +25,7 @@ ENDINGS = ["mp4", "mkv", "ts"]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """A video of 24 s with a keyframe every 2 s, in several containers."""
+    """Write a video of 24 s with a keyframe every 2 s, in several containers."""
     folder = tmp_path_factory.mktemp("videos")
     write_moving(folder / "a.mp4", FRAMES, gop=GOP, preset="veryfast", **{"x264-params": "scenecut=0"})
     for ending in ENDINGS[1:]:
@@ -48,13 +48,13 @@ def read_all(folder, rate: float | None = None, length: int = LENGTH) -> list:
 
 
 def parts(items: list) -> tuple[int, list[BadEpisode]]:
-    """How many frames there are, and what is lost."""
+    """Return the number of frames, and the losses."""
     return sum(item.num_frames for item in items if isinstance(item, Episode)), [i for i in items if isinstance(i, BadEpisode)]
 
 
 @pytest.mark.parametrize("places", [(0.14,), (0.1, 0.5, 0.8)])
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_lies_behind_a_broken_place_is_kept_and_what_is_lost_weighs_what_it_held(tmp_path, videos, ending, places):
+def test_frames_after_damage_are_kept_and_the_loss_counts_as_the_episodes_it_held(tmp_path, videos, ending, places):
     (tmp_path / f"a.{ending}").write_bytes(spoil((videos / f"a.{ending}").read_bytes(), *places))
     kept, lost = parts(read_all(tmp_path))
     assert 1 <= len(lost) <= len(places) and {bad.kind for bad in lost} == {"damaged"}
@@ -65,7 +65,7 @@ def test_what_lies_behind_a_broken_place_is_kept_and_what_is_lost_weighs_what_it
 
 
 @pytest.mark.parametrize("number", [66, 210, 402])
-def test_no_frame_built_on_a_broken_one_is_taken(tmp_path, videos, pixels, number):
+def test_no_frame_that_depends_on_a_damaged_one_is_used(tmp_path, videos, pixels, number):
     data = bytearray((videos / "a.mp4").read_bytes())
     with av.open(str(videos / "a.mp4")) as container:
         start = next(itertools.islice(container.demux(), number, None)).pos
@@ -80,7 +80,7 @@ def test_no_frame_built_on_a_broken_one_is_taken(tmp_path, videos, pixels, numbe
     assert all(np.array_equal(one, other) for one, other in zip(frames, wanted, strict=True))
 
 
-def test_a_chunk_that_an_avi_lists_and_nobody_can_find_is_no_silent_loss(tmp_path):
+def test_a_missing_chunk_in_the_index_of_an_avi_is_a_reported_loss(tmp_path):
     write_video(tmp_path / "a.avi", count=24, codec="mjpeg", rate=25)
     data = bytearray((tmp_path / "a.avi").read_bytes())
     with av.open(str(tmp_path / "a.avi")) as container:
@@ -92,7 +92,7 @@ def test_a_chunk_that_an_avi_lists_and_nobody_can_find_is_no_silent_loss(tmp_pat
     assert bad.reason.endswith("of the container can't be read, and what is between 0.48 and 0.52 s is lost")
 
 
-def test_a_broken_beginning_costs_itself(tmp_path, videos):
+def test_a_damaged_beginning_loses_only_itself(tmp_path, videos):
     data = (videos / "a.ts").read_bytes()
     (tmp_path / "a.ts").write_bytes(spoil(data, 0.006))
     first, *rest = read_all(tmp_path)
@@ -100,20 +100,20 @@ def test_a_broken_beginning_costs_itself(tmp_path, videos):
     assert len(lost) == 1 and kept >= FRAMES - GOP
 
 
-def test_pieces_of_a_sampled_video_weigh_by_what_sampling_would_have_taken(tmp_path, videos):
+def test_lost_parts_of_a_sampled_video_count_by_the_sampled_frames(tmp_path, videos):
     (tmp_path / "a.mp4").write_bytes(spoil((videos / "a.mp4").read_bytes(), 0.14))
     kept, (bad,) = parts(read_all(tmp_path, rate=5))
     assert kept + LENGTH * bad.episodes == pytest.approx(FRAMES / 5, abs=4)
 
 
-def test_a_short_video_weighs_one_episode_as_a_whole(tmp_path, videos):
+def test_a_lost_short_video_counts_as_one_episode(tmp_path, videos):
     write_moving(tmp_path / "a.ts", 100, codec="mpeg2video", gop=20)
     (tmp_path / "a.ts").write_bytes(spoil((tmp_path / "a.ts").read_bytes(), 0.5))
     kept, lost = parts(read_all(tmp_path, length=1000))
     assert sum(bad.episodes for bad in lost) == pytest.approx(1 - kept / 100, abs=0.03)
 
 
-def test_the_tail_of_a_cut_video_weighs_what_it_would_have_held(tmp_path, videos):
+def test_the_lost_end_of_a_truncated_video_counts_as_the_episodes_it_held(tmp_path, videos):
     data = (videos / "a.mkv").read_bytes()
     (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2])
     kept, (bad,) = parts(read_all(tmp_path))
@@ -123,7 +123,7 @@ def test_the_tail_of_a_cut_video_weighs_what_it_would_have_held(tmp_path, videos
     assert 0.99 < bad.episodes <= 1
 
 
-def test_a_unit_lists_the_lost_piece_with_its_weight_and_place(tmp_path, videos):
+def test_a_unit_lists_the_lost_part_with_its_number_of_episodes_and_place(tmp_path, videos):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "a.mp4").write_bytes(spoil((videos / "a.mp4").read_bytes(), 0.14))
     source = VideoSource(str(tmp_path / "set"), ENTRY, FORM, episode_frames=LENGTH)
@@ -135,7 +135,7 @@ def test_a_unit_lists_the_lost_piece_with_its_weight_and_place(tmp_path, videos)
     assert record.frames == pytest.approx(FRAMES - LENGTH * lost.episodes, abs=2)
 
 
-def test_an_episode_asked_for_alone_is_not_given_in_part(tmp_path, videos):
+def test_a_single_episode_is_never_read_in_part(tmp_path, videos):
     (tmp_path / "a.mp4").write_bytes(spoil((videos / "a.mp4").read_bytes(), 0.14))
     with pytest.raises(SourceError, match=r"a\.mp4 can't be used as a video: .* is lost"):
         read_video(tmp_path / "a.mp4")

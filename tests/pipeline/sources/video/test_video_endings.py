@@ -1,4 +1,4 @@
-"""A video of every ending that is taken is read whole, and where it is cut short that is found."""
+"""Videos of every accepted format are read, and truncated videos are detected."""
 
 import io
 import re
@@ -37,7 +37,7 @@ PROGRAM_STREAMS = ("vob", "mpe")
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
-def test_each_ending_is_read_whole_and_a_cut_is_found(tmp_path, ending):
+def test_every_format_is_read_and_truncation_is_detected(tmp_path, ending):
     container_format, codec = WRITTEN[ending]
     path = tmp_path / f"a.{ending.upper()}"
     with av.open(str(path), "w", format=container_format) as container:
@@ -58,7 +58,7 @@ def test_each_ending_is_read_whole_and_a_cut_is_found(tmp_path, ending):
         assert not all(isinstance(item, Episode) for item in items), share
 
 
-def test_an_ogg_that_ends_with_a_whole_page_which_is_not_its_last_is_found(tmp_path):
+def test_an_ogg_file_truncated_between_pages_is_detected(tmp_path):
     path = tmp_path / "a.ogv"
     with av.open(str(path), "w", format="ogg") as container:
         stream = container.add_stream("libvpx", rate=25)

@@ -1,4 +1,4 @@
-"""Frames that FFmpeg shrinks on their way out of a video look like those shrunk afterwards; those not wanted cost nothing."""
+"""Frames shrunk by FFmpeg look like frames shrunk afterwards; dropped frames are never converted."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def moving(path, colours: str = "yuv420p", size: tuple[int, int] = (180, 240)) -> None:
-    """A lossless video of a picture full of colour."""
+    """Return a lossless video of a colourful picture."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
         stream.height, stream.width, stream.pix_fmt = *size, colours
@@ -34,7 +34,7 @@ def moving(path, colours: str = "yuv420p", size: tuple[int, int] = (180, 240)) -
 
 @pytest.mark.parametrize("colours", ["yuv420p", "yuv444p", "yuv422p10le"])
 @pytest.mark.parametrize("size", [(180, 240), (241, 161)])
-def test_shrunk_while_decoding_a_frame_is_what_shrinking_it_afterwards_gives(tmp_path, colours, size):
+def test_shrinking_while_decoding_gives_the_same_picture_as_shrinking_afterwards(tmp_path, colours, size):
     moving(tmp_path / "a.mkv", colours, size)
     data = (tmp_path / "a.mkv").read_bytes()
     whole = list(decoded(io.BytesIO(data)))
@@ -48,7 +48,7 @@ def test_shrunk_while_decoding_a_frame_is_what_shrinking_it_afterwards_gives(tmp
 
 @pytest.mark.parametrize("colours", ["gray", "bgr0", "yuv420p", "yuva420p", "yuv444p16le"])
 @pytest.mark.parametrize("side", [SIDE, None])
-def test_pixels_that_come_in_planes_are_those_that_the_scaler_packs(tmp_path, colours, side):
+def test_planes_of_pixels_equal_packed_pixels(tmp_path, colours, side):
     moving(tmp_path / "a.mkv", colours)
     scaling = video._KEEPING_SIZE if side is None else video.SHRINKING
     with av.open(str(tmp_path / "a.mkv")) as container, (tmp_path / "a.mkv").open("rb") as file:
@@ -65,7 +65,7 @@ def test_a_small_picture_keeps_its_size_and_its_pixels(tmp_path):
         assert np.array_equal(plain, bounded)
 
 
-def test_every_codec_is_shrunk_to_the_picture_it_shows(shared):
+def test_every_codec_is_shrunk_to_the_right_picture(shared):
     folder = shared / "data" / "video" / "codecs"
     for path in sorted(path for path in folder.iterdir() if path.name != "testsrc2_mpeg4.mp4"):
         with path.open("rb") as one, path.open("rb") as other:
@@ -75,7 +75,7 @@ def test_every_codec_is_shrunk_to_the_picture_it_shows(shared):
                 assert psnr(shrunk, shrink(pixels, shrunk.shape[:2])) > 30, path.name
 
 
-def test_frames_that_sampling_passes_over_never_become_pixels(tmp_path, monkeypatch):
+def test_frames_dropped_by_sampling_are_never_converted_to_pixels(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", count=24, rate=12)
     converted = []
 
@@ -93,7 +93,7 @@ def test_frames_that_sampling_passes_over_never_become_pixels(tmp_path, monkeypa
     assert times == converted == pytest.approx([n / 3 for n in range(6)], abs=1 / 12)
 
 
-def test_an_episode_with_too_many_bytes_of_frames_ends_before_memory_does(tmp_path, monkeypatch):
+def test_an_episode_with_too_many_bytes_of_frames_is_refused_early(tmp_path, monkeypatch):
     write_video(tmp_path / "a.mp4", count=24, rate=12)
     monkeypatch.setattr(video, "MAX_EPISODE_BYTES", 3000)
     with pytest.raises(BadEpisodeError, match="smaller --episode_frames"), (tmp_path / "a.mp4").open("rb") as file:

@@ -1,4 +1,4 @@
-"""The same pictures at the same moments, whatever container keeps them; another recording in a file is another episode."""
+"""All containers give the same pictures at the same times; another recording in a file is another episode."""
 
 import gc
 import io
@@ -40,7 +40,7 @@ def moments(path, rate: float | None) -> tuple[list[float], list[np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def h264(tmp_path_factory):
-    """An H.264 file of 3 s with B-frames in pyramids, and its packets in other containers."""
+    """Write an H.264 file of 3 s with pyramids of B-frames, and its packets in other containers."""
     folder = tmp_path_factory.mktemp("h264")
     write_moving(folder / "a.mp4", 75, bf="3", **{"b-pyramid": "normal", "x264-params": "b-adapt=0"})
     for ending in CONTAINERS:
@@ -50,7 +50,7 @@ def h264(tmp_path_factory):
 
 @pytest.mark.parametrize("rate", [None, 20, 10])
 @pytest.mark.parametrize("ending", CONTAINERS)
-def test_packets_in_another_container_show_the_same_pictures_at_the_same_moments(h264, ending, rate):
+def test_packets_in_another_container_give_the_same_pictures_at_the_same_times(h264, ending, rate):
     times, pixels = moments(h264 / "a.mp4", rate)
     assert len(times) == {None: 75, 20: 60, 10: 30}[rate]
     other_times, other_pixels = moments(h264 / f"a.{ending}", rate)
@@ -60,7 +60,7 @@ def test_packets_in_another_container_show_the_same_pictures_at_the_same_moments
     assert all(np.array_equal(one, other) for one, other in zip(pixels, other_pixels, strict=True))
 
 
-def test_a_recording_joined_to_another_is_another_episode(tmp_path):
+def test_each_of_two_joined_recordings_is_an_episode(tmp_path):
     for name, count in (("a", 20), ("b", 15)):
         write_video(tmp_path / f"{name}.ts", count=count, codec="mpeg2video", rate=25)
     joined = (tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes()
@@ -75,7 +75,7 @@ def test_a_recording_joined_to_another_is_another_episode(tmp_path):
 
 
 def write_at(path, times: list[int], unit: int = 1000, rate: Fraction | int = 25) -> None:
-    """A video whose frames are shown at these moments, in parts of a second."""
+    """Write a video whose frames have these times, in fractions of a second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"bf": "0"})
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 48, 64, "yuv420p", 4_000_000
@@ -94,14 +94,14 @@ def test_a_long_gap_begins_an_episode_and_uneven_times_do_not(tmp_path):
     assert [item.num_frames for item in read_all(tmp_path)] == [6]
 
 
-def test_frames_of_240_a_second_and_ntsc_are_all_there(tmp_path):
+def test_all_frames_at_240_per_second_and_at_ntsc_rates_are_read(tmp_path):
     write_at(tmp_path / "a.mp4", [n * 1001 for n in range(24)], unit=240_000, rate=Fraction(240_000, 1001))
     (episode,) = read_all(tmp_path)
     assert numbers(episode) == list(range(24)) and episode.rate == pytest.approx(240 / 1.001)
 
 
 def write_stuck(folder, first: int, count: int, times: list[int]) -> list:
-    """What is read of a video of which some frames say the time of the one before them."""
+    """Read a video in which some frames have the time of the frame before them."""
     write_video(folder / "a.avi", count=24, codec="mjpeg", rate=25)
     (folder / "set").mkdir()
     with av.open(str(folder / "a.avi")) as old, av.open(str(folder / "set" / "a.mkv"), "w") as new:
@@ -115,7 +115,7 @@ def write_stuck(folder, first: int, count: int, times: list[int]) -> list:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_few_frames_whose_times_are_wrong_keep_the_pace_of_the_others(tmp_path, count):
+def test_a_few_frames_with_wrong_times_keep_the_pace_of_the_others(tmp_path, count):
     (item,) = write_stuck(tmp_path, 5, count, [40 * n for n in range(24)])
     assert numbers(item) == list(range(24)) and item.rate == 25 and item.ignored == {}
 
@@ -127,13 +127,13 @@ def test_frames_without_a_time_are_counted(tmp_path):
     assert item.ignored == {UNTIMED: 2}
 
 
-def test_many_frames_without_a_time_cost_the_episode(tmp_path):
+def test_many_frames_without_a_time_make_a_bad_episode(tmp_path):
     (item,) = write_stuck(tmp_path, 5, 8, [40 * n for n in range(24)])
     assert isinstance(item, BadEpisode) and item.reason == "8 of its frames have no usable time, 16 have one"
 
 
 def with_sound(path, codec: str, sound: str, seconds: float = 10.0) -> None:
-    """50 frames at 25 a second and a longer sound."""
+    """Write 50 frames at 25 per second with a longer sound."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25)
         audio = container.add_stream(sound, rate=48_000)
@@ -152,7 +152,7 @@ def with_sound(path, codec: str, sound: str, seconds: float = 10.0) -> None:
     ("name", "codec", "sound"), [("a.webm", "libvpx", "libopus"), ("a.mkv", "mpeg4", "aac"), ("a.mp4", "mpeg4", "aac")]
 )
 @pytest.mark.parametrize("tagged", [True, False])
-def test_a_sound_that_is_longer_than_the_picture_is_no_loss(tmp_path, name, codec, sound, tagged):
+def test_sound_that_is_longer_than_the_video_is_not_a_loss(tmp_path, name, codec, sound, tagged):
     with_sound(tmp_path / name, codec, sound)
     if not tagged:
         data = (tmp_path / name).read_bytes()
@@ -161,7 +161,7 @@ def test_a_sound_that_is_longer_than_the_picture_is_no_loss(tmp_path, name, code
     assert episode.num_frames == 50
 
 
-def test_a_picture_that_is_shorter_than_its_own_tag_says_is_cut_short(tmp_path):
+def test_a_video_shorter_than_its_tag_states_is_truncated(tmp_path):
     with_sound(tmp_path / "a.mkv", "mpeg4", "aac", 1)
     data = (tmp_path / "a.mkv").read_bytes()
     assert b"00:00:02.00" in data
@@ -170,7 +170,7 @@ def test_a_picture_that_is_shorter_than_its_own_tag_says_is_cut_short(tmp_path):
     assert bad.reason == "the file is cut short: its last 7.0 seconds are missing"
 
 
-def test_of_two_videos_the_one_that_ffmpeg_takes_is_taken(tmp_path):
+def test_of_two_video_streams_the_one_that_ffmpeg_chooses_is_read(tmp_path):
     sizes = [(16, 16), (48, 64)]
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         streams = [container.add_stream("mpeg4", rate=25) for _ in sizes]
@@ -206,7 +206,7 @@ ORIENTATIONS = {
 
 
 @pytest.mark.parametrize("matrix", ORIENTATIONS)
-def test_a_picture_is_turned_and_mirrored_as_its_display_matrix_says(tmp_path, matrix):
+def test_a_picture_is_rotated_and_mirrored_by_its_display_matrix(tmp_path, matrix):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.height, stream.width, stream.pix_fmt, stream.bit_rate = 48, 64, "yuv420p", 4_000_000
@@ -225,7 +225,7 @@ def test_a_picture_is_turned_and_mirrored_as_its_display_matrix_says(tmp_path, m
     assert np.abs(decode(episode.frames[1]).astype(int) - wanted).mean() < 12
 
 
-def test_one_episode_read_alone_is_whole_or_an_error(tmp_path):
+def test_a_single_read_episode_is_whole_or_an_error(tmp_path):
     write_video(tmp_path / "a.mkv", count=24, codec="mjpeg", rate=25)
     assert read_video(tmp_path / "a.mkv").num_frames == 24
     shard = SourceShard("file", 0, "a.mkv")
@@ -233,7 +233,7 @@ def test_one_episode_read_alone_is_whole_or_an_error(tmp_path):
     assert [item.num_frames for item in items] == [10, 10, 4]
 
 
-def test_frames_are_let_go_as_soon_as_they_are_taken(tmp_path):
+def test_frames_are_freed_as_soon_as_they_are_read(tmp_path):
     write_moving(tmp_path / "a.mp4", 60)
     gc.collect()
     gc.disable()
