@@ -14,6 +14,7 @@ from pipeline.common.errors import SourceError
 from pipeline.config.catalog import DatasetEntry, dataset
 from pipeline.episodes.frames import FrameForm
 from pipeline.sources.hdf5.robonet import RobonetSource
+from pipeline.sources.kinds import SOURCE_KINDS
 from pipeline.sources.known_formats import KNOWN_FORMATS, recognise
 from pipeline.sources.locate import open_source
 from pipeline.sources.npz.source import NpzSource
@@ -269,3 +270,10 @@ def test_a_file_instead_of_a_folder_is_an_error_that_says_so(tmp_path):
     write_video(tmp_path / "a.mp4", count=2)
     with pytest.raises(SourceError, match=r"a\.mp4 is a file\. Pass the folder"):
         open_source(ENTRY, str(tmp_path / "a.mp4"), FORM)
+
+
+def test_the_documentation_lists_the_kinds_in_the_order_in_which_they_are_tried():
+    text = (Path(__file__).parents[3] / "docs" / "ingest.md").read_text()
+    table = text.split("### How a source is recognised")[1].split("###")[0]
+    places = [table.index(f"`{kind.name}`") for kind in SOURCE_KINDS]
+    assert places == sorted(places)
