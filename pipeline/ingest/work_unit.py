@@ -117,7 +117,7 @@ class _ShardBuilder:
             quality, stray_bytes = measure_frames(episode.frames)
             self._writer.add(dataclasses.replace(episode, stray_bytes=True) if stray_bytes else episode)
         except Exception as error:
-            # A half-written episode can't be removed from the shard.
+            # A partially written episode can't be removed from the shard.
             if self._writer.size != before:
                 raise
             return guard.as_bad_episode(error, f"{file.file}, record {position}")

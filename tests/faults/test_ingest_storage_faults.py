@@ -55,8 +55,8 @@ def small_disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 @pytest.mark.parametrize("mib", [1, 5, 15])
 def test_a_full_disk_is_named_and_with_more_room_the_next_run_completes(source, whole, small_disk, mib):
     output = small_disk(f"{mib}m")
-    said = failed(ingest(source, output))
-    assert "No space left on device" in said and str(output) in said and "same command again" in said
+    error = failed(ingest(source, output))
+    assert "No space left on device" in error and str(output) in error and "same command again" in error
     published = check_visible(output, whole)
     assert published < SHARDS + 1
     small_disk("64m")
@@ -72,8 +72,8 @@ def test_a_disk_without_any_free_space_is_named(source, whole, small_disk):
         while True:
             os.write(filler, bytes(4096))
     os.close(filler)
-    said = failed(ingest(source, output))
-    assert "No space left on device" in said and str(output) in said
+    error = failed(ingest(source, output))
+    assert "No space left on device" in error and str(output) in error
     (output / "filler").unlink()
     small_disk("64m")
     assert ingest(source, output).returncode == 0
@@ -82,8 +82,8 @@ def test_a_disk_without_any_free_space_is_named(source, whole, small_disk):
 
 def test_a_file_size_limit_is_reported_like_a_full_disk(source, whole, tmp_path):
     # A shard of this source takes 1.3 MB.
-    said = failed(ingest(source, tmp_path, prepare=SMALL_FILES))
-    assert "File too large" in said and "same command again" in said
+    error = failed(ingest(source, tmp_path, prepare=SMALL_FILES))
+    assert "File too large" in error and "same command again" in error
     assert summary(ingest(source, tmp_path))["made"] == SHARDS + 1
     assert hashes(tmp_path) == whole
 
@@ -91,15 +91,15 @@ def test_a_file_size_limit_is_reported_like_a_full_disk(source, whole, tmp_path)
 def test_a_folder_that_became_read_only_is_named_and_the_next_run_completes(source, whole, tmp_path):
     output = tmp_path / "out"
     output.mkdir(mode=0o555)
-    said = failed(ingest(source, output, prepare=obey_permissions))
-    assert "Permission denied" in said and str(output) in said and "Give this user permission" in said
+    error = failed(ingest(source, output, prepare=obey_permissions))
+    assert "Permission denied" in error and str(output) in error and "Give this user permission" in error
     assert hashes(output) == {}
     output.chmod(0o755)
     assert ingest(source, output, "--splits", "val", prepare=obey_permissions).returncode == 0
     # Permission is lost when part of the work is done.
     (output / NAME).chmod(0o555)
-    said = failed(ingest(source, output, prepare=obey_permissions))
-    assert "Permission denied" in said and str(output / NAME) in said and "give this user permission" in said
+    error = failed(ingest(source, output, prepare=obey_permissions))
+    assert "Permission denied" in error and str(output / NAME) in error and "give this user permission" in error
     (output / NAME).chmod(0o755)
     assert ingest(source, output, prepare=obey_permissions).returncode == 0
     assert hashes(output) == whole
@@ -108,10 +108,10 @@ def test_a_folder_that_became_read_only_is_named_and_the_next_run_completes(sour
 def test_a_source_file_without_read_permission_is_named(source, tmp_path):
     (source / FILE).chmod(0o000)
     try:
-        said = failed(ingest(source, tmp_path, prepare=obey_permissions))
+        error = failed(ingest(source, tmp_path, prepare=obey_permissions))
     finally:
         (source / FILE).chmod(0o644)
-    assert FILE in said and "Permission denied" in said
+    assert FILE in error and "Permission denied" in error
 
 
 def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_accepts_it(source, whole, tmp_path):
@@ -120,8 +120,8 @@ def test_a_source_file_that_changed_between_runs_is_named_and_overwrite_accepts_
     assert ingest(changed, tmp_path / "out").returncode == 0
     other = source / FILE.replace("00003", "00004")
     shutil.copyfile(other, changed / FILE)
-    said = failed(ingest(changed, tmp_path / "out"))
-    assert "rewritten in place" in said and FILE in said and "--overwrite" in said
+    error = failed(ingest(changed, tmp_path / "out"))
+    assert "rewritten in place" in error and FILE in error and "--overwrite" in error
     assert hashes(tmp_path / "out") == whole
     assert summary(ingest(changed, tmp_path / "out", "--overwrite"))["made"] == 1
     assert summary(ingest(changed, tmp_path / "fresh"))["made"] == SHARDS + 1

@@ -169,7 +169,7 @@ def test_objects_with_the_same_tag_are_not_read_for_a_plan_and_a_changed_middle_
     assert read == [storage.basename(file)]
 
 
-# The kernel ends it after so much of its own processor time from the start of the upload, however busy the machine is.
+# The kernel ends it after this much of its own processor time since the start of the upload, on a busy machine too.
 PUBLISH = """
 import signal, sys
 from pipeline.common import storage
@@ -238,9 +238,9 @@ def test_tokenizing_on_a_bucket_gives_the_same_clips_and_training_reads_them(s3,
         made[root] = contents(f"{root}/out/made_up")
     local, remote = made.values()
     assert local == remote and sum(name.endswith(".arrow") for name in local) >= 2
-    here, there = (TokenStore.open(f"{root}/out") for root in made)
-    rows = np.arange(here.positions("made_up") * here.views("made_up"))
-    assert np.array_equal(here.rows("made_up", rows).ids, there.rows("made_up", rows).ids) and len(rows)
+    local_store, remote_store = (TokenStore.open(f"{root}/out") for root in made)
+    rows = np.arange(local_store.positions("made_up") * local_store.views("made_up"))
+    assert np.array_equal(local_store.rows("made_up", rows).ids, remote_store.rows("made_up", rows).ids) and len(rows)
     copies = sorted((cache / "tokens").rglob("*.arrow"))
     assert [path.read_bytes() for path in copies] and {path.name for path in copies} <= remote.keys()
     written = [path.stat().st_mtime_ns for path in copies]

@@ -155,7 +155,7 @@ def test_a_loss_in_the_middle_of_a_shard_gives_the_same_files_as_one_process(mad
     assert summary["failed"] == {} and summary["made"] == sum(name.endswith(".tar") for name in expected) > 5
     assert contents(output) == expected
     if loss == "a host is cut off":
-        # Given up for dead, it goes on and publishes what another host has published since.
+        # The executor that was considered lost continues, and publishes what another host has published meanwhile.
         assert open_shard(doomed, output) == file
         os.kill(doomed, signal.SIGCONT)
         while file.exists():
@@ -195,16 +195,16 @@ def test_ctrl_c_ends_the_job_and_the_next_run_resumes(made, cluster, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "expected"),
     [
         ({"MASTER": "spark://host1:7077"}, "no master answers there (host1:7077: [Errno 111] Connection refused)"),
         ({"PYSPARK_PYTHON": "/no/python"}, 'Cannot run program "/no/python"'),
     ],
     ids=["no master", "no Python"],
 )
-def test_an_unusable_cluster_is_an_error_with_advice(made, cluster, tmp_path, given, said):
+def test_an_unusable_cluster_is_an_error_with_advice(made, cluster, tmp_path, given, expected):
     driver = cluster.ingest(made[0], tmp_path, **given)
     _, err = driver.communicate(timeout=300)
     assert driver.returncode == 1
     (message,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert said in message and "Traceback" not in err
+    assert expected in message and "Traceback" not in err

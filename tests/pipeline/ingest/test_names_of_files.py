@@ -134,8 +134,8 @@ def test_a_removed_file_is_refused_until_overwrite_drops_it_and_keeps_the_other_
     (source / "c.npz").unlink()
     capsys.readouterr()
     assert ingest(source, tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert "a.npz (gone), c.npz (gone)" in said and "--overwrite" in said
+    error = capsys.readouterr().err
+    assert "a.npz (gone), c.npz (gone)" in error and "--overwrite" in error
     assert keys_by_file(tmp_path / "out") == before
     assert ingest(source, tmp_path / "out", "--overwrite") == 0
     assert "train-000001.tar is removed: none of its source files exists any more" in caplog.text
@@ -190,8 +190,8 @@ def test_shards_of_an_earlier_format_are_refused_with_advice_and_overwrite_remak
     path.write_text(json.dumps(manifest))
     capsys.readouterr()
     assert ingest(source, tmp_path / "out") == 1
-    said = capsys.readouterr().err
-    assert "earlier version" in said and "another --output" in said and "--overwrite" in said and "token shards" in said
+    error = capsys.readouterr().err
+    assert "earlier version" in error and "another --output" in error and "--overwrite" in error and "token shards" in error
     assert ingest(source, tmp_path / "out", "--overwrite") == 0
     assert json.loads(path.read_text())["inputs"]["format"] == 2
 
@@ -230,7 +230,7 @@ def test_a_plan_opens_only_files_whose_listing_does_not_prove_that_they_are_unch
     os.utime(source / "06.npz", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     capsys.readouterr()
     assert ingest(source, tmp_path / "out") == 1
-    assert "rewritten in place" in (said := capsys.readouterr().err) and "06.npz" in said
+    assert "rewritten in place" in (error := capsys.readouterr().err) and "06.npz" in error
 
 
 def test_a_changed_file_is_detected_without_the_lock_file_too(tmp_path, capsys):

@@ -40,9 +40,9 @@ def test_a_file_rewritten_in_place_stops_the_next_ingest_to_any_output_and_overw
     rewrite(folder)
     capsys.readouterr()
     assert ingest(folder, tmp_path / "elsewhere", "--lock", str(lock)) == 1
-    said = capsys.readouterr().err
-    assert f"{NAME}/{VERSION} was rewritten in place" in said and FILE in said and "--overwrite" in said
-    assert len(set(re.findall(r"\b[0-9a-f]{16}\b", said))) == 2 and before.fingerprint() in said
+    error = capsys.readouterr().err
+    assert f"{NAME}/{VERSION} was rewritten in place" in error and FILE in error and "--overwrite" in error
+    assert len(set(re.findall(r"\b[0-9a-f]{16}\b", error))) == 2 and before.fingerprint() in error
     assert not (tmp_path / "elsewhere" / NAME / "train-000000.json").exists()
     assert ingest(folder, tmp_path / "elsewhere", "--lock", str(lock), "--overwrite") == 0
     assert read_lock(str(lock))[f"{NAME}/{VERSION}"].fingerprint() != before.fingerprint()

@@ -24,8 +24,8 @@ def test_rt1_with_a_flipped_byte_and_a_lost_file(shared, tmp_path, capsys, frame
     files[1].unlink()
     command = ["--dataset", "fractal20220817_data", "--source", str(tmp_path), "--output", str(tmp_path / "out")]
     command += ["--data.frames", frames]
-    told = ("3 of 4 episodes were left out", "left_out.parquet", "2 damaged or missing files", "--overwrite")
-    with pytest.raises(SourceError, match="[^$]*".join([*told, f"{files[0].name}, record 0: the checksum"])):
+    parts = ("3 of 4 episodes were left out", "left_out.parquet", "2 damaged or missing files", "--overwrite")
+    with pytest.raises(SourceError, match="[^$]*".join([*parts, f"{files[0].name}, record 0: the checksum"])):
         run([*command, *IN_PROCESS])
     assert run([*command, "--max_bad_fraction", "0.75", *IN_PROCESS]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -49,7 +49,7 @@ def damaged(draw, seeds: tuple[bytes, ...]) -> bytes:
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, len(data)))
-        match draw(st.sampled_from(["change", "change", "insert", "remove", "double", "cut", "number", "anew"])):
+        match draw(st.sampled_from(["change", "change", "insert", "remove", "double", "cut", "number", "random"])):
             case "change":
                 data[place : place + 1] = bytes([draw(st.integers(0, 255))])
             case "insert":
@@ -66,7 +66,7 @@ def damaged(draw, seeds: tuple[bytes, ...]) -> bytes:
                 data[place : place + width] = (edge & ((1 << 8 * width) - 1)).to_bytes(
                     width, draw(st.sampled_from(["big", "little"]))
                 )
-            case "anew":
+            case "random":
                 data = bytearray(draw(st.binary(max_size=400)))
     return bytes(data)
 

@@ -55,7 +55,7 @@ class OddSource(Source):
             yield position, dataclasses.replace(episode, ignored={"frames without a time": 2})
 
 
-def made(source: Source, folder: str) -> index.ShardManifest:
+def make_shard(source: Source, folder: str) -> index.ShardManifest:
     (unit,) = make_plan(source, None, None, 1 << 30)
     run_unit(unit, source, folder)
     assert collect_failures(folder) == {}
@@ -93,7 +93,7 @@ ABOUT_MORE = [
 
 @pytest.mark.parametrize("error", ABOUT_ONE_INPUT, ids=lambda error: type(error).__name__)
 def test_any_error_about_one_input_loses_the_rest_of_it_and_keeps_the_others(tmp_path, error, caplog):
-    record = made(OddSource(error), str(tmp_path))
+    record = make_shard(OddSource(error), str(tmp_path))
     assert [entry["key"][-6:] for entry in record.entries] == [f"00000{n}" for n in (0, 1, 2, 0, 0, 1, 2)]
     assert [(item.source_file, item.source_record) for item in record.left_out] == [("1.odd", 1), ("1.odd", 2)]
     assert all(item.reason and "0x7f" not in item.reason for item in record.left_out)
@@ -122,7 +122,7 @@ def test_an_interrupt_is_not_an_error_about_an_input(stop):
 
 
 def test_a_file_with_an_unknown_number_of_records_loses_one(tmp_path):
-    record = made(OddSource(ValueError("odd"), records=None), str(tmp_path))
+    record = make_shard(OddSource(ValueError("odd"), records=None), str(tmp_path))
     assert [item.source_record for item in record.left_out] == [1]
 
 
@@ -135,12 +135,12 @@ def test_ignored_inputs_are_counted_by_reason_in_manifests_summary_and_log(tmp_p
     assert dict(outcome.ignored) == index.read_summary(str(tmp_path))["passed_over"] == wanted
     assert outcome.manifests[0].statistics["passed_over"] == {"frames without a time": 18}
     assert "odd: ignored 18: frames without a time" in caplog.text
-    # What was there already is counted as what is made.
+    # Existing shards are counted like new ones.
     assert dict(ingest(units, source, "odd", str(tmp_path), IN_PROCESS, overwrite=False).ignored) == wanted
 
 
 def test_a_lost_input_counts_as_the_episodes_that_it_would_have_held(tmp_path):
-    record = made(OddSource(ValueError("odd")), str(tmp_path))
+    record = make_shard(OddSource(ValueError("odd")), str(tmp_path))
     heavy = [dataclasses.replace(item, episodes=50.5) for item in record.left_out]
     with pytest.raises(SourceError, match=r"101 of 108 episodes were left out"):
         check_outcomes({"odd": Outcome([dataclasses.replace(record, left_out=heavy)], 1, {}, 1.0)}, 0.9)

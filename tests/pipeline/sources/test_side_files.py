@@ -112,9 +112,9 @@ def test_side_files_change_only_the_count_of_ignored_files_in_every_kind_of_sour
     entry, folder = made(tmp_path)
     clean = open_source(entry, str(folder), FORM)
     before = (type(clean), clean.folder, clean.plan(), clean.file_sizes())
-    there = [Path(name) for name in storage.file_sizes(str(folder), nested=True)]
-    side = [*SIDE, *(str(name.parent / f"._{name.name}") for name in there)]
-    side += [str(there[0].parent / f"._{n}{there[0].name}") for n in range(9)]
+    files = [Path(name) for name in storage.file_sizes(str(folder), nested=True)]
+    side = [*SIDE, *(str(name.parent / f"._{name.name}") for name in files)]
+    side += [str(files[0].parent / f"._{n}{files[0].name}") for n in range(9)]
     for name in side:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7 not data")

@@ -127,7 +127,7 @@ print(parent)
         except ProcessLookupError:
             return
         signal.sigtimedwait([], 0.1)
-    pytest.fail(f"process {pid} is still there")
+    pytest.fail(f"process {pid} still runs")
 
 
 def test_the_size_of_attributes_is_limited(tmp_path):

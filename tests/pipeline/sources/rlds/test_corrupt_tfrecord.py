@@ -118,7 +118,7 @@ def flip(data: bytes, place: int) -> bytes:
     return data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
 
 
-# Name -> (what becomes of the file's bytes, the records that are lost, what is said of the first of these)
+# Name -> (damage to the file's bytes, the lost records, the reason of the first of them)
 DAMAGE = {
     "payload": (lambda d, b: flip(d, b[1] + 500), [1], "checksum of the record's data"),
     "payload checksum": (lambda d, b: flip(d, b[2] - 1), [1], "checksum of the record's data"),

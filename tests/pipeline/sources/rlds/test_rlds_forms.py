@@ -111,16 +111,16 @@ def test_an_episode_with_sequences_of_different_lengths_is_left_out(tmp_path, le
 
 
 @pytest.mark.parametrize(
-    ("form", "value", "said"),
+    ("form", "value", "message"),
     [
         (F.Text(), "up", "steps/action is text"),
         (F.FeaturesDict({"a": F.Text()}), {"a": "up"}, "steps/action/a is text"),
         (F.Tensor(shape=(2,), dtype=np.object_), ["a", "b"], "steps/action is Tensor of string, 2"),
     ],
 )
-def test_an_unreadable_action_is_named_with_the_option_to_ingest_without_it(tmp_path, form, value, said):
+def test_an_unreadable_action_is_named_with_the_option_to_ingest_without_it(tmp_path, form, value, message):
     folder = write_set(tmp_path, [episode(0, action=lambda t: value)], spec=features(action=form))
-    with pytest.raises(ConfigError, match=f"{said}.* --no_actions"):
+    with pytest.raises(ConfigError, match=f"{message}.* --no_actions"):
         read_all(folder)
     (one,) = read_all(folder, actions=False)
     assert one.action is None and one.action_meaning == ""

@@ -39,7 +39,7 @@ def test_a_clean_data_set_is_read_as_written(tmp_path):
 def test_equal_episodes_are_written_as_equal_bytes_by_every_process(tmp_path):
     (path,) = write_set(tmp_path, episodes=2).glob("*-train.tfrecord-*")
     for record in read_records(str(path)):
-        # A process orders the entries of a map by a number of its own unless it is told otherwise.
+        # Without deterministic=True, the order of the entries of a map differs between processes.
         assert record == tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
 
 

@@ -62,7 +62,7 @@ with av.open(sys.argv[1], "w") as container:
 @pytest.mark.parametrize("short_side", [None, 80])
 @pytest.mark.parametrize(("parameters", "room"), [(f"{REFERENCES[0]}:keyint=100", False), ("ref=4:bframes=2", True)])
 def test_videos_of_8k_stay_under_a_gibibyte(tmp_path, parameters, room, short_side):
-    # In a process of its own, since what an encoder took hides what the decoder takes.
+    # A new process, because the encoder's memory would hide the decoder's.
     subprocess.run([sys.executable, "-c", _WRITE, str(tmp_path / "a.mp4"), parameters], check=True)
     source = VideoSource(str(tmp_path), DatasetEntry("mine", "mine", "video"), FrameForm("jpeg", short_side))
     memory = PeakMemory()

@@ -41,7 +41,7 @@ def test_pts_in_coding_order_give_the_times_of_an_even_rate(video, start):
         for number, place in enumerate(places)
     ]
     even = [start + STEP * number for number in range(len(places))]
-    # The last frames come without a dts: nothing tells of an order that differs there alone.
+    # The last frames have no dts: a different order only there can't be detected.
     known = (
         len(places) if places == sorted(places) or places[: len(places) - delay] != sorted(places[: len(places) - delay]) else 0
     )
@@ -158,7 +158,7 @@ def test_a_last_frame_with_an_earlier_time_keeps_the_pace():
 
 
 def test_last_frames_without_timestamps_keep_the_pace_whatever_their_duration():
-    # AVI: pts in coding order, dts of none of the decoder's last frames, and every frame said to last a tick.
+    # AVI: pts in coding order, no dts for the decoder's last frames, and a duration of one tick for every frame.
     pts = [0, 3, 2, 4, 1, 7, 6, 8, 5, 11, 10, 12, 9, 13, 14]
     stamps = [(STEP * t, STEP * (n + 2) if n < 13 else None) for n, t in enumerate(pts)]
     assert shown(stamps, step=1) == [STEP * n for n in range(15)]

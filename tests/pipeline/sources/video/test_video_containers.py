@@ -25,7 +25,7 @@ class Clip(NamedTuple):
     Attributes:
         times: Of its frames in seconds, from the first on.
         frames: The frames, small.
-        flaws: What else is said of it: faults, jumps, frames without a time.
+        flaws: Faults, jumps and frames without a time.
     """
 
     times: np.ndarray

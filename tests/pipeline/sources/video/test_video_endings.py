@@ -32,7 +32,7 @@ WRITTEN = {
     "mpe": ("mpeg", "mpeg2video"),
     "m2v": ("mpeg2video", "mpeg2video"),
 }
-# Like MPG, they tell nothing of their length.
+# Like MPG, they don't state their length.
 PROGRAM_STREAMS = ("vob", "mpe")
 
 
@@ -51,10 +51,10 @@ def test_every_format_is_read_and_truncation_is_detected(tmp_path, ending):
     assert isinstance(whole, Episode) and whole.num_frames == FRAMES
     data = path.read_bytes()
     for share in () if ending in PROGRAM_STREAMS else (0.3, 0.6, 0.9):
-        # Not where a packet of a transport stream ends, behind which nothing tells that there was more.
+        # Except at the end of a packet of a transport stream, where truncation can't be detected.
         path.write_bytes(data[: int(len(data) * share) // 188 * 188 + 7])
         items = [item for _, item in source.read(source.plan()[0])]
-        # Whatever is kept of its beginning, that something is lost is said.
+        # Some of the beginning may be kept, but the loss is reported.
         assert not all(isinstance(item, Episode) for item in items), share
 
 

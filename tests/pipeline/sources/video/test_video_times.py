@@ -121,7 +121,7 @@ def test_a_few_frames_with_wrong_times_keep_the_pace_of_the_others(tmp_path, cou
 
 
 def test_frames_without_a_time_are_counted(tmp_path):
-    # After them comes none at the pace from before, so that nobody knows when they are shown.
+    # No later frame fits the previous pace, so their times are unknown.
     (item,) = write_stuck(tmp_path, 5, 2, [40 * n if n < 7 else 40 * n + 330 + 5 * n * n for n in range(24)])
     assert numbers(item) == [n for n in range(24) if n not in (5, 6)]
     assert item.ignored == {UNTIMED: 2}
