@@ -9,7 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ProjectError, SourceError
@@ -28,6 +28,13 @@ _log = logging.getLogger(__name__)
 _SHOWN = 5
 
 
+class SplitCounts(TypedDict):
+    """Number of files in a split, and number of episodes (None if unknown)."""
+
+    files: int
+    episodes: int | None
+
+
 @dataclass
 class Diagnosis:
     """The doctor's report about one data set.
@@ -36,7 +43,7 @@ class Diagnosis:
         dataset: Name of the data set in the catalog.
         folder: Folder of its files; empty if none were diagnosis.
         kind: Kind of the source.
-        splits: Split -> number of files, and number of episodes (None if unknown).
+        splits: Split -> its counts.
         spec: Cameras and actions in the source's spec; empty if it has no spec.
         first_episode: Properties of the first readable episode.
         differences: Differences from the catalog, each with what to do; empty if there are none.
@@ -46,8 +53,8 @@ class Diagnosis:
     dataset: str
     folder: str = ""
     kind: str = ""
-    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
-    spec: dict[str, Any] = field(default_factory=dict)
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    spec: dict[str, str | list[str]] = field(default_factory=dict)
     first_episode: dict[str, Any] = field(default_factory=dict)
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

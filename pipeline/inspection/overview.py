@@ -7,7 +7,7 @@ import collections
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,16 @@ from pipeline.episodes.quality import COLUMNS
 
 _LISTED = 8
 _EXAMPLE_LENGTH = 160
+
+
+class LanguageStatistics(TypedDict):
+    """Statistics of instructions: see `language_statistics`."""
+
+    share: float
+    distinct: int
+    words: float | None
+    scripts: dict[str, int]
+    examples: list[str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Overview:
     rates: dict[str, int]
     cameras: dict[str, int]
     splits: dict[str, int]
-    language: dict[str, Any]
+    language: LanguageStatistics
     quality: dict[str, np.ndarray]
     copies: int | None
     left_out: dict[tuple[str, str], list[str]]
@@ -128,7 +138,7 @@ def overview(index: pa.Table, skipped: pa.Table | None) -> Overview:
     )
 
 
-def language_statistics(texts: list[str]) -> dict[str, Any]:
+def language_statistics(texts: list[str]) -> LanguageStatistics:
     """Compute statistics of the instructions. The language isn't guessed; the script is known from the letters.
 
     Args:

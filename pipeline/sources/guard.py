@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from pipeline.common.errors import BadEpisodeError, KilledError, MissingEpisodeError, ProjectError, StorageError
 from pipeline.episodes.episode import Episode
@@ -38,12 +39,12 @@ def is_infrastructure_error(error: BaseException) -> bool:
     """Whether an error, or its cause, concerns storage or the machine instead of one input."""
     if isinstance(error, StorageError | KilledError):
         return True
-    if _is_system_error(error) and error.errno not in _ABOUT_ONE_FILE:  # type: ignore[attr-defined]
+    if _is_system_error(error) and error.errno not in _ABOUT_ONE_FILE:
         return True
     return error.__cause__ is not None and is_infrastructure_error(error.__cause__)
 
 
-def _is_system_error(error: BaseException) -> bool:
+def _is_system_error(error: BaseException | None) -> TypeGuard[OSError]:
     """Whether an error comes from the operating system; libraries raise other kinds of `OSError`, some without a number."""
     return isinstance(error, OSError) and type(error).__module__ == "builtins" and error.errno is not None
 
@@ -62,8 +63,7 @@ def as_bad_episode(error: Exception, where: str) -> BadEpisode:
         raise error
     if isinstance(error, BadEpisodeError):
         return BadEpisode.of(error)
-    file_error = next((item for item in (error, error.__cause__) if item is not None and _is_system_error(item)), None)
-    if isinstance(file_error, OSError):
+    if (file_error := next(filter(_is_system_error, (error, error.__cause__)), None)) is not None:
         return BadEpisode(f"it can't be opened: {os.strerror(file_error.errno or 0)}", MissingEpisodeError.kind)
     _log.warning("%s can't be used: %r", where, error, exc_info=error)
     reason = str(error) if isinstance(error, ProjectError) else f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -41,23 +41,24 @@ class _Reader:
         self._process = Child(
             [sys.executable, "-m", "pipeline.sources.hdf5.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin, self._process.stdout
         try:
-            receive(self._process.stdout)
+            receive(self._answers)
         except PipeClosed as error:
             raise KilledError(f"the process that reads HDF5 can't be started: its exit status is {self.status()}") from error
 
     def ask(self, request: bytes) -> Any:
         try:
-            send(self._process.stdin, request)
-            return receive(self._process.stdout)
+            send(self._requests, request)
+            return receive(self._answers)
         except BrokenPipeError as error:
             raise PipeClosed from error
 
     def close(self) -> None:
         # Dropping a process object doesn't close its pipes.
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._requests.close()
+        self._answers.close()
 
     def status(self) -> int:
         """Return the exit status of a child that died."""
@@ -177,14 +178,14 @@ def pack(value: Any) -> bytes:
     return bytes(msgpack.packb(value, default=_plain, unicode_errors="surrogateescape"))
 
 
-def send(pipe: Any, message: bytes) -> None:
+def send(pipe: IO[bytes], message: bytes) -> None:
     """Write a message to a pipe."""
     pipe.write(len(message).to_bytes(_LENGTH_BYTES))
     pipe.write(message)
     pipe.flush()
 
 
-def receive(pipe: Any) -> Any:
+def receive(pipe: IO[bytes]) -> Any:
     """Read the next message from a pipe; lists become tuples.
 
     Raises:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from pipeline.common.errors import BadEpisodeError
 from pipeline.episodes.frames import MAX_PIXELS
@@ -158,7 +159,7 @@ def joined(columns: Columns, parts: tuple[Column, ...], steps: int) -> tuple[np.
     return np.concatenate(arrays, axis=1), action_meaning(parts, [array.shape[1] for array in arrays])
 
 
-def per_step(columns: Columns, column: Column | None, steps: int, dtype: Any) -> np.ndarray | None:
+def per_step(columns: Columns, column: Column | None, steps: int, dtype: DTypeLike) -> np.ndarray | None:
     """Return one number per step, (steps,), or None without a column.
 
     Raises:

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import av
 from av.video.frame import PictureType
@@ -203,10 +203,16 @@ def _precedes(pts: int | None, fault: Fault) -> bool:
     return pts in fault.intact and (fault.broken is None or pts is None or pts < fault.broken)
 
 
+class _IndexEntry(Protocol):
+    """A packet in a container's index."""
+
+    pos: int
+
+
 class _SkipDetector:
     """Detects where a demuxer skipped bytes, and frames with them, without an error."""
 
-    def __init__(self, sent: collections.deque[int], listed: Iterable[Any]) -> None:
+    def __init__(self, sent: collections.deque[int], listed: Iterable[_IndexEntry]) -> None:
         """See the class.
 
         Args:
