@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -16,6 +16,7 @@ from pipeline.common.manifests import describe_difference
 from pipeline.common.path_errors import require_writable
 from pipeline.common.progress import progress_line
 from pipeline.config.cli_output import show
+from pipeline.config.model import Precision
 from pipeline.config.recipe import Recipe
 from pipeline.episodes.frames import require_detail
 from tokenize_offline.cli import TokenizeOptions
@@ -47,6 +48,20 @@ from tokenize_offline.worker.worker import WorkerReport, run_worker
 log = logging.getLogger("tokenize_offline")
 
 
+class FleetPlan(TypedDict):
+    """The plan that the first process sends to the others.
+
+    Attributes:
+        precision: Precision of the tokenizer.
+        job: The first process's `TokenizeJob.to_json`, which the others compare with their own.
+        tasks: The tasks as JSON; see `ShardTask.from_json`.
+    """
+
+    precision: Precision
+    job: dict[str, Any]
+    tasks: list[dict[str, Any]]
+
+
 def tokenize(recipe: Recipe, options: TokenizeOptions, resolution: int | None) -> int:
     """Run the command in this process and return the exit status.
 
@@ -63,15 +78,15 @@ def tokenize(recipe: Recipe, options: TokenizeOptions, resolution: int | None) -
     prepare_readers()
     with Fleet.join() as fleet:
         if not fleet.is_first:
-            plan = fleet.receive_plan()
-            if plan is None:
+            received: FleetPlan | None = fleet.receive_plan()
+            if received is None:
                 # The first process failed and reports the reason.
                 return 0
             model, job = open_job(recipe, options, resolution)
             # All processes use the precision of the first one, so that different machines make the same tokens.
-            job = job.in_precision(plan["precision"])
-            require_same_job(job, plan["job"], fleet.rank)
-            return _run(fleet, recipe, options, model, job, list(map(ShardTask.from_json, plan["tasks"])), {})
+            job = job.in_precision(received["precision"])
+            require_same_job(job, received["job"], fleet.rank)
+            return _run(fleet, recipe, options, model, job, list(map(ShardTask.from_json, received["tasks"])), {})
         try:
             require_writable(options.output)
             model, job = open_job(recipe, options, resolution)
@@ -83,9 +98,8 @@ def tokenize(recipe: Recipe, options: TokenizeOptions, resolution: int | None) -
         except BaseException:
             fleet.broadcast_plan(None)
             raise
-        fleet.broadcast_plan(
-            {"precision": job.layout.precision, "job": job.to_json(), "tasks": list(map(dataclasses.asdict, tasks))},
-        )
+        plan = FleetPlan(precision=job.layout.precision, job=job.to_json(), tasks=[dataclasses.asdict(task) for task in tasks])
+        fleet.broadcast_plan(plan)
         plan_summary = {"shards_done_before": len(found) - len(tasks), **selected.summary()}
         return _run(fleet, recipe, options, model, job, tasks, plan_summary)
 

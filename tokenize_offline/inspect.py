@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jsonargparse import Namespace
 from PIL import Image
 
 from pipeline.common import storage
@@ -92,7 +93,7 @@ _MODES = {
 }
 
 
-def _require_effect(options: Any) -> None:
+def _require_effect(options: Namespace) -> None:
     """Check that every given option has an effect.
 
     Raises:

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 _BLOCK = 4096
 _SUBBLOCK = 512
-# So many levels of one size merge into a level of the next size. A lower number searches fewer levels but sorts more.
+# Number of levels of one size that merge into a level of the next size. A lower number searches fewer levels but sorts more.
 _MERGED = 4
-# Comparing a candidate from the bands costs as much as comparing so many hashes in a linear scan.
+# Comparing a candidate from the bands costs as much as comparing this many hashes in a linear scan.
 _COST_OF_CANDIDATE = 16
 _PAIRS = 1 << 18
 # Hashes compared together in a linear scan.

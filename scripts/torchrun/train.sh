@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Train under torchrun. On one machine with all its GPUs:
+# Trains with torchrun. On one machine with all its GPUs:
 #
 #   CONFIG=configs/oxe-64-act-free-small.yaml TOKENS=/data/tokens TOKENIZER=/models/tokenizer OUTPUT=/runs/small \
 #       scripts/torchrun/train.sh
 #
-# On several, the same on each of them with NODES=4 HEAD=node0:29500, where node0 is one of them. A process that dies takes the
-# others down; all start again from the newest checkpoint. PROCESSES=2 starts so many on a machine, also without GPUs. More
-# arguments go to ivideogpt-train (`--training.steps 1000`).
+# On several machines, run the same command on each with NODES=4 HEAD=node0:29500, where node0 is one of them. If a process dies, all
+# processes restart from the newest checkpoint. PROCESSES=2 starts two processes per machine, also without GPUs. More arguments are passed
+# to ivideogpt-train (`--training.steps 1000`).
 set -euo pipefail
 
 exec torchrun --nnodes "${NODES:-1}" --nproc_per_node "${PROCESSES:-gpu}" --max-restarts 3 --shutdown-timeout 300 \

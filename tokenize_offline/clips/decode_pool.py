@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["pipeline.processes.fork_server", "tokenize_offline.clips.decode"])
-# An episode that kills its reader so many times is left out: the first time may be chance.
+# An episode that kills its reader this many times is left out: the first time may be chance.
 _MAX_ATTEMPTS = 2
 # Only a decoder in an endless loop takes that long.
 _TIMEOUT_SECONDS = 600.0

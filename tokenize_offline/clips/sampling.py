@@ -21,7 +21,7 @@ from pipeline.config.recipe import ClipsConfig
 from pipeline.episodes.episode import Episode
 
 _PUBLISHED_LENGTH = 16
-# After so many random crops that don't fit, the centred square is used, as in torchvision's RandomResizedCrop.
+# After this many random crops that don't fit, the centred square is used, as in torchvision's RandomResizedCrop.
 _CROP_ATTEMPTS = 10
 
 

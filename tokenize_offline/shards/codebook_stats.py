@@ -6,7 +6,6 @@ available.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -24,10 +23,10 @@ def code_counts(ids: np.ndarray, id_layout: IdLayout) -> np.ndarray:
     return counts
 
 
-def codebook_statistics(counts: np.ndarray, id_layout: IdLayout) -> dict[str, Any]:
+def codebook_statistics(counts: np.ndarray, id_layout: IdLayout) -> dict[str, float]:
     """Number of codes used and perplexity, for both codebooks, from `code_counts`."""
     context, future = id_layout.num_vq_embeddings, id_layout.start_of_context
-    statistics: dict[str, Any] = {}
+    statistics: dict[str, float] = {}
     for name, part in (("context", counts[:context]), ("future", counts[context:future])):
         statistics[f"{name}_codes_used"] = int((part > 0).sum())
         statistics[f"{name}_perplexity"] = round(perplexity(part), 3)
@@ -45,7 +44,7 @@ def weighted_median(values: Iterable[tuple[float | None, int]]) -> float | None:
     return None
 
 
-def reconstruction_statistics(errors: np.ndarray, context_length: int) -> dict[str, Any]:
+def reconstruction_statistics(errors: np.ndarray, context_length: int) -> dict[str, float]:
     """PSNR in dB of the context and future frames of a sample, from the mean squared error over all pixels.
 
     Args:
@@ -64,13 +63,13 @@ def reconstruction_statistics(errors: np.ndarray, context_length: int) -> dict[s
     }
 
 
-def merged_reconstruction(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merged_reconstruction(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Merge the `reconstruction_statistics` of several shards. Shards without a sample are ignored."""
     sampled = [part for part in parts if part.get("sampled_clips")]
     clips = sum(part["sampled_clips"] for part in sampled)
     if not clips:
         return {}
-    merged: dict[str, Any] = {"sampled_clips": clips}
+    merged: dict[str, float] = {"sampled_clips": clips}
     for name in ("context_psnr", "future_psnr"):
         merged[name] = _rounded_psnr(sum(part["sampled_clips"] * squared_error(part[name]) for part in sampled) / clips)
     return merged
