@@ -22,7 +22,7 @@ class TrainOptions(Protocol):
 
 
 def build_parser() -> CommandParser:
-    """Return the command line parser."""
+    """Returns the command line parser."""
     parser = recipe_parser(
         "ivideogpt-train",
         "Pre-train the transformer on token shards, alone or under a launcher.",
@@ -63,12 +63,12 @@ def build_parser() -> CommandParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Runs the command and returns its exit status."""
     return run_command(train, arguments)
 
 
 def train(arguments: Sequence[str] | None = None) -> int:
-    """Train, replay a step, or verify a resume, as the options say; return the exit status.
+    """Trains, replays a step, or verifies a resume, as the options say; returns the exit status.
 
     Raises:
         ProjectError: The input is invalid, or training failed.

@@ -45,7 +45,7 @@ class RankInfo:
 
 
 def find_rank_info(environment: Mapping[str, str]) -> RankInfo:
-    """Read this process's ranks from the variables of torchrun, deepspeed, accelerate launch or srun; without any it is alone.
+    """Reads this process's ranks from the variables of torchrun, deepspeed, accelerate launch or srun; without any it is alone.
 
     Raises:
         ConfigError: Some variables are missing or contradict each other.
@@ -70,7 +70,7 @@ def find_rank_info(environment: Mapping[str, str]) -> RankInfo:
 
 
 def local_device(local_rank: int = 0) -> torch.device:
-    """Return the device of a process: the GPU of its local rank, or the CPU."""
+    """Returns the device of a process: the GPU of its local rank, or the CPU."""
     return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -142,19 +142,19 @@ class Processes:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all processes."""
+        """Waits for all processes."""
         dist.barrier(group=self._host_group)
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process; all get the same answer."""
+        """Returns whether the flag is set on any process; all get the same answer."""
         return self.sum(float(flag)) > 0
 
     def sum(self, value: float) -> float:
-        """Return the sum of a host value over all processes, the same on all."""
+        """Returns the sum of a host value over all processes, the same on all."""
         return sum(self.gather(value))
 
     def ranks_that_differ(self, digest: str) -> list[int]:
-        """Return the ranks whose digest differs from rank 0's; all get the same answer.
+        """Returns the ranks whose digest differs from rank 0's; all get the same answer.
 
         Args:
             digest: 16 hex digits.
@@ -164,7 +164,7 @@ class Processes:
         return [rank for rank, part in enumerate(parts) if not torch.equal(part, parts[0])]
 
     def gather(self, value: float) -> list[float]:
-        """Return a host value of every process, by rank."""
+        """Returns a host value of every process, by rank."""
         if self.world_size == 1:
             return [value]
         parts = [torch.zeros(1, dtype=torch.float64) for _ in range(self.world_size)]
@@ -172,7 +172,7 @@ class Processes:
         return [float(part) for part in parts]
 
     def gather_objects(self, value: T) -> list[T]:
-        """Return a small object of every process, by rank; it must be picklable."""
+        """Returns a small object of every process, by rank; it must be picklable."""
         if self.world_size == 1:
             return [value]
         parts: list[Any] = [None] * self.world_size
@@ -180,7 +180,7 @@ class Processes:
         return parts
 
     def gather_tensor(self, value: torch.Tensor) -> list[torch.Tensor]:
-        """Return a host tensor of every process, by rank; all must have the same shape and type."""
+        """Returns a host tensor of every process, by rank; all must have the same shape and type."""
         if self.world_size == 1:
             return [value]
         parts = [torch.empty_like(value) for _ in range(self.world_size)]

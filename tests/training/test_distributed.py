@@ -1,4 +1,4 @@
-"""A process finds its place among all from whatever launched it."""
+"""A process reads its ranks from any launcher's environment."""
 
 import pytest
 import torch
@@ -76,12 +76,12 @@ def test_half_of_a_launcher_is_refused_with_what_is_missing():
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT"])
-def test_a_variable_that_is_no_number_is_named_with_its_value(name):
+def test_a_variable_that_is_not_a_number_is_named_with_its_value(name):
     with pytest.raises(ConfigError, match=f"{name} is 'a'"):
         find_rank_info({**TORCHRUN, name: "a"})
 
 
-def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
+def test_an_engine_left_open_by_an_error_does_not_block_a_later_one():
     config = {"train_batch_size": 1, "zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
 
     def start(fail: bool) -> None:
@@ -98,7 +98,7 @@ def test_an_engine_that_an_error_left_open_keeps_no_later_one_from_starting():
     start(fail=False)
 
 
-def test_zero_3_leaves_the_linear_layers_of_what_runs_later_alone():
+def test_zero_3_does_not_change_linear_layers_that_run_later():
     config = {"train_batch_size": 1, "zero_optimization": {"stage": 3}, "zero_allow_untested_optimizer": True}
     before = torch.nn.functional.linear
     network = build_network(ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=64), LAYOUT, 0, seed=0)

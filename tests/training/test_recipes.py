@@ -1,4 +1,4 @@
-"""The recipes that ship: they read, describe the published models, and train."""
+"""The packaged recipes are valid, describe the published models, and train."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def _parse(name, **changes):
 
 
 def _tokens(root, recipe, action_dim):
-    """Token shards of a mixture in the recipe's layout, but for smaller grids and codebooks; goals are context frames."""
+    """Writes token shards of a mixture in the recipe's layout, with smaller grids and codebooks; goals are context frames."""
     clips = recipe.clips
     layout = dataclasses.replace(
         LAYOUT,
@@ -80,7 +80,7 @@ def test_a_recipe_trains_a_shrunken_model(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipes_clips_fit_its_model_at_the_published_size(name):
+def test_the_clips_of_a_recipe_fit_its_model(name):
     recipe = _parse(name)
     layout = dataclasses.replace(PUBLISHED, context_length=recipe.clips.context_length, clip_length=recipe.clips.length)
     with torch.device("meta"):

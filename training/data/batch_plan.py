@@ -28,12 +28,12 @@ class BatchPlan:
     rank: int
 
     def first_sample(self, step: int, micro_step: int) -> int:
-        """Return the number of the first sample of a micro step of this rank."""
+        """Returns the number of the first sample of a micro step of this rank."""
         return step * self.global_batch + (self.rank * self.accumulation + micro_step) * self.micro_batch
 
 
 def plan_batches(config: TrainingConfig, world_size: int, rank: int) -> BatchPlan:
-    """Return the plan for a number of processes: global_batch = micro_batch x accumulation x world_size.
+    """Returns the plan for a number of processes: global_batch = micro_batch x accumulation x world_size.
 
     Raises:
         ConfigError: The sizes don't divide; the message lists valid micro batches.

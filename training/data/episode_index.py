@@ -75,7 +75,7 @@ class EpisodeRows:
 def open_episode_indexes(
     shards: Sequence[str], split: str, held_out: float, quality: QualityConfig | None = None
 ) -> tuple[dict[str, EpisodeRows], dict[str, EpisodeRows]]:
-    """Open the indexes of data sets.
+    """Opens the indexes of data sets.
 
     Args:
         shards: Output folders of ingest, or folders of single data sets.
@@ -111,7 +111,7 @@ def open_episode_indexes(
 
 
 def read_episodes(folder: str) -> pa.Table:
-    """Read what `EpisodeRows` needs of all episodes of a data set, and their splits, in the order of its index.
+    """Reads what `EpisodeRows` needs of all episodes of a data set, and their splits, in the order of its index.
 
     Raises:
         ShardError: The index is missing or can't be read.

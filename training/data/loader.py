@@ -34,20 +34,20 @@ class Batch(NamedTuple):
     reward: torch.Tensor | None
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on a device; the copy of a pinned batch is asynchronous."""
+        """Returns the batch on a device; the copy of a pinned batch is asynchronous."""
         action = None if self.action is None else self.action.to(device, non_blocking=True)
         reward = None if self.reward is None else self.reward.to(device, non_blocking=True)
         return Batch(self.ids.to(device, non_blocking=True), action, reward)
 
     def pinned(self) -> "Batch":
-        """Return the batch in page-locked memory."""
+        """Returns the batch in page-locked memory."""
         action = None if self.action is None else self.action.pin_memory()
         reward = None if self.reward is None else self.reward.pin_memory()
         return Batch(self.ids.pin_memory(), action, reward)
 
 
 def as_batch(clips: Clips) -> Batch:
-    """Return rows of a store as tensors in host memory."""
+    """Returns rows of a store as tensors in host memory."""
     action = None if clips.action is None else torch.from_numpy(clips.action)
     reward = None if clips.reward is None else torch.from_numpy(clips.reward)
     return Batch(torch.from_numpy(clips.ids.astype(np.int64)), action, reward)
@@ -71,7 +71,7 @@ class BatchReader:
         self._pinned = pinned
 
     def read(self, start: int, count: int) -> Batch:
-        """Read samples `start .. start + count - 1`."""
+        """Reads samples `start .. start + count - 1`."""
         dataset, rows = self._order.samples(start, count)
         batch = as_batch(self._store.read(self._order.datasets, dataset, rows, *self._columns))
         return batch.pinned() if self._pinned else batch
@@ -98,7 +98,7 @@ class BatchLoader:
         self.waited = 0.0
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Yield the micro batches in order; threads stop when the iterator is closed or exhausted."""
+        """Yields the micro batches in order; threads stop when the iterator is closed or exhausted."""
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="batches")
         pending: collections.deque[Future[Batch]] = collections.deque()
         starts = (

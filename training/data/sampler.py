@@ -124,21 +124,21 @@ class SampleOrder:
         self.weights = self._segments[-1].weights
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the cache of blocks, so that an order can be sent to worker processes."""
+        """Returns everything but the cache of blocks, so that an order can be sent to worker processes."""
         return {name: value for name, value in self.__dict__.items() if name != "_block"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore an order with an empty cache."""
+        """Restores an order with an empty cache."""
         self.__dict__.update(state)
         self._block = functools.lru_cache(maxsize=_CACHED_BLOCKS)(self._shuffled_block)
 
     def __getitem__(self, number: int) -> tuple[str, int]:
-        """Return (data set, row in that data set) of sample `number`."""
+        """Returns (data set, row in that data set) of sample `number`."""
         dataset, row = self.samples(number, 1)
         return self.datasets[dataset[0]], int(row[0])
 
     def samples(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return samples `start .. start + count - 1`.
+        """Returns samples `start .. start + count - 1`.
 
         Returns:
             (count,) int64 indices in `datasets`, and (count,) int64 rows within these data sets.
@@ -156,11 +156,11 @@ class SampleOrder:
         return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
 
     def drawn(self, number: int) -> dict[str, int]:
-        """Return how many of the first `number` samples come from each data set."""
+        """Returns how many of the first `number` samples come from each data set."""
         return dict(zip(self.datasets, self._drawn(number).tolist(), strict=True))
 
     def _drawn(self, number: int) -> np.ndarray:
-        """Return `drawn` as an array, from the segments made so far."""
+        """Returns `drawn` as an array, from the segments made so far."""
         # The first sample of a change isn't drawn yet, so the segment of the sample before it counts.
         segment, block, offset = self._place(number - 1) if number else (0, 0, -1)
         dataset, _ = self._block(segment, block)
@@ -168,18 +168,18 @@ class SampleOrder:
         return self._visits(self._segments[segment], block) + rest
 
     def _place(self, number: int) -> tuple[int, int, int]:
-        """Return (segment, block within it, slot within that) of a sample."""
+        """Returns (segment, block within it, slot within that) of a sample."""
         segment = bisect.bisect_right(self._starts, number) - 1
         return segment, *divmod(number - self._starts[segment], BLOCK)
 
     def _visits(self, segment: _Segment, block: int) -> np.ndarray:
-        """Return the samples drawn from each data set before a block of a segment, counted from the start of the run."""
+        """Returns the samples drawn from each data set before a block of a segment, counted from the start of the run."""
         visits = segment.visits.copy()
         visits[segment.active] += _quotas(segment.cumulative, block * BLOCK)
         return visits
 
     def _shuffled_block(self, number: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (data set, row) of every slot of a block of a segment, both (BLOCK,) int64."""
+        """Returns (data set, row) of every slot of a block of a segment, both (BLOCK,) int64."""
         segment = self._segments[number]
         first = self._visits(segment, block)
         counts = self._visits(segment, block + 1) - first
@@ -204,7 +204,7 @@ class SampleOrder:
 
 
 def _exact_weights(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float | Fraction] | None) -> dict[str, Fraction]:
-    """Return weights as exact numbers in the order of `sizes`; a weight counts as the decimal number that was written."""
+    """Returns weights as exact numbers in the order of `sizes`; a weight counts as the decimal number that was written."""
     if weights is None:
         return {name: Fraction(size.positions) for name, size in sizes.items()}
     return {name: Fraction(str(weights[name])) for name in sizes if name in weights}
@@ -216,7 +216,7 @@ def _cumulative_weights(weights: Sequence[Fraction]) -> list[int]:
 
 
 def _quotas(cumulative: Sequence[int], number: int) -> list[int]:
-    """Return the samples of each data set among the first `number` of a segment; `number` must be the start of a block.
+    """Returns the samples of each data set among the first `number` of a segment; `number` must be the start of a block.
 
     The list of data sets is halved recursively. The first half gets its exact share, rounded to nearest; the second half gets
     the rest. No share ever shrinks as `number` grows, so differences of quotas are counts. A quota is never further from its
@@ -258,12 +258,12 @@ def _check_mixture(sizes: Mapping[str, DatasetSize], weights: Mapping[str, float
 
 
 def _key(*parts: int | str) -> int:
-    """Return a 64-bit key of some values, the same on every machine."""
+    """Returns a 64-bit key of some values, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
 
 def _mix(value: np.ndarray) -> np.ndarray:
-    """Return a 64-bit hash of uint64 values: the finalizer of SplitMix64 (Steele, Lea, Flood 2014) with its increment."""
+    """Returns a 64-bit hash of uint64 values: the finalizer of SplitMix64 (Steele, Lea, Flood 2014) with its increment."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -271,7 +271,7 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 def _permute(index: np.ndarray, size: np.ndarray, low_bits: np.ndarray, high_bits: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Apply keyed permutations of `range(size)`, one per element: return where each `index` goes. All (N,) uint64.
+    """Applies keyed permutations of `range(size)`, one per element: returns where each `index` goes. All (N,) uint64.
 
     A Feistel network permutes the next power of two, at most twice the size. Results outside the range go through it again
     until they are inside (cycle walking), so the result is a permutation.

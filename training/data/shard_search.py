@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def folder_list(dirs: str | Path | Sequence[str | Path]) -> list[str]:
-    """Return one or several folders or URLs as a list of names."""
+    """Returns one or several folders or URLs as a list of names."""
     return [str(folder) for folder in ([dirs] if isinstance(dirs, str | Path) else dirs)]
 
 
 def find_shards(folder: str, splits: set[str]) -> Iterator[str]:
-    """Yield the paths of the finished shards of `splits` under one folder."""
+    """Yields the paths of the finished shards of `splits` under one folder."""
     for dataset in storage.list_folders(folder):
         names = storage.list_files(storage.join(folder, dataset))
         manifests = {name for name in names if name.endswith(".json")}
@@ -38,7 +38,7 @@ def find_shards(folder: str, splits: set[str]) -> Iterator[str]:
 
 
 def no_shards_message(folders: Sequence[str], splits: Sequence[str]) -> str:
-    """Return an error message that explains why there are no shards of `splits`."""
+    """Returns an error message that explains why there are no shards of `splits`."""
     below = [storage.join(folder, dataset) for folder in folders for dataset in storage.list_folders(folder)]
     names = (parse_shard_name(name) for folder in below for name in storage.list_files(folder))
     found = {parsed[0] for parsed in names if parsed}
@@ -47,12 +47,12 @@ def no_shards_message(folders: Sequence[str], splits: Sequence[str]) -> str:
 
 
 def _name(path: str) -> str:
-    """Return `{data set}/{shard}` from a shard's path."""
+    """Returns `{data set}/{shard}` from a shard's path."""
     return "/".join(path.rsplit("/", 2)[1:])
 
 
 def reordered(paths: Sequence[str]) -> list[str]:
-    """Return the data sets whose shards, in this order, are not sorted by name."""
+    """Returns the data sets whose shards, in this order, are not sorted by name."""
     names: dict[str, list[str]] = {}
     for path in paths:
         names.setdefault(_name(path).partition("/")[0], []).append(_name(path))
@@ -60,7 +60,7 @@ def reordered(paths: Sequence[str]) -> list[str]:
 
 
 def sort_shards(paths: Sequence[str]) -> list[str]:
-    """Sort shards by data set and name, so that folders and their order don't change the order of samples.
+    """Sorts shards by data set and name, so that folders and their order don't change the order of samples.
 
     Raises:
         ShardError: Two shards of a data set have the same name.

@@ -104,7 +104,7 @@ class _Dataset:
         return DatasetSize(int(self._starts[-1]) // self.info.views, self.info.views)
 
     def copy(self, rows: np.ndarray, into: Clips, at: np.ndarray) -> None:
-        """Copy `rows` to the indices `at` of `into`."""
+        """Copies `rows` to the indices `at` of `into`."""
         if rows.size and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
             raise IndexError(
                 f"data set {self.info.dataset} has rows 0 to {self._starts[-1] - 1}, not {rows.min()}..{rows.max()}"
@@ -121,7 +121,7 @@ class _Dataset:
                 into.reward[target] = self._reward[part][row]
 
     def source(self, row: int) -> ClipSource:
-        """Return the source of a row's clip."""
+        """Returns the source of a row's clip."""
         for table in self._tables:
             if row < table.num_rows:
                 values = {name: table.column(name)[row].as_py() for name in ("episode", "start", "stride", "view")}
@@ -153,7 +153,7 @@ class TokenStore:
     def open(
         cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str] = ("train",), cache_dir: Path | None = None
     ) -> "TokenStore":
-        """Open all finished shards of `splits` in folders laid out as `{dir}/{data set}/{split}-{number}.arrow`.
+        """Opens all finished shards of `splits` in folders laid out as `{dir}/{data set}/{split}-{number}.arrow`.
 
         Args:
             dirs: One or several folders or URLs.
@@ -173,7 +173,7 @@ class TokenStore:
     def open_if_any(
         cls, dirs: str | Path | Sequence[str | Path], splits: Sequence[str], cache_dir: Path | None = None
     ) -> "TokenStore | None":
-        """Open shards like `open`, but return None if there are no clips."""
+        """Opens shards like `open`, but return None if there are no clips."""
         as_given = [shard for folder in folder_list(dirs) for shard in find_shards(folder, set(splits))]
         found = sort_shards(as_given)
         cache = cache_dir or cache_folder("tokens")
@@ -228,25 +228,25 @@ class TokenStore:
         return all(self._by_name[name].info.has_reward for name in self.datasets)
 
     def positions(self, dataset: str) -> int:
-        """Return the number of clip positions of a data set."""
+        """Returns the number of clip positions of a data set."""
         return self.sizes[dataset].positions
 
     def views(self, dataset: str) -> int:
-        """Return the number of views of each clip position of a data set."""
+        """Returns the number of views of each clip position of a data set."""
         return self.sizes[dataset].views
 
     def restrict(self, names: Sequence[str]) -> "TokenStore":
-        """Return the same store with only some of its data sets."""
+        """Returns the same store with only some of its data sets."""
         return TokenStore(self.layout, {name: self._by_name[name] for name in names}, self.reordered)
 
     def rows(self, dataset: str, rows: np.ndarray, actions: bool = False, rewards: bool = False) -> Clips:
-        """Return copies of (N,) rows of one data set; see `read`."""
+        """Returns copies of (N,) rows of one data set; see `read`."""
         return self.read([dataset], np.zeros(len(rows), np.int64), rows, actions, rewards)
 
     def read(
         self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray, actions: bool = False, rewards: bool = False
     ) -> Clips:
-        """Return copies of rows from several data sets.
+        """Returns copies of rows from several data sets.
 
         Args:
             names: Data set names.
@@ -275,12 +275,12 @@ class TokenStore:
         return clips
 
     def sources(self, names: Sequence[str], dataset: np.ndarray, rows: np.ndarray) -> list[ClipSource]:
-        """Return the sources of the clips of rows; arguments as for `read`."""
+        """Returns the sources of the clips of rows; arguments as for `read`."""
         return [self._by_name[names[i]].source(row) for i, row in zip(dataset.tolist(), rows.tolist(), strict=True)]
 
 
 def _require_distinct(shards: Sequence[_Shard]) -> None:
-    """Refuse two shards of a data set with the same content."""
+    """Refuses two shards of a data set with the same content."""
     seen: dict[str, str] = {}
     for shard in shards:
         if shard.sha256 in seen:
@@ -323,7 +323,7 @@ def _open(path: str, cache: Path) -> _Shard:
 
 
 def _cached(path: str, manifest: ShardManifest, cache: Path) -> Path:
-    """Return a local file with a shard's content; copies are stored by content, once for all processes."""
+    """Returns a local file with a shard's content; copies are stored by content, once for all processes."""
     if storage.is_local(path):
         return storage.local_path(path)
     folder = cache / hashlib.sha256(f"{path} {manifest.sha256}".encode()).hexdigest()
@@ -334,7 +334,7 @@ def _cached(path: str, manifest: ShardManifest, cache: Path) -> Path:
 
 
 def _require_same_rows(first: _Shard, other: _Shard) -> None:
-    """Refuse shards of one data set that differ in views, actions or rewards."""
+    """Refuses shards of one data set that differ in views, actions or rewards."""
     for name in ("views", "action_dim", "has_reward"):
         a, b = getattr(first.info, name), getattr(other.info, name)
         if a != b:

@@ -38,7 +38,7 @@ _UPDATE = ".lora_"
 
 
 def open_initial_model(training: TrainingConfig) -> TransformerFolder | None:
-    """Open the transformer folder that a recipe starts from; None if it names none.
+    """Opens the transformer folder that a recipe starts from; None if it names none.
 
     Raises:
         SourceError: There is no such model, or it can't be used.
@@ -47,7 +47,7 @@ def open_initial_model(training: TrainingConfig) -> TransformerFolder | None:
 
 
 def adopt_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] | None) -> ModelConfig:
-    """Return the recipe's `model` section with the shape of the initial model.
+    """Returns the recipe's `model` section with the shape of the initial model.
 
     Args:
         model: The section.
@@ -74,13 +74,13 @@ def adopt_shape(model: ModelConfig, start: LlamaConfig, given: Collection[str] |
 
 
 def nonstandard_settings(network: WorldModelNetwork, model: ModelConfig) -> dict[str, Any]:
-    """Return what a network computes differently from the published Llama of its shape, by configuration key."""
+    """Returns what a network computes differently from the published Llama of its shape, by configuration key."""
     own, published = (arithmetic(one) for one in (network.config, published_llama_config(model, network.config.vocab_size)))
     return {name: value for name, value in own.items() if value != published[name]}
 
 
 def load_initial_weights(network: WorldModelNetwork, start: TransformerFolder, training: TrainingConfig, exports: bool) -> str:
-    """Load the Llama of another model into a fresh network, and add updates to it if the recipe has them.
+    """Loads the Llama of another model into a fresh network, and adds updates to it if the recipe has them.
 
     Args:
         network: Network with the other model's configuration; changed in place.
@@ -117,14 +117,14 @@ def _add_updates(network: WorldModelNetwork, training: TrainingConfig, exports: 
 
 
 def _inject(network: WorldModelNetwork, config: "LoraConfig") -> None:
-    """Put peft's layers around the Llama's matrices and freeze the rest of the Llama; the heads stay trainable."""
+    """Puts peft's layers around the Llama's matrices and freezes the rest of the Llama; the heads stay trainable."""
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(config, network.llm)
 
 
 def register_embedding_updates(network: WorldModelNetwork) -> None:
-    """Register the update parameters of embeddings, so that ZeRO-3 gathers them. Call it after `initialize`.
+    """Registers the update parameters of embeddings, so that ZeRO-3 gathers them. Call it after `initialize`.
 
     These parameters are in a dictionary. DeepSpeed finds such parameters when they are first read, but not in compiled code.
     """
@@ -138,7 +138,7 @@ def register_embedding_updates(network: WorldModelNetwork) -> None:
 
 
 def merge_updates(network: WorldModelNetwork, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return all weights of a network, with updates merged, under the names of a network without updates.
+    """Returns all weights of a network, with updates merged, under the names of a network without updates.
 
     Args:
         network: Network as `load_initial_weights` left it; its own values are not used.

@@ -20,7 +20,7 @@ Head = Callable[[torch.Tensor], torch.Tensor]
 
 
 def next_token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor, chunk: int = CHUNK) -> torch.Tensor:
-    """Return the cross-entropy in nats of each target token. Differentiable in `hidden` and the head's parameters.
+    """Returns the cross-entropy in nats of each target token. Differentiable in `hidden` and the head's parameters.
 
     Args:
         head: Maps hidden states (n, width) to logits (n, V) of any precision. A module must be called, not its parameters used,
@@ -49,7 +49,7 @@ def _losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Te
 
 
 def squared_error(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared error of rewards or actions, a scalar in fp32.
+    """Returns the mean squared error of rewards or actions, a scalar in fp32.
 
     Args:
         predicted: (..., A) or (...), any precision.

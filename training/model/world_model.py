@@ -81,7 +81,7 @@ class WorldModelNetwork(nn.Module):
             self.action_recon_linear = _fresh_head(config.hidden_size, action_dim)
 
     def empty_copy(self) -> "WorldModelNetwork":
-        """Return another network of the same shape, without updates."""
+        """Returns another network of the same shape, without updates."""
         return WorldModelNetwork(self.config, self.layout, self.action_dim, self.has_reward, self.reconstructs_actions)
 
     @property
@@ -92,7 +92,7 @@ class WorldModelNetwork(nn.Module):
     def forward(
         self, ids: torch.Tensor, action: torch.Tensor | None = None, reward: torch.Tensor | None = None
     ) -> NetworkOutput:
-        """Return the training losses of a batch of whole clips.
+        """Returns the training losses of a batch of whole clips.
 
         Args:
             ids: (B, L) int64 tokens, as `layout` orders them.
@@ -123,14 +123,14 @@ class WorldModelNetwork(nn.Module):
         return squared_error(predicted, reward[:, lead : lead + predicted.shape[1]])
 
     def _action_loss(self, hidden: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Return the error of the action that each token of a future frame, its start included, predicts for this frame."""
+        """Returns the error of the action that each token of a future frame, its start included, predicts for this frame."""
         predicted = self.action_recon_linear(hidden[:, self.layout.prefix_length - 1 :])
         predicted = predicted.unflatten(1, (-1, self.layout.tokens_per_future_frame))
         lead = self.layout.context_length - 1
         return squared_error(predicted, action[:, lead : lead + predicted.shape[1], None])
 
     def embed(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
-        """Return (B, L, width) input embeddings. With actions, action[:, t - 1 + i] is added at the i-th future frame's start.
+        """Returns (B, L, width) input embeddings. With actions, action[:, t - 1 + i] is added at the i-th future frame's start.
 
         Args:
             ids: (B, L) tokens from a clip's beginning; it may end early.
@@ -151,24 +151,24 @@ class WorldModelNetwork(nn.Module):
         return embedded.slice_scatter(led, dim=1, start=first, end=ids.shape[1], step=step)
 
     def embed_action(self, action: torch.Tensor) -> torch.Tensor:
-        """Return (..., width): what actions (..., A) add to the embedding of the start of the frame that they lead to."""
+        """Returns (..., width): what actions (..., A) add to the embedding of the start of the frame that they lead to."""
         return self.action_linear(action.to(self.llm.model.embed_tokens.weight.dtype))
 
     def hidden_states(self, ids: torch.Tensor, action: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the Llama's last hidden states (B, L, width) over a clip or its beginning; see `embed`."""
+        """Returns the Llama's last hidden states (B, L, width) over a clip or its beginning; see `embed`."""
         return self.llm.model(inputs_embeds=self.embed(ids, action), use_cache=False).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (..., V) fp32 scores of the next token after hidden states (..., width)."""
+        """Returns (..., V) fp32 scores of the next token after hidden states (..., width)."""
         return self.llm.lm_head(hidden).float()
 
     def rewards(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return (B, f) rewards, read at the last token of each whole future frame in hidden states (B, L, width)."""
+        """Returns (B, f) rewards, read at the last token of each whole future frame in hidden states (B, L, width)."""
         last = self.layout.prefix_length - 2 + self.layout.tokens_per_future_frame
         return self.reward_linear(hidden[:, last :: self.layout.tokens_per_future_frame]).squeeze(-1)
 
     def save_transformer(self, folder: str | Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a transformer folder in the published layout, with plain Llama names if there are no heads.
+        """Writes a transformer folder in the published layout, with plain Llama names if there are no heads.
 
         Args:
             folder: Local folder; created if missing.
@@ -190,7 +190,7 @@ class WorldModelNetwork(nn.Module):
 def build_network(
     model: ModelConfig, layout: TokenLayout, action_dim: int, seed: int, llama: LlamaConfig | None = None
 ) -> WorldModelNetwork:
-    """Return a network with fresh weights that depend only on `seed`; the global random state doesn't change.
+    """Returns a network with fresh weights that depend only on `seed`; the global random state doesn't change.
 
     Args:
         model: Shape of the network. `model.actions` requires actions of `action_dim` columns.
@@ -230,7 +230,7 @@ def build_network(
 
 
 def published_llama_config(model: ModelConfig, vocabulary: int) -> LlamaConfig:
-    """Return the Llama configuration of a recipe; other settings are those of the published checkpoints."""
+    """Returns the Llama configuration of a recipe; other settings are those of the published checkpoints."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=model.width,
@@ -252,7 +252,7 @@ def published_llama_config(model: ModelConfig, vocabulary: int) -> LlamaConfig:
 
 
 def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the optimizer's two parameter groups: weight matrices, which decay; embeddings, norms and biases, which don't.
+    """Returns the optimizer's two parameter groups: weight matrices, which decay; embeddings, norms and biases, which don't.
 
     Frozen parameters are left out. Works before and after ZeRO-3 shards the parameters, because it uses modules and names, not
     shapes.
@@ -268,7 +268,7 @@ def parameter_groups(network: WorldModelNetwork, weight_decay: float) -> list[di
 
 
 def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
-    """Load a network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
+    """Loads a network from a local transformer folder, with or without heads, in fp32 and in evaluation mode.
 
     Args:
         folder: Folder with `config.json`, and `model.safetensors` or several such files with their index.
@@ -303,7 +303,7 @@ def load_transformer(folder: str | Path, layout: IdLayout) -> WorldModelNetwork:
 
 
 def load_pretrained_llama(network: WorldModelNetwork, found: transformer.TransformerFolder) -> None:
-    """Load the Llama of a transformer folder into `network.llm`, in place; heads don't change.
+    """Loads the Llama of a transformer folder into `network.llm`, in place; heads don't change.
 
     So an action-free model can be fine-tuned with actions. The network must have the folder's configuration. Call it before a
     training engine takes the network.

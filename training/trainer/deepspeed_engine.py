@@ -39,7 +39,7 @@ _OWNED = (
 
 
 def deepspeed_config(training: TrainingConfig, plan: BatchPlan) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a recipe and a number of processes, merged with the recipe's DeepSpeed file.
+    """Returns DeepSpeed's configuration for a recipe and a number of processes, merged with the recipe's DeepSpeed file.
 
     Raises:
         ConfigError: The file can't be read or sets what the recipe decides, or ZeRO stage and precision can't be combined.
@@ -103,7 +103,7 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: dict[str, Any], processes: Processes) -> Engine:
-    """Return a DeepSpeed engine for `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
+    """Returns a DeepSpeed engine for `network`, with AdamW on fp32 master weights. Call it on all ranks, in a process group."""
     deepspeed = import_deepspeed(processes.device)
     attend_causally(network.llm)
     optimizer = torch.optim.AdamW(
@@ -123,7 +123,7 @@ def start_engine(network: WorldModelNetwork, training: TrainingConfig, config: d
 
 
 def close_engine(engine: Engine) -> None:
-    """Release the engine and the process group, so that another engine can start in this process."""
+    """Releases the engine and the process group, so that another engine can start in this process."""
     import deepspeed.comm
 
     engine.destroy()
@@ -131,7 +131,7 @@ def close_engine(engine: Engine) -> None:
 
 
 def take_step(engine: Engine, gradient_norm: float) -> bool:
-    """Take a micro step; the last one of a step updates the parameters if the gradient is finite. Call it on all ranks.
+    """Takes a micro step; the last one of a step updates the parameters if the gradient is finite. Call it on all ranks.
 
     Args:
         engine: The engine.
@@ -154,13 +154,13 @@ def take_step(engine: Engine, gradient_norm: float) -> bool:
 
 
 def set_learning_rate(engine: Engine, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
+    """Sets the learning rate of every parameter group."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
 
 
 def full_weights(engine: Engine, network: WorldModelNetwork) -> dict[str, torch.Tensor] | None:
-    """Gather all parameters in fp32 in host memory, one by one, with low-rank updates merged; None on every rank but 0.
+    """Gathers all parameters in fp32 in host memory, one by one, with low-rank updates merged; None on every rank but 0.
 
     For bf16 training these are the fp32 master weights. Call it on all ranks.
     """

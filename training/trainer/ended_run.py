@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def finished_summary(run: Run) -> dict[str, Any] | None:
-    """Return the summary of a run that has nothing left to do; None if it has.
+    """Returns the summary of a run that has nothing left to do; None if it has.
 
     Raises:
         ConflictError: The run's model must be exported again, but no checkpoint is left.
@@ -46,7 +46,7 @@ def finished_summary(run: Run) -> dict[str, Any] | None:
 
 
 def report_finished(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Log that a run is finished, and write that into its summary for the launchers. Return the summary."""
+    """Logs that a run is finished, and writes that into its summary for the launchers. Returns the summary."""
     log.info("%s: %s, nothing left to do", run.folder, _ended(run, summary["steps"]))
     known = read_summary(run.folder)
     if known is None or not known.get("finished"):
@@ -55,7 +55,7 @@ def report_finished(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def restored_results(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the results of a run that is only exported again: from its checkpoint, else from its summary."""
+    """Returns the results of a run that is only exported again: from its checkpoint, else from its summary."""
     known = read_summary(run.folder)
     same = with_current_names(restored(known)) if known is not None and known["steps"] == run.first_step else {}
     return {name: same.get(name) if value is None else value for name, value in results.items()}
@@ -66,7 +66,7 @@ def _ended(run: Run, steps: int) -> str:
 
 
 def _is_exported(run: Run, steps: int) -> bool:
-    """Return whether the exported model has this many steps, and a tokenizer if one is given."""
+    """Returns whether the exported model has this many steps, and a tokenizer if one is given."""
     try:
         made_of = json.loads((run.model / PROVENANCE_NAME).read_bytes())["steps"]
     except (OSError, ValueError, KeyError, TypeError):

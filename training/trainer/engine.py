@@ -17,13 +17,13 @@ class Network(Protocol):
     """A network, or the engine around it, for forward passes."""
 
     def __call__(self, *batch: torch.Tensor | None) -> NetworkOutput:
-        """Compute the losses of a batch."""
+        """Computes the losses of a batch."""
 
     def eval(self) -> object:
-        """Switch to evaluation mode."""
+        """Switches to evaluation mode."""
 
     def train(self) -> object:
-        """Switch to training mode."""
+        """Switches to training mode."""
 
 
 class Engine(Network, Protocol):
@@ -35,31 +35,31 @@ class Engine(Network, Protocol):
     global_rank: int
 
     def backward(self, loss: torch.Tensor) -> object:
-        """Compute gradients of a micro step."""
+        """Computes gradients of a micro step."""
 
     def step(self) -> None:
-        """End a micro step; the last one of a step updates the parameters."""
+        """Ends a micro step; the last one of a step updates the parameters."""
 
     def was_step_applied(self) -> bool:
-        """Return whether the last step updated the parameters."""
+        """Returns whether the last step updated the parameters."""
 
     def is_gradient_accumulation_boundary(self) -> bool:
-        """Return whether this is the last micro step of a step."""
+        """Returns whether this is the last micro step of a step."""
 
     def zero_optimization_stage(self) -> int:
-        """Return the ZeRO stage."""
+        """Returns the ZeRO stage."""
 
     def get_global_grad_norm(self) -> float | torch.Tensor | None:
-        """Return the gradient norm of the last step before clipping; None without ZeRO."""
+        """Returns the gradient norm of the last step before clipping; None without ZeRO."""
 
     def save_checkpoint(self, save_dir: str, *, tag: str, save_latest: bool) -> object:
-        """Write this rank's part of the state."""
+        """Writes this rank's part of the state."""
 
     def load_checkpoint(self, load_dir: str, *, tag: str) -> tuple[str | None, object]:
-        """Load this rank's part of the state; returns None in place of the folder if it finds no file."""
+        """Loads this rank's part of the state; returns None instead of the folder if it finds no file."""
 
     def compile(self) -> None:
-        """Compile the network."""
+        """Compiles the network."""
 
     def destroy(self) -> None:
-        """Release the engine's memory."""
+        """Releases the engine's memory."""

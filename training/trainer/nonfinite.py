@@ -35,7 +35,7 @@ class NonFiniteError(ProjectError):
 
 
 def propagate_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """Return the loss, with NaN gradient if it is not finite; otherwise bit for bit unchanged. Doesn't synchronize."""
+    """Returns the loss, with NaN gradient if it is not finite; otherwise bit for bit unchanged. Doesn't synchronize."""
     one, nan = loss.new_ones(()), loss.new_full((), math.nan)
     return loss * torch.where(torch.isfinite(loss.detach()), one, nan)
 
@@ -82,7 +82,7 @@ class SkippedSteps:
         self.total = total
 
     def count(self, step: int, applied: bool, describe: Callable[[], SkippedStep]) -> None:
-        """Count a step if it was skipped. Call it on all ranks.
+        """Counts a step if it was skipped. Call it on all ranks.
 
         Args:
             step: Number of the step, counted from 0.
@@ -115,7 +115,7 @@ class SkippedSteps:
 
 
 def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[torch.Tensor]) -> SkippedStep:
-    """Describe a skipped step of pre-training by its clips. Call it on all ranks.
+    """Describes a skipped step of pre-training by its clips. Call it on all ranks.
 
     Args:
         run: The run.
@@ -148,23 +148,23 @@ def skipped_clips(run: "Run", processes: Processes, step: int, losses: Sequence[
 
 
 def skipped_before(folder: Path) -> int:
-    """Return the number of skipped steps that a run folder lists."""
+    """Returns the number of skipped steps that a run folder lists."""
     path = folder / SKIPPED_NAME
     return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 def describe_clip(clip: dict[str, Any]) -> str:
-    """Return a clip's source in words."""
+    """Returns a clip's source in words."""
     return f"{clip['dataset']} {clip['episode']} from frame {clip['start']}, view {clip['view']}"
 
 
 def json_number(value: float) -> float | str:
-    """Return a number as a JSON value: a non-finite one becomes its name."""
+    """Returns a number as a JSON value: a non-finite one becomes its name."""
     return value if math.isfinite(value) else str(value)
 
 
 def append_json_line(path: Path, values: dict[str, Any]) -> None:
-    """Append a line of JSON to a file and flush it to disk."""
+    """Appends a line of JSON to a file and flush it to disk."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values, allow_nan=False) + "\n")
         file.flush()

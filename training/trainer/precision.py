@@ -12,7 +12,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def suitable_precision(key: str, asked: Name, known: str | None, verbose: bool) -> Name:
-    """Return the precision that suits this machine, or that the resumed run already has; see `choose_precision`.
+    """Returns the precision that suits this machine, or that the resumed run already has; see `choose_precision`.
 
     Args:
         key: Recipe key, for the log.
@@ -27,7 +27,7 @@ def suitable_precision(key: str, asked: Name, known: str | None, verbose: bool) 
 
 
 def agree_on_precision(key: str, precision: Precision, processes: Processes) -> Precision:
-    """Return fp32 if any process uses it, because all machines must train in one precision. Call it on all ranks.
+    """Returns fp32 if any process uses it, because all machines must train in one precision. Call it on all ranks.
 
     Args:
         key: Recipe key, for the log.

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def replay(recipe: Recipe, options: RunOptions, step: int) -> dict[str, Any] | None:
-    """Repeat a step of a run.
+    """Repeats a step of a run.
 
     Args:
         recipe: Recipe of the run.
@@ -86,7 +86,7 @@ def _replay(run: Run, processes: Processes, train_step: TrainStep, step: int) ->
 
 
 def _clip_losses(run: Run, processes: Processes, train_step: TrainStep, step: int) -> list[float]:
-    """Return the loss of every clip of a step, in order, with the current weights and without dropout."""
+    """Returns the loss of every clip of a step, in order, with the current weights and without dropout."""
     engine, plan = train_step.engine, run.plan
     losses = []
     engine.eval()

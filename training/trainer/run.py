@@ -99,18 +99,18 @@ class Run:
         return self.folder / MODEL_NAME
 
     def clips(self, first: int, count: int) -> list[dict[str, Any]]:
-        """Return the sources of samples `first .. first + count - 1`: data set, episode, first frame, stride, view."""
+        """Returns the sources of samples `first .. first + count - 1`: data set, episode, first frame, stride, view."""
         dataset, rows = self.order.samples(first, count)
         sources = self.store.sources(self.order.datasets, dataset, rows)
         return [{"sample": first + number, **dataclasses.asdict(source)} for number, source in enumerate(sources)]
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of step number `step`, counted from 0, from the number of steps that was planned then."""
+        """Returns the learning rate of step number `step`, counted from 0, from the number of steps that was planned then."""
         planned = dataclasses.replace(self.recipe.training, steps=self.history.steps_at(step))
         return learning_rate(planned, step)
 
     def in_fp32(self) -> "Run":
-        """Return the same run in fp32. Only for a new run: a checkpoint fits its own precision only."""
+        """Returns the same run in fp32. Only for a new run: a checkpoint fits its own precision only."""
         training = dataclasses.replace(self.recipe.training, precision="fp32")
         return dataclasses.replace(
             self,
@@ -120,7 +120,7 @@ class Run:
         )
 
     def write_identity(self) -> None:
-        """Create the run folder with the run's identity, history and recipe."""
+        """Creates the run folder with the run's identity, history and recipe."""
         self.folder.mkdir(parents=True, exist_ok=True)
         # The identity comes first: without it the other files can't be matched to a run.
         write_identity(self.folder, self.identity)

@@ -56,7 +56,7 @@ def run_identity(
     validation: TokenStore | None = None,
     nonstandard_settings: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the settings that must be the same when a run resumes. Data sets may be added.
+    """Returns the settings that must be the same when a run resumes. Data sets may be added.
 
     Args:
         recipe: Recipe of the run.
@@ -82,18 +82,18 @@ def run_identity(
 
 
 def run_fingerprint(identity: Mapping[str, Any]) -> str:
-    """Return a hash of a run's identity without its data sets, which may be added later. Checkpoints store it."""
+    """Returns a hash of a run's identity without its data sets, which may be added later. Checkpoints store it."""
     data = ("datasets", SHARDS, VALIDATION_SHARDS)
     return fingerprint({key: value for key, value in identity.items() if key not in data})
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write a run's identity into its folder."""
+    """Writes a run's identity into its folder."""
     storage.write_bytes(str(folder / RUN_NAME), json.dumps(identity, indent=1).encode())
 
 
 def read_identity(folder: Path) -> dict[str, Any] | None:
-    """Return the identity of the run in a folder; None if it holds no run.
+    """Returns the identity of the run in a folder; None if it holds no run.
 
     Raises:
         ConflictError: The identity is lost or damaged, or another command owns the folder.
@@ -120,7 +120,7 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def require_resumable(folder: Path, resume: Literal["auto", "never"]) -> None:
-    """Refuse `--resume never` for a folder that holds a run.
+    """Refuses `--resume never` for a folder that holds a run.
 
     Raises:
         ConflictError: The option is `never`.
@@ -130,7 +130,7 @@ def require_resumable(folder: Path, resume: Literal["auto", "never"]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary that a run wrote when it last ended; None if there is none or it can't be read."""
+    """Returns the summary that a run wrote when it last ended; None if there is none or it can't be read."""
     try:
         summary = dict(json.loads((folder / SUMMARY_NAME).read_bytes()))
         return summary if isinstance(summary["steps"], int) else None
@@ -141,7 +141,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 def find_checkpoint(
     folder: Path, steps: int, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None, verbose: bool = True
 ) -> Checkpoint | None:
-    """Return the newest whole checkpoint of a run; None if the run has none yet, or is finished and has none left.
+    """Returns the newest whole checkpoint of a run; None if the run has none yet, or is finished and has none left.
 
     Args:
         folder: Run folder.
@@ -178,7 +178,7 @@ def _log_skipped(folder: Path, passed: Sequence[CheckResult], instead: str) -> N
 
 
 def _require_none_lost(folder: Path, steps: int, found: Sequence[CheckResult]) -> None:
-    """Refuse to start a run again from the beginning if it once had a whole checkpoint."""
+    """Refuses to start a run again from the beginning if it once had a whole checkpoint."""
     summary = read_summary(folder)
     if not found and summary is not None and summary["steps"] >= steps:
         return
@@ -196,7 +196,7 @@ def _require_none_lost(folder: Path, steps: int, found: Sequence[CheckResult]) -
 def require_same_run(
     folder: Path, known: Mapping[str, Any], identity: Mapping[str, Any], checkpoint: Checkpoint | None, verbose: bool = True
 ) -> None:
-    """Refuse to resume a run with another recipe or other token shards. Data sets may be added.
+    """Refuses to resume a run with another recipe or other token shards. Data sets may be added.
 
     Args:
         folder: Run folder.
@@ -231,7 +231,7 @@ def _without_digests(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Refuse shards with other content than at the start of the run."""
+    """Refuses shards with other content than at the start of the run."""
     for name, digest in known.items():
         if found.get(name) != digest:
             what = "have changed" if name in found else "are gone"
@@ -243,7 +243,7 @@ def _require_same_shards(folder: Path, kind: str, known: Mapping[str, str], foun
 
 @contextlib.contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Lock a run folder while this context lasts. For rank 0, before the process group is formed.
+    """Locks a run folder while this context lasts. For rank 0, before the process group is formed.
 
     Workers can outlive a killed launcher; without the lock they and the next run would write the same files.
 

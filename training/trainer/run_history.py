@@ -33,12 +33,12 @@ class Phase:
     steps: int
 
     def shares(self) -> dict[str, Fraction]:
-        """Return each data set's share of the samples."""
+        """Returns each data set's share of the samples."""
         total = sum(map(Fraction, self.weights.values()))
         return {name: Fraction(weight) / total for name, weight in self.weights.items()}
 
     def holds(self, other: "Phase") -> bool:
-        """Return whether another phase has the same settings."""
+        """Returns whether another phase has the same settings."""
         return self.steps == other.steps and self.shares() == other.shares()
 
 
@@ -53,7 +53,7 @@ class RunHistory:
     phases: tuple[Phase, ...]
 
     def continued(self, wanted: Phase) -> "RunHistory":
-        """Return the history of a run that resumes at step `wanted.first_step` with the settings `wanted`.
+        """Returns the history of a run that resumes at step `wanted.first_step` with the settings `wanted`.
 
         If `wanted` equals the last phase, the run repeats all phases, also those that start later.
         """
@@ -63,11 +63,11 @@ class RunHistory:
         return RunHistory(before if before and before[-1].holds(wanted) else (*before, wanted))
 
     def steps_at(self, step: int) -> int:
-        """Return the number of steps of the whole run that was planned at step `step`."""
+        """Returns the number of steps of the whole run that was planned at step `step`."""
         return next(phase.steps for phase in reversed(self.phases) if phase.first_step <= step)
 
     def mixtures(self, global_batch: int) -> dict[int, dict[str, Fraction]]:
-        """Return the mixture weights by first sample number, starting at 0; changes that keep all shares are left out."""
+        """Returns the mixture weights by first sample number, starting at 0; changes that keep all shares are left out."""
         mixtures: dict[int, dict[str, Fraction]] = {}
         shares: dict[str, Fraction] = {}
         for phase in self.phases:
@@ -77,17 +77,17 @@ class RunHistory:
         return mixtures
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the history as JSON values."""
+        """Returns the history as JSON values."""
         return [asdict(phase) for phase in self.phases]
 
 
 def write_history(folder: Path, history: RunHistory) -> None:
-    """Write the history into a run folder."""
+    """Writes the history into a run folder."""
     storage.write_bytes(str(folder / HISTORY_NAME), json.dumps(history.as_json(), indent=1).encode())
 
 
 def read_history(folder: Path) -> RunHistory | None:
-    """Return the history in a run folder; None if there is none.
+    """Returns the history in a run folder; None if there is none.
 
     Raises:
         ConflictError: The file is damaged.

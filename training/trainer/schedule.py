@@ -10,7 +10,7 @@ from pipeline.config.model import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the learning rate of step number `step`, counted from 0.
+    """Returns the learning rate of step number `step`, counted from 0.
 
     Linear warm-up that reaches the peak at step `warmup_steps`. Then constant; or half a cosine that would reach
     `final_learning_rate` x peak at step `steps` (Loshchilov and Hutter 2016, without restarts); or constant with a linear decay
@@ -29,6 +29,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 
 def dropout_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
-    """Return the random seed of one forward pass: 63 bits, unrelated for any two passes."""
+    """Returns the random seed of one forward pass: 63 bits, unrelated for any two passes."""
     digest = hashlib.sha256(repr(("dropout", seed, step, micro_step, rank)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 def set_up_run(
     recipe: Recipe, options: RunOptions, rank_info: RankInfo, damaged: Mapping[str, CheckResult] | None = None
 ) -> Run:
-    """Check all input of a run and prepare it. Changes nothing on disk.
+    """Checks all input of a run and prepare it. Changes nothing on disk.
 
     Args:
         recipe: Recipe as the user wrote it.
@@ -113,7 +113,7 @@ def set_up_run(
 
 
 def resolve_precision(recipe: Recipe, known: str | None, verbose: bool) -> Recipe:
-    """Return the recipe with the precision that suits this machine, or that its run already has; see `suitable_precision`."""
+    """Returns the recipe with the precision that suits this machine, or that its run already has; see `suitable_precision`."""
     precision = suitable_precision("training.precision", recipe.training.precision, known, verbose)
     return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, precision=precision))
 
@@ -126,7 +126,7 @@ def _checkpoint_to_resume(
     damaged: Mapping[str, CheckResult] | None,
     verbose: bool,
 ) -> Checkpoint | None:
-    """Return the checkpoint that the options ask to resume or replay from; None to start from the beginning."""
+    """Returns the checkpoint that the options ask to resume or replay from; None to start from the beginning."""
     if not holds_run:
         if options.replay is not None:
             raise ConfigError(f"--replay {options.replay}: {folder} holds no run")
@@ -137,7 +137,7 @@ def _checkpoint_to_resume(
 
 
 def _fit_recipe(recipe: Recipe, store: TokenStore, options: RunOptions, verbose: bool) -> tuple[Recipe, TokenizerFiles | None]:
-    """Return the recipe with the clips and tokenizer that the shards were made with, and the files of that tokenizer."""
+    """Returns the recipe with the clips and tokenizer that the shards were made with, and the files of that tokenizer."""
     _require_clips(recipe, store)
     clips = resolve_clips(recipe.clips, store.clips, (), f"the manifests of {', '.join(options.tokens)}", verbose)
     tokenizer = find_tokenizer(options.tokenizer, store.layout.tokenizer_sha256) if options.tokenizer else None
@@ -153,7 +153,7 @@ def _fit_recipe(recipe: Recipe, store: TokenStore, options: RunOptions, verbose:
 def _build_network(
     recipe: Recipe, store: TokenStore, model_keys: Collection[str] | None, exports: bool
 ) -> tuple[Recipe, WorldModelNetwork, str | None]:
-    """Build the network, with the initial weights that the recipe names.
+    """Builds the network, with the initial weights that the recipe names.
 
     Returns:
         The recipe with the network's shape, the network, and the SHA-256 of the initial weights (None for random ones).
@@ -169,7 +169,7 @@ def _build_network(
 
 
 def _require_clips(recipe: Recipe, store: TokenStore) -> None:
-    """Refuse a recipe for other clips than the shards hold."""
+    """Refuses a recipe for other clips than the shards hold."""
     layout = store.layout
     for name, wanted, found in (
         ("length", recipe.clips.length, layout.clip_length),
@@ -185,7 +185,7 @@ def _require_clips(recipe: Recipe, store: TokenStore) -> None:
 def _resolve_history(
     recipe: Recipe, store: TokenStore, folder: Path, checkpoint: Checkpoint | None, repeat: bool
 ) -> RunHistory:
-    """Return the history of a run that starts or resumes with this recipe; unchanged if `repeat`."""
+    """Returns the history of a run that starts or resumes with this recipe; unchanged if `repeat`."""
     data = recipe.data
     weights = dataset_weights(data.mixture, data.weights, store.datasets, skip=data.missing == "skip")
     exact = {name: str(Fraction(str(weight))) for name, weight in weights.items()}
@@ -209,7 +209,7 @@ def _resolve_history(
 
 
 def _log_changes(history: RunHistory, known: RunHistory | None, training: TrainingConfig) -> None:
-    """Log the changes of mixture and number of steps that this start makes."""
+    """Logs the changes of mixture and number of steps that this start makes."""
     if known is None or history == known:
         return
     old, new = known.phases[-1], history.phases[-1]
@@ -228,7 +228,7 @@ def _log_changes(history: RunHistory, known: RunHistory | None, training: Traini
 
 
 def _open_validation(tokens: Sequence[str], splits: Sequence[str], store: TokenStore) -> TokenStore | None:
-    """Open the held-out clips of the store's data sets; None, with a warning, if there are none."""
+    """Opens the held-out clips of the store's data sets; None, with a warning, if there are none."""
     validation = TokenStore.open_if_any(tokens, [held_out_split(split) for split in splits])
     if validation is None or not set(store.datasets) & set(validation.datasets):
         log.warning("no data set has held-out episodes, so held_out_loss will be null: tokenize with a larger clips.held_out")

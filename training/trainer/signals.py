@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def block_stop_signals() -> Iterator[None]:
-    """Block the stop signals in this context; processes started in it never get them.
+    """Blocks the stop signals in this context; processes started in it never get them.
 
     A scheduler signals every process of a job, but a process that reads data for this one must live until the step is done.
     When this process ends, the child processes that `multiprocessing` started here are killed; `multiprocessing` itself would

@@ -60,7 +60,7 @@ class TrainStep:
             load_checkpoint(run.checkpoint, self.engine, processes)
 
     def make(self, step: int, batches: Iterator[Batch]) -> TrainStepResult:
-        """Make step number `step`, counted from 0, in order. Call it on all ranks."""
+        """Makes step number `step`, counted from 0, in order. Call it on all ranks."""
         engine, plan, training = self.engine, self._run.plan, self._run.recipe.training
         waited = self.loader.waited
         set_learning_rate(engine, self._run.learning_rate(step))

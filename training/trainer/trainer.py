@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
-    """Train a model, or resume its training, and export it.
+    """Trains a model, or resumes its training, and exports it.
 
     Returns:
         A summary of the run on rank 0, with the number of steps made now; None on other ranks.
@@ -82,7 +82,7 @@ def pretrain(recipe: Recipe, options: RunOptions) -> dict[str, Any] | None:
 
 
 def _require_agreement(run: Run, processes: Processes) -> None:
-    """Refuse processes that see other shards or another run folder than rank 0."""
+    """Refuses processes that see other shards or another run folder than rank 0."""
     seen = fingerprint({"identity": run.identity, "record": run.history.as_json(), "first_step": run.first_step})
     if ranks := processes.ranks_that_differ(seen):
         raise ConflictError(
@@ -129,7 +129,7 @@ class Trainer:
         )
 
     def train(self) -> dict[str, Any] | None:
-        """Make all steps, or as many as until a stop request; return the summary on rank 0."""
+        """Makes all steps, or as many as until a stop request; returns the summary on rank 0."""
         training, done = self._training, self._run.first_step
         if self._run.is_finished:
             return self._finish(done, restored_results(self._run, Reporter(self._run, self._processes).results))
@@ -161,18 +161,18 @@ class Trainer:
         return self._finish(done, reporter.results)
 
     def close(self) -> None:
-        """Release the engine and the process group."""
+        """Releases the engine and the process group."""
         close_engine(self.train_step.engine)
 
     def _step(self, step: int, batches: Iterator[Batch], reporter: Reporter) -> None:
-        """Make one optimizer step and count it."""
+        """Makes one optimizer step and count it."""
         result = self.train_step.make(step, batches)
         reporter.add_step(result.token_losses, result.applied, result.waited)
         describe = functools.partial(skipped_clips, self._run, self._processes, step, result.losses)
         self._skipped.count(step, result.applied, describe)
 
     def _evaluations(self) -> tuple[ValidationLoss | None, ValidationVideos | None]:
-        """Return what to measure on held-out clips, if there are any."""
+        """Returns what to measure on held-out clips, if there are any."""
         run, training = self._run, self._training
         if run.validation is None:
             return None, None
@@ -182,14 +182,14 @@ class Trainer:
         return loss, ValidationVideos(run, self._processes, training.evaluate_predictions)
 
     def _evaluate(self, done: int, reporter: Reporter) -> None:
-        """Measure the loss on held-out clips and predict some of them. Call it on all ranks."""
+        """Measures the loss on held-out clips and predict some of them. Call it on all ranks."""
         if self._validation_loss is not None:
             reporter.write_validation(done, self._validation_loss.measure(self.train_step.engine, self._processes))
         if self._validation_videos is not None:
             reporter.log_videos(done, self._validation_videos.write(self.train_step.engine, done))
 
     def _finish(self, done: int, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Export the model and write the summary. Call it on all ranks."""
+        """Exports the model and writes the summary. Call it on all ranks."""
         run = self._run
         weights = full_weights(self.train_step.engine, run.network)
         if weights is None:

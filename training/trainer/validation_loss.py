@@ -35,14 +35,14 @@ class ValidationScores:
 
 
 def spread_rows(store: TokenStore, name: str, limit: int) -> np.ndarray:
-    """Return (n,) rows of at most `limit` clip positions, spread evenly over a data set, each in its unchanged view."""
+    """Returns (n,) rows of at most `limit` clip positions, spread evenly over a data set, each in its unchanged view."""
     positions = store.positions(name)
     count = min(limit, positions)
     return np.arange(count) * positions // max(count, 1) * store.views(name)
 
 
 def mixture_shares(store: TokenStore, weights: Mapping[str, Fraction]) -> dict[str, float]:
-    """Return each data set's share of the mixture within a store; equal shares if the mixture has none of them."""
+    """Returns each data set's share of the mixture within a store; equal shares if the mixture has none of them."""
     own = {name: weights.get(name, Fraction()) for name in store.datasets}
     total = sum(own.values())
     return {name: float(weight / total) if total else 1 / len(own) for name, weight in own.items()}
@@ -71,7 +71,7 @@ class ValidationLoss:
         self._micro_batch = min(micro_batch, len(self._rows))
 
     def measure(self, engine: Network, processes: Processes) -> ValidationScores:
-        """Return the losses, the same on every rank. Call it on all ranks."""
+        """Returns the losses, the same on every rank. Call it on all ranks."""
         layout = self._store.layout
         # The first future frame's start token is not a target.
         tokens_per_frame = np.full(layout.clip_length - layout.context_length, layout.tokens_per_future_frame)
@@ -99,7 +99,7 @@ class ValidationLoss:
         return self._scores(summed, tokens_per_frame)
 
     def _scores(self, totals: np.ndarray, tokens_per_frame: np.ndarray) -> ValidationScores:
-        """Return mean losses from (data sets, future frames) loss sums and the (future frames,) target tokens of a clip."""
+        """Returns mean losses from (data sets, future frames) loss sums and the (future frames,) target tokens of a clip."""
         clips = np.bincount(self._dataset, minlength=len(self._store.datasets))
         means = totals / (clips[:, None] * tokens_per_frame)
         by_dataset = totals.sum(axis=1) / (clips * tokens_per_frame.sum())

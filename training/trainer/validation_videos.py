@@ -55,7 +55,7 @@ class ValidationVideos:
             log.warning("%d of %d held-out clips are not predicted: their actions are not finite", skipped, len(finite))
 
     def write(self, engine: Engine, done: int) -> dict[str, Path]:
-        """Predict with the weights after `done` steps. Call it on all ranks.
+        """Predicts with the weights after `done` steps. Call it on all ranks.
 
         Returns:
             GIF files in the run folder by clip name; empty on every rank but 0.
@@ -96,7 +96,7 @@ class ValidationVideos:
         return as_batch(store.read(store.datasets, dataset, rows, bool(self._run.network.action_dim)))
 
     def _model(self, weights: dict[str, torch.Tensor]) -> WorldModel:
-        """Return the model that the run would export now."""
+        """Returns the model that the run would export now."""
         files = self._run.tokenizer
         assert files is not None
         tokenizer = CompressiveVQModel.from_files(files)
@@ -109,7 +109,7 @@ class ValidationVideos:
 
 @torch.no_grad()
 def predict_clips(model: WorldModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predict clips from their context, always with the same noise.
+    """Predicts clips from their context, always with the same noise.
 
     Args:
         model: Model of the tokenizer that made the tokens.

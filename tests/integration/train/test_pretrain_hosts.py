@@ -1,4 +1,4 @@
-"""Pre-training on two hosts that meet through torchrun's rendezvous; one dies, and the run goes on with what is left."""
+"""Pre-training on two hosts through torchrun's rendezvous; one host dies and the run resumes on the other."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ TOLERANCE = 1e-5
 
 
 def _launch(hosts, tokens, output, **settings):
-    """Start torchrun on every host, one process each; the first keeps the rendezvous."""
+    """Starts torchrun on every host with one process each; the first host runs the rendezvous."""
     arguments = command(1, tokens, output, **SETTINGS, **settings)[1:]
     meeting = ["--nnodes", str(len(hosts)), "--nproc_per_node", "1", "--rdzv_backend", "c10d", "--rdzv_id", "run"]
     meeting += ["--rdzv_endpoint", f"{hosts[0].address}:29400"]
@@ -42,7 +42,7 @@ def _logs(output):
 
 
 def _reached(output):
-    """Steps of the newest whole checkpoint."""
+    """Returns the steps of the newest whole checkpoint."""
     return newest_checkpoint(output / "checkpoints").progress.step
 
 
@@ -53,7 +53,7 @@ def _finish(launchers, output):
 
 
 def _kill_host_after(steps, tokens, output, **settings):
-    """Train on two hosts until a checkpoint is there, then lose one, and the job with it as a scheduler ends it."""
+    """Trains on two hosts until the first checkpoint, then loses one host and ends the job like a scheduler."""
     marker = output / "checkpoints" / f"step-{steps:08d}" / "complete.json"
     with network_hosts(2) as hosts:
         launchers = _launch(hosts, tokens, output, **settings)
@@ -71,7 +71,7 @@ def _losses_by_step(folder):
 
 
 def _lose_a_host(tmp_path, zero_stage, last):
-    """An undisturbed run of `last` steps, and one that has lost a host."""
+    """Makes an undisturbed run of `last` steps, and one that loses a host."""
     tokens = tmp_path / "tokens"
     write_shard(tokens, "alpha", 0, 40, views=2)
     chosen = {"training__zero_stage": zero_stage}
@@ -85,7 +85,7 @@ def _lose_a_host(tmp_path, zero_stage, last):
 
 
 @needs_hosts
-def test_a_run_on_two_hosts_that_loses_one_goes_on_with_the_other(tmp_path):
+def test_a_run_on_two_hosts_resumes_on_one_after_the_other_is_lost(tmp_path):
     tokens, output, chosen = _lose_a_host(tmp_path, 3, 60)
     reached = _reached(output)
     with network_hosts(1) as (host,):
@@ -98,7 +98,7 @@ def test_a_run_on_two_hosts_that_loses_one_goes_on_with_the_other(tmp_path):
 @needs_hosts
 @pytest.mark.soak
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_a_run_on_two_hosts_goes_on_with_one_and_then_with_two_again(tmp_path, zero_stage):
+def test_a_run_on_two_hosts_resumes_on_one_and_then_on_two_again(tmp_path, zero_stage):
     tokens, output, chosen = _lose_a_host(tmp_path, zero_stage, 60)
     reached = _reached(output)
     for hosts_now, steps in ((1, reached + 10), (2, max(60, reached + 20))):

@@ -1,4 +1,4 @@
-"""Pre-training by several processes on gloo, started as a user starts it."""
+"""Pre-training by several processes on gloo, started like a user starts it."""
 
 import dataclasses
 import subprocess
@@ -24,7 +24,7 @@ def tokens(tmp_path_factory):
     return root
 
 
-def test_two_processes_make_the_same_steps_as_one_also_when_they_take_turns(tokens, tmp_path):
+def test_two_processes_make_the_same_steps_as_one_also_when_they_alternate(tokens, tmp_path):
     recipe = Recipe(
         model=ModelConfig(layers=2, heads=2, width=32, mlp_width=64, positions=64, attention_dropout=0.0),
         training=TrainingConfig(

@@ -1,4 +1,4 @@
-"""`--verify_resume` really kills, and finds a run that goes on exactly as well as one that doesn't."""
+"""`--verify_resume` really kills a run, and tells an exact resume from an inexact one."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def _refused(error, message, tmp_path, recipe=RECIPE, steps=5, processes=(2, 1))
     assert not (tmp_path / "out" / "undisturbed").exists()
 
 
-def test_what_can_not_be_verified_is_refused_before_anything_starts(tmp_path, monkeypatch):
+def test_invalid_input_is_refused_before_anything_starts(tmp_path, monkeypatch):
     _refused(ConfigError, "two different numbers above 0, not 2 and 2", tmp_path, processes=(2, 2))
     _refused(ConfigError, "global_batch 6 can't be divided by 4 processes", tmp_path, processes=(2, 4))
     _refused(ConfigError, "at least 1 step", tmp_path, steps=0)
@@ -45,7 +45,7 @@ def test_what_can_not_be_verified_is_refused_before_anything_starts(tmp_path, mo
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("zero_stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_the_verdict_on_a_killed_run_is_good_at_every_stage(tmp_path, zero_stage, precision):
+def test_a_killed_run_passes_at_every_zero_stage(tmp_path, zero_stage, precision):
     write_shard(tmp_path / "tokens", "alpha", 0, 40, views=2)
     settings = {"training__zero_stage": zero_stage, "training__precision": precision, "verify_resume": 6}
     words = command(1, tmp_path / "tokens", tmp_path / "out", **settings)
@@ -59,7 +59,7 @@ def test_the_verdict_on_a_killed_run_is_good_at_every_stage(tmp_path, zero_stage
     assert not (tmp_path / "out" / "killed").exists()
 
 
-def test_the_verdict_on_runs_that_differ_is_bad_and_says_where(tmp_path):
+def test_runs_that_differ_fail_with_the_differences(tmp_path):
     write_shard(tmp_path / "tokens", "alpha", 0, 40, views=2)
     model = dataclasses.replace(RECIPE.model, attention_dropout=0.0)
     for name, rate in (("one", 1e-3), ("other", 2e-3)):

@@ -55,7 +55,7 @@ def test_an_error_reaches_the_consumer_after_the_results_before_it(where):
     assert seen == [0, 1, 2]
 
 
-def test_leaving_early_stops_the_threads():
+def test_closing_the_iterator_early_stops_the_threads():
     def endless():
         number = 0
         while True:

@@ -1,4 +1,4 @@
-"""Episodes by their index: every one in its place, held-out ones apart, in memory that full collections allow."""
+"""The episode index lists every episode, separates held-out ones, and fits in memory."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ ROWS = 5000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> str:
-    """A data set of `ROWS` training episodes and one test episode, of which there is little but the index."""
+    """A data set of `ROWS` training episodes and one test episode, with little more than an index."""
     root = tmp_path_factory.mktemp("shards")
     (root / "made_up").mkdir()
     (root / "made_up" / "train-000000.tar").touch()
@@ -56,21 +56,21 @@ def test_every_episode_of_the_split_is_held_out_or_not_and_in_the_order_of_the_i
         assert (row.shape.num_frames, row.shape.rate) == (number % 50 + 1, 10.0 if number % 2 else None)
 
 
-def test_a_reading_process_gets_its_copy_of_a_million_episodes_in_a_tenth_of_a_gigabyte(folder):
+def test_a_copy_of_a_million_episodes_takes_a_tenth_of_a_gigabyte(folder):
     kept, _ = open_episode_indexes([folder], "train", 0.0)
     data = pickle.dumps(kept)
     assert len(data) < 100 * ROWS
     assert list(pickle.loads(data)["made_up"]) == list(kept["made_up"])
 
 
-def test_an_empty_split_is_named_and_none_held_out_is_no_error(folder):
+def test_an_empty_split_is_an_error_and_no_held_out_episodes_are_none(folder):
     kept, held = open_episode_indexes([folder], "test", 0.0)
     assert len(kept["made_up"]) == 1 and held == {}
     with pytest.raises(ShardError, match="no episode of split 'val'"):
         open_episode_indexes([folder], "val", 0.0)
 
 
-def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_part_of_the_training(folder, tmp_path):
+def test_a_duplicate_or_partly_ingested_data_set_is_an_error(folder, tmp_path):
     (tmp_path / "twice").mkdir()
     (tmp_path / "twice" / "made_up").symlink_to(f"{folder}/made_up")
     with pytest.raises(ConfigError, match="made_up is in both"):
@@ -81,7 +81,7 @@ def test_a_data_set_that_is_there_twice_or_not_ingested_to_its_end_is_no_silent_
         open_episode_indexes([folder, str(tmp_path / "unfinished")], "train", 0.0)
 
 
-def test_frames_that_ingest_made_smaller_than_the_models_are_not_evaluated(folder):
+def test_frames_shrunk_below_the_models_resolution_are_refused(folder):
     assert open_episode_indexes([folder], "train", 0.0)[0]["made_up"].shrunk == 80
     wanted = Wanted("train", False, None, ClipsConfig(length=4), start=0, context=1, side=64)
     assert len(open_test_data([folder], wanted, TrainedOn()).clips) > ROWS // 2

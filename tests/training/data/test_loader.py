@@ -1,4 +1,4 @@
-"""The loader hands out exactly the plan's samples, in order, whatever the number of threads."""
+"""The loader returns exactly the plan's samples in order, for any number of threads."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def test_an_error_while_reading_ahead_reaches_the_training_loop(store, monkeypat
         next(iter(loader))
 
 
-def test_leaving_early_stops_the_threads(store):
+def test_closing_the_iterator_early_stops_the_threads(store):
     import threading
 
     reader = BatchReader(store, SampleOrder(store), actions=False, rewards=False, pinned=False)

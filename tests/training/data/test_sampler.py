@@ -1,4 +1,4 @@
-"""The order of samples: exact proportions, every clip once per epoch, the same for any way of splitting the work."""
+"""The order of samples has exact proportions, draws every clip once per epoch, and is the same however the work is split."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ def test_every_position_is_visited_once_in_every_epoch_each_time_in_the_next_vie
 
 @given(mixture=MIXTURES, seed=st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
-def test_every_data_set_of_a_mixture_goes_through_its_own_epochs_in_order(mixture, seed):
+def test_every_data_set_of_a_mixture_completes_its_own_epochs_in_order(mixture, seed):
     order = _order(mixture, seed)
     dataset, rows = order.samples(0, 3 * BLOCK)
     for number, name in enumerate(order.datasets):
@@ -57,7 +57,7 @@ def test_every_data_set_of_a_mixture_goes_through_its_own_epochs_in_order(mixtur
 
 @given(shares=st.lists(st.integers(1, 400), min_size=1, max_size=8), block=st.integers(0, 10**9))
 @settings(max_examples=60, deadline=None)
-def test_a_block_holds_exactly_the_weights_share_where_that_is_whole(shares, block):
+def test_a_block_has_the_exact_share_of_each_weight_if_it_is_whole(shares, block):
     whole = [*shares[:-1], BLOCK - sum(shares[:-1])]
     if whole[-1] <= 0:
         whole = [BLOCK]
@@ -120,7 +120,7 @@ def _changing_order(mixture, changes, seed=0):
 
 @given(mixture=MIXTURES, changes=CHANGES, seed=st.integers(0, 100))
 @settings(max_examples=40, deadline=None)
-def test_every_clip_is_drawn_once_per_epoch_also_where_weights_change_within_it(mixture, changes, seed):
+def test_every_clip_is_drawn_once_per_epoch_even_if_weights_change(mixture, changes, seed):
     order, _ = _changing_order(mixture, changes, seed)
     dataset, rows = order.samples(0, 6 * BLOCK)
     for number, name in enumerate(order.datasets):
@@ -133,7 +133,7 @@ def test_every_clip_is_drawn_once_per_epoch_also_where_weights_change_within_it(
 
 @given(mixture=MIXTURES, changes=CHANGES)
 @settings(max_examples=40, deadline=None)
-def test_a_change_of_weights_leaves_all_samples_before_it_as_they_were(mixture, changes):
+def test_a_change_of_weights_keeps_all_samples_before_it(mixture, changes):
     changed, _ = _changing_order(mixture, changes)
     last = max(changes)
     before, _ = _changing_order(mixture, {start: new for start, new in changes.items() if start < last})
@@ -143,7 +143,7 @@ def test_a_change_of_weights_leaves_all_samples_before_it_as_they_were(mixture, 
 
 @given(mixture=MIXTURES, changes=CHANGES)
 @settings(max_examples=40, deadline=None)
-def test_between_two_changes_every_block_is_filled_by_the_weights_of_that_time(mixture, changes):
+def test_between_two_changes_every_block_follows_the_current_weights(mixture, changes):
     order, mixtures = _changing_order(mixture, changes)
     bound = math.ceil(math.log2(max(2, len(mixture)))) / 2
     for start, end in itertools.pairwise([*mixtures, max(mixtures) + 10**9 * BLOCK]):
@@ -171,7 +171,7 @@ def test_samples_around_changes_do_not_depend_on_how_they_are_split(mixture, cha
     assert list(order.drawn(start + count).values()) == counted.tolist()
 
 
-def test_a_data_set_that_left_the_mixture_goes_on_with_its_epoch_when_it_comes_back():
+def test_a_data_set_that_returns_to_the_mixture_continues_its_epoch():
     sizes = {"a": DatasetSize(3000), "b": DatasetSize(50)}
     order = SampleOrder(sizes, {"a": 1}, 0, {1000: {"b": 1}, 1500: {"a": 1}})
     alone = SampleOrder(sizes, {"a": 1}, 0)
@@ -232,7 +232,7 @@ def test_a_mixture_that_names_an_absent_data_set_is_refused_with_its_name():
 
 
 @pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": -1.0}, {"a": float("nan")}, {}])
-def test_weights_that_are_no_weights_are_refused(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ConfigError, match="finite and above 0"):
         SampleOrder({"a": DatasetSize(3)}, weights)
 

@@ -1,4 +1,4 @@
-"""The token store: finds finished shards of the splits asked for, reads exact rows, and refuses what doesn't fit together."""
+"""The token store finds finished shards of the given splits, reads exact rows, and refuses incompatible shards."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def test_rows_run_through_the_shards_of_a_data_set_in_order(tmp_path):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(picks=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=20))
-def test_a_mixed_batch_holds_the_rows_asked_for_at_their_places(tmp_path, picks):
+def test_a_mixed_batch_has_the_requested_rows_in_order(tmp_path, picks):
     if not (tmp_path / "beta").exists():
         write_shard(tmp_path, "alpha", 0, 7, action_dim=2, has_reward=True, seed=1)
         write_shard(tmp_path, "beta", 0, 7, action_dim=2, has_reward=True, seed=2)
@@ -45,7 +45,7 @@ def test_a_mixed_batch_holds_the_rows_asked_for_at_their_places(tmp_path, picks)
         assert clips.reward[i].tolist() == tables[number]["reward"][row]
 
 
-def test_held_out_clips_are_never_there_unless_asked_for_by_name(tmp_path):
+def test_held_out_clips_are_opened_only_by_the_name_of_their_split(tmp_path):
     write_shard(tmp_path, positions=4)
     write_shard(tmp_path, positions=9, split="train_heldout")
     assert TokenStore.open(tmp_path).positions("alpha") == 4
@@ -60,7 +60,7 @@ def test_several_folders_are_one_store(tmp_path):
     assert store.sizes == {"alpha": DatasetSize(20), "beta": DatasetSize(10)}
 
 
-def test_a_shard_without_its_record_is_not_there_yet(tmp_path):
+def test_a_shard_without_its_manifest_is_ignored(tmp_path):
     write_shard(tmp_path, number=0)
     write_shard(tmp_path, number=1).with_suffix(".json").unlink()
     assert TokenStore.open(tmp_path).positions("alpha") == 10
@@ -86,14 +86,14 @@ def test_a_truncated_shard_is_an_error_that_names_the_file(tmp_path):
         TokenStore.open(tmp_path)
 
 
-def test_a_file_that_is_no_arrow_file_is_an_error_that_names_it(tmp_path):
+def test_a_file_that_is_not_arrow_is_an_error_that_names_it(tmp_path):
     path = write_shard(tmp_path)
     path.write_bytes(b"x" * path.stat().st_size)
     with pytest.raises(ShardError, match=r"train-000000\.arrow can't be opened"):
         TokenStore.open(tmp_path)
 
 
-def test_a_missing_shard_is_an_error_that_names_its_record(tmp_path):
+def test_a_missing_shard_is_an_error_that_names_its_manifest(tmp_path):
     write_shard(tmp_path, number=0)
     write_shard(tmp_path, number=1).unlink()
     with pytest.raises(ShardError, match=r"train-000001\.json exists but its token shard does not"):
@@ -128,7 +128,7 @@ def test_the_same_shard_twice_is_refused_with_both_paths(tmp_path):
         TokenStore.open([tmp_path / "one", tmp_path / "again"])
 
 
-def test_two_shards_of_one_name_that_hold_different_things_are_refused_as_such(tmp_path):
+def test_two_shards_with_one_name_and_different_content_are_refused(tmp_path):
     write_shard(tmp_path / "one", seed=1)
     write_shard(tmp_path / "two", seed=2)
     with pytest.raises(ShardError, match=r"one/.* and .*two/.* have the same name but different content .*remove one folder"):
@@ -137,16 +137,16 @@ def test_two_shards_of_one_name_that_hold_different_things_are_refused_as_such(t
 
 def test_a_copy_of_a_shard_under_another_name_is_refused(tmp_path):
     path = write_shard(tmp_path)
-    record = json.loads(path.with_suffix(".json").read_text())
+    manifest = json.loads(path.with_suffix(".json").read_text())
     shutil.copy(path, path.with_name("train-000001.arrow"))
-    path.with_name("train-000001.json").write_text(json.dumps({**record, "shard": "train-000001.arrow"}))
+    path.with_name("train-000001.json").write_text(json.dumps({**manifest, "shard": "train-000001.arrow"}))
     with pytest.raises(ShardError, match=r"train-000000.arrow and .*train-000001.arrow have the same content"):
         TokenStore.open(tmp_path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
 @given(places=st.lists(st.integers(0, 2), min_size=4, max_size=4), order=st.permutations(range(3)))
-def test_neither_the_folder_nor_the_order_of_folders_decides_the_order_of_rows(tmp_path, places, order):
+def test_folders_and_their_order_do_not_change_the_order_of_rows(tmp_path, places, order):
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     for number in range(4):
@@ -161,7 +161,7 @@ def test_neither_the_folder_nor_the_order_of_folders_decides_the_order_of_rows(t
     assert parts.reordered == (("alpha",) if given_order != sorted(given_order) else ())
 
 
-def test_a_digest_is_that_of_one_data_sets_names_and_contents(tmp_path):
+def test_a_digest_covers_names_and_content_of_one_data_set(tmp_path):
     for name in ("alpha", "beta"):
         write_shard(tmp_path / "one", name)
         write_shard(tmp_path / "other", name, seed=int(name == "beta"))
@@ -182,7 +182,7 @@ def test_data_sets_with_different_actions_serve_an_action_free_model_only(tmp_pa
     assert store.restrict(["beta"]).action_dim == 7
 
 
-def test_an_id_past_the_vocabulary_is_an_error_that_names_the_data_set(tmp_path):
+def test_a_token_outside_the_vocabulary_is_an_error_that_names_the_data_set(tmp_path):
     path = write_shard(tmp_path, "alpha", layout=dataclasses.replace(LAYOUT, num_dyn_embeddings=21))
     _, table = open_token_shard(path)
     metadata = json.loads(table.schema.metadata[b"ivideogpt"])
@@ -192,7 +192,7 @@ def test_an_id_past_the_vocabulary_is_an_error_that_names_the_data_set(tmp_path)
         TokenStore.open(tmp_path).rows("alpha", np.arange(10))
 
 
-def test_a_shard_with_other_columns_than_it_states_is_refused(tmp_path):
+def test_a_shard_with_other_columns_than_its_metadata_is_refused(tmp_path):
     path = write_shard(tmp_path)
     _, table = open_token_shard(path)
     _rewrite(path, table.drop_columns(["stride"]))
@@ -206,19 +206,19 @@ def _rewrite(path, table):
     with pa.OSFile(str(staging), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     staging.replace(path)
-    record = path.with_suffix(".json")
-    record.write_text(json.dumps({**json.loads(record.read_text()), "bytes": path.stat().st_size}))
+    manifest = path.with_suffix(".json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "bytes": path.stat().st_size}))
 
 
 @pytest.mark.parametrize(("splits", "hint"), [(("val",), "found shards of train"), (("train",), "give the output folder")])
-def test_finding_nothing_says_what_is_there(tmp_path, splits, hint):
+def test_the_error_for_no_shards_says_what_was_found(tmp_path, splits, hint):
     if splits == ("val",):
         write_shard(tmp_path)
     with pytest.raises(ShardError, match=hint):
         TokenStore.open(tmp_path, splits)
 
 
-def test_a_shard_that_lost_all_its_episodes_does_not_stop_its_neighbours(tmp_path):
+def test_an_empty_shard_does_not_affect_the_others(tmp_path):
     write_shard(tmp_path, number=0, positions=0)
     write_shard(tmp_path, number=1, positions=5, action_dim=3, has_reward=True)
     store = TokenStore.open(tmp_path)
@@ -230,6 +230,6 @@ def test_rows_whose_actions_are_not_finite_are_faults(tmp_path, capsys):
     path = write_shard(tmp_path, number=1, action_dim=2, bad_rows=[3, 7])
     assert fault_of(str(sound), every_byte=True) is None
     fault = fault_of(str(path), every_byte=True)
-    assert fault.startswith(f"{path} has 2 rows with actions or rewards that are NaN or infinite: delete it and its record")
+    assert fault.startswith(f"{path} has 2 rows with actions or rewards that are NaN or infinite: delete it and its manifest")
     assert inspect([str(tmp_path), "--verify"]) == 1
     assert "2 rows with actions or rewards that are NaN" in "".join(capsys.readouterr())

@@ -1,4 +1,4 @@
-"""Fine-tuning: from another model's Llama, whole or by low-rank updates, with new heads; in one process and in two."""
+"""Fine-tuning from another model's Llama, whole or by low-rank updates, with new heads, in one and two processes."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def tokens(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """The transformer folder of an action-free model; matrices are wide enough for every part of it to matter."""
+    """The transformer folder of an action-free model, wide enough for every part to matter."""
     folder = tmp_path_factory.mktemp("pretrained")
     network = build_network(ModelConfig(**SHAPE), LAYOUT, 0, seed=7)
     generator = torch.Generator().manual_seed(7)
@@ -75,7 +75,7 @@ def _exported(folder):
     return load_file(folder / "model" / "transformer" / "model.safetensors")
 
 
-def test_a_run_starts_from_the_llama_and_heads_that_change_nothing_yet(tokens, pretrained, tmp_path):
+def test_a_run_starts_from_the_llama_and_fresh_heads_do_not_change_its_output(tokens, pretrained, tmp_path):
     recipe = _recipe(pretrained, HEADS, precision="fp32", steps=1, learning_rate=1e-9)
     pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
     before, after = load_file(pretrained / "model.safetensors"), _exported(tmp_path)
@@ -116,7 +116,7 @@ def test_low_rank_updates_train_little_and_are_exported_merged(tokens, pretraine
     assert summary["finished"]
 
 
-def test_merged_weights_compute_what_the_updates_did(tokens, pretrained, tmp_path):
+def test_merged_weights_give_the_same_results_as_the_updates(tokens, pretrained, tmp_path):
     """One more step of the resumed run reports the loss that the export has on that step's clips."""
     recipe = _recipe(pretrained, HEADS, lora_rank=2, precision="fp32", lora_alpha=8.0)
     pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
@@ -168,7 +168,7 @@ def test_another_llama_under_the_same_path_is_another_run(tokens, pretrained, tm
     ("key", "value", "found"),
     [("layers", 3, 2), ("heads", 4, 2), ("width", 16, 32), ("mlp_width", 32, 64), ("layers", 12, 2)],
 )
-def test_a_shape_that_the_user_gave_and_the_model_does_not_have_is_refused_with_both(
+def test_a_shape_that_differs_from_the_initial_models_is_refused_with_both_values(
     tokens, pretrained, tmp_path, key, value, found
 ):
     options = RunOptions([str(tokens)], str(tmp_path), model_keys=[key])
@@ -176,7 +176,7 @@ def test_a_shape_that_the_user_gave_and_the_model_does_not_have_is_refused_with_
         pretrain(_recipe(pretrained, {key: value}), options)
 
 
-def test_a_recipe_that_says_nothing_of_the_shape_gets_that_of_the_model(tokens, pretrained, tmp_path):
+def test_a_recipe_without_a_shape_gets_the_initial_models(tokens, pretrained, tmp_path):
     recipe = dataclasses.replace(_recipe(pretrained, steps=1), model=ModelConfig(actions=True, attention_dropout=0.05))
     pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
     resolved = yaml.safe_load((tmp_path / "recipe.yaml").read_text())["model"]
@@ -186,7 +186,7 @@ def test_a_recipe_that_says_nothing_of_the_shape_gets_that_of_the_model(tokens, 
     assert (config.num_hidden_layers, config.hidden_size, config.attention_dropout) == (2, 32, 0.05)
 
 
-def test_more_positions_than_the_model_was_trained_with_can_be_asked_for(tokens, pretrained, tmp_path):
+def test_a_model_can_get_more_positions_than_it_was_trained_with(tokens, pretrained, tmp_path):
     run = set_up_run(_recipe(pretrained, {"positions": 128}), RunOptions([str(tokens)], str(tmp_path)), find_rank_info({}))
     assert run.network.config.max_position_embeddings == run.recipe.model.positions == 128
     change_config(pretrained, tmp_path / "dynamic", rope_parameters={"rope_type": "dynamic", "factor": 2.0})
@@ -199,7 +199,7 @@ def test_more_positions_than_the_model_was_trained_with_can_be_asked_for(tokens,
 
 
 def change_config(folder, copy, **changes):
-    """A copy of a transformer folder with another configuration."""
+    """Copies a transformer folder and changes its configuration."""
     shutil.copytree(folder, copy)
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | changes))
@@ -215,7 +215,7 @@ def change_config(folder, copy, **changes):
         {"tie_word_embeddings": True},
     ],
 )
-def test_training_starts_with_all_that_the_model_computes_and_hands_it_on(tokens, pretrained, tmp_path, changes):
+def test_all_settings_of_the_initial_model_are_kept_and_exported(tokens, pretrained, tmp_path, changes):
     start = change_config(pretrained, tmp_path / "start", **changes)
     if "tie_word_embeddings" in changes:
         weights = load_file(start / "model.safetensors")
@@ -236,7 +236,7 @@ def test_training_starts_with_all_that_the_model_computes_and_hands_it_on(tokens
     assert exported == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_resumed_run_does_not_go_on_from_a_model_that_computes_something_else(tokens, pretrained, tmp_path):
+def test_a_resume_from_an_initial_model_with_other_settings_is_refused(tokens, pretrained, tmp_path):
     start = change_config(pretrained, tmp_path / "start")
     options = RunOptions([str(tokens)], str(tmp_path / "run"), resume="auto")
     pretrain(_recipe(start, steps=1), options)
@@ -254,7 +254,7 @@ def test_a_model_of_another_vocabulary_is_refused_with_both(tokens, tmp_path):
         pretrain(_recipe(tmp_path / "start"), RunOptions([str(tokens)], str(tmp_path / "run")))
 
 
-def test_a_model_with_weights_that_are_no_numbers_is_not_started_from(tokens, pretrained, tmp_path):
+def test_an_initial_model_with_nan_weights_is_refused(tokens, pretrained, tmp_path):
     start = shutil.copytree(pretrained, tmp_path / "start")
     weights = load_file(start / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
@@ -263,11 +263,11 @@ def test_a_model_with_weights_that_are_no_numbers_is_not_started_from(tokens, pr
         pretrain(_recipe(start), RunOptions([str(tokens)], str(tmp_path / "run")))
 
 
-def test_a_model_that_is_not_there_is_refused(tokens, tmp_path):
+def test_a_missing_initial_model_is_refused(tokens, tmp_path):
     with pytest.raises(SourceError, match="nowhere"):
         pretrain(_recipe(tmp_path / "nowhere"), RunOptions([str(tokens)], str(tmp_path / "run")))
 
 
-def test_updates_without_a_model_to_update_are_refused():
+def test_low_rank_updates_without_an_initial_model_are_refused():
     with pytest.raises(ConfigError, match=r"training\.init_from"):
         TrainingConfig(lora_rank=8)

@@ -22,9 +22,7 @@ def test_uniform_scores_cost_the_logarithm_of_the_vocabulary():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 9), st.integers(1, 20), st.integers(0, 2**31))
-def test_losses_and_gradients_are_those_of_a_softmax_over_full_logits_in_double_precision(
-    rows, positions, vocabulary, chunk, seed
-):
+def test_losses_and_gradients_equal_those_of_a_full_softmax_in_double_precision(rows, positions, vocabulary, chunk, seed):
     hidden, weight, targets = _case(rows, positions, vocabulary, seed)
     losses = next_token_losses(lambda states: nn.functional.linear(states, weight), hidden, targets, chunk)
     ours = torch.autograd.grad(losses.mean(), (hidden, weight))
@@ -45,7 +43,7 @@ def test_half_precision_logits_are_summed_in_full_precision():
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_logits_never_exist_for_more_than_a_chunk_and_are_made_again_for_the_backward_pass(backward):
+def test_logits_exist_for_one_chunk_only_and_are_recomputed_in_the_backward_pass(backward):
     hidden, weight, targets = _case(4, 25, 11, seed=1)
     shapes = []
 
@@ -76,6 +74,6 @@ def test_chunks_compile_into_one_graph_with_the_same_gradients():
         assert torch.allclose(ours, eager, atol=1e-6)
 
 
-def test_squared_error_is_a_mean_over_all_that_is_predicted():
+def test_squared_error_is_the_mean_over_all_predictions():
     assert squared_error(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])) == 5.0
     assert squared_error(torch.ones(2, 3, 4, 2), torch.zeros(2, 3, 1, 2)) == 1.0

@@ -26,7 +26,7 @@ def batch(rows=2, seed=0):
 
 @pytest.mark.parametrize("context", [1, 2])
 @pytest.mark.parametrize("actions", [False, True])
-def test_published_loss_and_logits_are_met(shared, context, actions):
+def test_loss_and_logits_equal_the_published_ones(shared, context, actions):
     expected = np.load(shared / "parity" / f"context{context}" / "expected.npz")
     network = tiny_models.parity_network(shared, context, actions)
     ids, suffix = torch.from_numpy(expected["tokens"]).long(), "_action" if actions else ""
@@ -40,7 +40,7 @@ def test_published_loss_and_logits_are_met(shared, context, actions):
 
 
 @pytest.mark.parametrize("context", [1, 2])
-def test_published_greedy_ids_are_met_with_code_zero_masked(shared, context):
+def test_greedy_tokens_equal_the_published_ones_with_code_zero_masked(shared, context):
     """The action-free fixture was continued with 0 as the padding id, so `generate` hid code 0 of the context there."""
     expected = np.load(shared / "parity" / f"context{context}" / "expected.npz")["greedy_tokens"]
     network = tiny_models.parity_network(shared, context, actions=False)
@@ -52,7 +52,7 @@ def test_published_greedy_ids_are_met_with_code_zero_masked(shared, context):
     assert torch.equal(logits[:, first - 1 : -1].argmax(dim=-1), ids[:, first:])
 
 
-def test_loss_is_that_of_a_full_forward_with_masked_labels():
+def test_loss_equals_that_of_a_full_forward_pass_with_masked_targets():
     network, (ids, _, _) = tiny_models.network(), batch()
     labels = tiny_models.tokenizer().labels(ids)
     output = network(ids)
@@ -61,7 +61,7 @@ def test_loss_is_that_of_a_full_forward_with_masked_labels():
     assert output.reward_loss is None
 
 
-def test_reward_is_read_at_the_last_id_of_each_future_frame_and_compared_with_the_action_that_leads_there():
+def test_reward_is_read_at_the_last_token_of_each_future_frame_and_belongs_to_the_action_before():
     network, (ids, action, reward) = tiny_models.network(actions=True, rewards=True), batch()
     output = network(ids, action, reward)
     last = SHAPE.prefix_length - 2 + SHAPE.tokens_per_future_frame * torch.arange(1, 4)
@@ -70,15 +70,15 @@ def test_reward_is_read_at_the_last_id_of_each_future_frame_and_compared_with_th
     assert torch.isclose(output.loss, output.token_loss + output.reward_loss)
 
 
-def test_every_id_of_a_future_frame_tells_the_action_that_led_there_and_losses_are_weighed():
+def test_every_token_of_a_future_frame_predicts_the_action_before_it_and_losses_are_weighted():
     config = ModelConfig(
         **{**vars(SMALL), "actions": True, "rewards": True, "reward_weight": 3.0, "action_reconstruction": 0.5}
     )
     network, (ids, action, reward) = build_network(config, SHAPE, tiny_models.ACTION_DIM, seed=3).eval(), batch()
     output = network(ids, action, reward)
-    told = network.action_recon_linear(network.hidden_states(ids, action))
+    predicted = network.action_recon_linear(network.hidden_states(ids, action))
     errors = [
-        (told[:, SHAPE.prefix_length - 1 + SHAPE.tokens_per_future_frame * frame + place] - action[:, 1 + frame]).square()
+        (predicted[:, SHAPE.prefix_length - 1 + SHAPE.tokens_per_future_frame * frame + place] - action[:, 1 + frame]).square()
         for frame in range(3)
         for place in range(SHAPE.tokens_per_future_frame)
     ]
@@ -169,7 +169,7 @@ def test_published_sizes_have_their_number_of_parameters(model, millions):
     assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6) == millions
 
 
-def test_decay_falls_on_weight_matrices_alone():
+def test_only_weight_matrices_decay():
     network = tiny_models.network(True, True)
     decayed, plain = parameter_groups(network, 0.1)
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -181,7 +181,7 @@ def test_decay_falls_on_weight_matrices_alone():
 
 
 @pytest.mark.parametrize(("actions", "rewards"), KINDS)
-def test_saved_transformer_comes_back_equal(tmp_path, actions, rewards):
+def test_a_saved_transformer_loads_unchanged(tmp_path, actions, rewards):
     network, inputs = tiny_models.network(actions, rewards), batch()
     network.save_transformer(tmp_path)
     loaded = load_transformer(tmp_path, SHAPE)
@@ -210,7 +210,7 @@ def test_files_and_names_are_those_of_published_folders(shared, tmp_path, action
     assert (tmp_path / "generation_config.json").is_file()
 
 
-def test_weights_of_an_engine_are_saved_in_place_of_the_networks_own(tmp_path):
+def test_weights_from_an_engine_are_saved_instead_of_the_networks_own(tmp_path):
     network = tiny_models.network()
     given = {name: torch.full_like(tensor, 0.5, dtype=torch.float32) for name, tensor in network.state_dict().items()}
     network.bfloat16().save_transformer(tmp_path, given)
@@ -264,7 +264,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, file, content, message):
         load_transformer(tmp_path, SHAPE)
 
 
-def test_absurd_configuration_is_refused_before_memory_is_taken(tmp_path):
+def test_an_absurd_configuration_is_refused_before_it_takes_memory(tmp_path):
     tiny_models.network().save_transformer(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
@@ -283,7 +283,7 @@ def test_transformer_of_another_vocabulary_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("actions", [False, True])
-def test_pretrained_llama_goes_under_new_heads(tmp_path, actions):
+def test_a_pretrained_llama_is_loaded_under_new_heads(tmp_path, actions):
     pretrained = tiny_models.network(actions, seed=1)
     pretrained.save_transformer(tmp_path)
     network = tiny_models.network(actions=True, rewards=True, seed=2)

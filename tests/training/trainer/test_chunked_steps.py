@@ -1,4 +1,4 @@
-"""Steps whose loss goes chunk by chunk, and makes logits again in the backward pass, under every way to cut parameters up."""
+"""Steps with a chunked loss equal those without, under every ZeRO stage."""
 
 import json
 
@@ -13,7 +13,7 @@ from training.trainer.verify_resume.compare import loss_differences
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_two_processes_make_the_same_steps_in_chunks_as_at_once(tmp_path, zero_stage):
+def test_two_processes_make_the_same_steps_with_and_without_chunks(tmp_path, zero_stage):
     write_shard(tmp_path / "tokens", "alpha", 0, 40)
     # No parameter is so small that ZeRO-3 keeps it whole: the head is gathered again for every chunk.
     file = tmp_path / "deepspeed.json"

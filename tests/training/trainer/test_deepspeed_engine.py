@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: the recipe decides, a file may add, and contradictions are refused by name."""
+"""The recipe decides DeepSpeed's configuration; a file may add settings, and contradictions are refused by name."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_bf16_without_fp32_accumulation_is_refused():
         _config(precision="bf16", zero_stage=0)
 
 
-def test_a_file_adds_to_the_recipe(tmp_path):
+def test_a_deepspeed_file_adds_to_the_recipe(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 5}, "wall_clock_breakdown": True}))
     config = _config(deepspeed=str(path), zero_stage=2)
@@ -56,14 +56,14 @@ def test_a_file_adds_to_the_recipe(tmp_path):
         ("text", "must hold a JSON object of DeepSpeed settings"),
     ],
 )
-def test_a_file_that_contradicts_the_recipe_is_refused(tmp_path, content, message):
+def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(tmp_path, content, message):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message):
         _config(deepspeed=str(path))
 
 
-def test_a_file_that_is_absent_or_damaged_is_refused_by_name(tmp_path):
+def test_a_missing_or_damaged_deepspeed_file_is_refused_by_name(tmp_path):
     with pytest.raises(ConfigError, match=r"absent\.json can't be read as JSON"):
         _config(deepspeed=str(tmp_path / "absent.json"))
     (tmp_path / "torn.json").write_text('{"zero')
@@ -72,7 +72,7 @@ def test_a_file_that_is_absent_or_damaged_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_file_that_ships_fits_the_stage_in_its_name(path):
+def test_every_packaged_deepspeed_file_fits_the_stage_in_its_name(path):
     stage = int(path.stem.split("-")[0].removeprefix("zero"))
     config = _config(deepspeed=str(path), zero_stage=stage)
     assert config["zero_optimization"]["stage"] == stage

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is not finite changes nothing, on no rank, and says which clips it had."""
+"""A non-finite step changes nothing on any rank, and its clips are recorded."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def _recipe(**training):
 
 
 def _write_tokens(root, bad_samples):
-    """Token shards of which the clips that come as samples of these numbers have actions that are not finite."""
+    """Token shards in which the clips of these sample numbers have non-finite actions."""
     write_shard(root, "alpha", 0, 40, action_dim=2)
     order = SampleOrder(TokenStore.open(root))
     rows = [order[sample][1] for sample in bad_samples]
@@ -52,7 +52,7 @@ def _write_tokens(root, bad_samples):
 
 
 @given(value=st.floats(width=32), weight=st.floats(-10, 10, width=32))
-def test_a_loss_keeps_its_bits_and_gradient_where_it_is_finite_and_has_no_finite_gradient_where_not(value, weight):
+def test_a_finite_loss_is_unchanged_and_a_non_finite_one_has_no_finite_gradient(value, weight):
     parameter = torch.tensor(1.0, requires_grad=True)
     # A gradient of `weight`, whatever the value.
     loss = weight * parameter + torch.tensor(value) - weight
@@ -73,7 +73,7 @@ def test_a_loss_keeps_its_bits_and_gradient_where_it_is_finite_and_has_no_finite
         *(pytest.param(*other, marks=pytest.mark.soak) for other in ((1, "fp32"), (2, "bf16"), (3, "fp32"))),
     ],
 )
-def test_a_step_with_one_bad_clip_leaves_parameters_and_optimizer_of_both_ranks_untouched(tmp_path, zero_stage, precision):
+def test_a_step_with_one_bad_clip_does_not_change_parameters_or_optimizer_on_any_rank(tmp_path, zero_stage, precision):
     # In the second of two micro steps of rank 1 in step 3.
     _write_tokens(tmp_path / "tokens", [2 * BATCH + 3])
     options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
@@ -86,7 +86,7 @@ def test_a_step_with_one_bad_clip_leaves_parameters_and_optimizer_of_both_ranks_
     assert [math.isfinite(line["loss"] or math.nan) for line in lines if "loss" in line] == [True, True, False, True]
 
 
-def test_a_skipped_step_is_written_down_with_its_clips_and_replayed_clip_by_clip(tmp_path):
+def test_a_skipped_step_is_recorded_with_its_clips_and_replayed_clip_by_clip(tmp_path):
     (row,) = _write_tokens(tmp_path / "tokens", [BATCH + 2])
     options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
     pretrain(_recipe(), options)
@@ -114,7 +114,7 @@ def test_a_skipped_step_is_written_down_with_its_clips_and_replayed_clip_by_clip
     assert [good["loss"], good["gradient_norm"]] == [lines[3]["loss"], pytest.approx(lines[3]["gradient_norm"])]
 
 
-def test_replay_repeats_the_steps_between_the_nearest_checkpoint_and_its_own(tmp_path):
+def test_replay_repeats_the_steps_from_the_nearest_checkpoint_on(tmp_path):
     write_shard(tmp_path / "tokens", "alpha", 0, 40, action_dim=2)
     options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
     pretrain(_recipe(checkpoint_every=2, steps=4), options)
@@ -124,7 +124,7 @@ def test_replay_repeats_the_steps_between_the_nearest_checkpoint_and_its_own(tmp
         assert (seen["from_step"], seen["loss"], seen["applied"]) == (start, lines[step - 1]["loss"], True)
 
 
-def test_as_many_bad_steps_in_a_row_as_the_recipe_allows_stop_the_run_also_across_a_resume(tmp_path):
+def test_too_many_bad_steps_in_a_row_stop_the_run_also_across_a_resume(tmp_path):
     rows = _write_tokens(tmp_path / "tokens", range(BATCH, 4 * BATCH))
     options = RunOptions([str(tmp_path / "tokens")], str(tmp_path / "run"))
     pretrain(_recipe(nonfinite_limit=3, steps=3), options)

@@ -1,4 +1,4 @@
-"""What a run measured is in its files at the end, whatever it is and wherever the run was cut off."""
+"""A run's results are in its files at the end, whatever they are and wherever the run was interrupted."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ BAD = 2
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """So that sums are the same in every process."""
+    """One thread, so that sums are the same in every process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -32,7 +32,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """Two data sets; a held-out clip of beta has actions that are not finite, and so have some training clips of beta."""
+    """Two data sets; a held-out clip and some training clips of beta have non-finite actions."""
     root = tmp_path_factory.mktemp("tokens")
     write_shard(root, "alpha", positions=20, action_dim=2)
     write_shard(root, "beta", positions=20, action_dim=2, seed=1, bad_rows=[7])
@@ -48,11 +48,11 @@ def _recipe(**training):
 
 
 def _strict(path):
-    """A JSON file as readers take it that know no NaN."""
+    """Reads a JSON file with a reader that refuses NaN."""
     return parse_json(path.read_bytes())
 
 
-def test_held_out_losses_that_are_not_finite_are_told_everywhere_and_the_model_is_exported(tokens, tmp_path, caplog):
+def test_non_finite_held_out_losses_are_reported_everywhere_and_the_model_is_exported(tokens, tmp_path, caplog):
     options = RunOptions([str(tokens)], str(tmp_path), resume="auto")
     with caplog.at_level(logging.WARNING):
         summary = pretrain(_recipe(), options)
@@ -61,10 +61,10 @@ def test_held_out_losses_that_are_not_finite_are_told_everywhere_and_the_model_i
     expected = {"held_out_loss": "nan", "held_out_loss_by_dataset/beta": "nan"}
     expected |= {f"held_out_loss_by_frame/{frame}": "nan" for frame in held_out["held_out_loss_by_frame"]}
     provenance = _strict(tmp_path / "model" / "provenance.json")
-    for told in (held_out, provenance, _strict(tmp_path / "metrics.json"), summary):
-        assert told["not_finite"] == expected
-        assert told["held_out_loss"] is None and told["held_out_loss_by_dataset"]["beta"] is None
-        assert math.isfinite(told["held_out_loss_by_dataset"]["alpha"])
+    for results in (held_out, provenance, _strict(tmp_path / "metrics.json"), summary):
+        assert results["not_finite"] == expected
+        assert results["held_out_loss"] is None and results["held_out_loss_by_dataset"]["beta"] is None
+        assert math.isfinite(results["held_out_loss_by_dataset"]["alpha"])
     card = (tmp_path / "model" / "README.md").read_text()
     assert "not finite (nan) on held-out clips" in card and "not measured" not in card
     assert "the held-out loss of beta nan is not finite" in caplog.text
@@ -72,7 +72,7 @@ def test_held_out_losses_that_are_not_finite_are_told_everywhere_and_the_model_i
     assert pretrain(_recipe(), options) == summary | {"steps_made": 0}
 
 
-def test_skipped_steps_are_told_when_they_happen_and_counted_in_every_file_also_across_a_resume(tokens, tmp_path, caplog):
+def test_skipped_steps_are_logged_and_counted_in_every_file_also_across_a_resume(tokens, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         for steps in (13, 20):
             summary = pretrain(_recipe(steps=steps), RunOptions([str(tokens)], str(tmp_path), resume="auto"))
@@ -91,7 +91,7 @@ def test_skipped_steps_are_told_when_they_happen_and_counted_in_every_file_also_
 
 
 def _killed_before_the_export(recipe, options):
-    """Train in this process, which dies where it would export the model."""
+    """Trains in this process and kills it before the export."""
     torch.set_num_threads(1)
     training.trainer.trainer.export_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     pretrain(recipe, options)

@@ -1,4 +1,4 @@
-"""Learning rates, batch plans and seeds follow from the step's number alone."""
+"""Learning rates, batch plans and seeds follow only from the step's number."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from training.trainer.schedule import dropout_seed, learning_rate
     schedule=st.sampled_from(["cosine", "constant", "wsd"]),
     decay=st.none() | st.integers(1, 6000),
 )
-def test_the_rate_rises_to_its_peak_then_never_rises_again_and_stays_above_the_final_share(
+def test_the_learning_rate_rises_to_its_peak_and_then_never_rises_or_falls_below_the_final_share(
     steps, warmup, final, schedule, decay
 ):
     config = TrainingConfig(steps=steps, warmup_steps=warmup, final_learning_rate=final, schedule=schedule, decay_steps=decay)
@@ -74,7 +74,7 @@ def test_all_ranks_together_read_each_sample_of_a_step_once_in_contiguous_slices
         (TrainingConfig(global_batch=24, micro_batch=24), 2, r"micro_batch 24 must divide"),
     ],
 )
-def test_batch_sizes_that_do_not_divide_are_refused_with_sizes_that_would(config, world, message):
+def test_batch_sizes_that_do_not_divide_are_refused_with_valid_sizes(config, world, message):
     with pytest.raises(ConfigError, match=message):
         plan_batches(config, world, 0)
 

@@ -1,4 +1,4 @@
-"""All that is wrong with a run's input is an error that says so, before any process group is formed."""
+"""Invalid input of a run is a clear error before any process group is formed."""
 
 import dataclasses
 import json
@@ -71,7 +71,7 @@ def test_a_mixture_with_absent_data_sets(tmp_path):
     )
 
 
-def test_absent_data_sets_are_skipped_where_that_is_asked_for_and_the_others_share_the_samples(tmp_path, caplog):
+def test_missing_data_sets_are_skipped_on_request_and_the_others_share_the_samples(tmp_path, caplog):
     for name in ("fractal20220817_data", "kuka"):
         write_shard(tmp_path / "tokens", name)
     recipe = Recipe(data=DataConfig(mixture="select", missing="skip"), model=MODEL, training=TRAINING)
@@ -83,7 +83,7 @@ def test_absent_data_sets_are_skipped_where_that_is_asked_for_and_the_others_sha
     assert "asu_table_top" in caplog.text and "Skipped" in caplog.text
 
 
-def test_a_mixture_of_that_name_that_does_not_exist(tmp_path):
+def test_an_unknown_mixture(tmp_path):
     write_shard(tmp_path / "tokens")
     _refused(ConfigError, "'selct'.*did you mean 'select'", tmp_path, Recipe(data=DataConfig(mixture="selct"), model=MODEL))
 
@@ -151,7 +151,7 @@ def test_other_shards_of_equal_size_are_refused_with_their_data_set(tmp_path, sp
         _prepare(tmp_path)
 
 
-def test_held_out_shards_may_join_but_not_go(tmp_path):
+def test_held_out_shards_may_be_added_but_not_removed(tmp_path):
     write_shard(tmp_path / "tokens")
     _trained_to(_prepare(tmp_path), 2)
     path = write_shard(tmp_path / "tokens", split="train_heldout")
@@ -164,7 +164,7 @@ def test_held_out_shards_may_join_but_not_go(tmp_path):
         _prepare(tmp_path)
 
 
-def test_a_run_of_a_release_that_kept_no_digests_goes_on_and_takes_them_over(tmp_path, caplog):
+def test_a_run_of_a_release_without_digests_resumes_and_adopts_them(tmp_path, caplog):
     for number, folder in ((1, "first"), (0, "second")):
         write_shard(tmp_path / folder, number=number)
     tokens = [str(tmp_path / folder) for folder in ("first", "second")]
@@ -210,7 +210,7 @@ def test_settings_that_decide_no_result_may_change_at_a_resume(tmp_path):
 
 
 def _trained_to(run, step):
-    """Give a run's folder a checkpoint."""
+    """Writes a checkpoint into a run folder."""
     run.write_identity()
     folder = run.checkpoints / tag(step)
     folder.mkdir(parents=True)
@@ -222,7 +222,7 @@ def _weighed(weights, **training):
     return Recipe(data=DataConfig(weights=weights), model=MODEL, training=dataclasses.replace(TRAINING, **training))
 
 
-def test_weights_that_change_at_a_resume_hold_from_the_checkpoints_step_on(tmp_path, caplog):
+def test_new_weights_at_a_resume_hold_from_the_checkpoints_step_on(tmp_path, caplog):
     for name in ("alpha", "beta", "gamma"):
         write_shard(tmp_path / "tokens", name, positions=40)
     before = _prepare(tmp_path, _weighed({"alpha": 0.5, "beta": 0.5}))
@@ -247,7 +247,7 @@ def test_a_run_keeps_the_data_sets_that_it_drew_from(tmp_path):
         _prepare(tmp_path, _weighed({"alpha": 1}))
 
 
-def test_a_number_of_steps_that_changes_at_a_resume_says_what_it_does_to_the_learning_rate(tmp_path, caplog):
+def test_a_new_number_of_steps_at_a_resume_logs_the_change_of_the_learning_rate(tmp_path, caplog):
     write_shard(tmp_path / "tokens")
     recipe = Recipe(model=MODEL, training=dataclasses.replace(TRAINING, steps=100, warmup_steps=0, learning_rate=1.0))
     _trained_to(_prepare(tmp_path, recipe), 50)
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_another_recipe(tmp_path):
         _prepare(tmp_path)
 
 
-def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
+def test_checkpoints_without_a_run_file(tmp_path):
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
     _trained_to(run, 10)
@@ -289,12 +289,12 @@ def test_checkpoints_of_which_nothing_says_whose_they_are(tmp_path):
         ({"nonfinite_limit": 0}, "nonfinite_limit must be at least 1"),
     ],
 )
-def test_settings_that_can_not_be(setting, message):
+def test_invalid_settings(setting, message):
     with pytest.raises(ConfigError, match=message):
         TrainingConfig(**setting)
 
 
-def test_a_folder_in_which_another_run_is_at_work(tmp_path):
+def test_a_folder_that_another_run_is_using(tmp_path):
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
     with lock_run_dir(run.folder), pytest.raises(ConflictError, match="another run is using"), lock_run_dir(run.folder):
@@ -303,7 +303,7 @@ def test_a_folder_in_which_another_run_is_at_work(tmp_path):
         pass
 
 
-def test_a_checkpoint_of_which_no_record_says_how_it_was_made(tmp_path):
+def test_a_checkpoint_without_a_run_history(tmp_path):
     write_shard(tmp_path / "tokens")
     _trained_to(_prepare(tmp_path), 2)
     (tmp_path / "run" / "record.json").unlink()
@@ -320,7 +320,7 @@ def test_a_damaged_run_file(tmp_path, content):
         _prepare(tmp_path)
 
 
-def test_held_out_clips_are_opened_for_the_data_sets_of_the_mixture_alone(tmp_path):
+def test_held_out_clips_are_opened_only_for_data_sets_of_the_mixture(tmp_path):
     for name in ("alpha", "beta"):
         write_shard(tmp_path / "tokens", name)
         write_shard(tmp_path / "tokens", name, positions=2, split="train_heldout")
@@ -342,7 +342,7 @@ def test_a_sample_is_traced_back_to_its_episode_through_several_shards(tmp_path)
         run.store.sources(("alpha",), np.array([0]), np.array([24]))
 
 
-def test_the_resolved_recipe_reads_back_as_the_same_recipe(tmp_path):
+def test_the_resolved_recipe_is_read_back_unchanged(tmp_path):
     from pipeline.config.cli import parse_recipe, recipe_parser
 
     write_shard(tmp_path / "tokens")

@@ -1,11 +1,11 @@
-"""Processes that read data for a run never get its signals, and still never outlive it or keep it from ending."""
+"""Processes that read data for a run never get its stop signals, and never outlive or block it."""
 
 import subprocess
 import sys
 import textwrap
 
 
-def test_a_process_ends_though_what_it_started_with_signals_held_back_never_gets_them():
+def test_a_process_ends_even_if_its_children_never_get_the_stop_signals():
     code = """
         import multiprocessing, os, signal, time
         from training.trainer.signals import block_stop_signals

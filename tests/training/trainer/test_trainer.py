@@ -1,4 +1,4 @@
-"""Runs of one process, in this process: exact resume at every ZeRO stage, learning, export, metrics."""
+"""Runs of one process: exact resume at every ZeRO stage, learning, export, metrics."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """So small a model only waits for its threads."""
+    """One thread: so small a model would only wait for others."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -72,7 +72,7 @@ def _weights(folder):
 @pytest.mark.parametrize(
     ("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")], ids=lambda value: str(value)
 )
-def test_a_run_that_was_asked_to_stop_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     tokens, tmp_path, monkeypatch, zero_stage, precision
 ):
     recipe = _recipe(zero_stage=zero_stage, precision=precision)
@@ -112,7 +112,7 @@ def test_offloading_to_the_host_trains_to_the_same_losses_and_resumes(tokens, tm
     assert offloaded == pytest.approx(plain, abs=1e-5)
 
 
-def test_a_finished_run_is_left_as_it_is(tokens, tmp_path):
+def test_a_finished_run_does_not_change(tokens, tmp_path):
     options = RunOptions([str(tokens)], str(tmp_path))
     first = pretrain(_recipe(steps=2), options)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -132,7 +132,7 @@ def test_transformers_opens_the_exported_model_and_finds_the_same_held_out_loss(
     assert loss == pytest.approx(summary["held_out_loss"], abs=1e-5)
 
 
-def test_the_model_learns_more_than_how_often_each_id_occurs(tokens, tmp_path):
+def test_the_model_learns_more_than_token_frequencies(tokens, tmp_path):
     recipe = _recipe(steps=60, global_batch=16, micro_batch=16, log_every=60, model={"attention_dropout": 0.0})
     summary = pretrain(recipe, RunOptions([str(tokens)], str(tmp_path)))
     assert summary["held_out_loss"] < 0.7 * summary["label_entropy"]

@@ -1,4 +1,4 @@
-"""A run computes in half precision where the CPU is fast at it, goes on in what it has, and writes down which it was."""
+"""A run uses half precision if the CPU is fast at it, keeps its precision, and records it."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def tokens(tmp_path):
 
 @pytest.fixture
 def cpu(monkeypatch):
-    """Call it with `old` or `new` for the CPU that this process finds from then on."""
+    """Sets the CPU that this process finds from now on: `old` or `new`."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
 
@@ -64,7 +64,7 @@ def _written(path: Path) -> str:
     return yaml.safe_load((path / "recipe.yaml").read_text())["training"]["precision"]
 
 
-def test_a_run_on_a_cpu_that_is_slow_at_bf16_is_one_in_fp32_and_says_so(tokens, cpu, caplog):
+def test_a_run_on_a_cpu_that_is_slow_at_bf16_uses_fp32_and_logs_it(tokens, cpu, caplog):
     cpu("old")
     run = _prepare(tokens, _recipe())
     assert run.recipe.training.precision == run.identity["training"]["precision"] == "fp32"
@@ -77,9 +77,7 @@ def test_a_run_on_a_cpu_that_is_slow_at_bf16_is_one_in_fp32_and_says_so(tokens, 
     assert not caplog.messages
 
 
-def test_the_precision_used_stands_in_the_recipe_of_the_run_and_of_its_model_and_every_machine_goes_on_in_it(
-    tokens, cpu, caplog
-):
+def test_the_recipes_of_run_and_model_have_the_precision_used_and_every_machine_resumes_in_it(tokens, cpu, caplog):
     folder = tokens.parent / "run"
     cpu("old")
     assert pretrain(_recipe(), _options(tokens))["finished"]
@@ -92,7 +90,7 @@ def test_the_precision_used_stands_in_the_recipe_of_the_run_and_of_its_model_and
     assert _written(folder) == _written(folder / "model") == "fp32"
 
 
-def test_a_run_that_began_in_bf16_goes_on_bit_for_bit_on_a_cpu_that_is_slow_at_it(tokens, cpu, caplog):
+def test_a_bf16_run_resumes_bit_for_bit_on_a_cpu_that_is_slow_at_bf16(tokens, cpu, caplog):
     cpu("new")
     folders = {name: str(tokens.parent / name) for name in ("whole", "parts")}
     pretrain(_recipe(steps=4, schedule="constant"), RunOptions([str(tokens)], folders["whole"]))
@@ -104,7 +102,7 @@ def test_a_run_that_began_in_bf16_goes_on_bit_for_bit_on_a_cpu_that_is_slow_at_i
 
 
 @pytest.mark.parametrize("kind", ["old", "new"])
-def test_a_run_in_bf16_is_not_gone_on_with_by_a_recipe_in_fp32(tokens, cpu, kind):
+def test_a_bf16_run_can_not_be_resumed_with_an_fp32_recipe(tokens, cpu, kind):
     cpu("new")
     _prepare(tokens, _recipe()).write_identity()
     cpu(kind)
@@ -122,7 +120,7 @@ def test_ranks_on_several_kinds_of_cpu_compute_in_one_precision(tokens, old_rank
 
 
 @pytest.mark.soak
-def test_the_verdict_on_a_killed_run_is_by_the_precision_that_was_used(tokens, cpu):
+def test_verify_resume_uses_the_tolerance_of_the_precision_used(tokens, cpu):
     cpu("old")
     verdict = verify_resume(_recipe(), RunOptions([str(tokens)], str(tokens.parent / "verified")), 3, None)
     assert verdict["passed"], verdict

@@ -1,4 +1,4 @@
-"""The loss on held-out clips: of which clips, by data set, by future frame, and the same for any number of processes."""
+"""The loss on held-out clips by data set and future frame, the same for any number of processes."""
 
 from fractions import Fraction
 
@@ -47,7 +47,7 @@ def _measure(store, network, limit, micro_batch, weights=WEIGHTS):
 
 
 def _losses(network, ids):
-    """(N, labels) cross-entropy computed the long way."""
+    """Returns (N, targets) cross-entropy, computed from full logits."""
     ids = torch.from_numpy(ids.astype(np.int64))
     with torch.no_grad():
         scores = network.eval().llm(input_ids=ids).logits[:, LAYOUT.prefix_length - 1 : -1].log_softmax(-1)
@@ -61,14 +61,14 @@ def test_held_out_clips_are_spread_over_a_data_set_in_their_plain_view(tmp_path)
     assert spread_rows(store, "alpha", 100).tolist() == list(range(0, 90, 3))
 
 
-def test_losses_are_means_over_clips_of_a_data_set_and_over_data_sets_as_the_mixture_weighs_them(store, network):
+def test_losses_are_means_over_clips_and_over_data_sets_weighted_by_the_mixture(store, network):
     scores = _measure(store, network, 100, 4)
     alpha, beta = (_losses(network, store.rows(name, np.arange(n)).ids) for name, n in (("alpha", 9), ("beta", 4)))
     assert scores.by_dataset == pytest.approx({"alpha": float(alpha.mean()), "beta": float(beta.mean())}, abs=1e-5)
     assert scores.loss == pytest.approx(0.75 * float(alpha.mean()) + 0.25 * float(beta.mean()), abs=1e-5)
 
 
-def test_the_first_frames_loss_is_of_its_own_ids_and_each_later_ones_of_its_special_id_too(store, network):
+def test_the_first_future_frames_start_token_does_not_count_but_later_ones_do(store, network):
     scores = _measure(store, network, 100, 13)
     pair = [_frame_means(network, store, name, clips) for name, clips in (("alpha", 9), ("beta", 4))]
     means = [0.75 * a + 0.25 * b for a, b in zip(*pair, strict=True)]
@@ -83,20 +83,20 @@ def _frame_means(network, store, name, clips):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 5, 64])
-def test_the_size_of_a_forward_pass_changes_no_loss(store, network, micro_batch):
+def test_the_size_of_a_forward_pass_does_not_change_losses(store, network, micro_batch):
     whole = _measure(store, network, 7, 11)
     parts = _measure(store, network, 7, micro_batch)
     assert parts.by_dataset == pytest.approx(whole.by_dataset, abs=1e-6)
     assert parts.by_frame == pytest.approx(whole.by_frame, abs=1e-6)
 
 
-def test_data_sets_that_left_the_mixture_count_only_where_no_other_is_held_out(store):
+def test_data_sets_outside_the_mixture_count_only_if_no_other_has_held_out_clips(store):
     assert mixture_shares(store, {"alpha": Fraction(2), "gamma": Fraction(5)}) == {"alpha": 1.0, "beta": 0.0}
     assert mixture_shares(store, {"gamma": Fraction(1)}) == {"alpha": 0.5, "beta": 0.5}
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_processes_measure_what_one_does(tokens, tmp_path, zero_stage):
+def test_two_processes_measure_the_same_as_one(tokens, tmp_path, zero_stage):
     training = TrainingConfig(
         global_batch=8, micro_batch=2, steps=1, precision="fp32", zero_stage=zero_stage, learning_rate=1e-9, evaluate_clips=7
     )

@@ -1,4 +1,4 @@
-"""Evaluation while a model is trained: it changes nothing of the training, and shows predictions of the model as it is then."""
+"""Evaluation during training doesn't change the training, and shows predictions of the current model."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from training.trainer.validation_videos import predict_clips
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Folders of token shards and of the tokenizer that they name."""
+    """Folders of token shards and of their tokenizer."""
     root = tmp_path_factory.mktemp("data")
     tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
     sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
@@ -63,13 +63,13 @@ def _lines(folder):
 
 
 def _trained(folder):
-    """All that training itself leaves: losses and gradient norms of all steps, and the weights at the end."""
+    """Returns the results of training alone: losses and gradient norms of all steps, and the final weights."""
     steps = [(line["step"], line["loss"], line["gradient_norm"]) for line in _lines(folder) if "loss" in line]
     return steps, load_file(folder / "model" / "transformer" / "model.safetensors")
 
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_evaluating_changes_nothing_of_the_training_whether_it_is_interrupted_or_not(data, tmp_path, zero_stage):
+def test_evaluation_does_not_change_the_training_interrupted_or_not(data, tmp_path, zero_stage):
     plain = _recipe(zero_stage=zero_stage, evaluate_every=1000, evaluate_predictions=0)
     often = _recipe(zero_stage=zero_stage, evaluate_every=1)
     half = dataclasses.replace(often.training, steps=2, schedule="constant")
@@ -100,7 +100,7 @@ def _require_predictions(folder):
     assert [event.step for event in events.Scalars("held_out_loss_by_frame/3")] == [1, 2, 3, 4]
 
 
-def test_what_is_shown_at_the_end_is_what_the_exported_model_predicts(data, tmp_path, monkeypatch):
+def test_the_last_videos_show_what_the_exported_model_predicts(data, tmp_path, monkeypatch):
     shown = []
 
     def remembering(model, batch):
@@ -130,7 +130,7 @@ def test_predictions_start_from_the_clips_own_context_and_follow_its_actions():
     assert not torch.equal(predict_clips(model, batch._replace(action=used.float()))[1], predicted)
 
 
-def test_without_the_tokenizer_there_are_losses_alone(data, tmp_path):
+def test_without_a_tokenizer_only_losses_are_measured(data, tmp_path):
     pretrain(_recipe(steps=1), RunOptions([str(data / "tokens")], str(tmp_path)))
     assert "held_out_loss" in _lines(tmp_path)[-1]
     assert not (tmp_path / "predictions").exists()

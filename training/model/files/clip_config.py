@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any], verbose: bool = True) -> ClipsConfig:
-    """Return a command's clips; what the user left open is as in the model's training.
+    """Returns a command's clips; what the user left open is as in the model's training.
 
     Args:
         folder: Folder of the model.
@@ -50,7 +50,7 @@ def clips_as_trained(folder: Path, clips: ClipsConfig, given: Mapping[str, Any],
 def resolve_clips(
     clips: ClipsConfig, cut: Mapping[str, Any], given: Container[str], where: str, verbose: bool = True
 ) -> ClipsConfig:
-    """Return a recipe's clips; keys that decide which frames a clip has are as in existing clips.
+    """Returns a recipe's clips; keys that decide which frames a clip has are as in existing clips.
 
     Args:
         clips: The recipe's section.
@@ -81,7 +81,7 @@ def _section(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read the recipe in a model's folder as it was written, section by section.
+    """Reads the recipe in a model's folder as it was written, section by section.
 
     Raises:
         SourceError: The file is too large, or not a recipe.

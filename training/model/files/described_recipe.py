@@ -14,7 +14,7 @@ from tokenize_offline.tokenizer import CompressiveVQConfig
 
 
 def with_shard_settings(recipe: Recipe, layout: TokenLayout, tokenizer: CompressiveVQConfig | None) -> Recipe:
-    """Return a recipe with the clips and the tokenizer of the token shards.
+    """Returns a recipe with the clips and the tokenizer of the token shards.
 
     Args:
         recipe: Recipe of the training.

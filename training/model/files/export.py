@@ -36,11 +36,11 @@ class TransformerWriter(Protocol):
     layout: IdLayout
 
     def save_transformer(self, folder: Path, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a transformer folder with these weights."""
+        """Writes a transformer folder with these weights."""
 
 
 def find_tokenizer(path: str, wanted_sha256: str) -> loading.TokenizerFiles:
-    """Find the tokenizer for an exported model.
+    """Finds the tokenizer for an exported model.
 
     Args:
         path: A folder, URL or hub id.
@@ -68,7 +68,7 @@ def export_model(
     recipe: Recipe,
     provenance: dict[str, Any],
 ) -> None:
-    """Write a model folder, replacing an existing one.
+    """Writes a model folder, replacing an existing one.
 
     Args:
         folder: Folder of the model, local.
@@ -97,7 +97,7 @@ def export_model(
 
 
 def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder: Path) -> None:
-    """Write a tokenizer with the context length of the clips, which may be shorter than its own."""
+    """Writes a tokenizer with the context length of the clips, which may be shorter than its own."""
     config = storage.read_bytes(files.config)
     if parse_config(config, files.config).context_length != context_length:
         tokenizer = CompressiveVQModel.from_files(files)
@@ -108,7 +108,7 @@ def _write_tokenizer(files: loading.TokenizerFiles, context_length: int, folder:
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
-    """Rename a folder, replacing an existing one, which is removed last."""
+    """Renames a folder, replacing an existing one, which is removed last."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

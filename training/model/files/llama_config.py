@@ -92,7 +92,7 @@ _WIDEST_HEAD = 1 << 16
 
 
 def parse_llama_config(text: bytes | str, where: str) -> LlamaConfig:
-    """Read a transformer's `config.json`.
+    """Reads a transformer's `config.json`.
 
     Args:
         text: Content of the file.
@@ -122,7 +122,7 @@ def parse_llama_config(text: bytes | str, where: str) -> LlamaConfig:
 
 
 def _fields(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `LlamaConfig`."""
+    """Returns the arguments of `LlamaConfig`."""
     if (kind := raw.get("model_type")) != _MODEL_TYPE:
         raise ValueError(f"model_type is {kind!r}, not {_MODEL_TYPE}")
     if (classes := raw.get("architectures") or [_CLASS]) != [_CLASS]:
@@ -172,11 +172,11 @@ def _is_number(value: Any) -> bool:
 
 
 def arithmetic(config: LlamaConfig) -> dict[str, Any]:
-    """Return the settings that the recipe's `model` section lacks: equal for two Llamas that differ only in shape."""
+    """Returns the settings that the recipe's `model` section lacks: equal for two Llamas that differ only in shape."""
     fixed = ("hidden_act", "rms_norm_eps", "num_key_value_heads", "head_dim", "attention_bias", "mlp_bias", "rope_parameters")
     return {name: getattr(config, name) for name in fixed}
 
 
 def depends_on_positions(config: LlamaConfig) -> bool:
-    """Return whether the same weights give other results with another `max_position_embeddings`."""
+    """Returns whether the same weights give other results with another `max_position_embeddings`."""
     return dict(config.rope_parameters or {})["rope_type"] in BY_POSITIONS

@@ -26,7 +26,7 @@ _NAMED = 4
 
 
 def locate_model(path: str) -> Path:
-    """Return a local folder with both parts of the model.
+    """Returns a local folder with both parts of the model.
 
     Args:
         path: A local folder, a URL that fsspec opens (copied to local disk), or a hub id (cached by `huggingface_hub`); of the
@@ -44,7 +44,7 @@ def locate_model(path: str) -> Path:
 
 
 def locate_transformer(path: str) -> Path:
-    """Return a local folder with the transformer of a model.
+    """Returns a local folder with the transformer of a model.
 
     Args:
         path: As for `locate_model`, or a transformer folder itself; the model may lack its tokenizer.
@@ -62,7 +62,7 @@ def locate_transformer(path: str) -> Path:
 
 
 def _with_parts(path: str, parts: Sequence[str]) -> str:
-    """Return the folder at `path`, or the exported model of the run there, if it has all parts."""
+    """Returns the folder at `path`, or the exported model of the run there, if it has all parts."""
     if storage.is_local(path) and storage.local_path(path).is_file():
         refuse_pickles("", [path], WEIGHTS)
         raise SourceError(f"{path} is a file: a model is a folder that holds {TOKENIZER}/ and {TRANSFORMER}/")

@@ -31,7 +31,7 @@ frame, reward = session.step({action})
 
 
 def model_card(provenance: dict[str, Any], recipe: Recipe) -> str:
-    """Return the card as Markdown.
+    """Returns the card as Markdown.
 
     Args:
         provenance: Content of `provenance.json`: summary of the run, layout of its clips, data sets. Non-finite numbers are in
@@ -129,7 +129,7 @@ def _results(provenance: dict[str, Any]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Return a name that is safe in a table cell."""
+    """Returns a name that is safe in a table cell."""
     return "`" + " ".join(text.replace("|", "/").replace("`", "'").split()) + "`"
 
 
@@ -144,7 +144,7 @@ def _or_unknown(value: float | None) -> str:
 
 
 def _short(number: float) -> str:
-    """Return a large number with a unit: 33.6 G."""
+    """Returns a large number with a unit: 33.6 G."""
     for power, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= power:
             return f"{number / power:.3g}{unit}"

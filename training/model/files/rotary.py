@@ -29,7 +29,7 @@ BY_POSITIONS = ("dynamic", "longrope")
 
 
 def rope_parameters(raw: Mapping[str, Any], positions: int, head_width: int) -> dict[str, Any]:
-    """Return the `rope_parameters` of a configuration.
+    """Returns the `rope_parameters` of a configuration.
 
     Args:
         raw: The configuration as in its file, in either form.
@@ -82,7 +82,7 @@ def _only_one(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_in(found: dict[str, Any], key: str, separate: Any, used: set[str]) -> None:
-    """Take over a key that older files have next to the mapping instead of in it."""
+    """Takes over a key that older files have next to the mapping instead of in it."""
     if separate is None or (key == _LENGTH and key not in used):
         return
     if found.setdefault(key, separate) != separate:

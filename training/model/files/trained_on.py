@@ -37,13 +37,13 @@ class TrainedOn:
     seconds_per_frame: Mapping[str, float | None] = field(default_factory=dict)
 
     def saw(self, dataset: str, key: str, split: str, held_out: float) -> bool:
-        """Return whether training used clips of an episode, if it held out this fraction of the split `train`."""
+        """Returns whether training used clips of an episode, if it held out this fraction of the split `train`."""
         apart = split == TRAINING_SPLIT and is_held_out(dataset, key, held_out)
         return split in self.splits and not apart
 
 
 def read_trained_on(folder: Path) -> TrainedOn:
-    """Read what a model's local folder says about its training data.
+    """Reads what a model's local folder says about its training data.
 
     Raises:
         SourceError: A file has an invalid value or can't be read.
@@ -60,7 +60,7 @@ def read_trained_on(folder: Path) -> TrainedOn:
 
 
 def clips_file(seconds_per_frame: Mapping[str, float | None]) -> bytes:
-    """Return the content of `clips.json`; see `TrainedOn.seconds_per_frame`."""
+    """Returns the content of `clips.json`; see `TrainedOn.seconds_per_frame`."""
     text = json.dumps({_SECONDS: dict(seconds_per_frame)}, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode() + b"\n"
 

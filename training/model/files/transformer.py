@@ -52,7 +52,7 @@ class TransformerFolder:
         return shapes
 
     def read(self) -> dict[str, torch.Tensor]:
-        """Read all parameters in fp32 on the CPU, by this project's names.
+        """Reads all parameters in fp32 on the CPU, by this project's names.
 
         Raises:
             SourceError: The weights are damaged or contain NaN or infinite values, or a last layer that should be tied differs.
@@ -68,7 +68,7 @@ class TransformerFolder:
 
 
 def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a transformer folder, created if missing; the weights come last."""
+    """Writes a transformer folder, created if missing; the weights come last."""
     stated = LlamaConfig.from_dict(config.to_dict())
     stated.dtype = next(iter(tensors.values())).dtype
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def write(folder: str | Path, config: LlamaConfig, tensors: Mapping[str, torch.T
 
 
 def open_folder(folder: str | Path) -> TransformerFolder:
-    """Open a local transformer folder: its configuration and the headers of its weights.
+    """Opens a local transformer folder: its configuration and the headers of its weights.
 
     Raises:
         SourceError: A file is missing or damaged, or the configuration needs something that this code doesn't compute.
@@ -94,7 +94,7 @@ def open_folder(folder: str | Path) -> TransformerFolder:
 
 
 def read_config(folder: str | Path) -> LlamaConfig:
-    """Read the Llama's configuration.
+    """Reads the Llama's configuration.
 
     Raises:
         SourceError: The file is missing, not a Llama, or one that this code can't compute.
@@ -109,7 +109,7 @@ def read_config(folder: str | Path) -> LlamaConfig:
 
 
 def require_layers(config: LlamaConfig, shapes: Shapes, folder: str | Path) -> None:
-    """Refuse a configuration with more layers than the weights file has parameters, before the layers are built.
+    """Refuses a configuration with more layers than the weights file has parameters, before the layers are built.
 
     Raises:
         SourceError: It has more.

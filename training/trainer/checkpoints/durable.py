@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def flush_tree(folder: Path, below: bool = True) -> None:
-    """Flush the names in a folder to disk; with `below`, also everything inside it."""
+    """Flushes the names in a folder to disk; with `below`, also everything inside it."""
     for path in [*(folder.rglob("*") if below else ()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def checkpoint_names(folder: Path) -> list[str]:
-    """Return the names of all folders named like checkpoints, sorted by step, damaged ones included.
+    """Returns the names of all folders named like checkpoints, sorted by step, damaged ones included.
 
     Raises:
         ConflictError: The folder can't be read.
@@ -46,7 +46,7 @@ def checkpoint_names(folder: Path) -> list[str]:
 
 
 def check_checkpoints(folder: Path, at_most: int | None = None, known: Mapping[str, CheckResult] | None = None) -> Iterator[CheckResult]:
-    """Yield the check results of the checkpoints in `folder`, newest first.
+    """Yields the check results of the checkpoints in `folder`, newest first.
 
     Args:
         folder: Folder of all checkpoints.
@@ -62,28 +62,28 @@ def check_checkpoints(folder: Path, at_most: int | None = None, known: Mapping[s
 
 
 def newest_checkpoint(folder: Path, at_most: int | None = None) -> Checkpoint | None:
-    """Return the newest whole checkpoint in `folder`, of at most `at_most` steps if given; None if there is none."""
+    """Returns the newest whole checkpoint in `folder`, of at most `at_most` steps if given; None if there is none."""
     return next((result.checkpoint for result in check_checkpoints(folder, at_most) if result.checkpoint), None)
 
 
 def _step(name: str) -> int:
-    """Return the number of steps in the name of a checkpoint folder."""
+    """Returns the number of steps in the name of a checkpoint folder."""
     return int(name.rpartition("-")[2])
 
 
 def staging_folder(folder: Path) -> Path:
-    """Return the temporary folder in which a checkpoint is written."""
+    """Returns the temporary folder in which a checkpoint is written."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def checkpoint_files(folder: Path) -> list[str]:
-    """Return the names of all files in a checkpoint except its marker, sorted."""
+    """Returns the names of all files in a checkpoint except its marker, sorted."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != COMPLETE_NAME)
 
 
 def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str] | None = None) -> None:
-    """Write a checkpoint's marker after all its files are on disk.
+    """Writes a checkpoint's marker after all its files are on disk.
 
     Args:
         folder: Folder of the checkpoint.
@@ -104,7 +104,7 @@ def mark_complete(folder: Path, progress: RunProgress, digests: Mapping[str, str
 
 
 def publish_checkpoint(made: Path, folder: Path) -> None:
-    """Rename a checkpoint to its final name. An older damaged one of that name is moved aside; any other is replaced."""
+    """Renames a checkpoint to its final name. An older damaged one of that name is moved aside; any other is replaced."""
     if os.path.lexists(folder):
         result = check_checkpoint(folder)
         if result.state in (State.WHOLE, State.UNFINISHED):
@@ -118,7 +118,7 @@ def publish_checkpoint(made: Path, folder: Path) -> None:
 
 
 def mark_damaged(result: CheckResult) -> None:
-    """Record in a checkpoint that its content is damaged, so that it is never loaded again."""
+    """Records in a checkpoint that its content is damaged, so that it is never loaded again."""
     try:
         storage.write_bytes(str(result.folder / DAMAGED_NAME), json.dumps({"reason": result.reason}).encode())
     except OSError as error:
@@ -126,7 +126,7 @@ def mark_damaged(result: CheckResult) -> None:
 
 
 def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = None) -> None:
-    """Remove old checkpoints, and what interrupted saves and removals left behind.
+    """Removes old checkpoints, and what interrupted saves and removals left behind.
 
     Args:
         folder: Folder of all checkpoints.
@@ -152,14 +152,14 @@ def prune(folder: Path, keep: int, keep_every: int = 0, written: int | None = No
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted saves, removals and conversions left in the folder of all checkpoints."""
+    """Removes what interrupted saves, removals and conversions left in the folder of all checkpoints."""
     for pattern in (staging_folder(folder / "step-*").name, _removal_path(folder / "step-*").name, f"{UNIVERSAL}*"):
         for leftover in folder.glob(pattern):
             _remove_tree(leftover)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint. It is renamed first, so an interrupted removal leaves nothing that looks whole."""
+    """Removes a checkpoint. It is renamed first, so an interrupted removal leaves nothing that looks whole."""
     try:
         if folder.is_symlink():
             folder.unlink()
@@ -172,12 +172,12 @@ def _remove(folder: Path) -> None:
 
 
 def _removal_path(folder: Path) -> Path:
-    """Return the name that a checkpoint gets before its files are removed."""
+    """Returns the name that a checkpoint gets before its files are removed."""
     return folder.with_name(f".{folder.name}.removed")
 
 
 def _remove_tree(folder: Path) -> None:
-    """Remove a folder if it exists; log a failure."""
+    """Removes a folder if it exists; logs a failure."""
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -186,7 +186,7 @@ def _remove_tree(folder: Path) -> None:
 
 
 def _unused_name(wanted: Path) -> Path:
-    """Return `wanted`, with a number appended if that name is taken."""
+    """Returns `wanted`, with a number appended if that name is taken."""
     name, number = wanted, 1
     while os.path.lexists(name):
         number += 1

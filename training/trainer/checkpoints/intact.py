@@ -36,7 +36,7 @@ FileCheck = Callable[[Checkpoint, str, torch.device], CheckResult | None]
 def resume_from_intact_checkpoint(
     run: R, processes: Processes, prepare_again: Callable[[Mapping[str, CheckResult]], R], look: FileCheck | None = None
 ) -> R:
-    """Return the run, resuming from its newest intact checkpoint. Call it on all ranks; all get the same one.
+    """Returns the run, resuming from its newest intact checkpoint. Call it on all ranks; all get the same one.
 
     Args:
         run: The prepared run.
@@ -55,7 +55,7 @@ def resume_from_intact_checkpoint(
 
 
 def find_damage(checkpoint: Checkpoint, processes: Processes, look: FileCheck | None = None) -> CheckResult | None:
-    """Read every file of a checkpoint once and return why it can't be loaded; None if it can.
+    """Reads every file of a checkpoint once and returns why it can't be loaded; None if it can.
 
     Call it on all ranks; all get the same answer.
     """
@@ -69,7 +69,7 @@ def find_damage(checkpoint: Checkpoint, processes: Processes, look: FileCheck | 
 
 @contextlib.contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Turn the errors of a library that loads a checkpoint into one clear error.
+    """Turns the errors of a library that loads a checkpoint into one clear error.
 
     Raises:
         ShardError: The checkpoint can't be loaded.
@@ -88,6 +88,6 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and first line of an error."""
+    """Returns the type and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

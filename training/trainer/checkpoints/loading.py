@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def write_engine(engine: Engine, folder: Path) -> None:
-    """Write the engine's state into a folder. Call it on all ranks."""
+    """Writes the engine's state into a folder. Call it on all ranks."""
     with quiet():
         engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
 
 
 def check_pickle(checkpoint: Checkpoint, name: str, device: torch.device) -> CheckResult | None:
-    """Return why torch can't load a file of a checkpoint; None if it can, or if it is not a file of torch."""
+    """Returns why torch can't load a file of a checkpoint; None if it can, or if it is not a file of torch."""
     if not name.endswith(".pt"):
         return None
     # The pickles name DeepSpeed's classes.
@@ -50,7 +50,7 @@ def check_pickle(checkpoint: Checkpoint, name: str, device: torch.device) -> Che
 
 
 def load_checkpoint(checkpoint: Checkpoint, engine: Engine, processes: Processes) -> None:
-    """Restore parameters and optimizer. Call it on all ranks, with an engine configured by `loading_config`.
+    """Restores parameters and optimizer. Call it on all ranks, with an engine configured by `loading_config`.
 
     Raises:
         ShardError: The checkpoint can't be loaded or converted.
@@ -70,7 +70,7 @@ def load_checkpoint(checkpoint: Checkpoint, engine: Engine, processes: Processes
 
 
 def _load(original: Path, folder: Path, engine: Engine) -> None:
-    """Make the engine load a checkpoint or its conversion."""
+    """Makes the engine load a checkpoint or its conversion."""
     with loading(original), quiet():
         loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
@@ -79,19 +79,19 @@ def _load(original: Path, folder: Path, engine: Engine) -> None:
 
 
 def needs_conversion(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
-    """Return whether a checkpoint must be converted for this number of processes. Without ZeRO it never must."""
+    """Returns whether a checkpoint must be converted for this number of processes. Without ZeRO it never must."""
     return zero_stage > 0 and checkpoint.progress.world_size != world_size
 
 
 def loading_config(checkpoint: Checkpoint | None, world_size: int, zero_stage: int) -> dict[str, Any]:
-    """Return the DeepSpeed settings that `load_checkpoint` needs."""
+    """Returns the DeepSpeed settings that `load_checkpoint` needs."""
     if checkpoint is None or not needs_conversion(checkpoint, world_size, zero_stage):
         return {}
     return {"checkpoint": {"load_universal": True}}
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write a copy of a checkpoint that any number of processes can load."""
+    """Writes a copy of a checkpoint that any number of processes can load."""
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
     options = ["--input_folder", source, "--output_folder", target, "--inject_missing_state"]

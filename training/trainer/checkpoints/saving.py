@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def save_checkpoint(
     folder: Path, write: Callable[[Path], None], processes: Processes, progress: RunProgress, keep: int, keep_every: int
 ) -> None:
-    """Write a checkpoint and remove old ones. Call it on all ranks.
+    """Writes a checkpoint and removes old ones. Call it on all ranks.
 
     Args:
         folder: Folder of all checkpoints; every rank must see the same one.
@@ -50,7 +50,7 @@ def save_checkpoint(
 
 
 def _hash_files(folder: Path, processes: Processes) -> dict[str, str]:
-    """Return the SHA-256 of each file of a checkpoint; the ranks share the work and flush the files to disk. Call it on all ranks."""
+    """Returns the SHA-256 of each file of a checkpoint; the ranks share the work and flush the files to disk. Call it on all ranks."""
     names = processes.gather_objects(checkpoint_files(folder) if processes.is_first else None)[0] or []
     digests = {}
     for name in names[processes.rank :: processes.world_size]:

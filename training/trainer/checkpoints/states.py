@@ -46,7 +46,7 @@ class RunProgress:
     results: dict[str, Any] = field(default_factory=dict)
 
     def loss_total(self, rank: int, world_size: int) -> float:
-        """Return the loss sum from which rank `rank` of `world_size` resumes."""
+        """Returns the loss sum from which rank `rank` of `world_size` resumes."""
         if world_size == self.world_size:
             return self.loss_totals[rank]
         return sum(self.loss_totals) / self.world_size
@@ -97,12 +97,12 @@ class CheckResult:
 
 
 def tag(step: int) -> str:
-    """Return the name of the checkpoint folder after `step` steps."""
+    """Returns the name of the checkpoint folder after `step` steps."""
     return f"step-{step:08d}"
 
 
 def check_checkpoint(folder: Path) -> CheckResult:
-    """Check a checkpoint's marker, and names and sizes of its files. Cheap: file content is not read."""
+    """Checks a checkpoint's marker, and names and sizes of its files. Cheap: file content is not read."""
     name = COMPLETE_NAME
     try:
         try:
@@ -126,7 +126,7 @@ def check_checkpoint(folder: Path) -> CheckResult:
 
 
 def check_content(checkpoint: Checkpoint, name: str) -> CheckResult | None:
-    """Read a whole file of a checkpoint and return what is wrong with it; None if nothing is."""
+    """Reads a whole file of a checkpoint and returns what is wrong with it; None if nothing is."""
     path, digest = checkpoint.folder / name, checkpoint.files[name]
     reason = None
     try:
@@ -158,7 +158,7 @@ def _without_marker(folder: Path) -> CheckResult:
 
 
 def _recorded_damage(folder: Path) -> str | None:
-    """Return the damage that an earlier start recorded in this checkpoint; None if it recorded none."""
+    """Returns the damage that an earlier start recorded in this checkpoint; None if it recorded none."""
     try:
         return str(json.loads((folder / DAMAGED_NAME).read_bytes())["reason"])
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def _recorded_damage(folder: Path) -> str | None:
 
 
 def _parse_marker(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, int]]:
-    """Return a checkpoint and the sizes of its files, from its marker.
+    """Returns a checkpoint and the sizes of its files, from its marker.
 
     Raises:
         ValueError: The marker is damaged, or belongs to another checkpoint.
@@ -181,7 +181,7 @@ def _parse_marker(folder: Path, marker: bytes) -> tuple[Checkpoint, dict[str, in
 
 
 def sync_and_hash(path: Path) -> str:
-    """Flush a file to disk and return its SHA-256."""
+    """Flushes a file to disk and returns its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256_of(path)

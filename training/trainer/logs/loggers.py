@@ -26,7 +26,7 @@ WANDB_NAME = "wandb.json"
 
 
 def require_wandb(project: str | None) -> None:
-    """Refuse a recipe that uses Weights & Biases if its package isn't installed.
+    """Refuses a recipe that uses Weights & Biases if its package isn't installed.
 
     Raises:
         ConfigError: The package isn't installed.
@@ -65,7 +65,7 @@ class MetricsWriter:
         self._wandb = wandb
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write the metrics of the steps up to number `step` (counted from 1); nested mappings become groups of charts."""
+        """Writes the metrics of the steps up to number `step` (counted from 1); nested mappings become groups of charts."""
         self._lines.write(measured_json({"step": step, **values}) + "\n")
         self._lines.flush()
         numbers = _flatten(values)
@@ -82,7 +82,7 @@ class MetricsWriter:
         self.close(failed=error is not None)
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Log GIF (animated) and PNG files by tag, for the state after `step` steps."""
+        """Logs GIF (animated) and PNG files by tag, for the state after `step` steps."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         for tag, path in pictures.items():
@@ -95,13 +95,13 @@ class MetricsWriter:
             self._wandb.log_pictures(step, pictures)
 
     def flush(self) -> None:
-        """Flush everything to disk; required before a checkpoint."""
+        """Flushes everything to disk; required before a checkpoint."""
         os.fsync(self._lines.fileno())
         with uninterrupted():
             self._board.flush()
 
     def close(self, failed: bool = False) -> None:
-        """Flush everything and close."""
+        """Flushes everything and close."""
         self.flush()
         self._lines.close()
         with uninterrupted():
@@ -145,11 +145,11 @@ class WandbRun:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Log numbers by name, after `step` steps."""
+        """Logs numbers by name, after `step` steps."""
         self._run.log({"step": step, **numbers})
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
-        """Log GIF (animated) and PNG files by tag, after `step` steps."""
+        """Logs GIF (animated) and PNG files by tag, after `step` steps."""
         package = self._package
         media = {
             tag: package.Video(str(path), format="gif") if path.suffix == ".gif" else package.Image(str(path))
@@ -158,12 +158,12 @@ class WandbRun:
         self._run.log({"step": step, **media})
 
     def close(self, failed: bool) -> None:
-        """Send or write what is left."""
+        """Sends or write what is left."""
         self._run.finish(exit_code=int(failed))
 
 
 def _run_id(folder: Path, project: str) -> str:
-    """Return the id of a folder's run in a project; create it at the first call."""
+    """Returns the id of a folder's run in a project; create it at the first call."""
     path = folder / WANDB_NAME
     known = json.loads(path.read_bytes()) if path.exists() else {}
     if known.get("project") != project:
@@ -173,7 +173,7 @@ def _run_id(folder: Path, project: str) -> str:
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return numbers by name, nested ones as `group/name`; None values are left out."""
+    """Returns numbers by name, nested ones as `group/name`; None values are left out."""
     flat: dict[str, float] = {}
     for name, value in values.items():
         flat |= {f"{name}/{key}": part for key, part in value.items()} if isinstance(value, Mapping) else {name: value}

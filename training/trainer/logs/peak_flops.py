@@ -94,12 +94,12 @@ _MEMORY = re.compile(r"\d+GB?|HBM\d\w?")
 
 
 def peak_flops(device: torch.device) -> float:
-    """Return a device's dense bf16 peak in FLOP/s; 0 if it is unknown."""
+    """Returns a device's dense bf16 peak in FLOP/s; 0 if it is unknown."""
     return peak_flops_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else 0.0
 
 
 def peak_flops_of(name: str) -> float:
-    """Return the dense bf16 peak in FLOP/s of the device with this CUDA name; 0 if it is unknown."""
+    """Returns the dense bf16 peak in FLOP/s of the device with this CUDA name; 0 if it is unknown."""
     words = re.split(r"[ -]+", name.upper().strip())
     kept = [word for word in words if word not in _MAKERS and not _MEMORY.fullmatch(word)]
     return _PEAKS.get(" ".join(kept), 0.0) * _TERA

@@ -75,7 +75,7 @@ class Reporter:
             self._writer.close(failed=error is not None)
 
     def add_step(self, losses: list[torch.Tensor], applied: bool, waited: float) -> None:
-        """Count a step.
+        """Counts a step.
 
         Args:
             losses: Mean loss per target token of each micro step, on the device.
@@ -88,7 +88,7 @@ class Reporter:
         self._line.update(1)
 
     def write_line(self, done: int, learning_rate: float, gradient_norm: float | torch.Tensor | None, skipped: int) -> None:
-        """Write the line of the steps since the last one. Call it on all ranks.
+        """Writes the line of the steps since the last one. Call it on all ranks.
 
         Args:
             done: Number of steps done.
@@ -134,7 +134,7 @@ class Reporter:
         self._clock.restart()
 
     def write_validation(self, done: int, scores: ValidationScores) -> None:
-        """Write the losses on held-out clips after `done` steps."""
+        """Writes the losses on held-out clips after `done` steps."""
         values = dict(zip(_HELD_OUT, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
         self.results |= values
         if self._writer is not None:
@@ -148,12 +148,12 @@ class Reporter:
                 )
 
     def log_videos(self, done: int, animations: Mapping[str, Path]) -> None:
-        """Log predictions of held-out clips after `done` steps, as GIF files by name."""
+        """Logs predictions of held-out clips after `done` steps, as GIF files by name."""
         if self._writer is not None:
             self._writer.log_pictures(done, {f"predictions/{name}": path for name, path in animations.items()})
 
     def progress(self, done: int, skipped: int) -> RunProgress:
-        """Return the progress for a checkpoint, after flushing all lines to disk. Call it on all ranks.
+        """Returns the progress for a checkpoint, after flushing all lines to disk. Call it on all ranks.
 
         Args:
             done: Number of steps done.
@@ -167,5 +167,5 @@ class Reporter:
         return RunProgress(done, self._processes.world_size, totals, self._loss.steps, fingerprint, skipped, results)
 
     def paused(self) -> AbstractContextManager[None]:
-        """Pause the clock in this context."""
+        """Pauses the clock in this context."""
         return self._clock.paused()

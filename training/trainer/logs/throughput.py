@@ -28,43 +28,43 @@ log = logging.getLogger(__name__)
 
 
 def with_current_names(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return results of an earlier version with their current keys added."""
+    """Returns results of an earlier version with their current keys added."""
     added = {new: results[old] for new, old in _FORMER_KEYS.items() if new not in results and old in results}
     return {**results, **added}
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a device."""
+    """Returns the name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset `peak_memory` of a GPU."""
+    """Resets `peak_memory` of a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: on a GPU of tensors since `reset_peak_memory`, on a CPU of this process so far."""
+    """Returns the peak memory in bytes: on a GPU of tensors since `reset_peak_memory`, on a CPU of this process so far."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def flops_per_token(model: ModelConfig, layout: TokenLayout) -> float:
-    """Return the FLOPs of a training step per token: 0.79 G for the published small model, 2.67 G for the medium one.
+    """Returns the FLOPs of a training step per token: 0.79 G for the published small model, 2.67 G for the medium one.
 
     Six per weight of a matrix (forward and backward), and 12 x layers x width x tokens for attention. The head is computed for
     target tokens only, 237 of 751 in these models, so its weights count by that share.
     """
     layers = model.layers * (4 * model.width**2 + 3 * model.width * model.mlp_width)
-    labelled = (layout.sequence_length - layout.prefix_length) / layout.sequence_length
-    weights = layers + model.width * layout.vocabulary * labelled
+    target_share = (layout.sequence_length - layout.prefix_length) / layout.sequence_length
+    weights = layers + model.width * layout.vocabulary * target_share
     return 6 * weights + 12 * model.layers * model.width * layout.sequence_length
 
 
 def target_entropy(ids: np.ndarray, layout: TokenLayout) -> float:
-    """Return the entropy in nats of the target tokens: the loss of a model that only knows how often each token occurs.
+    """Returns the entropy in nats of the target tokens: the loss of a model that only knows how often each token occurs.
 
     Args:
         ids: (N, L) tokens of clips.
@@ -119,7 +119,7 @@ class RunningLoss:
         self.steps = 0
 
     def add(self, losses: list[torch.Tensor]) -> None:
-        """Add a step's loss, the mean over its micro steps."""
+        """Adds a step's loss, the mean over its micro steps."""
         for loss in losses:
             self._total += loss.double() / len(losses)
         self.steps += 1
@@ -130,18 +130,18 @@ class RunningLoss:
         return float(self._total)
 
     def reset(self, total: float = 0.0, steps: int = 0) -> None:
-        """Restart from zero, or from what a checkpoint holds."""
+        """Restarts from zero, or from what a checkpoint holds."""
         self._total.fill_(total)
         self.steps = steps
 
 
 def truncate_metrics(folder: Path, last_step: int) -> None:
-    """Drop metrics of steps after `last_step`; see `truncate_lines`."""
+    """Drops metrics of steps after `last_step`; see `truncate_lines`."""
     truncate_lines(folder / METRICS_NAME, last_step)
 
 
 def truncate_lines(path: Path, last_step: int) -> None:
-    """Drop a file's lines of steps after `last_step`, and lines torn by a crash, so that a resumed run appends to it."""
+    """Drops a file's lines of steps after `last_step`, and lines torn by a crash, so that a resumed run appends to it."""
     if not path.exists():
         return
     kept = []

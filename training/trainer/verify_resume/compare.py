@@ -12,7 +12,7 @@ from training.trainer.logs.throughput import METRICS_NAME
 
 
 def differing_tensors(one: Path, other: Path) -> list[str]:
-    """Return the names of tensors that differ in any bit between two checkpoints of the same number of processes.
+    """Returns the names of tensors that differ in any bit between two checkpoints of the same number of processes.
 
     Compares parameters, master weights and optimizer state of all ranks. A tensor or file that only one of them has also
     differs.
@@ -35,7 +35,7 @@ def differing_tensors(one: Path, other: Path) -> list[str]:
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors in nested mappings and sequences, with their paths."""
+    """Yields all tensors in nested mappings and sequences, with their paths."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -54,7 +54,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def read_lines(folder: Path) -> dict[int, dict[str, Any]]:
-    """Return a run's metrics by step, without speed."""
+    """Returns a run's metrics by step, without speed."""
     lines: dict[int, dict[str, Any]] = {}
     for line in (folder / METRICS_NAME).read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
@@ -64,12 +64,12 @@ def read_lines(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def differing_steps(one: Path, other: Path, first: int) -> list[int]:
-    """Return the steps from number `first` on, counted from 1, whose metrics differ between two runs."""
+    """Returns the steps from number `first` on, counted from 1, whose metrics differ between two runs."""
     a, b = read_lines(one), read_lines(other)
     return [step for step in sorted(a.keys() | b.keys()) if step >= first and a.get(step) != b.get(step)]
 
 
 def loss_differences(one: Path, other: Path, first: int) -> dict[int, float]:
-    """Return the absolute loss difference of two runs by step, from step number `first` on, counted from 1."""
+    """Returns the absolute loss difference of two runs by step, from step number `first` on, counted from 1."""
     a, b = read_lines(one), read_lines(other)
     return {step: abs(a[step]["loss"] - b[step]["loss"]) for step in sorted(a.keys() & b.keys()) if step >= first}

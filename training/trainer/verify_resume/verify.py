@@ -49,7 +49,7 @@ class RunFailedError(ProjectError):
 
 
 def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Sequence[int] | None) -> dict[str, Any]:
-    """Kill a run, resume it, and compare it with an undisturbed one.
+    """Kills a run, resume it, and compare it with an undisturbed one.
 
     Args:
         recipe: Recipe to verify.
@@ -83,7 +83,7 @@ def verify_resume(recipe: Recipe, options: RunOptions, steps: int, processes: Se
 
 
 def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
-    """Check whether two runs of `last` steps are equal bit for bit; if not, return the first steps and tensors that differ."""
+    """Checks whether two runs of `last` steps are equal bit for bit; if not, lists the first steps and tensors that differ."""
     steps = differing_steps(one, other, 1)
     tensors = differing_tensors(one / CHECKPOINTS_NAME / tag(last), other / CHECKPOINTS_NAME / tag(last))
     if not steps and not tensors:
@@ -92,7 +92,7 @@ def exactness(one: Path, other: Path, last: int) -> dict[str, Any]:
 
 
 def likeness(one: Path, other: Path, first: int, last: int, tolerance: float) -> dict[str, Any]:
-    """Check whether two runs had the same samples and similar losses in the steps after `first`, up to `last`."""
+    """Checks whether two runs had the same samples and similar losses in the steps after `first`, up to `last`."""
     differences = loss_differences(one, other, first + 1)
     samples = [[line.get("samples") for step, line in read_lines(run).items() if step > first] for run in (one, other)]
     largest = max(differences.values(), default=None)
@@ -148,7 +148,7 @@ class _Verification:
         self._recipe = dataclasses.replace(recipe, model=run.recipe.model)
 
     def run(self, first: int, other: int) -> dict[str, Any]:
-        """Make all runs and return the verdict."""
+        """Makes all runs and returns the verdict."""
         recipe, steps, reference = self._recipe, self._steps, "undisturbed"
         self._finish(reference, recipe, first)
         self._kill("killed", recipe, first)
@@ -170,13 +170,13 @@ class _Verification:
         }
 
     def remove_runs(self) -> None:
-        """Remove the folders of all runs."""
+        """Removes the folders of all runs."""
         for folder in self.folder.iterdir():
             if folder.is_dir():
                 shutil.rmtree(folder)
 
     def _finish(self, name: str, recipe: Recipe, processes: int) -> None:
-        """Start or resume a run and wait until it is finished."""
+        """Starts or resumes a run and waits until it is finished."""
         log.info("%s: %d processes", name, processes)
         with self._started(name, recipe, processes) as running:
             while any(process.poll() is None for process in running):
@@ -191,7 +191,7 @@ class _Verification:
             raise RunFailedError(f"the run {name} failed: {reason[0]} (see {path})")
 
     def _kill(self, name: str, recipe: Recipe, processes: int) -> None:
-        """Start a run and kill all its processes after the checkpoint at step N, while they make the next steps."""
+        """Starts a run and kills all its processes after the checkpoint at step N, while they make the next steps."""
         folder = self.folder / name
         for _ in range(_TRIES):
             shutil.rmtree(folder, ignore_errors=True)
@@ -211,14 +211,14 @@ class _Verification:
         return _is_whole(folder, self._steps) and (folder / METRICS_NAME).read_bytes().count(b'"loss"') > self._steps
 
     def _set_back(self, source: str, target: str) -> None:
-        """Copy a finished run as it was at step N."""
+        """Copies a finished run as it was at step N."""
         ended = tag(2 * self._steps)
         leave_out = shutil.ignore_patterns(ended, "model", "metrics.json", "tensorboard")
         shutil.copytree(self.folder / source, self.folder / target, ignore=leave_out)
 
     @contextlib.contextmanager
     def _started(self, name: str, recipe: Recipe, processes: int) -> Iterator[list[Child]]:
-        """Start the processes of a run; those still alive at the end of this context are killed."""
+        """Starts the processes of a run; those still alive at the end of this context are killed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / f"{name}.yaml"
         # JSON is YAML.
@@ -242,7 +242,7 @@ class _Verification:
 
 
 def _is_whole(folder: Path, step: int) -> bool:
-    """Return whether a run has a whole checkpoint of a step."""
+    """Returns whether a run has a whole checkpoint of a step."""
     return check_checkpoint(folder / CHECKPOINTS_NAME / tag(step)).state is State.WHOLE
 
 

@@ -1,4 +1,4 @@
-"""A model's own recipe decides how its clips are cut, wherever its user doesn't."""
+"""A model's recipe decides how its clips are cut, unless the user does."""
 
 import json
 
@@ -23,18 +23,18 @@ def _written(folder, clips=TRAINED):
     return folder
 
 
-def test_what_the_user_leaves_open_is_as_the_model_was_trained(tmp_path):
+def test_keys_that_the_user_leaves_open_are_as_in_training(tmp_path):
     taken = clips_as_trained(_written(tmp_path), ClipsConfig(), {})
     assert taken == ClipsConfig(stride="1", length=5, goal=True, held_out=0.2)
 
 
-def test_what_the_user_gives_stays_though_it_be_the_default(tmp_path):
+def test_keys_that_the_user_sets_stay_even_if_they_equal_the_default(tmp_path):
     given = {"stride": "reference", "goal": False}
     taken = clips_as_trained(_written(tmp_path), ClipsConfig(), given)
     assert (taken.stride, taken.goal, taken.length) == ("reference", False, 5)
 
 
-def test_a_published_model_has_no_recipe_and_leaves_the_defaults(tmp_path):
+def test_a_published_model_without_a_recipe_keeps_the_defaults(tmp_path):
     assert clips_as_trained(tmp_path, ClipsConfig(), {}) == ClipsConfig()
 
 
@@ -50,13 +50,13 @@ def test_a_published_model_has_no_recipe_and_leaves_the_defaults(tmp_path):
         ("#" * (1 << 20) + "\nclips: {}", SourceError, "larger than a recipe"),
     ],
 )
-def test_a_recipe_that_can_not_be_is_refused_by_name(tmp_path, text, error, message):
+def test_an_invalid_recipe_is_refused_by_name(tmp_path, text, error, message):
     (tmp_path / RECIPE).write_text(text)
     with pytest.raises(error, match=message):
         clips_as_trained(tmp_path, ClipsConfig(), {})
 
 
-def test_the_recipe_of_a_model_on_a_store_comes_along(tmp_path):
+def test_the_recipe_of_a_model_on_an_object_store_is_fetched(tmp_path):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
     _written(model)
     fsspec.filesystem("memory").put(str(model), "/with-recipe", recursive=True)
@@ -64,7 +64,7 @@ def test_the_recipe_of_a_model_on_a_store_comes_along(tmp_path):
     assert clips_as_trained(folder, ClipsConfig(), {}).length == 5
 
 
-def test_predict_takes_the_models_stride_and_length_and_the_command_line_before_them(tmp_path, capsys):
+def test_predict_uses_the_models_stride_and_length_unless_the_command_line_sets_them(tmp_path, capsys):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model())
     _written(model, ClipsConfig(stride="2", length=5))
     shard = waves.write_shard(tmp_path / "train-000000.tar", [waves.episode(count=20)])
@@ -75,7 +75,7 @@ def test_predict_takes_the_models_stride_and_length_and_the_command_line_before_
     capsys.readouterr()
 
 
-def test_a_protocol_comes_before_the_models_own_clips():
+def test_a_protocol_takes_precedence_over_the_models_clips():
     parser = build_parser()
     options = parser.parse_args(["--model_dir", "m", "--shards", "s", "--output", "o", "--protocol", "bair"])
     model = tiny_models.world_model()

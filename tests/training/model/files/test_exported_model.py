@@ -1,4 +1,4 @@
-"""What a run exports: opened by the libraries that people have, and described with the numbers of the run itself."""
+"""An exported model opens in the usual libraries and is described by the numbers of its run."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from training.trainer.trainer import pretrain
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A folder of a short run, and its summary."""
+    """The folder and the summary of a short run."""
     root = tmp_path_factory.mktemp("run")
     tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
     sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
@@ -49,7 +49,7 @@ def _provenance(folder):
     return json.loads((folder / "model" / "provenance.json").read_text())
 
 
-def test_a_model_knows_the_time_between_its_frames_by_data_set_and_null_where_its_shards_do_not_say(run):
+def test_a_model_knows_the_time_between_frames_by_data_set_and_null_if_unknown(run):
     trained = read_trained_on(run[0] / "model")
     assert trained.seconds_per_frame == {"alpha": None, "beta": 0.2}
     assert (trained.held_out, trained.splits) == (0.01, ("train",))
@@ -65,8 +65,8 @@ def test_transformers_opens_the_transformer(run):
     assert sum(parameter.numel() for parameter in model.parameters()) == _provenance(folder)["parameters"]
 
 
-def test_diffusers_opens_the_tokenizer_as_it_opens_the_published_class(run):
-    """A class of diffusers with the published name, arguments and parameters, as iVideoGPT declares it."""
+def test_diffusers_opens_the_tokenizer_like_the_published_one(run):
+    """A diffusers class with the name, arguments and parameters that iVideoGPT published."""
     diffusers = pytest.importorskip("diffusers")
     from diffusers.configuration_utils import register_to_config
 
@@ -136,7 +136,7 @@ def test_the_card_has_the_numbers_of_the_run(run):
     assert "of 3 planned" not in body and "of peak FLOPs" not in body
 
 
-def test_the_export_lists_what_it_holds(run):
+def test_the_provenance_lists_all_files(run):
     folder = run[0] / "model"
     provenance = _provenance(run[0])
     names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -145,7 +145,7 @@ def test_the_export_lists_what_it_holds(run):
     assert provenance["ids"] == 3 * 4 * tiny_models.layout().sequence_length and provenance["software"]["torch"]
 
 
-def test_a_card_of_a_run_with_heads_that_was_stopped_says_so(run):
+def test_the_card_of_a_stopped_run_with_heads_says_so(run):
     provenance = _provenance(run[0]) | {"loss": None, "held_out_loss": None, "held_out_loss_by_dataset": None}
     provenance |= {"held_out_loss_by_frame": None, "mfu": 0.456, "tokens_per_second": None}
     recipe = Recipe(model=ModelConfig(actions=True, rewards=True), training=TrainingConfig(steps=10))
@@ -155,13 +155,13 @@ def test_a_card_of_a_run_with_heads_that_was_stopped_says_so(run):
     assert "not measured in the last steps of training, not measured on held-out clips" in text
 
 
-def test_a_data_set_can_not_break_the_cards_table(run):
+def test_a_data_set_name_can_not_break_the_cards_table(run):
     provenance = _provenance(run[0])
     provenance["datasets"]["a|b`\n# c"] = provenance["datasets"].pop("alpha")
     assert "\n| `a/b' # c` | " in model_card(provenance, Recipe())
 
 
-def test_a_model_predicts_from_as_many_context_frames_and_clips_as_its_token_shards_had(tmp_path):
+def test_a_model_predicts_with_the_context_length_and_clips_of_its_token_shards(tmp_path):
     tiny_models.tokenizer().save_pretrained(str(tmp_path / "tokenizer"))
     tokenizer = CompressiveVQModel.from_pretrained(str(tmp_path / "tokenizer"))
     assert tokenizer.config.context_length == 2
@@ -184,7 +184,7 @@ def test_a_model_predicts_from_as_many_context_frames_and_clips_as_its_token_sha
     assert len(list((tmp_path / "out" / "predictions").rglob("*.gif"))) == 1
 
 
-def test_the_recipe_beside_a_model_describes_its_own_tokenizer_and_clips(run):
+def test_the_recipe_of_a_model_describes_its_tokenizer_and_clips(run):
     out = run[0]
     own = json.loads((out / "model" / "tokenizer" / "config.json").read_text())
     layout = _provenance(out)["layout"]
@@ -197,7 +197,7 @@ def test_the_recipe_beside_a_model_describes_its_own_tokenizer_and_clips(run):
         assert recipe["tokenizer"]["precision"] == layout["precision"]
 
 
-def test_a_recipe_describes_a_tokenizer_with_fewer_context_frames_or_more_than_its_training_clips_have():
+def test_a_recipe_describes_a_tokenizer_with_fewer_or_more_context_frames():
     tokenizer = dataclasses.replace(tiny_models.TOKENIZER, context_length=12)
     layout = dataclasses.replace(tiny_models.layout(clip_length=16, tokenizer=tokenizer), context_length=10)
     section = with_shard_settings(Recipe(), layout, tokenizer).tokenizer
@@ -207,7 +207,7 @@ def test_a_recipe_describes_a_tokenizer_with_fewer_context_frames_or_more_than_i
     assert kept.tokenizer == Recipe().tokenizer and kept.clips.context_length == 10
 
 
-def test_a_model_whose_weights_are_no_numbers_is_said_loudly_when_it_is_exported_and_opened(run, tmp_path, caplog):
+def test_a_model_with_nan_weights_is_an_error_in_the_log_of_the_export_and_when_it_is_opened(run, tmp_path, caplog):
     network = tiny_models.network()
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     weights["llm.model.norm.weight"][3] = float("nan")

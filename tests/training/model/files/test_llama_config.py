@@ -1,4 +1,4 @@
-"""Every field of a Llama's configuration that changes arithmetic is heeded, as transformers heeds it, or refused by name."""
+"""Every setting of a Llama that changes results is used like in transformers, or refused by name."""
 
 import json
 
@@ -37,7 +37,7 @@ LONGROPE = {
     "long_factor": [3.0, 4.0, 5.0, 6.0],
     "original_max_position_embeddings": POSITIONS,
 }
-# As files spell it: since transformers 5 under `rope_parameters`, before that under `rope_scaling` beside `rope_theta`.
+# As files spell it: since transformers 5 under `rope_parameters`, before that under `rope_scaling` next to `rope_theta`.
 VARIANTS = {
     "plain": {},
     "theta": {"rope_theta": 123.0},
@@ -51,7 +51,7 @@ VARIANTS = {
     "yarn, new spelling": {"rope_parameters": YARN | {"rope_theta": 300.0, "beta_fast": 16.0, "attention_factor": 1.3}},
     "yarn, mscale": {"rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.4, "truncate": False}},
     "longrope": {"rope_scaling": LONGROPE | {"factor": 8.0}},
-    "longrope, its length beside it": {
+    "longrope, its length next to it": {
         "rope_scaling": {k: v for k, v in LONGROPE.items() if k != "original_max_position_embeddings"} | {"factor": 2.0},
         "original_max_position_embeddings": POSITIONS,
     },
@@ -73,7 +73,7 @@ VARIANTS = {
 
 
 def _write(folder, fields):
-    """A folder as transformers writes it, with random weights in which every part can be seen, and a config as given."""
+    """Writes a folder like transformers, with random weights in which every part matters, and the given config."""
     built = {key: value for key, value in fields.items() if key not in ("torch_dtype", "sliding_window", "auto_map")}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig.from_dict(SHAPE | json.loads(json.dumps(built)))).eval()
@@ -87,7 +87,7 @@ def _write(folder, fields):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @torch.no_grad()
-def test_logits_are_those_of_transformers_whole_and_step_by_step(tmp_path, name):
+def test_logits_equal_those_of_transformers_for_whole_sequences_and_step_by_step(tmp_path, name):
     folder = _write(tmp_path, VARIANTS[name])
     expected_of = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = tiny_models.clip_ids(2)[:, :POSITIONS]
@@ -107,7 +107,7 @@ def test_logits_are_those_of_transformers_whole_and_step_by_step(tmp_path, name)
 
 @pytest.mark.parametrize("name", ["llama3", "yarn", "longrope", "tied", "wide heads", "activation", "grouped queries"])
 @torch.no_grad()
-def test_a_model_written_again_computes_the_same_for_us_and_for_transformers(tmp_path, name):
+def test_a_model_that_is_written_again_gives_the_same_results_here_and_in_transformers(tmp_path, name):
     network, ids = load_transformer(_write(tmp_path, VARIANTS[name]), LAYOUT), tiny_models.clip_ids(2)
     expected = network.logits(network.hidden_states(ids))
     network.save_transformer(tmp_path / "again")
@@ -168,14 +168,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_this_code_does_not_compute_is_refused_by_name(name):
+def test_unsupported_settings_are_refused_by_name(name):
     fields, message = REFUSED[name]
     with pytest.raises(SourceError, match=message) as caught:
         parse_llama_config(json.dumps(SHAPE | fields), "there/config.json")
     assert str(caught.value).startswith("there/config.json") and "\n" not in str(caught.value)
 
 
-def test_unknown_keys_that_hardly_matter_are_said(caplog):
+def test_harmless_unknown_keys_are_logged(caplog):
     parse_llama_config(json.dumps(SHAPE | {"favourite_colour": "blue", "also_unknown": 3}), "there/config.json")
     assert "there/config.json" in caplog.text and "also_unknown, favourite_colour" in caplog.text
 
@@ -187,6 +187,6 @@ def test_a_configuration_without_a_key_has_the_published_default():
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"model_type": "llama"}'])
-def test_what_is_no_configuration_is_refused(text):
+def test_an_invalid_configuration_is_refused(text):
     with pytest.raises(SourceError, match=r"^config.json"):
         parse_llama_config(text, "config.json")

@@ -1,4 +1,4 @@
-"""Where models are found: in their own folder, below a run, at a URL; and what is said where there is none."""
+"""Models are found in their folder, in a run, and at a URL; errors say where they looked."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ def model(tmp_path_factory):
     return tiny_models.save_model(tmp_path_factory.mktemp("saved"), tiny_models.world_model())
 
 
-def test_a_run_stands_for_the_model_that_it_exported(model, tmp_path):
+def test_a_run_folder_stands_for_its_exported_model(model, tmp_path):
     shutil.copytree(model, tmp_path / "run" / "model")
     (tmp_path / "run" / "checkpoints").mkdir()
     assert locate_model(str(tmp_path / "run")) == tmp_path / "run" / "model"
@@ -27,13 +27,13 @@ def test_a_run_stands_for_the_model_that_it_exported(model, tmp_path):
     assert WorldModel.from_pretrained(tmp_path / "run", "cpu").action_dim == 0
 
 
-def test_a_folder_that_is_a_model_comes_before_one_below(model, tmp_path):
+def test_a_model_folder_takes_precedence_over_one_in_a_subfolder(model, tmp_path):
     shutil.copytree(model, tmp_path / "run")
     shutil.copytree(model, tmp_path / "run" / "model")
     assert locate_model(str(tmp_path / "run")) == tmp_path / "run"
 
 
-def test_a_run_on_a_store_stands_for_its_model_too(model):
+def test_a_run_on_an_object_store_stands_for_its_model_too(model):
     fsspec.filesystem("memory").put(str(model), "/runs/tiny/model", recursive=True)
     for found in (locate_model("memory://runs/tiny"), locate_transformer("memory://runs/tiny").parent):
         assert (found / "transformer" / "model.safetensors").read_bytes() == (
@@ -42,14 +42,14 @@ def test_a_run_on_a_store_stands_for_its_model_too(model):
     assert (locate_transformer("memory://runs/tiny/model/transformer") / "config.json").is_file()
 
 
-def test_training_starts_from_a_model_that_lacks_its_tokenizer_and_nothing_predicts_with_it(model, tmp_path):
+def test_a_model_without_tokenizer_can_be_trained_from_but_not_predict(model, tmp_path):
     shutil.copytree(model / "transformer", tmp_path / "model" / "transformer")
     assert locate_transformer(str(tmp_path)) == tmp_path / "model" / "transformer"
     with pytest.raises(SourceError, match=r"model has no folder tokenizer: .*without --tokenizer"):
         locate_model(str(tmp_path))
 
 
-def test_of_several_models_below_each_is_named(model, tmp_path):
+def test_the_error_names_each_model_in_subfolders(model, tmp_path):
     shutil.copytree(model, tmp_path / "a" / "model")
     shutil.copytree(model, tmp_path / "b")
     for locate in (locate_model, locate_transformer):
@@ -58,13 +58,13 @@ def test_of_several_models_below_each_is_named(model, tmp_path):
 
 
 @pytest.mark.parametrize("locate", [locate_model, locate_transformer])
-def test_a_folder_without_a_model_says_where_it_was_looked_for(tmp_path, locate):
+def test_the_error_for_no_model_says_where_it_looked(tmp_path, locate):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(SourceError, match=re.escape(f"looked for in {tmp_path} and {tmp_path}/model")):
         locate(str(tmp_path))
 
 
-def test_a_file_in_place_of_a_folder_is_said_to_be_one(model, tmp_path):
+def test_a_file_instead_of_a_folder_is_an_error_that_says_so(model, tmp_path):
     with pytest.raises(SourceError, match=r"model\.safetensors is a file: a model is a folder"):
         locate_model(str(model / "transformer" / "model.safetensors"))
     torch.save({}, tmp_path / "pytorch_model.bin")
@@ -95,7 +95,7 @@ def test_a_transformer_in_several_files_predicts_the_same(model, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 0), (torch.bfloat16, 0.1), (torch.float16, 0.01)])
-def test_a_transformer_kept_in_another_precision_is_computed_in_fp32(model, tmp_path, dtype, within):
+def test_a_transformer_stored_in_another_precision_runs_in_fp32(model, tmp_path, dtype, within):
     folder = shutil.copytree(model / "transformer", tmp_path / "transformer")
     weights = load_file(folder / "model.safetensors")
     save_file({name: value.to(dtype) for name, value in weights.items()}, folder / "model.safetensors")
@@ -106,7 +106,7 @@ def test_a_transformer_kept_in_another_precision_is_computed_in_fp32(model, tmp_
 
 
 @pytest.mark.parametrize("part", ["transformer/model.safetensors", "tokenizer/diffusion_pytorch_model.safetensors"])
-def test_a_model_with_weights_that_are_no_numbers_does_not_open(model, tmp_path, part):
+def test_a_model_with_nan_weights_does_not_open(model, tmp_path, part):
     copy = shutil.copytree(model, tmp_path / "model")
     weights = load_file(copy / part)
     name = sorted(weights)[3]
@@ -117,7 +117,7 @@ def test_a_model_with_weights_that_are_no_numbers_does_not_open(model, tmp_path,
 
 
 @torch.no_grad()
-def test_tables_that_old_releases_kept_with_the_weights_are_passed_over(model, tmp_path):
+def test_tables_that_old_releases_stored_with_the_weights_are_ignored(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "model")
     path = copy / "transformer" / "model.safetensors"
     weights = load_file(path)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or never picked, and what is damaged neither counts among the kept nor is removed."""
+"""Only whole checkpoints are loaded; damaged ones are neither counted nor removed."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def _write(folder, step, marked=True):
     return path
 
 
-def test_the_newest_whole_checkpoint_is_found_with_what_it_knows(tmp_path):
+def test_the_newest_whole_checkpoint_is_found_with_its_progress(tmp_path):
     for step in (900, 1000, 20, 123456789):
         _write(tmp_path, step)
     found = newest_checkpoint(tmp_path)
@@ -32,7 +32,7 @@ def test_the_newest_whole_checkpoint_is_found_with_what_it_knows(tmp_path):
     assert found.progress == RunProgress(123456789, 2, [0.5, 1.5], 3, "f" * 16)
 
 
-def test_there_is_none_in_an_empty_or_absent_folder(tmp_path):
+def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert newest_checkpoint(tmp_path / "absent") is None
 
@@ -94,7 +94,7 @@ def _damage(folder, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_checkpoint_that_is_not_whole_is_passed_over_for_its_true_reason(tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_with_the_real_reason(tmp_path, damage):
     _write(tmp_path, 10)
     newer = _write(tmp_path, 20)
     assert check_checkpoint(newer).state is State.WHOLE
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_for_its_true_reason(tmp_p
 
 
 @pytest.mark.parametrize("damage", sorted(DAMAGES.keys() - {"no marker"}))
-def test_damaged_ones_neither_count_among_the_kept_nor_go(tmp_path, damage):
+def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path, damage):
     for step in (10, 20, 30, 40):
         _write(tmp_path, step)
     for step in (20, 40):
@@ -122,7 +122,7 @@ def test_damaged_ones_neither_count_among_the_kept_nor_go(tmp_path, damage):
     whole=st.sets(st.integers(1, 12), min_size=1), damaged=st.sets(st.integers(1, 12)), keep=st.integers(1, 3), data=st.data()
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
-def test_pruning_never_takes_the_one_just_written_nor_fewer_whole_ones_than_asked_for(tmp_path, whole, damaged, keep, data):
+def test_pruning_keeps_the_newest_and_enough_whole_checkpoints(tmp_path, whole, damaged, keep, data):
     written = data.draw(st.sampled_from(sorted(whole)))
     shutil.rmtree(tmp_path)
     for step in whole | damaged:
@@ -135,7 +135,7 @@ def test_pruning_never_takes_the_one_just_written_nor_fewer_whole_ones_than_aske
     assert there & whole == {*sorted(step for step in whole if step <= written)[-keep:], *(s for s in whole if s > written)}
 
 
-def test_a_new_checkpoint_takes_the_place_of_a_damaged_one_which_is_set_aside(tmp_path, caplog):
+def test_a_new_checkpoint_replaces_a_damaged_one_which_is_moved_aside(tmp_path, caplog):
     for _ in range(2):
         _write(tmp_path, 10)
         _damage(tmp_path / tag(10), "empty marker")
@@ -149,7 +149,7 @@ def test_a_new_checkpoint_takes_the_place_of_a_damaged_one_which_is_set_aside(tm
     assert f"the old one is now {tmp_path}/damaged-{tag(10)}: remove it" in caplog.text
 
 
-def test_a_checkpoint_that_is_a_link_loses_only_the_link(tmp_path):
+def test_removing_a_linked_checkpoint_removes_only_the_link(tmp_path):
     folder, elsewhere = tmp_path / "checkpoints", tmp_path / "elsewhere"
     _write(elsewhere, 10)
     _write(folder, 20)
@@ -160,7 +160,7 @@ def test_a_checkpoint_that_is_a_link_loses_only_the_link(tmp_path):
     assert check_checkpoint(elsewhere / tag(10)).state is State.WHOLE
 
 
-def test_a_folder_of_checkpoints_that_is_a_link_to_nothing_is_not_an_empty_one(tmp_path):
+def test_a_broken_link_to_the_checkpoints_is_an_error(tmp_path):
     (tmp_path / "checkpoints").symlink_to("unmounted")
     with pytest.raises(ConflictError, match=r"checkpoints is a broken link"):
         newest_checkpoint(tmp_path / "checkpoints")
@@ -171,12 +171,12 @@ def _archived(path, content):
         archive.writestr("data/0", content)
 
 
-def _rot(path, old, new):
+def _corrupt(path, old, new):
     path.write_bytes(path.read_bytes().replace(old, new))
 
 
 @pytest.mark.parametrize("with_digests", [True, False])
-def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archives_sum(tmp_path, with_digests):
+def test_a_changed_byte_is_found_by_the_digest_or_by_the_archives_checksum(tmp_path, with_digests):
     path = _write(tmp_path, 10, marked=False)
     _archived(path / "deep" / "optimizer.pt", b"moments" * 20)
     mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16))
@@ -186,7 +186,7 @@ def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archi
         (path / COMPLETE_NAME).write_text(json.dumps(marker))
     name = "deep/optimizer.pt"
     assert check_content(newest_checkpoint(tmp_path), name) is None
-    _rot(path / name, b"momentsmoments", b"momentsmomentz")
+    _corrupt(path / name, b"momentsmoments", b"momentsmomentz")
     fault = check_content(newest_checkpoint(tmp_path), name)
     assert fault.state is State.DAMAGED and fault.folder == path and name in fault.reason
     (path / name).unlink()
@@ -194,7 +194,7 @@ def test_a_changed_byte_shows_by_the_markers_digest_and_without_one_by_the_archi
     assert check_content(checkpoint, name).reason == f"{name} is missing"
 
 
-def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
+def test_a_failing_disk_is_not_reported_as_damage(tmp_path):
     path = _write(tmp_path, 10, marked=False)
     (path / "model.pt").write_bytes(b"")
     mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16))
@@ -205,7 +205,7 @@ def test_a_disk_that_fails_is_not_taken_for_rot(tmp_path):
     assert (fault.state, fault.reason) == (State.UNREADABLE, "model.pt: Input/output error")
 
 
-def test_one_that_was_noted_as_damaged_stays_so(tmp_path):
+def test_a_checkpoint_marked_as_damaged_stays_damaged(tmp_path):
     _write(tmp_path, 10)
     mark_damaged(dataclasses.replace(check_checkpoint(_write(tmp_path, 20)), state=State.DAMAGED, reason="model.pt is rotten"))
     assert (tmp_path / tag(20) / DAMAGED_NAME).exists()
@@ -214,7 +214,7 @@ def test_one_that_was_noted_as_damaged_stays_so(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [tag(10), tag(20)]
 
 
-def test_the_newest_k_whole_ones_stay_and_remains_of_others_go(tmp_path):
+def test_the_newest_whole_checkpoints_stay_and_leftovers_are_removed(tmp_path):
     for step in (1, 2, 3, 4):
         _write(tmp_path, step)
     _write(tmp_path, 5, marked=False)
@@ -224,21 +224,21 @@ def test_the_newest_k_whole_ones_stay_and_remains_of_others_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", tag(3), tag(4)]
 
 
-def test_every_mth_stays_for_good_beside_the_newest(tmp_path):
+def test_every_mth_checkpoint_and_the_newest_stay(tmp_path):
     for step in (10, 20, 25, 30, 40, 50, 53):
         _write(tmp_path, step)
     prune(tmp_path, 2, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == [tag(step) for step in (20, 40, 50, 53)]
 
 
-def test_the_newest_of_no_more_than_so_many_steps_is_found(tmp_path):
+def test_the_newest_checkpoint_up_to_a_step_is_found(tmp_path):
     for step in (10, 20, 30):
         _write(tmp_path, step)
     assert [newest_checkpoint(tmp_path, most).progress.step for most in (30, 29, 20)] == [30, 20, 20]
     assert newest_checkpoint(tmp_path, 9) is None
 
 
-def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+def test_an_interrupted_removal_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
     for step in (1, 2):
         _write(tmp_path, step)
 
@@ -252,7 +252,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_that_looks_whole(tmp_path, m
     assert newest_checkpoint(tmp_path) is None
 
 
-def test_results_come_back_from_a_checkpoint_and_one_written_without_any_has_none(tmp_path):
+def test_results_are_read_from_a_checkpoint_and_are_empty_in_old_ones(tmp_path):
     results = {"loss": 1.5, "held_out_loss_by_dataset": {"alpha": 2.0}, "mfu": None}
     path = _write(tmp_path, 10, marked=False)
     mark_complete(path, RunProgress(10, 1, [0.0], 0, "f" * 16, results=results))
@@ -263,7 +263,7 @@ def test_results_come_back_from_a_checkpoint_and_one_written_without_any_has_non
     assert newest_checkpoint(tmp_path).progress.results == {}
 
 
-def test_a_running_loss_goes_on_with_the_same_ranks_and_is_shared_out_among_others():
+def test_a_running_loss_continues_on_the_same_ranks_and_is_split_among_others():
     progress = RunProgress(10, 2, [1.0, 3.0], 4, "f" * 16)
     assert [progress.loss_total(rank, 2) for rank in range(2)] == [1.0, 3.0]
     assert [progress.loss_total(rank, 3) for rank in range(3)] == [2.0, 2.0, 2.0]

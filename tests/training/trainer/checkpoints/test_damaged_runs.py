@@ -1,4 +1,4 @@
-"""A run whose checkpoints are damaged goes on from the newest whole one, or not at all; what it has is never destroyed."""
+"""A run with damaged checkpoints resumes from the newest whole one or stops; nothing is destroyed."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ WEIGHTS = "mp_rank_00_model_states.pt"
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """So small a model only waits for its threads."""
+    """One thread: so small a model would only wait for others."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A tokenizer, token shards that it could have made, and a run of `STEPS` steps with three checkpoints."""
+    """A tokenizer, matching token shards, and a run of `STEPS` steps with three checkpoints."""
     root = tmp_path_factory.mktemp("data")
     tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
     sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def run(data, tmp_path):
-    """A copy of the run that a test may spoil."""
+    """A copy of the run that a test may damage."""
     return shutil.copytree(data / "run", tmp_path / "run")
 
 
@@ -65,7 +65,7 @@ def _options(data, run, **options):
 
 
 def _content(folder):
-    """Every file and link below a folder, by what it holds."""
+    """Returns the content of every file and link in a folder."""
     files = (path for path in sorted(folder.rglob("*")) if (path.is_file() or path.is_symlink()) and path.name != ".lock")
     return {
         str(path.relative_to(folder)): "link" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,8 +93,8 @@ def _remove_files(folder):
         path.unlink()
 
 
-def _rot(folder):
-    """Change bytes in the midst of the weights; the file's size stays."""
+def _corrupt(folder):
+    """Changes bytes in the middle of the weights; the file size stays."""
     path = folder / WEIGHTS
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -102,16 +102,16 @@ def _rot(folder):
     path.write_bytes(content)
 
 
-def _rot_before_digests(folder):
-    """As `_rot`, in a checkpoint of a release that wrote no digests."""
+def _corrupt_before_digests(folder):
+    """Does the same as `_corrupt` in a checkpoint of a release that wrote no digests."""
     marker = json.loads((folder / COMPLETE_NAME).read_bytes())
     del marker["sha256"], marker["progress"]["results"]
     (folder / COMPLETE_NAME).write_text(json.dumps(marker))
-    _rot(folder)
+    _corrupt(folder)
 
 
 def _replace(folder, content):
-    """Another file in place of the weights, with a marker that agrees."""
+    """Replaces the weights by another file, with a matching marker."""
     progress = check_checkpoint(folder).checkpoint.progress
     (folder / COMPLETE_NAME).unlink()
     (folder / WEIGHTS).write_bytes(content) if isinstance(content, bytes) else torch.save(content, folder / WEIGHTS)
@@ -127,11 +127,11 @@ def _loop(folder):
     (folder / COMPLETE_NAME).symlink_to(COMPLETE_NAME)
 
 
-ALL_DAMAGES = [_empty, _empty_all_but_marker, _remove_files, _rot, _rot_before_digests, _replace_by_noise, _loop]
+ALL_DAMAGES = [_empty, _empty_all_but_marker, _remove_files, _corrupt, _corrupt_before_digests, _replace_by_noise, _loop]
 
 
 @pytest.mark.parametrize("damage", ALL_DAMAGES)
-def test_a_run_with_only_damaged_checkpoints_is_an_error_that_names_each_and_nothing_changes(data, run, damage):
+def test_a_run_with_only_damaged_checkpoints_is_an_error_that_names_each(data, run, damage):
     for step in (2, 4, 6):
         damage(_checkpoint(run, step))
     before = _content(run)
@@ -144,7 +144,7 @@ def test_a_run_with_only_damaged_checkpoints_is_an_error_that_names_each_and_not
 
 
 @pytest.mark.parametrize("damage", ALL_DAMAGES)
-def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_as_an_undisturbed_one(data, run, damage, caplog):
+def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_like_an_undisturbed_one(data, run, damage, caplog):
     damage(_checkpoint(run, 6))
     summary = pretrain(_recipe(7, keep_checkpoints=2), _options(data, run))
     assert (summary["steps"], summary["finished"]) == (7, True)
@@ -157,8 +157,8 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_the_run_ends_as_an_undisturb
     ]  # fmt: skip
 
 
-def test_rot_that_was_found_is_remembered_so_that_it_never_counts_among_the_kept(data, run):
-    _rot(_checkpoint(run, 6))
+def test_detected_damage_is_recorded_so_that_the_checkpoint_is_never_counted(data, run):
+    _corrupt(_checkpoint(run, 6))
     assert check_checkpoint(_checkpoint(run, 6)).state is State.WHOLE
     for steps in (7, 8):
         pretrain(_recipe(steps, keep_checkpoints=2, checkpoint_every=5), _options(data, run))
@@ -166,7 +166,7 @@ def test_rot_that_was_found_is_remembered_so_that_it_never_counts_among_the_kept
     assert sorted(path.name for path in (run / "checkpoints").glob("*step-*")) == [tag(6), tag(7), tag(8)]
 
 
-def test_nothing_changes_where_a_checkpoint_turns_out_to_be_unloadable_in_the_engine(data, run):
+def test_nothing_changes_if_the_engine_can_not_load_a_checkpoint(data, run):
     _replace(_checkpoint(run, 6), {"module": {}})
     before = _content(run)
     with pytest.raises(ShardError, match=rf"{tag(6)} can't be loaded \(.*\): move it out of .*checkpoints and run the same"):
@@ -176,7 +176,7 @@ def test_nothing_changes_where_a_checkpoint_turns_out_to_be_unloadable_in_the_en
     assert pretrain(_recipe(8), _options(data, run))["finished"]
 
 
-def test_all_ranks_pass_over_a_checkpoint_of_which_one_ranks_part_is_rotten(data, tmp_path):
+def test_all_ranks_skip_a_checkpoint_if_one_ranks_part_is_damaged(data, tmp_path):
     options = _options(data, tmp_path / "run")
     run_world(2, pretrain, _recipe(4, zero_stage=1), options)
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
@@ -189,10 +189,10 @@ def test_all_ranks_pass_over_a_checkpoint_of_which_one_ranks_part_is_rotten(data
     assert differing_tensors(_checkpoint(tmp_path / "run", 4), _checkpoint(tmp_path / "whole", 4)) == []
 
 
-def test_a_replay_passes_over_a_damaged_checkpoint_and_changes_nothing(data, run):
+def test_a_replay_skips_a_damaged_checkpoint_and_changes_nothing(data, run):
     wanted = replay(_recipe(), _options(data, run), 6)
     assert wanted["from_step"] == 4
-    _rot(_checkpoint(run, 4))
+    _corrupt(_checkpoint(run, 4))
     before = _content(run)
     again = replay(_recipe(), _options(data, run), 6)
     assert again["from_step"] == 2 and again["loss"] == wanted["loss"]
@@ -210,7 +210,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(data, run):
     assert _content(run) == before
 
 
-def test_a_run_that_was_killed_in_its_first_save_starts_again(data, run, tmp_path):
+def test_a_run_killed_in_its_first_save_starts_again(data, run, tmp_path):
     shutil.rmtree(run / "checkpoints")
     for name in ("metrics.json", "model"):
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
@@ -223,7 +223,7 @@ def test_a_run_that_was_killed_in_its_first_save_starts_again(data, run, tmp_pat
 
 
 @pytest.mark.parametrize("steps", [1, 5, 6])
-def test_steps_at_or_below_the_newest_checkpoint_are_a_finished_run_of_which_nothing_is_cut(data, run, steps):
+def test_a_run_with_fewer_steps_than_its_newest_checkpoint_is_finished_and_not_cut(data, run, steps):
     summary = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps(summary | {"finished": False}))
     before = _content(run)
@@ -234,7 +234,7 @@ def test_steps_at_or_below_the_newest_checkpoint_are_a_finished_run_of_which_not
     assert '"finished": true' in (run / "metrics.json").read_text()
 
 
-def test_a_run_that_was_killed_before_its_export_is_exported_though_fewer_steps_are_asked_for(data, run):
+def test_a_run_killed_before_its_export_is_exported_even_with_fewer_steps(data, run):
     wanted = _content(run / "model" / "transformer")
     shutil.rmtree(run / "model")
     (run / "metrics.json").unlink()
@@ -272,7 +272,7 @@ def test_a_run_without_checkpoints_can_not_get_a_tokenizer(data, run):
         pretrain(_recipe(), _options(data, run, tokenizer=str(data / "tokenizer")))
 
 
-def test_ranks_that_see_other_shards_of_equal_size_do_not_train_together(data, tmp_path):
+def test_ranks_with_different_shards_of_equal_size_are_refused(data, tmp_path):
     for rank in (0, 1):
         write_shard(tmp_path / f"tokens-{rank}", positions=8, seed=rank)
     with pytest.raises(AssertionError, match="ranks 1 see other token shards"):
@@ -281,7 +281,7 @@ def test_ranks_that_see_other_shards_of_equal_size_do_not_train_together(data, t
 
 
 def pretrain_on_own_shards(recipe, options):
-    """Pre-train with token shards of its own for every rank, as on nodes whose local copies differ."""
+    """Pre-trains with different token shards on every rank, like nodes whose local copies differ."""
     import os
 
     return pretrain(recipe, dataclasses.replace(options, tokens=[f"{options.tokens[0]}-{os.environ['RANK']}"]))

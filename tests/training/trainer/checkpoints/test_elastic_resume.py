@@ -1,4 +1,4 @@
-"""A run goes on from its checkpoint: with as many processes bit for bit, with another number to the same losses."""
+"""A run resumes bit for bit on the same number of processes, and to the same losses on another number."""
 
 import dataclasses
 import shutil
@@ -34,7 +34,7 @@ def _recipe(steps, zero_stage, precision):
 
 
 def _goes_on(tmp_path, recipe, numbers):
-    """Runs two processes undisturbed, then goes on from half of the steps with each number of processes."""
+    """Runs two processes undisturbed, then resumes from half of the steps with each number of processes."""
     training = recipe.training
     steps = training.checkpoint_every
     write_shard(tmp_path / "tokens", "alpha", 0, 40, views=2)
@@ -60,18 +60,18 @@ def _goes_on(tmp_path, recipe, numbers):
         assert max(differences.values()) <= TOLERANCES[training.precision], differences
 
 
-def test_two_processes_under_zero_3_go_on_as_two_and_as_one(tmp_path):
+def test_two_processes_under_zero_3_resume_as_two_and_as_one(tmp_path):
     _goes_on(tmp_path, _recipe(3, 3, "bf16"), (2, 1))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_two_processes_go_on_as_two_as_one_and_as_four_for_fifty_steps(tmp_path, zero_stage, precision):
+def test_two_processes_resume_as_two_as_one_and_as_four_for_fifty_steps(tmp_path, zero_stage, precision):
     _goes_on(tmp_path, _recipe(50, zero_stage, precision), (2, 1, 4))
 
 
-def test_processes_that_do_not_see_the_same_run_folder_are_refused(tmp_path):
+def test_processes_with_different_run_folders_are_refused(tmp_path):
     recipe = _recipe(1, 1, "fp32")
     write_shard(tmp_path / "tokens", "alpha", 0, 40)
     write_shard(tmp_path / "tokens", "beta", 0, 40)
@@ -82,7 +82,7 @@ def test_processes_that_do_not_see_the_same_run_folder_are_refused(tmp_path):
         run_world(2, pretrain_apart, longer, options)
 
 
-def test_what_differs_is_found(tmp_path):
+def test_differences_are_found(tmp_path):
     write_shard(tmp_path / "tokens", "alpha", 0, 40)
     write_shard(tmp_path / "tokens", "beta", 0, 40)
     recipe = _recipe(1, 1, "fp32")

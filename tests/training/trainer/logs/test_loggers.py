@@ -1,4 +1,4 @@
-"""Metrics and pictures arrive where a person looks for them: the file, TensorBoard, Weights & Biases."""
+"""Metrics and pictures reach the file, TensorBoard, and Weights & Biases."""
 
 import json
 import subprocess
@@ -29,7 +29,7 @@ def _events(folder: Path):
     return EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
 
 
-def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp_path):
+def test_metrics_are_written_immediately_and_reach_tensorboard(tmp_path):
     writer = MetricsWriter(tmp_path, 0)
     values = {"loss": 1.5, "gradient_norm": None, "samples": {"alpha": 3}}
     writer.write(5, values)
@@ -40,7 +40,7 @@ def test_metrics_can_be_followed_while_the_run_goes_on_and_reach_tensorboard(tmp
     assert [(event.step, event.value) for event in events.Scalars("samples/alpha")] == [(5, 3.0)]
 
 
-def test_predictions_move_in_tensorboard(tmp_path):
+def test_predictions_are_animated_in_tensorboard(tmp_path):
     path = _animation(tmp_path)
     writer = MetricsWriter(tmp_path, 0)
     writer.log_pictures(7, {"predictions/00-alpha": path})
@@ -51,7 +51,7 @@ def test_predictions_move_in_tensorboard(tmp_path):
         assert (event.width, event.height, picture.n_frames) == (*picture.size, 3)
 
 
-def test_a_run_of_weights_and_biases_works_offline_and_goes_on_as_the_same_run(tmp_path, monkeypatch):
+def test_a_weights_and_biases_run_works_offline_and_resumes_as_the_same_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     path = _animation(tmp_path)
@@ -77,7 +77,7 @@ def test_another_project_is_another_run(tmp_path):
     assert loggers._run_id(tmp_path, "two") != first
 
 
-def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_install(monkeypatch):
+def test_missing_weights_and_biases_is_an_error_that_says_what_to_install(monkeypatch):
     def absent(name):
         raise loggers.importlib.metadata.PackageNotFoundError(name)
 
@@ -87,12 +87,12 @@ def test_asking_for_weights_and_biases_where_it_is_not_installed_says_what_to_in
         require_wandb("worlds")
 
 
-def test_weights_and_biases_is_imported_only_when_asked_for():
+def test_weights_and_biases_is_imported_only_if_used():
     check = "import sys, training.trainer.trainer; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False, timeout=200).returncode == 0
 
 
-def test_an_interrupt_between_an_event_and_its_notice_does_not_keep_a_training_waiting_for_tensorboard(tmp_path):
+def test_an_interrupt_during_a_tensorboard_event_does_not_block_training(tmp_path):
     code = f"""
 import os, signal, sys, threading, time
 from pathlib import Path

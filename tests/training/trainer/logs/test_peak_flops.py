@@ -1,4 +1,4 @@
-"""A device's peak is that of its own data sheet, or unknown."""
+"""A device's peak comes from its own data sheet, or is unknown."""
 
 import pytest
 import torch
@@ -68,14 +68,14 @@ def test_a_whole_name_has_the_peak_of_its_data_sheet(name):
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_name_that_only_resembles_a_known_one_has_none(name):
+def test_a_name_that_only_resembles_a_known_one_is_unknown(name):
     assert peak_flops_of(name) == 0.0
 
 
 @given(st.sampled_from([name for name in KNOWN if "GB" not in name]), st.text("ABCGXS0123456789", min_size=1, max_size=3))
-def test_no_name_counts_as_one_that_it_begins_with(name, more):
+def test_a_name_that_extends_a_known_one_is_unknown(name, more):
     assert peak_flops_of(name + more) == pytest.approx(KNOWN.get(name + more, 0.0) * 1e12)
 
 
-def test_a_cpu_has_none():
+def test_a_cpu_has_no_known_peak():
     assert peak_flops(torch.device("cpu")) == 0.0

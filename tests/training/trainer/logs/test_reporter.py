@@ -1,4 +1,4 @@
-"""The numbers of a line of metrics are right, and what isn't training doesn't count as time of training."""
+"""A line of metrics has the right numbers, and only steps count as training time."""
 
 import json
 import math
@@ -24,7 +24,7 @@ PEAK = 1e9
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 5.0
@@ -57,7 +57,7 @@ def _lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_rates_are_of_the_time_spent_in_steps_alone(tokens, tmp_path, clock, monkeypatch, capsys):
+def test_speeds_count_only_the_time_spent_in_steps(tokens, tmp_path, clock, monkeypatch, capsys):
     monkeypatch.setattr(reporting, "peak_flops", lambda device: PEAK)
     run = set_up_run(_recipe(), RunOptions([str(tokens)], str(tmp_path / "run")), find_rank_info({}))
     run.write_identity()
