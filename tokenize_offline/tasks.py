@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ShardError
 from pipeline.common.manifests import find_done, fingerprint, manifest_path, read_manifest
+from pipeline.common.measured_json import json_values
 from pipeline.config.model import Precision
 from pipeline.config.recipe import ClipsConfig, QualityConfig
 from pipeline.episodes.frames import shrunk_to
@@ -119,7 +120,7 @@ class TokenizeJob:
             "episode_shard": storage.basename(task.source),
             "episode_shard_sha256": task.sha256,
             "layout": dataclasses.asdict(self.layout),
-            "clips": _as_json(self.clips),
+            "clips": json_values(dataclasses.asdict(self.clips)),
             **self._excluded(task),
         }
 
@@ -136,7 +137,7 @@ class TokenizeJob:
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON values; processes compare it to check that they agree."""
-        return {**dataclasses.asdict(self), "clips": _as_json(self.clips)}
+        return {**dataclasses.asdict(self), "clips": json_values(dataclasses.asdict(self.clips))}
 
     def is_done(self, task: ShardTask) -> bool:
         """Whether a task's token shards are published.
@@ -183,13 +184,8 @@ def token_layout(
         goal=resolved.goal,
         precision=precision,
         tokenizer_sha256=tokenizer_sha256,
-        clips_fingerprint=fingerprint({**_as_json(resolved), **limits}),
+        clips_fingerprint=fingerprint({**json_values(dataclasses.asdict(resolved)), **limits}),
     )
-
-
-def _as_json(clips: ClipsConfig) -> dict[str, Any]:
-    # Tuples become lists, as a manifest reads back, so that equal recipes compare equal.
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(clips).items()}
 
 
 def find_shards(folders: Sequence[str], splits: Sequence[str] | None = None) -> list[ShardTask]:

@@ -104,6 +104,9 @@ def connect_accelerate(on_cpu: bool, launched: bool) -> None:
     from accelerate import PartialState
 
     logging.getLogger("accelerate").setLevel(logging.WARNING)
+    if on_cpu:
+        # accelerate imports DeepSpeed, which warns of the missing GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     hidden = None if launched else os.environ.pop("LOCAL_RANK", None)
     PartialState(cpu=on_cpu)
     if hidden is not None:

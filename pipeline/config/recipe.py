@@ -5,7 +5,6 @@ checks itself; its errors say what to do.
 """
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.common.errors import require
+from pipeline.common.measured_json import json_values
 from pipeline.config.bounds import CLIPS_BOUNDS, DATA_BOUNDS, QUALITY_BOUNDS, STRIDE, check_bounds
 from pipeline.config.model import ModelConfig, TokenizerConfig, TrainingConfig
 
@@ -138,8 +138,8 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the recipe as nested mappings, ready for JSON and YAML."""
-        return dataclasses.asdict(self)
+        return json_values(dataclasses.asdict(self))
 
     def as_yaml(self) -> str:
         """Returns the recipe as YAML text that `--config` reads."""
-        return yaml.safe_dump(json.loads(json.dumps(self.as_dict())), sort_keys=False)
+        return yaml.safe_dump(self.as_dict(), sort_keys=False)

@@ -122,7 +122,7 @@ def _attentions(network, compiled):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_no_attention_takes_a_mask_and_the_loss_is_that_of_masked_attention(compiled):
+def test_causal_attention_takes_no_mask_and_has_the_loss_of_masked_attention(compiled):
     masked = tiny_models.network()
     masked.llm.set_attn_implementation("eager")
     network = copy.deepcopy(masked)
@@ -133,7 +133,7 @@ def test_no_attention_takes_a_mask_and_the_loss_is_that_of_masked_attention(comp
     assert torch.isclose(loss, masked(tiny_models.clip_ids(2)).loss, atol=1e-5)
 
 
-def test_dropout_falls_on_attention_weights_in_training_alone():
+def test_attention_dropout_is_active_only_in_training():
     network = tiny_models.network()
     network.llm.set_attn_implementation("sdpa")
     for layer in network.llm.model.layers:
@@ -143,7 +143,7 @@ def test_dropout_falls_on_attention_weights_in_training_alone():
     assert [call["dropout_p"] for call in _attentions(network.eval(), False)[0]] == [0.0, 0.0]
 
 
-def test_what_is_exported_says_nothing_of_it(tmp_path):
+def test_an_exported_configuration_does_not_name_the_attention(tmp_path):
     network = tiny_models.network()
     attend_causally(network.llm)
     network.save_transformer(tmp_path)

@@ -1,1 +1,1 @@
-"""Training the compressive tokenizer: its clips, losses, codebooks, and the loop around them."""
+"""Trains the compressive tokenizer: clips, losses, codebooks and the training loop."""

@@ -1,9 +1,9 @@
-"""Where a tokenizer's cross-attention looks when training starts: at its own place in the context.
+"""Initializes cross-attention so that each position of a future frame attends to the same position of the context.
 
-As published, position embeddings start at zero and attention starts even over all places. It takes long to find out that a
-future frame mostly shows, place by place, what the context shows; in a short training on few data it never does, and the
-context is not used at all. Positions that agree between query and key, and projections that start equal, make it look at its
-own place from the first step on. Names and shapes of the weights stay as published.
+As published, position embeddings start at zero, so attention starts out uniform. A future frame mostly shows what the context
+shows at the same position, but learning that takes long; a short training run on little data never learns it and ignores the
+context. Equal positions and equal projections of queries and keys make each position attend to itself from the first step.
+Names and shapes of the weights stay as published.
 """
 
 import math
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tokenize_offline.tokenizer import CompressiveVQModel
 from tokenize_offline.tokenizer.attention import CrossAttentionBlock
 
-# How far positions outweigh normalised features (which have a mean square of 1), and the projections' size: with these about
-# half of the attention of a 16 x 16 grid rests on its own place at the start, the rest near by.
+# Scale of positions relative to normalised features (mean square 1), and gain of the projections. With these, about half of
+# the attention of a 16 x 16 grid starts at its own position and the rest near it.
 _POSITION_SCALE = 2.0
 _PROJECTION_GAIN = 1.2
 
 
 def grid_positions(side: int, channels: int) -> Tensor:
-    """Sines and cosines of row and column, with periods from two places to twice the side (Vaswani et al., 2017).
+    """Returns sines and cosines of row and column, with periods from two positions to twice the side (Vaswani et al., 2017).
 
     Returns:
         (side^2, channels) with a mean square of 1, row by row.
@@ -36,13 +36,13 @@ def grid_positions(side: int, channels: int) -> Tensor:
 
 @torch.no_grad()
 def attend_locally(model: CompressiveVQModel) -> None:
-    """Start all cross-attention of a tokenizer anew, at the place that it looks from; all other weights stay."""
+    """Initializes all cross-attention of a tokenizer to attend to its own position; other weights stay unchanged."""
     for block in model.modules():
         if isinstance(block, CrossAttentionBlock):
-            places, channels = block.q_pos_emb.shape
-            positions = _POSITION_SCALE * grid_positions(math.isqrt(places), channels)
+            count, channels = block.q_pos_emb.shape
+            positions = _POSITION_SCALE * grid_positions(math.isqrt(count), channels)
             block.q_pos_emb.copy_(positions)
-            block.kv_pos_emb.copy_(positions.repeat(len(block.kv_pos_emb) // places, 1))
+            block.kv_pos_emb.copy_(positions.repeat(len(block.kv_pos_emb) // count, 1))
             projection = _PROJECTION_GAIN * nn.init.orthogonal_(torch.empty(channels, channels))
             queries, keys, values = block.att.in_proj_weight.split(channels)
             queries.copy_(projection)

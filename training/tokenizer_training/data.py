@@ -1,11 +1,10 @@
-"""Training clips for the tokenizer, straight from episode shards: sample number -> pixels, as a pure function.
+"""Reads the tokenizer's training clips from episode shards: a pure function from sample number to pixels.
 
-The order is that of pre-training (`data.sampler`), over episodes in place of token rows, so a run resumes from its step
-number alone. Every sample reads one episode by its byte offset and decodes only the frames it needs; random reads are the
-price of an order without state.
+The order is that of pre-training (`data.sampler`), over episodes instead of token rows, so a run resumes from its step number
+alone. Every sample reads one episode by its byte offset and decodes only the frames it needs. The price: reads are random.
 
-An episode that can't be read is replaced by others of its data set, which follow from the seed and the sample's number: so all
-numbers of processes, and a resumed run, see the same, and no mixture shifts. What was met is told with the sample.
+An episode that can't be read is replaced by another one of its data set, chosen by seed and sample number. So the samples don't
+depend on the number of processes or on resumes, and the mixture stays. Each sample lists the episodes it could not use.
 """
 
 import dataclasses
@@ -28,12 +27,12 @@ from tokenize_offline.clips.transforms import augment, to_square
 from training.data.episode_index import EpisodeRow, EpisodeRows
 from training.data.sampler import DatasetSize, SampleOrder
 
-# Episodes tried for one sample: more than this in a row are damaged only where nearly all are.
-_MOST_TRIED = 64
+# Episodes tried for one sample. So many in a row are damaged only if nearly all are.
+_MAX_TRIES = 64
 
 
 class Unread(NamedTuple):
-    """An episode that can't be used, and why."""
+    """An episode that can't be used, and the reason."""
 
     dataset: str
     key: str
@@ -45,9 +44,9 @@ class Drawn(NamedTuple):
 
     Attributes:
         clip: (segment_length, 3, resolution, resolution) in [0, 1].
-        unread: The episodes that it should have come from.
-        failure: What kept it from being read, in place of a clip that means anything. An exception that leaves a reader process
-            comes with that process's traceback in its message.
+        unread: Episodes that were tried before and can't be used.
+        failure: Error that kept all tried episodes from being read; the clip is empty then. It is a value because an exception
+            that leaves a worker process has the traceback of that process in its message.
     """
 
     clip: Tensor
@@ -56,7 +55,7 @@ class Drawn(NamedTuple):
 
 
 class DrawnBatch(NamedTuple):
-    """Samples of a batch: their clips, all episodes that could not be used, the samples that took others, the first failure."""
+    """A batch: clips, episodes that can't be used, number of samples that took another episode, first failure."""
 
     clips: Tensor
     unread: list[Unread]
@@ -65,7 +64,7 @@ class DrawnBatch(NamedTuple):
 
 
 def collate(samples: Sequence[Drawn]) -> DrawnBatch:
-    """Samples as a batch."""
+    """Joins samples into a batch."""
     failures = [sample.failure for sample in samples if sample.failure is not None]
     return DrawnBatch(
         clips=torch.stack([sample.clip for sample in samples]) if not failures else torch.empty(0),
@@ -76,9 +75,9 @@ def collate(samples: Sequence[Drawn]) -> DrawnBatch:
 
 
 class TokenizerClips(Dataset[Drawn]):
-    """Map-style data set: sample number -> one training clip.
+    """Map-style dataset from sample number to training clip.
 
-    Clips are augmented where the recipe has augmented views (`clips.views` above 1), and shuffled where it has a goal.
+    Clips are augmented if the recipe has augmented views (`clips.views` above 1), and shuffled if it has a goal.
 
     Args:
         table: Episodes to draw from, by data set.
@@ -101,7 +100,7 @@ class TokenizerClips(Dataset[Drawn]):
         self._order = SampleOrder(sizes, weights, tokenizer.seed)
 
     def __getitem__(self, sample: int) -> Drawn:
-        """Sample number `sample`."""
+        """Returns sample number `sample`."""
         try:
             return self._draw(sample)
         except (ProjectError, OSError) as error:
@@ -111,7 +110,7 @@ class TokenizerClips(Dataset[Drawn]):
         dataset, number = self._order[sample]
         rows, unread = self._table[dataset], dict[str, Unread]()
         others = KeyedRandom("substitute", self._tokenizer.seed, sample)
-        for attempt in range(_MOST_TRIED):
+        for attempt in range(_MAX_TRIES):
             row = rows[number]
             try:
                 return Drawn(self._clip(row, sample), tuple(unread.values()))
@@ -120,15 +119,15 @@ class TokenizerClips(Dataset[Drawn]):
             number = others.below(str(attempt), len(rows))
         last = next(reversed(unread.values()))
         raise ShardError(
-            f"{_MOST_TRIED} episodes of {dataset}, drawn for sample {sample}, can't be used; the last of them is {last.key}: "
+            f"{_MAX_TRIES} episodes of {dataset}, drawn for sample {sample}, can't be used; the last of them is {last.key}: "
             f"{last.reason}. Ingest the data set again, or leave it out"
         )
 
     def _clip(self, row: EpisodeRow, sample: int) -> Tensor:
-        """(segment_length, 3, resolution, resolution): the clip of a sample out of an episode.
+        """Returns the clip of a sample from an episode, (segment_length, 3, resolution, resolution).
 
         Raises:
-            BadEpisodeError: A frame is damaged, or the episode isn't what its index says.
+            BadEpisodeError: A frame is damaged, or the episode differs from its index.
             ShardError: The sample in the shard is damaged.
         """
         generator = sample_generator(self._tokenizer.seed, sample)
@@ -145,19 +144,19 @@ class TokenizerClips(Dataset[Drawn]):
 
 
 def sample_generator(seed: int, sample: int) -> np.random.Generator:
-    """Where the choice of frames of a sample comes from."""
+    """Returns the random generator that chooses the frames of a sample."""
     return np.random.default_rng([seed, sample])
 
 
 class StepBatches:
-    """Sample numbers of this process's clips, step by step: a batch sampler that starts anywhere.
+    """Batch sampler that starts at any step: yields the sample numbers of this process, step by step.
 
     Args:
         first: First step.
-        last: Step before which it ends.
-        local_batch: Clips of one process.
-        rank: Of this process.
-        processes: In all.
+        last: Step after the last one.
+        local_batch: Clips of one process in a step.
+        rank: Rank of this process.
+        processes: Number of processes.
     """
 
     def __init__(self, first: int, last: int, local_batch: int, rank: int, processes: int) -> None:
@@ -176,24 +175,24 @@ class StepBatches:
 
 
 def begin_reading(_: int) -> None:
-    """What a process that reads clips does first."""
+    """Initializes a worker process, which ends with its parent."""
     follow_parent()
 
 
 def training_frames(
     num_frames: int, stride: float, config: TokenizerConfig, generator: np.random.Generator, shuffled: bool = False
 ) -> np.ndarray:
-    """Frame numbers of one training clip.
+    """Returns the frame numbers of one training clip.
 
     Args:
-        num_frames: Length of the episode.
+        num_frames: Frames of the episode.
         stride: Frames between neighbours of the horizon, at least 1.
-        config: Its `context_length`, `segment_length` and `horizon` are used.
-        generator: Source of the random choices.
+        config: Gives `context_length`, `segment_length` and `horizon`.
+        generator: Random generator.
         shuffled: Whether the frames come in random order.
 
     Returns:
-        (segment_length,) int64, not decreasing unless shuffled; an episode shorter than the horizon repeats its last frame.
+        (segment_length,) int64, ascending unless shuffled; an episode shorter than the horizon repeats its last frame.
     """
     span = round((config.horizon - 1) * stride)
     start = int(generator.integers(0, max(num_frames - span, 1)))

@@ -1,4 +1,4 @@
-"""A running average of a model's weights, which often reconstructs better than the last weights do."""
+"""Averages a model's weights over steps; the average often reconstructs better than the last weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ class ExponentialMovingAverage:
     """Exponential moving average of all parameters and buffers.
 
     Attributes:
-        values: Name -> averaged tensor.
+        values: Averaged tensors by name.
         steps: Updates so far.
     """
 
@@ -22,7 +22,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take the weights in. The decay grows as (1 + n) / (10 + n) up to its own, so that the start is soon forgotten."""
+        """Adds the current weights. The decay grows as (1 + n) / (10 + n) up to its limit, so that early weights fade soon."""
         decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         for name, tensor in model.state_dict().items():
@@ -30,7 +30,7 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model with the averaged weights, until the end of the context."""
+        """Gives the model the averaged weights while this context lasts."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         model.load_state_dict(self.values)
         try:
@@ -39,11 +39,11 @@ class ExponentialMovingAverage:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """Returns the averages and the number of updates, for a checkpoint."""
         return {**self.values, "steps": torch.tensor(self.steps)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over from a checkpoint."""
+        """Restores the state of a checkpoint."""
         self.steps = int(state["steps"])
         for name, value in self.values.items():
             value.copy_(state[name])

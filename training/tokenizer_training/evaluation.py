@@ -1,4 +1,4 @@
-"""How good a tokenizer is on episodes it was not trained on: PSNR and LPIPS of its reconstructions, use of its codebooks."""
+"""Evaluates a tokenizer on held-out clips: PSNR and LPIPS of its reconstructions, use of its codebooks."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -17,19 +17,19 @@ from training.visuals.pictures import Strip
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """Numbers of one evaluation.
+    """Results of one evaluation.
 
     Attributes:
-        clips: Clips it was measured on.
-        context_psnr: Of context frames' reconstructions, in dB.
-        future_psnr: Of future frames' reconstructions, in dB.
-        repeat_psnr: Of repeating the last context frame in place of the future frames, for comparison.
-        context_codes_used: Share of the context codebook that these clips use.
+        clips: Number of clips.
+        context_psnr: PSNR of reconstructed context frames, in dB.
+        future_psnr: PSNR of reconstructed future frames, in dB.
+        repeat_psnr: PSNR of the last context frame compared with the future frames, in dB: a baseline.
+        context_codes_used: Fraction of the context codebook that these clips use.
         context_perplexity: Exponential of the entropy of the context ids.
-        future_codes_used: Share of the dynamics codebook that these clips use.
+        future_codes_used: Fraction of the dynamics codebook that these clips use.
         future_perplexity: Exponential of the entropy of the future ids.
-        context_lpips: Perceptual distance of context frames' reconstructions; None without VGG16's weights.
-        future_lpips: Of future frames' reconstructions.
+        context_lpips: LPIPS of reconstructed context frames; None without weights of VGG16.
+        future_lpips: LPIPS of reconstructed future frames; None without weights of VGG16.
     """
 
     clips: int
@@ -44,18 +44,18 @@ class TokenizerReport:
     future_lpips: float | None = None
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, rounded for people, without those that were not measured."""
+        """Returns the measured results by name, rounded to four digits."""
         return {name: round(value, 4) for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @torch.no_grad()
 def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor], lpips: LPIPS | None = None) -> TokenizerReport:
-    """Reconstruct clips.
+    """Reconstructs clips and measures the result.
 
     Args:
-        model: In any mode; it is put back into it.
+        model: The tokenizer; its training mode stays unchanged.
         batches: Clips (B, T, 3, S, S) in [0, 1], on the model's device.
-        lpips: To measure it too.
+        lpips: Measures LPIPS; None leaves it out.
     """
     training = model.training
     model.eval()
@@ -95,15 +95,15 @@ def evaluate_tokenizer(model: CompressiveVQModel, batches: Iterable[Tensor], lpi
 
 @torch.no_grad()
 def write_reconstructions(path: str, model: CompressiveVQModel, clips: Tensor) -> None:
-    """Publish a contact sheet: truth, reconstruction and their difference of each clip (B, T, 3, S, S)."""
+    """Writes a contact sheet: truth, reconstruction and their difference of each clip (B, T, 3, S, S)."""
     training = model.training
     model.eval()
     output = model(clips)
     model.train(training)
     context, length = model.config.context_length, clips.shape[1]
-    made = torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).float().clamp(0, 1).cpu()
+    reconstructed = torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).float().clamp(0, 1).cpu()
     strips = []
-    for truth, reconstruction in zip(clips.cpu(), made, strict=True):
+    for truth, reconstruction in zip(clips.cpu(), reconstructed, strict=True):
         strips += [Strip("truth", truth, length), Strip("reconstruction", reconstruction, length)]
         strips.append(Strip("difference", pictures.difference(reconstruction, truth), length))
     pictures.write_contact_sheet(path, strips, context)
@@ -114,10 +114,10 @@ def _distances(lpips: LPIPS, reconstruction: Tensor, frames: Tensor) -> Tensor:
 
 
 def _frame_errors(reconstruction: Tensor, frames: Tensor) -> Tensor:
-    """Mean squared error of each frame, one dimension."""
+    """Returns the mean squared error of each frame, (B T,)."""
     return (reconstruction.float().clamp(0, 1) - frames).square().mean(dim=(2, 3, 4)).reshape(-1)
 
 
 def _mean_psnr(errors: Tensor) -> float:
-    """Mean over frames."""
+    """Returns the mean PSNR of frames with these errors, in dB."""
     return float(psnr(errors.cpu().numpy()).mean())

@@ -1,4 +1,4 @@
-"""The tokenizer's training loss, as named terms with weights; the adversarial term is that of `adversary`."""
+"""Computes the tokenizer's training loss as named, weighted terms; `discriminator` has the adversarial term."""
 
 from collections.abc import Mapping
 
@@ -10,20 +10,20 @@ from tokenize_offline.tokenizer import TokenizerOutput
 from training.metrics.lpips import LPIPS
 from training.trainer.nonfinite import SkippedStep, json_number
 
-# Two levels of 255: the noise that JPEG leaves in a patch where nothing moved.
+# About 2 of 255 levels: the noise of JPEG in a static patch.
 _NOISE = 0.01
 
 
 def tokenizer_losses(
     frames: Tensor, output: TokenizerOutput, config: TokenizerConfig, lpips: LPIPS | None = None
 ) -> dict[str, Tensor]:
-    """Weighted loss terms, whose sum is minimised; `configs/tokenizer-oxe-64.yaml` has the published weights.
+    """Returns the weighted loss terms; training minimises their sum. `configs/tokenizer-oxe-64.yaml` has the published weights.
 
     Args:
         frames: (B, T, 3, H, W) in [0, 1].
-        output: Of the tokenizer on these frames.
-        config: Its weights are used; with `balanced_loss` context and future frames count by their share of T.
-        lpips: For the perceptual terms; None leaves them out.
+        output: Output of the tokenizer for these frames.
+        config: Gives the weights; `balanced_loss` weighs context and future frames by their share of T.
+        lpips: Computes the perceptual terms; None leaves them out.
     """
     length, context_length = frames.shape[1], output.context_reconstruction.shape[1]
     parts = {
@@ -41,7 +41,7 @@ def tokenizer_losses(
             distance = lpips(reconstruction.flatten(0, 1), truth.flatten(0, 1))
             terms[f"{part}_lpips"] = weight * config.lpips_weight * distance.mean()
     if config.static_patch_weight:
-        terms["still"] = config.static_patch_weight * stillness_loss(frames, output)
+        terms["still"] = config.static_patch_weight * static_patch_loss(frames, output)
     return terms | {
         "context_commitment": config.commitment_weight * output.context_commitment,
         "future_commitment": config.commitment_weight * output.future_commitment,
@@ -61,13 +61,13 @@ def skipped_terms(terms: Mapping[str, Tensor]) -> SkippedStep:
     )
 
 
-def stillness(frames: Tensor, context_length: int, patches: int) -> Tensor:
-    """How surely each patch of each future frame shows what it shows in the last context frame.
+def static_probability(frames: Tensor, context_length: int, patches: int) -> Tensor:
+    """Returns how likely each patch of each future frame shows the same as in the last context frame.
 
     Args:
         frames: (B, T, 3, S, S) in [0, 1].
         context_length: Context frames among T.
-        patches: Along one side of a frame.
+        patches: Patches along one side of a frame.
 
     Returns:
         (B, T - context_length, patches^2) in [0, 1], row by row: exp of minus the mean squared difference over twice the
@@ -79,15 +79,15 @@ def stillness(frames: Tensor, context_length: int, patches: int) -> Tensor:
     return torch.exp(-blocks.mean(dim=(2, 4, 6)).flatten(2) / (2 * _NOISE**2))
 
 
-def stillness_loss(frames: Tensor, output: TokenizerOutput) -> Tensor:
-    """Mean squared distance of what is quantised from the code that most of the still patches have, weighed by stillness.
+def static_patch_loss(frames: Tensor, output: TokenizerOutput) -> Tensor:
+    """Returns the mean squared distance of features from the most frequent code of static patches, weighted.
 
     Args:
         frames: (B, T, 3, S, S) in [0, 1].
-        output: Of the tokenizer on these frames.
+        output: Output of the tokenizer for these frames.
     """
     patches = round(output.future_ids.shape[-1] ** 0.5)
-    weights = stillness(frames, output.context_reconstruction.shape[1], patches).reshape(-1)
+    weights = static_probability(frames, output.context_reconstruction.shape[1], patches).reshape(-1)
     ids = output.future_ids.reshape(-1)
     votes = torch.zeros(int(ids.max()) + 1, device=ids.device).index_add_(0, ids, weights)
     chosen = output.future_codes[(ids == votes.argmax()).float().argmax()]

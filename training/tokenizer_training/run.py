@@ -1,7 +1,6 @@
 """The run in a tokenizer training folder: what identifies it, and the checkpoint from which it resumes."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class TokenizerRun:
     @property
     def fingerprint(self) -> str:
         """Hash that ties a checkpoint to this run; it ignores keys with default values, so that releases can add keys."""
-        identity, defaults = run_identity(_plain(self.recipe)), run_identity(_plain(Recipe()))
+        identity, defaults = run_identity(self.recipe.as_dict()), run_identity(Recipe().as_dict())
         changed = {
             section: {key: value for key, value in values.items() if value != defaults[section].get(key)}
             for section, values in identity.items()
@@ -101,7 +100,7 @@ def open_run(recipe: Recipe, output: str, resume: Literal["auto", "never"], tell
     recipe = with_precision(recipe, precision)
     if known is not None:
         require_resumable(folder, resume)
-        if difference := describe_difference(known, run_identity(_plain(recipe))):
+        if difference := describe_difference(known, run_identity(recipe.as_dict())):
             raise ConflictError(f"{folder} holds a run of another recipe: {difference}. Choose another --output.")
     return TokenizerRun(recipe, folder)
 
@@ -113,7 +112,7 @@ def with_precision(recipe: Recipe, precision: Literal["fp32", "bf16"]) -> Recipe
 
 def run_identity(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the parts of a recipe that must not change in a resumed run; missing keys have their defaults."""
-    defaults = _plain(Recipe())
+    defaults = Recipe().as_dict()
     identity = {name: defaults[name] | rename_section_keys(name, recipe[name]) for name in _SECTIONS}
     for key in _FREE:
         del identity["tokenizer"][key]
@@ -132,9 +131,3 @@ def _known_identity(stored: Path) -> dict[str, dict[str, Any]] | None:
         return run_identity(yaml.safe_load(stored.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, KeyError) as error:
         raise ConflictError(f"{stored} is damaged ({type(error).__name__}): restore it, or choose another --output") from error
-
-
-def _plain(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe with lists for tuples, as YAML and JSON hold them."""
-    plain: dict[str, Any] = json.loads(json.dumps(recipe.as_dict()))
-    return plain

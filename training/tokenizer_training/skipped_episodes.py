@@ -1,4 +1,4 @@
-"""The episodes that tokenizer training could not read: logged once each, counted, and kept with its checkpoints."""
+"""Records the episodes that tokenizer training can't read: logs each once, counts them, keeps them in checkpoints."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +11,11 @@ _LISTED = 20
 
 
 class SkippedEpisodes:
-    """Of one process, with those of all processes at the last checkpoint.
+    """Skipped episodes of this process, and of all processes up to the last checkpoint.
 
     Attributes:
-        episodes: (data set, key) -> why the episode can't be used.
-        replaced: Samples that took another episode; of this process alone since the last checkpoint was read.
+        episodes: Reason why an episode can't be used, by data set and key.
+        replaced: Samples that took another episode.
     """
 
     def __init__(self) -> None:
@@ -23,23 +23,23 @@ class SkippedEpisodes:
         self.replaced = 0
 
     def add(self, unread: Iterable[Unread], replaced: int) -> None:
-        """Take note of what a batch met."""
+        """Adds the skipped episodes of a batch."""
         self.replaced += replaced
         for one in unread:
             if (one.dataset, one.key) not in self.episodes:
                 self.episodes[one.dataset, one.key] = one.reason
-                log.warning("episode %s of %s is left out, others take its place: %s", one.key, one.dataset, one.reason)
+                log.warning("episode %s of %s is left out and replaced by others: %s", one.key, one.dataset, one.reason)
 
     def restore(self, state: Mapping[str, Any], is_first: bool) -> None:
-        """Go on from what a checkpoint holds; one of before there were any holds none."""
+        """Restores the state of a checkpoint."""
         self.episodes = {(one["dataset"], one["key"]): one["reason"] for one in state.get("left_out", [])}
         self.replaced = state.get("samples_replaced", 0) if is_first else 0
 
     def gathered(self, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
-        """What all processes left out, for a checkpoint. Call it on all of them.
+        """Returns the skipped episodes of all processes, for a checkpoint. Call it on all ranks.
 
         Args:
-            gather: Gives the objects of all processes.
+            gather: Gathers an object from all processes.
         """
         parts = gather((self.replaced, self.episodes))
         episodes = {name: reason for _, found in parts for name, reason in found.items()}
@@ -47,8 +47,8 @@ class SkippedEpisodes:
         return {"samples_replaced": sum(count for count, _ in parts), "left_out": listed}
 
 
-def summarized(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a summary says of it: the counts, and the first of the episodes."""
+def summarize(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the part for a summary: the counts, and the first 20 episodes."""
     return {
         "samples_replaced": state["samples_replaced"],
         "episodes_left_out": len(state["left_out"]),

@@ -1,6 +1,6 @@
-"""What tokenizer training starts from: a new network of the recipe's shape, or a trained one.
+"""Builds the network that tokenizer training starts from: a new one of the recipe's shape, or a trained one.
 
-The trained one may come to another context length, or get codebooks of another size; all else of its shape stays.
+A trained network may get another context length or codebooks of another size; the rest of its shape stays.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ _CODEBOOKS = ("num_vq_embeddings", "num_dyn_embeddings")
 
 
 def model_config(config: TokenizerConfig) -> CompressiveVQConfig:
-    """The shape of a new tokenizer, from the recipe."""
+    """Returns the shape of a new tokenizer, from the recipe."""
     shape = {field.name: getattr(config, field.name) for field in dataclasses.fields(TokenizerShape)}
     return CompressiveVQConfig(**shape | {"block_out_channels": tuple(config.block_out_channels)})
 
 
 def take_shape(config: TokenizerConfig, trained: CompressiveVQConfig, given: Iterable[str]) -> TokenizerConfig:
-    """The recipe with the shape of a trained tokenizer in place of its own, but for context length and sizes of codebooks.
+    """Returns the recipe's section with the shape of a trained tokenizer, except for context length and codebook sizes.
 
     Args:
-        config: The recipe's section.
-        trained: Of the tokenizer to start from.
-        given: Keys of the section that the user gave.
+        config: Section `tokenizer` of the recipe.
+        trained: Configuration of the tokenizer to start from.
+        given: Keys of the section that the user set.
 
     Raises:
-        ConfigError: The user gave a shape that is not that of the trained tokenizer.
+        ConfigError: The user set a shape that the trained tokenizer doesn't have.
     """
     names = [field.name for field in dataclasses.fields(TokenizerShape) if field.name != "context_length"]
     shape = {name: getattr(trained, name) for name in names}
@@ -55,16 +55,15 @@ def _listed(value: object) -> list[object]:
 
 
 def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) -> CompressiveVQModel:
-    """The network that training starts from, in training mode.
+    """Returns the network that training starts from, in training mode.
 
-    With fewer context frames than the trained one had, the last of its positions are kept, as published. With more, every
-    added earlier frame begins with the positions of the earliest frame that was learned. Codes added to a codebook begin at
-    random, until `tokenizer.dead_code_reset_every` gives them features; a smaller codebook begins with the centres of its
-    trained codes.
+    With fewer context frames than the trained network, its last positions are kept, as published. With more, every added
+    earlier frame starts with the positions of the earliest learned frame. Codes added to a codebook start at random, until
+    `tokenizer.dead_code_reset_every` gives them features; a smaller codebook starts with cluster centres of the trained codes.
 
     Args:
-        config: Its shape and context length.
-        trained: From `from_pretrained`, of the same shape but for these; None starts with random weights.
+        config: Section `tokenizer` of the recipe.
+        trained: Tokenizer to start from, with the same shape except for these; None starts with random weights.
     """
     model = CompressiveVQModel(model_config(config))
     if trained is not None:
@@ -75,7 +74,7 @@ def starting_model(config: TokenizerConfig, trained: CompressiveVQModel | None) 
 
 
 def _fitted(trained: CompressiveVQModel, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained weights in the shapes of `own`."""
+    """Returns the trained weights in the shapes of `own`."""
     state: dict[str, Tensor] = {}
     for name, tensor in trained.state_dict().items():
         if name.endswith(_CONTEXT_ROWS):
@@ -88,7 +87,7 @@ def _fitted(trained: CompressiveVQModel, own: dict[str, Tensor]) -> dict[str, Te
 
 
 def _with_context(rows: Tensor, wanted: int, context_length: int) -> Tensor:
-    """(t H W, C) positions, cut or grown at the front to `wanted` rows."""
+    """Returns positions (t H W, C), cut or extended at the front to `wanted` rows."""
     grid = len(rows) // context_length
     added = max(wanted - len(rows), 0) // grid
     return torch.cat([rows[:grid]] * added + [rows])[-wanted:].clone()

@@ -1,7 +1,7 @@
-"""The training loop of the tokenizer: one optimizer over both autoencoders, codebooks kept alive, exact resume.
+"""Trains the tokenizer: one optimizer over both autoencoders, reset of dead codes, exact resume.
 
-A checkpoint is accelerate's whole state: tokenizer, discriminator, both optimizers, averaged weights, counts of codes. The
-order of samples needs the step alone.
+A checkpoint holds accelerate's whole state: tokenizer, discriminator, both optimizers, averaged weights, counts of codes. The
+order of samples follows from the step number.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from training.metrics.lpips import LPIPS
 from training.tokenizer_training.accelerator import load_state, open_accelerator
 from training.tokenizer_training.codebooks import CodebookKeeper
 from training.tokenizer_training.data import DrawnBatch, TokenizerClips, collate
-from training.tokenizer_training.discriminator import AdversarialLoss, measure_of
+from training.tokenizer_training.discriminator import AdversarialLoss, reference_term
 from training.tokenizer_training.ema import ExponentialMovingAverage
 from training.tokenizer_training.evaluation import evaluate_tokenizer, write_reconstructions
 from training.tokenizer_training.loader import ClipLoader
-from training.tokenizer_training.losses import skipped_terms, stillness, tokenizer_losses
+from training.tokenizer_training.losses import skipped_terms, static_probability, tokenizer_losses
 from training.tokenizer_training.run import TokenizerRun
-from training.tokenizer_training.skipped_episodes import SkippedEpisodes, summarized
+from training.tokenizer_training.skipped_episodes import SkippedEpisodes, summarize
 from training.tokenizer_training.start import starting_model
 from training.trainer.checkpoints.files import mark_damaged
 from training.trainer.checkpoints.saving import save_checkpoint
@@ -118,7 +118,7 @@ class TokenizerTrainer:
 
     @property
     def bare(self) -> CompressiveVQModel:
-        """The model without accelerate's wrapping."""
+        """The model without accelerate's wrapper."""
         model: CompressiveVQModel = self.accelerator.unwrap_model(self.model)
         return model
 
@@ -126,7 +126,7 @@ class TokenizerTrainer:
         """Trains up to the recipe's last step, or until asked to stop, and writes the tokenizer.
 
         Args:
-            stop: Looked at after every step.
+            stop: Checked after every step.
 
         Returns:
             A summary: how far the run came, and the numbers of the last evaluation.
@@ -140,23 +140,24 @@ class TokenizerTrainer:
             reset_peak_memory(self._processes.device)
             self._clock.restart()
             for batch in batches:
-                terms = self._train_step(self._checked(batch).to(self._processes.device, non_blocking=True))
+                clips = self._checked(batch).to(self._processes.device, non_blocking=True)
+                terms = self._train_step(clips)
                 self._clock.add(self._loader.last_wait)
                 progress.update()
                 if self.step % config.log_every == 0:
                     progress.set_postfix_str(self._log(terms), refresh=False)
                 if config.dead_code_reset_every and self.step % config.dead_code_reset_every == 0:
-                    self._codebooks.revive(batch.clips.to(self._processes.device), self.optimizer, self._average)
+                    self._codebooks.reset_dead_codes(clips, self.optimizer, self._average)
                 due = self.step % config.checkpoint_every == 0 or self.step == config.steps
                 stopping = self._processes.any(stop.requested)
                 with self._clock.paused():
                     if due:
-                        with self._judged():
+                        with self._averaged():
                             self._evaluate()
                     if due or stopping:
                         self._save_checkpoint()
                 if stopping:
-                    log.info("stopped after step %d; the same command goes on from there", self.step)
+                    log.info("stopped after step %d; the same command resumes from there", self.step)
                     break
         self._write_tokenizer()
         return {
@@ -165,7 +166,7 @@ class TokenizerTrainer:
             "tokenizer": str(self._run.folder / "tokenizer"),
             "skipped_steps": self._skipped.total,
             "skipped_in_row": self._skipped.in_row,
-            **summarized(self._left_out.gathered(self._processes.gather_objects)),
+            **summarize(self._skipped_episodes.gathered(self._processes.gather_objects)),
             **self._results,
         }
 
@@ -181,13 +182,13 @@ class TokenizerTrainer:
             in_row=progress.skipped if progress else 0,
             total=results.get("skipped_steps", 0),
         )
-        self._left_out = SkippedEpisodes()
-        self._left_out.restore(results, processes.is_first)
-        # What held-out clips measured last; nothing where there are none.
+        self._skipped_episodes = SkippedEpisodes()
+        self._skipped_episodes.restore(results, processes.is_first)
+        # Newest results of held-out clips; empty if there are none.
         self._results: dict[str, Any] = restored(results).get("held_out", {})
         if run.checkpoint is not None:
             load_state(self.accelerator, run.checkpoint)
-            log.info("continuing from step %d", self.step)
+            log.info("resuming from step %d", self.step)
         if processes.is_first:
             run.folder.mkdir(parents=True, exist_ok=True)
             for verdict in run.damaged:
@@ -215,7 +216,7 @@ class TokenizerTrainer:
         results = {
             "held_out": self._results,
             "skipped_steps": self._skipped.total,
-            **self._left_out.gathered(processes.gather_objects),
+            **self._skipped_episodes.gathered(processes.gather_objects),
         }
         size = processes.world_size
         # Lines of metrics hold the losses of single steps, so there are no running sums.
@@ -234,34 +235,34 @@ class TokenizerTrainer:
 
     def _checked(self, batch: DrawnBatch) -> Tensor:
         """Returns a batch's clips, and counts its episodes that can't be read."""
-        self._left_out.add(batch.unread, batch.replaced)
+        self._skipped_episodes.add(batch.unread, batch.replaced)
         if batch.failure is not None:
             raise batch.failure
         return batch.clips
 
     def _train_step(self, clips: Tensor) -> dict[str, Tensor]:
-        # Dropout depends on step and process alone, so that a resumed run draws what it would have drawn.
+        # Dropout depends only on step and process, so a resumed run draws the same.
         torch.manual_seed(step_seed(self.config.seed, self.step, self._processes.rank))
         warmup = min(1.0, (self.step + 1) / max(self.config.warmup_steps, 1))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warmup
-        self._codebooks.harden((self.step + 1) / max(self.config.quantize_warmup, 1))
-        output = self.model(clips, self._still_patches(clips))
+        self._codebooks.set_strength((self.step + 1) / max(self.config.quantize_warmup, 1))
+        output = self.model(clips, self._static_patches(clips))
         terms = tokenizer_losses(clips, output, self.config, self._lpips if self.config.lpips_weight else None)
         adversary = self._adversary if self._adversary is not None and self._adversary.active(self.step) else None
-        made = _all_frames(output)
+        reconstructions = _all_frames(output)
         if adversary is not None:
             last_layer = self.bare.cond_decoder.conv_out.weight
-            terms["adversarial"] = adversary.tokenizer_term(made, measure_of(terms), last_layer)
+            terms["adversarial"] = adversary.tokenizer_term(reconstructions, reference_term(terms), last_layer)
         self.optimizer.zero_grad()
         self.accelerator.backward(propagate_nonfinite(torch.stack(list(terms.values())).sum()))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
-        # Gradients are the same on all processes by now, so all agree.
+        # All processes have the same gradients here, so all agree.
         applied = bool(torch.isfinite(norm))
         if applied:
             self.optimizer.step()
             if adversary is not None:
-                terms["discriminator"] = adversary.learn(clips.flatten(0, 1), made, warmup)
+                terms["discriminator"] = adversary.learn(clips.flatten(0, 1), reconstructions, warmup)
             if self._average is not None:
                 self._average.update(self.bare)
             self._codebooks.add(output)
@@ -269,12 +270,12 @@ class TokenizerTrainer:
         self.step += 1
         return terms
 
-    def _still_patches(self, clips: Tensor) -> Tensor | None:
-        """The patches that the decoder has to show from the context alone, where the recipe pulls them to one code."""
+    def _static_patches(self, clips: Tensor) -> Tensor | None:
+        """Returns a mask of static patches if the recipe pulls them to one code; the decoder sees only the context there."""
         config, id_layout = self.config, self.bare.id_layout
         if not config.static_patch_weight:
             return None
-        return stillness(clips, config.context_length, id_layout.future_grid) > 0.5
+        return static_probability(clips, config.context_length, id_layout.future_grid) > 0.5
 
     def _log(self, terms: dict[str, Tensor]) -> str:
         """Writes a line of metrics and returns a short one for the progress line. Call it on all ranks."""
@@ -316,33 +317,33 @@ class TokenizerTrainer:
         return self._checked(batch).to(self._processes.device)
 
     def _open_lpips(self) -> LPIPS | None:
-        """LPIPS for loss and evaluation, where the recipe asks for it or has the weights."""
+        """Returns LPIPS for loss and evaluation; None if the recipe neither asks for it nor has the weights."""
         config = self.config
         if not config.lpips_weight and config.vgg_weights is None:
             return None
         asked = "tokenizer.lpips_weight" if config.lpips_weight else "tokenizer.vgg_weights"
         return LPIPS(config.vgg_weights, f"the perceptual loss ({asked})").to(self._processes.device)
 
-    def _judged(self) -> AbstractContextManager[None]:
-        """The weights that are evaluated and written: the averaged ones where there are any."""
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Gives the model its averaged weights, if there are any, while this context lasts."""
         return nullcontext() if self._average is None else self._average.applied(self.bare)
 
     def _write_tokenizer(self) -> None:
         if self._processes.is_first:
             precision = torch.float16 if self.config.weights_precision == "fp16" else torch.float32
-            with self._judged():
+            with self._averaged():
                 self.bare.save_pretrained(str(self._run.folder / "tokenizer"), precision)
         self._processes.barrier()
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
-    """The seed of the randomness inside one process's step: 64 bits.
+    """Returns the 64-bit random seed of a process in a step.
 
-    Steps and processes share the lower 40 bits, so a seed of more than the upper 24 is mixed with what is left of it.
+    Step and process take the lower 40 bits and the seed the upper 24; the rest of a larger seed is mixed in.
     """
     return ((seed << 40) + (seed >> 24) * _MIXER + (step << 12) + process) % 2**64
 
 
 def _all_frames(output: TokenizerOutput) -> Tensor:
-    """(B T, 3, S, S): reconstructions of all frames of all clips, in their order."""
+    """Returns the reconstructions of all frames of all clips in order, (B T, 3, S, S)."""
     return torch.cat([output.context_reconstruction, output.future_reconstruction], dim=1).flatten(0, 1)

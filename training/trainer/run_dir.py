@@ -12,6 +12,7 @@ from pipeline.common import storage
 from pipeline.common.errors import ConflictError
 from pipeline.common.locks import locked
 from pipeline.common.manifests import describe_difference, fingerprint
+from pipeline.common.measured_json import json_values
 from pipeline.config.recipe import Recipe
 from training.data.token_dataset import TokenStore
 from training.trainer.checkpoints.files import LATEST_NAME, check_checkpoints, checkpoint_names
@@ -77,8 +78,8 @@ def run_identity(
         identity["initial_sha256"] = initial
     if nonstandard_settings:
         identity["llama"] = dict(nonstandard_settings)
-    # Through JSON, so that it equals what is read from a run folder.
-    return dict(json.loads(json.dumps(identity)))
+    # As JSON, so that it equals what is read from a run folder.
+    return json_values(identity)
 
 
 def run_fingerprint(identity: Mapping[str, Any]) -> str:

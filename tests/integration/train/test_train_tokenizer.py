@@ -134,7 +134,7 @@ def test_a_resumed_run_ends_with_the_same_weights_as_one_that_was_not_interrupte
     assert not np.array_equal(weights[0]["decoder.conv_in.weight"], last["decoder.conv_in.weight"])
 
 
-def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
+def test_a_run_that_gets_a_stop_signal_saves_and_resumes_to_the_same_weights(
     episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     options = ["--workers", "1", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "6"]
@@ -162,7 +162,7 @@ def test_a_run_whose_processes_are_all_asked_to_stop_saves_and_goes_on_as_if_not
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes: Path, tmp_path: Path):
+def test_processes_of_srun_train_together_and_stop_when_one_gets_a_signal(episodes: Path, tmp_path: Path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -192,18 +192,18 @@ def test_processes_of_srun_train_together_and_stop_when_one_is_asked_to(episodes
     summary = json.loads(outcomes[0][0])
     assert 0 < summary["steps"] < 1000
     assert not summary["finished"]
-    assert "the same command goes on from there" in outcomes[1][1]
+    assert "the same command resumes from there" in outcomes[1][1]
     assert outcomes[1][0] == ""
 
 
-def test_a_folder_in_which_a_run_is_at_work_is_refused(episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_of_a_running_run_is_refused(episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / ".lock").touch()
     with locked(tmp_path / ".lock"):
         assert main(_arguments(episodes, tmp_path)) == 1
     assert "another run is at work" in capsys.readouterr().err
 
 
-def test_a_folder_with_a_run_of_the_transformer_is_refused_and_stays(
+def test_a_folder_with_a_pre_training_run_is_refused_and_stays_unchanged(
     episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_a_folder_with_a_run_of_the_transformer_is_refused_and_stays(
     assert (tmp_path / "metrics.jsonl").read_text() == "{}" and (tmp_path / "checkpoints" / "step-00000002").is_dir()
 
 
-def test_training_goes_on_from_a_trained_tokenizer_with_more_context(episodes: Path, tmp_path: Path):
+def test_training_starts_from_a_trained_tokenizer_with_more_context_frames(episodes: Path, tmp_path: Path):
     shape = CompressiveVQConfig(32, 1, (32, 32), 1, 8, 64, 48)
     CompressiveVQModel(shape).save_pretrained(str(tmp_path / "trained"))
     options = ["--tokenizer.context_length", "2", "--tokenizer.steps", "1", "--tokenizer.learning_rate", "1e-9"]
@@ -239,13 +239,13 @@ def test_two_processes_train_on_the_same_clips_as_one(episodes: Path, tmp_path: 
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), rel=0.02)
 
 
-def test_a_batch_that_does_not_divide_is_refused_by_name(episodes: Path, tmp_path: Path):
+def test_a_batch_that_does_not_divide_among_processes_is_an_error_that_names_its_key(episodes: Path, tmp_path: Path):
     refused = _train(episodes, tmp_path / "refused", "--tokenizer.batch_size", "3", processes=2)
     assert refused.returncode != 0
     assert "tokenizer.batch_size 3 does not divide among 2 processes" in refused.stderr
 
 
-def test_a_cpu_that_is_slow_at_bf16_trains_in_fp32_as_the_recipe_in_the_run_says(episodes: Path, tmp_path: Path):
+def test_a_cpu_that_is_slow_at_bf16_trains_in_fp32_and_the_run_folder_says_so(episodes: Path, tmp_path: Path):
     options = ["--tokenizer.lpips_weight", "0", "--tokenizer.disc_weight", "0", "--tokenizer.training_precision", "bf16"]
     old = {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = _train(episodes, tmp_path, *options, "--tokenizer.steps", "1", processes=2, **old)
@@ -268,7 +268,7 @@ def _with_damage(root: Path, episodes: Path, damaged: Collection[int]) -> list[s
     return [str(root) if word == str(episodes) else word for word in _arguments(episodes, root / "run", *QUICK)]
 
 
-def test_damaged_episodes_are_replaced_told_once_and_listed_and_a_resumed_run_sees_the_same(
+def test_damaged_episodes_are_replaced_logged_once_and_listed_also_across_a_resume(
     episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     given = _with_damage(tmp_path, episodes, damaged={1, 4, 5, 8})
@@ -295,7 +295,7 @@ def test_damaged_episodes_are_replaced_told_once_and_listed_and_a_resumed_run_se
         assert sum(one["key"] in record.getMessage() for record in caplog.records) == 1
 
 
-def test_a_data_set_in_which_every_episode_is_damaged_ends_in_one_line_that_names_it(
+def test_a_data_set_with_only_damaged_episodes_is_a_one_line_error_that_names_it(
     episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     given = _with_damage(tmp_path, episodes, damaged=range(12))
@@ -304,7 +304,7 @@ def test_a_data_set_in_which_every_episode_is_damaged_ends_in_one_line_that_name
     assert "64 episodes of squares" in line and "train-00000-0000" in line and "header is damaged" in line
 
 
-def test_steps_that_are_not_finite_change_nothing_are_told_and_end_a_lost_run(
+def test_steps_that_are_not_finite_are_skipped_and_listed_and_too_many_in_a_row_end_the_run(
     episodes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ):
     given = _arguments(episodes, tmp_path, *QUICK, "--tokenizer.learning_rate", "1e30", "--tokenizer.steps", "20")
@@ -319,7 +319,7 @@ def test_steps_that_are_not_finite_change_nothing_are_told_and_end_a_lost_run(
     assert not (tmp_path / "tokenizer").exists()
 
 
-def test_what_a_run_measured_outlives_its_end_between_the_last_checkpoint_and_the_tokenizer(
+def test_results_survive_a_kill_between_the_last_checkpoint_and_the_tokenizer(
     episodes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     given = _arguments(episodes, tmp_path, *QUICK, "--tokenizer.steps", "3")

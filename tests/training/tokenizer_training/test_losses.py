@@ -32,7 +32,7 @@ def _accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def test_the_discriminator_cannot_stretch_its_input():
+def test_the_discriminator_has_spectral_norm_one():
     torch.manual_seed(0)
     network = Discriminator().train()
     frames = torch.rand(4, 3, 32, 32)
@@ -44,19 +44,19 @@ def test_the_discriminator_cannot_stretch_its_input():
             assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.05)
 
 
-def test_the_hinge_is_zero_beyond_the_margin_and_two_without_an_opinion():
+def test_the_hinge_loss_is_zero_beyond_the_margin_and_two_for_scores_of_zero():
     assert discriminator_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -9.0])) == 0
     assert discriminator_loss(torch.zeros(3), torch.zeros(3)) == 2
 
 
-def test_the_ratio_is_that_of_gradient_norms_and_bounded():
+def test_the_adaptive_ratio_is_that_of_gradient_norms_and_has_a_limit():
     layer = nn.Parameter(torch.ones(3))
     wanted, small = (6 * layer).sum(), (2 * layer).sum()
     assert adaptive_ratio(wanted, small, layer, _accelerator()) == 3
     assert adaptive_ratio(wanted, 1e-9 * small, layer, _accelerator()) == 1e4
 
 
-def test_a_discriminator_learns_to_tell_frames_and_stays_untouched_by_the_tokenizers_term():
+def test_a_discriminator_learns_and_the_tokenizers_term_leaves_it_unchanged():
     torch.manual_seed(0)
     accelerator = _accelerator()
     adversary = AdversarialLoss(1e-3, 0.8, 5, accelerator)
@@ -72,7 +72,7 @@ def test_a_discriminator_learns_to_tell_frames_and_stays_untouched_by_the_tokeni
     assert all(torch.equal(tensor, before[name]) for name, tensor in adversary._network.state_dict().items())
 
 
-def test_the_average_follows_the_weights_and_gives_them_back():
+def test_the_average_follows_the_weights_and_restores_them():
     model = nn.Linear(1, 1, bias=False)
     average = ExponentialMovingAverage(model, 0.5)
     expected = start = model.weight.detach().clone()
@@ -93,7 +93,7 @@ def test_the_average_follows_the_weights_and_gives_them_back():
 
 
 @pytest.mark.parametrize("context_length", [1, 2, 3])
-def test_a_trained_tokenizer_goes_on_at_another_context_length(context_length: int):
+def test_a_trained_tokenizer_can_get_another_context_length(context_length: int):
     torch.manual_seed(0)
     trained = CompressiveVQModel(SHAPE).eval()
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_a_trained_tokenizer_goes_on_at_another_context_length(context_length: i
     assert model.eval().tokenize(frames).shape[1] == model.id_layout.prefix_length - 1 + model.id_layout.tokens_per_future_frame
 
 
-def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():
+def test_a_trained_tokenizer_can_get_a_larger_codebook():
     trained = CompressiveVQModel(SHAPE)
     recipe = take_shape(TokenizerConfig(num_dyn_embeddings=40), SHAPE, ["num_dyn_embeddings"])
     model = starting_model(recipe, trained)
@@ -126,7 +126,7 @@ def test_a_trained_tokenizer_goes_on_with_a_larger_codebook():
     assert len(model.quantize.embedding.weight) == SHAPE.num_vq_embeddings
 
 
-def test_a_trained_tokenizer_goes_on_with_a_smaller_codebook_that_covers_the_same():
+def test_a_trained_tokenizer_can_get_a_smaller_codebook_that_covers_the_same():
     trained = CompressiveVQModel(SHAPE)
     old = trained.dynamics_quantize.embedding.weight
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_a_recipe_of_another_shape_than_the_tokenizer_it_starts_from_is_refused(
     assert take_shape(RECIPE, SHAPE, ["block_out_channels"]).resolution == 32
 
 
-def test_an_adversary_on_frames_too_small_for_it_is_refused():
+def test_an_adversarial_loss_on_frames_that_are_too_small_is_refused():
     with pytest.raises(ConfigError, match="disc_weight needs frames of at least 32"):
         TokenizerConfig(resolution=16, patch_size=4, block_out_channels=(32, 32), disc_weight=0.8)
 

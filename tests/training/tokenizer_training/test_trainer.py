@@ -66,7 +66,7 @@ def test_a_code_chosen_far_less_than_others_is_rare():
     assert use.rare().tolist() == [3]
 
 
-def test_codes_are_revived_by_features_that_no_code_serves():
+def test_dead_codes_take_features_far_from_all_codes():
     torch.manual_seed(0)
     vectors = torch.cat([torch.zeros(1000, 2), torch.ones(2, 2)])
     distances = torch.cat([torch.full((1000,), 1e-6), torch.ones(2)])
@@ -75,11 +75,11 @@ def test_codes_are_revived_by_features_that_no_code_serves():
     assert drawn.mean() > 0.9
 
 
-def test_revival_where_every_feature_has_its_code_takes_any_feature():
+def test_dead_codes_take_any_feature_if_every_feature_has_its_code():
     assert distant_features(torch.ones(3, 2), torch.zeros(3), 2).tolist() == [[1, 1], [1, 1]]
 
 
-def test_a_perfect_reconstruction_costs_its_commitments_alone():
+def test_a_perfect_reconstruction_costs_only_its_commitment_terms():
     shape = CompressiveVQConfig(32, 1, (32, 32), 1, 8, 16, 16, max_att_resolution=16)
     frames = torch.rand(2, 3, 3, 32, 32)
     output = CompressiveVQModel(shape)(frames)
