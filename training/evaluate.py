@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.errors import ProjectError, StorageError
@@ -18,13 +17,13 @@ from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from training.cli.evaluate import main
 from training.distributed import Processes, find_rank_info
-from training.evaluation.card import CARD_MARKDOWN, versions, weights_hashes, write_card
+from training.evaluation.card import CARD_MARKDOWN, Card, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
 from training.evaluation.kept_scores import KeptScores
 from training.evaluation.metrics import MetricSet, idle_weights_hint
 from training.evaluation.plan import EvaluateOptions, Evaluation, describe_plan, plan, require_valid
-from training.evaluation.scores import ClipScores, summarise
+from training.evaluation.scores import ClipScores, Rows, summarise
 from training.evaluation.scoring import empty_scores, score_all
 from training.inference.session import WorldModel
 from training.model.files.clip_config import clips_as_trained
@@ -35,8 +34,9 @@ log = logging.getLogger(__name__)
 _ALL = "all data sets"
 
 
-def _results(scores: ClipScores, sets: Sequence[TestSet], metrics: MetricSet, context: int) -> dict[str, Any]:
-    results, first = {}, 0
+def _results(scores: ClipScores, sets: Sequence[TestSet], metrics: MetricSet, context: int) -> dict[str, Rows]:
+    results: dict[str, Rows] = {}
+    first = 0
     for test_set in sets:
         part = slice(first, first + len(test_set.clips))
         found = ClipScores(scores.frames[part], scores.features[part])
@@ -61,7 +61,7 @@ def _log_coverage(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int
         log.warning("%s is left out: %s", dataset, reason)
 
 
-def _publish(options: EvaluateOptions, card: dict[str, Any], kept: KeptScores) -> StorageError | None:
+def _publish(options: EvaluateOptions, card: Card, kept: KeptScores) -> StorageError | None:
     """Writes the report and prints the results; returns the error if the report cannot be written."""
     output, failure = options.output, None
     try:
@@ -107,7 +107,7 @@ def run(parser: CommandParser, recipe: Recipe, options: EvaluateOptions) -> int:
         scores = score_all(model, data.clips, evaluation, kept, metrics, processes)
         failure = None
         if scores is not None:
-            card = {
+            card: Card = {
                 "evaluated": describe_coverage(data, trained, wanted),
                 "model": {"name": str(options.model_dir), "weights": weights},
                 "protocol": describe_plan(model, evaluation, data.sets),
@@ -126,7 +126,7 @@ def run(parser: CommandParser, recipe: Recipe, options: EvaluateOptions) -> int:
     return 0
 
 
-def _command(weights: Mapping[str, str], evaluation: Evaluation, metrics: MetricSet) -> dict[str, Any]:
+def _command(weights: Mapping[str, str], evaluation: Evaluation, metrics: MetricSet) -> dict[str, object]:
     """Returns everything except the clip that decides the scores of a clip."""
     clips = evaluation.wanted.clips
     return {

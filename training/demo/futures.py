@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +33,24 @@ PLANS = {"left": (_NEAR, _MIDDLE), "right": (_FAR, _MIDDLE), "up": (_MIDDLE, _NE
 # Number of free steps before a plan, so that the start resembles the training data.
 _FREE_STEPS = 14
 _FIRST_SEED = 70_000
+_Averaged = Literal["own_psnr", "others_psnr", "repeat_psnr", "own_predicts_best", "own_is_nearest"]
+
+
+class PlanFractions(TypedDict):
+    """See `own_plan_fractions`."""
+
+    own_predicts_best: float
+    own_is_nearest: float
+
+
+class Scene(PlanFractions):
+    """Scores of one start; PSNR in dB."""
+
+    seed: int
+    psnr: list[list[float]]
+    repeat_psnr: float
+    own_psnr: float
+    others_psnr: float
 
 
 def predict_plans(model: WorldModel, episodes: Sequence[SimulatedEpisode], steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +83,7 @@ def psnr_matrix(truth: torch.Tensor, predicted: torch.Tensor) -> np.ndarray:
     return np.array([[psnr_per_frame(made, true).mean().item() for true in truth] for made in predicted])
 
 
-def own_plan_fractions(psnr: np.ndarray) -> dict[str, float]:
+def own_plan_fractions(psnr: np.ndarray) -> PlanFractions:
     """Returns the fraction of futures that their own plan predicts best, and of predictions nearest to their own future.
 
     Args:
@@ -78,7 +96,7 @@ def own_plan_fractions(psnr: np.ndarray) -> dict[str, float]:
     }
 
 
-def _play_scene(model: WorldModel, seed: int, steps: int, output: str) -> dict[str, Any]:
+def _play_scene(model: WorldModel, seed: int, steps: int, output: str) -> Scene:
     context = model.id_layout.context_length
     episodes = [simulate_episode(seed, _FREE_STEPS + steps + 1, target, _FREE_STEPS) for target in PLANS.values()]
     truth, predicted = predict_plans(model, episodes, steps)
@@ -119,8 +137,8 @@ def _main(arguments: Sequence[str] | None) -> int:
         for seed in range(options.seed, options.seed + options.scenes):
             scenes.append(_play_scene(model, seed, options.steps, str(options.output)))
             progress.update()
-    names = ("own_psnr", "others_psnr", "repeat_psnr", "own_predicts_best", "own_is_nearest")
-    summary = {name: round(float(np.mean([scene[name] for scene in scenes])), 3) for name in names}
+    names: tuple[_Averaged, ...] = ("own_psnr", "others_psnr", "repeat_psnr", "own_predicts_best", "own_is_nearest")
+    summary: dict[str, float] = {name: round(float(np.mean([scene[name] for scene in scenes])), 3) for name in names}
     storage.write_bytes(str(options.output / "futures.json"), measured_json(summary | {"scenes": scenes}, indent=1).encode())
     print(measured_json(summary))
     return 0

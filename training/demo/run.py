@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.measured_json import measured_json
@@ -23,6 +23,18 @@ from training.demo.stages import StageResult, run_stage
 _RATE = "10"
 # First seeds of the episodes. The demo's tokenizer was trained on seeds from 100000, so these are new to it.
 _TRAIN_SEED, _TEST_SEED = 0, 50_000
+
+
+class DemoOptions(Protocol):
+    """The options of `ivideogpt-demo`."""
+
+    output: Path
+    config: str | Path
+    tokenizer: Path
+    episodes: int
+    episode_steps: int
+    test_episodes: int
+    steps: int | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +75,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     return 0
 
 
-def _run_stages(options: Any) -> list[StageResult]:
+def _run_stages(options: DemoOptions) -> list[StageResult]:
     output, recipe = options.output, str(options.config)
     output.mkdir(parents=True, exist_ok=True)
     cores = usable_cpus()

@@ -3,13 +3,16 @@
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from pipeline.common import storage
 from pipeline.common.manifests import sha256_of
 from pipeline.common.measured_json import measured_json
 from pipeline.common.versions import PROJECT, installed_versions
-from training.evaluation.scores import ROWS
+from training.evaluation.coverage import Coverage
+from training.evaluation.data import DataEntry
+from training.evaluation.plan import ProtocolEntry
+from training.evaluation.scores import ROWS, Rows
 
 CARD_JSON, CARD_MARKDOWN = "evaluation.json", "evaluation.md"
 _LIBRARIES = (PROJECT, "torch", "torchmetrics", "transformers", "numpy")
@@ -18,7 +21,28 @@ _TITLES = {
     "repeat_last_frame": "repeating the last frame",
     "reconstruction": "tokenizer's reconstruction (ceiling)",
 }
-_SCORES = ("best", "mean", "best_with_context")
+_Score = Literal["best", "mean", "best_with_context", "all"]
+_SCORES: tuple[_Score, ...] = ("best", "mean", "best_with_context")
+
+
+class ModelEntry(TypedDict):
+    """The card's entry on the model: its name, and the SHA-256 of its weights by file."""
+
+    name: str
+    weights: dict[str, str]
+
+
+class Card(TypedDict):
+    """The content of `evaluation.json`."""
+
+    evaluated: Coverage
+    model: ModelEntry
+    protocol: ProtocolEntry
+    sampling: dict[str, object]
+    metrics: dict[str, str]
+    data: dict[str, DataEntry]
+    results: dict[str, Rows]
+    versions: dict[str, str]
 
 
 def weights_hashes(folder: Path) -> dict[str, str]:
@@ -31,13 +55,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(_LIBRARIES)
 
 
-def write_card(output: str, card: dict[str, Any]) -> None:
+def write_card(output: str, card: Card) -> None:
     """Publishes both files in a folder or URL."""
     storage.write_bytes(storage.join(output, CARD_JSON), measured_json(card, indent=1).encode() + b"\n")
     storage.write_bytes(storage.join(output, CARD_MARKDOWN), as_markdown(card).encode())
 
 
-def as_markdown(card: dict[str, Any]) -> str:
+def as_markdown(card: Card) -> str:
     """Returns the card as Markdown."""
     protocol = card["protocol"]
     trained_on = ", on episodes that it was TRAINED ON" if card["evaluated"]["trained_on"] else ""
@@ -68,20 +92,21 @@ def as_markdown(card: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _coverage(dataset: str, facts: dict[str, Any]) -> list[str]:
+def _coverage(dataset: str, entry: DataEntry) -> list[str]:
     """Returns a table of a data set's evaluated episodes, and a line about the others."""
     lines = [f"{dataset}:", "", "| split | episodes | evaluated | of these, trained on |", "|---|--:|--:|--:|"]
-    for split, count in facts["splits"].items():
+    for split, count in entry["splits"].items():
         lines.append(f"| {split} | {count['episodes']} | {count['evaluated']} | {count['trained_on']} |")
-    left = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in facts["left_out"].items() if number)
-    return [*lines, "", f"Left out: {left or 'none'}. Frames: {'; '.join(facts['time_step'])}.", ""]
+    left = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in entry["left_out"].items() if number)
+    return [*lines, "", f"Left out: {left or 'none'}. Frames: {'; '.join(entry['time_step'])}.", ""]
 
 
-def _table(rows: dict[str, Any], samples: int) -> list[str]:
+def _table(rows: Rows, samples: int) -> list[str]:
     """Returns a table with one line per score and one column per row of the evaluation, since pages are narrow."""
     metrics = list(rows["prediction"])
     titles = {"best": f"best of {samples}", "mean": "mean of samples", "best_with_context": "best, context frames included"}
-    scores = [(name, score) for name in metrics for score in ((*_SCORES,) if name != "fvd" else ("all",))]
+    all_videos: tuple[_Score, ...] = ("all",)
+    scores = [(name, score) for name in metrics for score in (_SCORES if name != "fvd" else all_videos)]
     lines = [f"| | {' | '.join(_TITLES[row] for row in ROWS)} |", "|---" + "|--:" * len(ROWS) + "|"]
     for name, score in scores:
         head = name.upper() if score == "all" else f"{name.upper()}, {titles[score]}"
@@ -89,7 +114,7 @@ def _table(rows: dict[str, Any], samples: int) -> list[str]:
     return lines
 
 
-def _per_frame(rows: dict[str, Any]) -> list[str]:
+def _per_frame(rows: Rows) -> list[str]:
     lines = []
     for name, found in rows["prediction"].items():
         if name == "fvd":

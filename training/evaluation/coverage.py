@@ -1,10 +1,22 @@
 """Describes what an evaluation covers: which episodes, whether the model was trained on them, and what is left out and why."""
 
-from typing import Any
+from typing import TypedDict
 
 from pipeline.episodes.naming import TRAINING_SPLIT
 from training.evaluation.data import TestData, TestSet, Wanted
 from training.model.files.trained_on import TrainedOn
+
+
+class Coverage(TypedDict):
+    """The card's entry on all data sets together."""
+
+    in_words: str
+    split: str | None
+    held_out_only: bool
+    clips: int
+    trained_on: int | None
+    held_out_share_of_the_model: float | None
+    left_out_data_sets: dict[str, str]
 
 
 def in_words(data: TestData, trained: TrainedOn, wanted: Wanted) -> str:
@@ -31,7 +43,7 @@ def counts_in_words(test_set: TestSet) -> str:
     return f"{len(test_set.clips)} of {episodes} episodes ({parts})" + (f"; left out: {left}" if left else "")
 
 
-def describe_coverage(data: TestData, trained: TrainedOn, wanted: Wanted) -> dict[str, Any]:
+def describe_coverage(data: TestData, trained: TrainedOn, wanted: Wanted) -> Coverage:
     """Returns the card's entry on all data sets together."""
     return {
         "in_words": in_words(data, trained, wanted),

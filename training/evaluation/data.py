@@ -7,7 +7,7 @@ frame would improve every score. It counts what is left out, with the reason.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,22 @@ from training.prediction.clip_fit import frames_needed, what_fits
 from training.prediction.time_step import fit_time_step
 
 _NAMED_SETS = 5  # maximum number of data sets named in one message
+
+
+class DataEntry(TypedDict):
+    """The card's entry on one data set; pairs are the lowest and the highest value."""
+
+    folder: str
+    clips: int
+    splits: dict[str, dict[str, int]]
+    left_out: dict[str, int]
+    first_episode: str
+    last_episode: str
+    stride: list[float]
+    seconds_per_frame: list[float] | None
+    time_step: list[str]
+    shards_sha256: str
+    made_with: object
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ class TestSet:
     time_steps: dict[str, bool] = field(default_factory=dict)
     short: list[TestClip] = field(default_factory=list)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> DataEntry:
         """Returns the card's entry on the data set, with a hash over the manifests of its shards."""
         used = {clip.row.shard for clip in self.clips}
         manifests = [each for each in read_manifests(self.folder) if storage.join(self.folder, each.shard) in used]

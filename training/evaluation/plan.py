@@ -4,7 +4,6 @@ import dataclasses
 import typing
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.recipe import ClipsConfig
@@ -32,6 +31,23 @@ class EvaluateOptions(SamplingOptions, typing.Protocol):
     start: int
     steps: int | None
     samples_at_once: int
+
+
+class ProtocolEntry(typing.TypedDict):
+    """The card's entry on how clips were cut and predicted."""
+
+    name: str | None
+    context: int
+    future: int
+    resolution: int
+    samples: int
+    start: int
+    stride: str
+    goal: bool
+    with_actions: bool
+    frames: str
+    departures: list[str]
+    published: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ def plan(model: WorldModel, clips: ClipsConfig, options: EvaluateOptions, given:
     return Evaluation(wanted, sampling_of(options, samples), options.samples_at_once, options.protocol)
 
 
-def describe_plan(model: WorldModel, evaluation: Evaluation, sets: Sequence[TestSet]) -> dict[str, Any]:
+def describe_plan(model: WorldModel, evaluation: Evaluation, sets: Sequence[TestSet]) -> ProtocolEntry:
     """Returns the card's entry on how clips were cut and predicted."""
     name, side, clips = evaluation.protocol, evaluation.wanted.side, evaluation.wanted.clips
     return {

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,19 @@ from training.metrics.fvd import frechet_distance
 from training.prediction.clip_prediction import Clip, Sampling, predict_clip
 
 ROWS = ("prediction", "repeat_last_frame", "reconstruction")
+
+
+class MetricScores(TypedDict, total=False):
+    """The scores of a row in one metric; see `summarise`. FVD has only `all`."""
+
+    best: float
+    mean: float
+    best_with_context: float
+    per_frame: list[float]
+    all: float
+
+
+Rows = dict[str, dict[str, MetricScores]]  # row -> metric -> scores
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ def score_clip(model: WorldModel, clip: Clip, sampling: Sampling, at_once: int, 
     return ClipScores(metrics.frame_scores(rows, clip.frames)[None], features[None].double())
 
 
-def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> dict[str, Any]:
+def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> Rows:
     """Returns means over clips, for each row and metric.
 
     `best`: the best sample of each clip, chosen per metric by the mean over future frames. `mean`: the mean of all samples.
@@ -88,7 +101,7 @@ def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> dict[
     samples = scores.frames.shape[1] - 2
     places = {"prediction": slice(0, samples), "repeat_last_frame": slice(samples, samples + 1)}
     places["reconstruction"] = slice(samples + 1, samples + 2)
-    rows: dict[str, Any] = {}
+    rows: Rows = {}
     for row in ROWS:
         values = scores.frames[:, places[row]].numpy()
         rows[row] = {name: _means(values[:, :, number], name, context) for number, name in enumerate(metrics)}
@@ -101,7 +114,7 @@ def summarise(scores: ClipScores, metrics: Sequence[str], context: int) -> dict[
     return rows
 
 
-def _means(values: np.ndarray, metric: str, context: int) -> dict[str, Any]:
+def _means(values: np.ndarray, metric: str, context: int) -> MetricScores:
     """Returns the means of values (clips, samples, T)."""
     future = values[:, :, context:]
     best = _best(future.mean(axis=2), metric)
