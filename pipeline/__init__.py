@@ -1,4 +1,4 @@
-"""Stage 1: robot data sets and human video become episode shards."""
+"""Stage 1: turns robot data sets and human video into episode shards."""
 
 from pipeline.episodes.episode import Episode
 from pipeline.episodes.shards import open_shard

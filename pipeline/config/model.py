@@ -12,7 +12,7 @@ from pipeline.config.bounds import MAX_CODES, MODEL_BOUNDS, TOKENIZER_BOUNDS, TR
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 # Groups of each group normalisation in the tokenizer.
 NORM_GROUPS = 32
-# Smallest side in pixels: VGG16 halves it four times, the discriminator five times.
+# Smallest side in pixels: both networks halve it four times; the discriminator normalises over the rest.
 _LPIPS_SIDE, _DISCRIMINATOR_SIDE = 16, 32
 
 

@@ -145,6 +145,14 @@ def test_a_command_prints_its_version(capsys):
     assert re.fullmatch(r"ivideogpt-ingest \S.*\n", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("parser", [recipe_parser("some-command", "Does something."), ingest_parser()], ids=lambda p: p.prog)
+def test_every_option_has_one_line_of_help(parser):
+    described = [action for action in parser._actions if action.option_strings]
+    assert len(described) > 100
+    for action in described:
+        assert action.help and "\n" not in action.help and len(action.help) <= 120, action.option_strings
+
+
 def test_help_names_options_as_they_are_typed_and_no_python_types(capsys):
     from pipeline.config.cli import add_section_folder
 
