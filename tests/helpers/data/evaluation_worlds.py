@@ -1,4 +1,4 @@
-"""Small evaluations: episodes of made-up pictures, a model folder that says what it was trained on, a short command line."""
+"""Small evaluations: synthetic episodes, a model folder that records its training, and a short command line."""
 
 import dataclasses
 import json
@@ -13,12 +13,12 @@ from pipeline.config.recipe import ClipsConfig, Recipe
 from pipeline.episodes.index import read_manifests, write_index
 from training.model.files.locate import RECIPE
 
-# Of the episodes 0 to 7 of `left` this share holds out some and leaves some.
+# This fraction holds out some of the episodes 0 to 7 of `left`, but not all.
 SHARE = 0.4
 
 
 def data_set(root: Path, dataset: str, frames: dict[str, Sequence[int]], rate: float | None = 5.0) -> None:
-    """One data set: split -> frames of each of its episodes."""
+    """Writes a data set; `frames` is split -> number of frames of each episode."""
     for split, lengths in frames.items():
         made = [synthetic_episodes.make_episode(number, count, dataset, split) for number, count in enumerate(lengths)]
         made = [dataclasses.replace(episode, rate=rate) for episode in made]
@@ -29,7 +29,7 @@ def data_set(root: Path, dataset: str, frames: dict[str, Sequence[int]], rate: f
 
 
 def model_folder(folder: Path, clips: ClipsConfig | None = None) -> Path:
-    """A small action-free model, with the recipe it was trained by where `clips` are given."""
+    """Writes a small action-free model, with its training recipe if `clips` is given."""
     tiny_models.save_model(folder, tiny_models.world_model())
     if clips is not None:
         (folder / RECIPE).write_text(Recipe(clips=clips).as_yaml())
@@ -37,11 +37,11 @@ def model_folder(folder: Path, clips: ClipsConfig | None = None) -> Path:
 
 
 def arguments(model: Path, episodes: Path, output: Path | str, *options: str) -> list[str]:
-    """Of `ivideogpt-evaluate`."""
+    """Arguments of `ivideogpt-evaluate`."""
     return ["--model", str(model), "--shards", str(episodes), "--output", str(output), "--metrics", "[mse]", *options]
 
 
 def card(output: Path) -> dict[str, Any]:
-    """What an evaluation found."""
+    """The content of `evaluation.json`."""
     found: dict[str, Any] = json.loads((output / "evaluation.json").read_text())
     return found

@@ -1,4 +1,4 @@
-"""Small models with random weights and the published structure, for tests of what is done with models."""
+"""Small models with random weights and the published structure, for tests."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from training.inference.session import WorldModel
 from training.model.world_model import WorldModelNetwork, build_network, load_transformer
 
 CLIP_LENGTH = 5
-# 8 x 8 ids a context frame, 2 x 2 ids a future frame.
+# 8 x 8 ids per context frame, 2 x 2 ids per future frame.
 TOKENIZER = CompressiveVQConfig(
     resolution=32,
     context_length=2,
@@ -44,14 +44,14 @@ def layout(clip_length: int = CLIP_LENGTH, tokenizer: CompressiveVQConfig = TOKE
 
 
 def network(actions: bool = False, rewards: bool = False, seed: int = 0, positions: int = 192) -> WorldModelNetwork:
-    """A small network whose heads are not zero, so that what they do can be seen."""
+    """A small network whose heads are not zero, so that they change results."""
     config = ModelConfig(
         layers=2, heads=2, width=16, mlp_width=32, positions=positions, attention_dropout=0.0, actions=actions, rewards=rewards
     )
     built = build_network(config, layout(), ACTION_DIM if actions else 0, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        # Weights of the usual 0.02 barely attend; wider ones let a test see that ids and actions matter.
+        # With the usual deviation 0.02, attention has almost no effect; larger weights let ids and actions change results.
         for parameter in built.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0.0, 0.4, generator=generator)
@@ -59,7 +59,7 @@ def network(actions: bool = False, rewards: bool = False, seed: int = 0, positio
 
 
 def clip_ids(rows: int, seed: int = 0, clip_length: int = CLIP_LENGTH) -> torch.Tensor:
-    """(rows, L) ids that a tokenizer of this layout could have made."""
+    """Random valid ids (rows, L) of a layout."""
     shape = layout(clip_length)
     random = np.random.default_rng(seed)
     grid = random.integers(0, shape.num_vq_embeddings, (rows, shape.context_length, shape.tokens_per_context_frame))
@@ -85,7 +85,7 @@ def world_model(actions: bool = False, rewards: bool = False, positions: int = 1
 
 
 def save_model(folder: Path, model: WorldModel) -> Path:
-    """Write a model folder as training does."""
+    """Writes a model folder as training does."""
     model.tokenizer.save_pretrained(str(folder / "tokenizer"))
     model.network.save_transformer(folder / "transformer")
     return folder

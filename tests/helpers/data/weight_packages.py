@@ -1,4 +1,4 @@
-"""Small packages in the form of the published ones: archives with pickled arrays and a `setup.py` that tells if it ran."""
+"""Small packages like the published ones: archives with pickled arrays and a `setup.py` that leaves a mark if it runs."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from training.metrics.weights.published import I3D_KINETICS, VGG16_LPIPS, Publis
 
 
 def i3d_arrays() -> dict[str, dict]:
-    """Of two of I3D's layers and its last, as JAX's network names and lays them out."""
+    """Arrays of three I3D layers, with the names and layouts of the JAX network."""
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:
@@ -35,7 +35,7 @@ def i3d_arrays() -> dict[str, dict]:
 
 
 def vgg_arrays() -> dict[str, dict]:
-    """Of VGG16's first and last convolution and a head of LPIPS, likewise."""
+    """Arrays of VGG16's first and last convolution and one LPIPS head, with names and layouts of the JAX network."""
     random = np.random.default_rng(1)
     kernels = {number: random.normal(size=(3, 2, 5, 4)).astype(np.float32) for number in (0, 12)}
     convolutions = {f"Conv_{n}": {"kernel": kernel, "bias": np.full(4, n, np.float32)} for n, kernel in kernels.items()}
@@ -58,7 +58,7 @@ def _archive(path: Path, published: Published, data: bytes, marker: Path) -> Non
 
 
 def publish(folder: Path, marker: Path) -> tuple[Published, Published]:
-    """Both packages' archives in a folder; `marker` appears if code of one of them runs."""
+    """Archives of both packages in a folder; the file `marker` appears if their code runs."""
     folder.mkdir(exist_ok=True)
     made = []
     for known, arrays in ((I3D_KINETICS, i3d_arrays()), (VGG16_LPIPS, vgg_arrays())):

@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, driven through its chromedriver by the WebDriver protocol; for tests of pages."""
+"""Headless Chromium of Debian, driven through chromedriver with the WebDriver protocol; for tests of pages."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name of an el
 
 
 class Browser:
-    """One window. Errors of the protocol surface as `RuntimeError` with its message."""
+    """One window. Protocol errors raise `RuntimeError` with their message."""
 
     def __init__(self, driver, profile):
         options = {"binary": shutil.which("chromium"), "args": [*_FLAGS, f"--user-data-dir={profile}"]}
@@ -44,11 +44,11 @@ class Browser:
         self._call("POST", "/url", {"url": str(url)})
 
     def run(self, script, *arguments):
-        """What the JavaScript function body `script` returns."""
+        """Returns the result of the JavaScript function body `script`."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def wait(self, script, seconds=60):
-        """Wait until `return script` is true in the page; returns its value."""
+        """Waits until `return script` is true in the page; returns its value."""
         until = time.monotonic() + seconds
         while not (value := self.run(f"return {script}")):
             if time.monotonic() > until:
@@ -61,7 +61,7 @@ class Browser:
         self._call("POST", f"/element/{element}/click", {})
 
     def press(self, key, down=True, up=True):
-        """Press a key by its character (U+E012 and on for arrows), as a person would, wherever the focus is."""
+        """Presses a key by its character (arrows start at U+E012), wherever the focus is."""
         actions = [{"type": kind, "value": key} for kind, wanted in (("keyDown", down), ("keyUp", up)) if wanted]
         self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
@@ -69,7 +69,7 @@ class Browser:
         self._call("POST", "/window/rect", {"width": width, "height": height})
 
     def dark(self, on):
-        """Whether the page is told that its reader prefers dark colours."""
+        """Sets whether the browser reports dark mode."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if on else "light"}]
         command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
         self._call("POST", "/goog/cdp/execute", command)
@@ -78,11 +78,11 @@ class Browser:
         Path(path).write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
 
     def complaints(self):
-        """What the page wrote to its console since the last call: errors, refused scripts, broken pictures."""
+        """Returns console messages since the last call: errors, refused scripts, broken pictures."""
         return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
 
     def requests(self):
-        """URLs that pages asked for since the last call; what the browser's own start page asks for is left out."""
+        """Returns URLs that pages requested since the last call, without those of the browser's start page."""
         events = [json.loads(entry["message"])["message"] for entry in self._call("POST", "/se/log", {"type": "performance"})]
         sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [params["request"]["url"] for params in sent if not params["documentURL"].startswith("chrome")]
@@ -93,7 +93,7 @@ class Browser:
 
 @contextlib.contextmanager
 def chromium():
-    """A browser for the length of a block; skips the test where Debian's `chromium` and `chromium-driver` are absent."""
+    """Opens a browser for a `with` block; skips the test without Debian's `chromium` and `chromium-driver`."""
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed: apt-get install chromium chromium-driver")

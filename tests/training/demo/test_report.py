@@ -36,28 +36,28 @@ def rows(tmp_path):
 
 
 def test_a_demo_in_one_run_has_a_speed_for_each_stage(rows):
-    said = rows()
-    assert "7.0 frames/s" in said["simulate"] and "7.0 frames/s" in said["ingest"]
-    assert "2.5 clips/s" in said["tokenize"] and "0.6 steps/s" in said["train"]
-    assert said["The"].startswith("The demo took 0.8 minutes")
+    lines = rows()
+    assert "7.0 frames/s" in lines["simulate"] and "7.0 frames/s" in lines["ingest"]
+    assert "2.5 clips/s" in lines["tokenize"] and "0.6 steps/s" in lines["train"]
+    assert lines["The"].startswith("The demo took 0.8 minutes")
 
 
 def test_stages_already_done_have_no_speed_and_the_time_is_that_of_this_run(rows):
-    said = rows(
+    lines = rows(
         simulate={"frames_made": 0}, ingest={"frames_made": 0}, tokenize={"rows": 0, "shards": 0, "shards_done_before": 2}
     )
     for stage in ("simulate", "ingest", "tokenize"):
-        assert "already done" in said[stage] and "/s" not in said[stage]
-    assert "0.6 steps/s" in said["train"]
-    assert "The" not in said
-    assert said["This"].startswith("This run, which resumed an earlier one, took 0.8 minutes")
+        assert "already done" in lines[stage] and "/s" not in lines[stage]
+    assert "0.6 steps/s" in lines["train"]
+    assert "The" not in lines
+    assert lines["This"].startswith("This run, which resumed an earlier one, took 0.8 minutes")
 
 
 def test_stages_done_in_part_have_the_speed_of_that_part(rows):
-    said = rows(
+    lines = rows(
         ingest={"frames_made": 20}, tokenize={"rows": 15, "shards": 1, "shards_done_before": 1}, train={"steps_made": 2}
     )
-    assert "5 episodes in 2 shards, 20 frames of these in this run" in said["ingest"] and "2.0 frames/s" in said["ingest"]
-    assert "15 clips in 1 shards, 1 shards already done" in said["tokenize"] and "1.5 clips/s" in said["tokenize"]
-    assert "6 steps, 2 processes, 2 steps of these in this run" in said["train"] and "0.2 steps/s" in said["train"]
-    assert "This" in said
+    assert "5 episodes in 2 shards, 20 frames of these in this run" in lines["ingest"] and "2.0 frames/s" in lines["ingest"]
+    assert "15 clips in 1 shards, 1 shards already done" in lines["tokenize"] and "1.5 clips/s" in lines["tokenize"]
+    assert "6 steps, 2 processes, 2 steps of these in this run" in lines["train"] and "0.2 steps/s" in lines["train"]
+    assert "This" in lines

@@ -104,8 +104,8 @@ def test_ids_do_not_depend_on_whether_proposals_were_right(rewards):
         own = alone.rollout(apart[:, row])
         assert torch.equal(both.ids[row], alone.ids[0])
         if rewards:
-            told = torch.stack([result.reward[row] for result in results])
-            torch.testing.assert_close(told, torch.cat([result.reward for result in own]), atol=1e-5, rtol=1e-4)
+            rewards_of_row = torch.stack([result.reward[row] for result in results])
+            torch.testing.assert_close(rewards_of_row, torch.cat([result.reward for result in own]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.soak

@@ -61,7 +61,7 @@ def test_the_contact_sheet_has_every_pixel_of_every_frame_enlarged(tmp_path, sid
         sheet = np.asarray(image)
     factor = max(1, -(-96 // side))
     wanted = np.repeat(np.repeat((frames[2] * 255).round().byte().permute(1, 2, 0).numpy(), factor, 0), factor, 1)
-    # The last frame of the last row ends at the same distance from the right and lower edge whatever the size.
+    # The last frame of the last row has the same distance to the right and lower edge for every size.
     right, lower = sheet.shape[1] - 8 - 5, sheet.shape[0] - 8 - 5
     cell = sheet[lower - wanted.shape[0] : lower, right - wanted.shape[1] : right]
     np.testing.assert_array_equal(cell, wanted)
