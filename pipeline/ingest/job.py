@@ -150,13 +150,13 @@ def _write_tables(job: IngestJob, missing: Sequence[str]) -> list[ShardManifest]
 
 def _missing_of_others(job: IngestJob, manifests: Collection[str]) -> list[str]:
     """Return shards of other splits that an earlier run failed to make, by its summary, and that still have no manifest."""
-    own = {unit.split for unit in job.units}
+    own_splits = {unit.split for unit in job.units}
     try:
         before = map(str, index.read_summary(job.folder).get("missing_shards", []))
     except ShardError:  # the summary is written again
         return []
     split_of = {shard: parsed[0] for shard in before if (parsed := parse_shard_name(shard)) is not None}
-    return [shard for shard, split in split_of.items() if split not in own and manifest_path(shard) not in manifests]
+    return [shard for shard, split in split_of.items() if split not in own_splits and manifest_path(shard) not in manifests]
 
 
 def _is_done(unit: WorkUnit, folder: str, sizes: dict[str, int], overwrite: bool) -> bool:

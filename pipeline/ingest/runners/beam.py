@@ -59,8 +59,8 @@ def _run_locally(groups: Sequence[UnitGroup], options: Sequence[str], folder: Pa
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-    given = PipelineOptions(list(options))
-    direct = given.view_as(DirectOptions)
+    pipeline_options = PipelineOptions(list(options))
+    direct = pipeline_options.view_as(DirectOptions)
     if not any(option.startswith("--direct_") for option in options):
         direct.direct_num_workers = min(len(groups), usable_cpus())
         direct.direct_running_mode = "in_memory" if direct.direct_num_workers == 1 else _PROCESSES
@@ -71,7 +71,7 @@ def _run_locally(groups: Sequence[UnitGroup], options: Sequence[str], folder: Pa
         runner = FnApiRunner(SubprocessSDKEnvironment.from_command_string(beam_worker.command()))
     counter = folder / "claimed"
     counter.touch()
-    with beam.Pipeline(runner, given) as pipeline:
+    with beam.Pipeline(runner, pipeline_options) as pipeline:
         # One element per process, or more: an element that finds no group left costs nothing.
         elements = max(usable_cpus(), direct.direct_num_workers)
         _ = pipeline | beam.Create(range(elements)) | "ingest" >> beam.Map(_run_claimed, list(groups), str(counter))
@@ -91,7 +91,7 @@ def _redirected_log(folder: Path) -> Iterator[None]:
     """
     log = folder / "beam.log"
     sys.stderr.flush()
-    own = sys.stderr
+    stderr = sys.stderr
     kept = os.dup(2)
     try:
         with log.open("wb") as file, os.fdopen(os.dup(2), "w") as sys.stderr:
@@ -104,5 +104,5 @@ def _redirected_log(folder: Path) -> Iterator[None]:
         raise SourceError(f"Beam could not run the job: {error!r:.500}. Its log is {name}") from error
     finally:
         os.dup2(kept, 2)
-        sys.stderr = own
+        sys.stderr = stderr
         os.close(kept)

@@ -90,10 +90,10 @@ class RobonetSource(Hdf5Source):
         data = _encoded(file, path)
         video = hdf5.dataset(file, path)
         stated = int(hdf5.attribute(video, "T"))
-        wanted = min(most, stated)
+        count = min(most, stated)
         swap = _swapped(video)
-        kept = [self.form.keep_pixels(pixels, swap) for _, pixels in itertools.islice(decoded(io.BytesIO(data)), wanted)]
-        if len(kept) < wanted:
+        kept = [self.form.keep_pixels(pixels, swap) for _, pixels in itertools.islice(decoded(io.BytesIO(data)), count)]
+        if len(kept) < count:
             raise BadEpisodeError(f"the mp4 in {path} has {len(kept)} frames, where {stated} are stated")
         return kept
 

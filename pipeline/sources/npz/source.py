@@ -115,12 +115,12 @@ def _episode(file: IO[bytes], entry: DatasetEntry, form: FrameForm, shard: Sourc
     )
 
 
-def _camera(headers: Mapping[str, Header], wanted: str) -> str:
+def _camera(headers: Mapping[str, Header], image_key: str) -> str:
     """Return the name of the array of frames."""
     videos = [name for name, header in headers.items() if _is_video(header)]
-    camera = wanted if wanted in videos else videos[0] if len(videos) == 1 else None
+    camera = image_key if image_key in videos else videos[0] if len(videos) == 1 else None
     if camera is None:
-        raise BadEpisodeError(f"no array {wanted!r} of frames (T, H, W, 3); there are {sorted(headers)[:20]}")
+        raise BadEpisodeError(f"no array {image_key!r} of frames (T, H, W, 3); there are {sorted(headers)[:20]}")
     shape = headers[camera].shape
     if not 0 < shape[0] <= MAX_FRAMES or 0 in shape or math.prod(shape) > MAX_EPISODE_BYTES:
         raise BadEpisodeError(f"array {camera!r} has the shape {shape}: empty, or larger than any episode")

@@ -101,8 +101,8 @@ def _content(spec: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
         if field in _KNOWN_FIELDS:
             return field, dict(fields[field]), class_name
         content = parse_json(fields[field]["json"]) if field == "jsonFeature" else None
-    own = class_name.startswith("tensorflow_datasets.") or "." not in class_name
-    field = _FIELDS.get(class_name.rsplit(".", 1)[-1], "") if own else ""
+    is_tfds_class = class_name.startswith("tensorflow_datasets.") or "." not in class_name
+    field = _FIELDS.get(class_name.rsplit(".", 1)[-1], "") if is_tfds_class else ""
     return (field, dict(content), class_name) if isinstance(content, dict) else ("", {}, class_name)
 
 

@@ -58,7 +58,7 @@ def splits_of(prefixes: Collection[str], info: NamingInfo, folders: Sequence[str
             splits[prefix] = split
     unknown = [prefix for prefix in prefixes if prefix not in splits]
     start = _common_start(unknown)
-    return splits | {one: one[start:] if start or _is_usual(one) else one.rpartition("-")[2] for one in unknown}
+    return splits | {name: name[start:] if start or _is_usual(name) else name.rpartition("-")[2] for name in unknown}
 
 
 def _rendered(template: str, dataset: str, split: str) -> str:

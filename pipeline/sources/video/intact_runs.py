@@ -239,7 +239,7 @@ class _SkipDetector:
             if hole > 2 * self._largest:
                 self._skipped, self._intact, self._patience = hole, frozenset(self._sent), AHEAD
                 # AVI numbers packets in the order it reads them, so timestamps don't show the loss.
-                self._lost = any(self._end <= one.pos < packet.pos - _AVI_HEADER for one in self._listed)
+                self._lost = any(self._end <= entry.pos < packet.pos - _AVI_HEADER for entry in self._listed)
             else:
                 self._largest = max(self._largest, hole)
         self._end = packet.pos + packet.size

@@ -174,7 +174,7 @@ class _Clock:
                 self._believe_dts(window[0])
             elif self._at_odds(window[0]):
                 self.disputed = False
-        stated = [self._stated(one) for one in window]
+        stated = [self._stated(frame) for frame in window]
         pace = self.pace(window[0].step)
         if self._last is None:
             return _start(stated, pace, trusted=pts_fail)
@@ -192,9 +192,9 @@ class _Clock:
             own: Whether the frame's own time is as reliable as those of the others.
         """
         time = stated[0]
-        following = [one for one in stated[1:] if one is not None]
+        following = [later for later in stated[1:] if later is not None]
         farthest = last + max(self._far, _FAR_STEPS * max(self._last_gap(pace), pace))
-        increasing = time is not None and time > last and all(time < one for one in following)
+        increasing = time is not None and time > last and all(time < later for later in following)
         slips_near = not _increase(stated[: _MOST_SLIPS + 2])
         if (slips_near or not (increasing and own)) and (kept := self._at_pace(stated, pace, last)) is not None:
             return kept
@@ -206,8 +206,10 @@ class _Clock:
         if time > farthest:
             return None if last < following[0] <= farthest else _JUMP
         if time > last:
-            return time if sum(last < one <= time for one in following) < _FEWEST_RIGHT else None
-        earlier = [one for one in itertools.takewhile(lambda one: one is None or one <= last, stated) if one is not None]
+            return time if sum(last < later <= time for later in following) < _FEWEST_RIGHT else None
+        earlier = [
+            other for other in itertools.takewhile(lambda other: other is None or other <= last, stated) if other is not None
+        ]
         return _JUMP if len(earlier) > 1 and _increase(earlier) else None
 
     def _stated(self, frame: DecodedFrame[T]) -> float | None:
@@ -224,12 +226,12 @@ class _Clock:
 
     def _pts_fail_more(self, window: Sequence[DecodedFrame[T]]) -> bool:
         """Whether pts failed to increase more often than dts, including the frames in the window."""
-        if self.sparse or any(one.dts is None and later.dts is not None for one, later in itertools.pairwise(window)):
+        if self.sparse or any(frame.dts is None and later.dts is not None for frame, later in itertools.pairwise(window)):
             # If pts is unusable, every packet has a dts; only the decoder's last frames have none.
             return False
-        faulty_pts, _ = _faults(self._faulty_pts, self._pts, [one.pts for one in window])
-        faulty_dts, _ = _faults(self._faulty_dts, self._dts, [one.dts for one in window])
-        return faulty_pts > faulty_dts and any(one.dts is not None for one in window)
+        faulty_pts, _ = _faults(self._faulty_pts, self._pts, [frame.pts for frame in window])
+        faulty_dts, _ = _faults(self._faulty_dts, self._dts, [frame.dts for frame in window])
+        return faulty_pts > faulty_dts and any(frame.dts is not None for frame in window)
 
     def _believe_dts(self, frame: DecodedFrame[T]) -> None:
         self.by_dts = True
@@ -265,7 +267,7 @@ class _Clock:
     def _between(self, stated: Sequence[float | None], pace: float, last: float) -> float:
         """Return the time of a frame without a usable time, interpolated between its neighbours."""
         passed = self._number - self._known[-1][0]
-        number, following = next(((n, one) for n, one in enumerate(stated, passed) if one is not None), (0, None))
+        number, following = next(((n, later) for n, later in enumerate(stated, passed) if later is not None), (0, None))
         if following is None or not last < following < last + number * pace:
             return last + passed * pace
         return last + (following - last) * passed / number
