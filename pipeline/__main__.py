@@ -220,7 +220,7 @@ def _require_effect(options: IngestOptions, source: Source) -> None:
     for name, kinds in _KINDS_OF_OPTION.items():
         if getattr(options, name) is not None and source.kind not in kinds:
             raise ConfigError(
-                f"--{name} has no effect on {source.kind}, the kind of {source.folder}; it is for {', '.join(kinds)}. "
+                f"--{name} has no effect on {source.kind} sources such as {source.folder}; it is for {', '.join(kinds)}. "
                 "Leave it out"
             )
 
