@@ -101,8 +101,8 @@ def open_episode_indexes(
         taken[excluded.filter(pc.equal(excluded["dataset"], dataset))["place"].to_numpy()] = False
         taken = taken[in_split]
         found = found.filter(pa.array(in_split)).drop_columns("split")
-        apart = are_held_out(dataset, found["key"].to_pylist(), held_out)
-        for table, mask in ((kept, taken & ~apart), (held, taken & apart)):
+        held_out_mask = are_held_out(dataset, found["key"].to_pylist(), held_out)
+        for table, mask in ((kept, taken & ~held_out_mask), (held, taken & held_out_mask)):
             if mask.any():
                 table[dataset] = EpisodeRows(dataset, folder, found.filter(pa.array(mask)))
     if not kept and not held:

@@ -147,7 +147,7 @@ class SampleOrder:
             raise IndexError(f"sample numbers start at 0, not {start}")
         end, parts = start + count, [(np.empty(0, np.int64), np.empty(0, np.int64))]
         while start < end:
-            segment, block, offset = self._place(start)
+            segment, block, offset = self._locate(start)
             next_change = self._starts[segment + 1] if segment + 1 < len(self._starts) else end
             taken = min(BLOCK - offset, end - start, next_change - start)
             dataset, rows = self._block(segment, block)
@@ -162,12 +162,12 @@ class SampleOrder:
     def _drawn(self, number: int) -> np.ndarray:
         """Returns `drawn` as an array, from the segments made so far."""
         # The first sample of a change isn't drawn yet, so the segment of the sample before it counts.
-        segment, block, offset = self._place(number - 1) if number else (0, 0, -1)
+        segment, block, offset = self._locate(number - 1) if number else (0, 0, -1)
         dataset, _ = self._block(segment, block)
         rest = np.bincount(dataset[: offset + 1], minlength=len(self.datasets))
         return self._visits(self._segments[segment], block) + rest
 
-    def _place(self, number: int) -> tuple[int, int, int]:
+    def _locate(self, number: int) -> tuple[int, int, int]:
         """Returns (segment, block within it, slot within that) of a sample."""
         segment = bisect.bisect_right(self._starts, number) - 1
         return segment, *divmod(number - self._starts[segment], BLOCK)

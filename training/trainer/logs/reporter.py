@@ -32,8 +32,8 @@ from training.trainer.run_dir import run_fingerprint
 from training.trainer.validation_loss import ValidationScores
 
 # Keys of a summary: from the last line and from the last evaluation.
-_SUMMARIZED = ("loss", "skipped_steps", "tokens_per_second", "ids_per_second", "mfu", "data_wait", "memory_bytes")
-_HELD_OUT = ("held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame")
+_SUMMARY_KEYS = ("loss", "skipped_steps", "tokens_per_second", "ids_per_second", "mfu", "data_wait", "memory_bytes")
+_VALIDATION_KEYS = ("held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame")
 log = logging.getLogger(__name__)
 
 
@@ -53,7 +53,7 @@ class Reporter:
         self._processes = processes
         self._loss = RunningLoss(processes.device)
         self._clock = StepClock()
-        self.results: dict[str, Any] = dict.fromkeys(_SUMMARIZED) | dict.fromkeys(_HELD_OUT)
+        self.results: dict[str, Any] = dict.fromkeys(_SUMMARY_KEYS) | dict.fromkeys(_VALIDATION_KEYS)
         if run.checkpoint is not None:
             progress = run.checkpoint.progress
             self.results |= with_current_names(restored(progress.results))
@@ -124,7 +124,7 @@ class Reporter:
             "samples": drawn,
             "epochs": {name: count / run.store.positions(name) for name, count in drawn.items()},
         }
-        self.results.update((name, values[name]) for name in _SUMMARIZED)
+        self.results.update((name, values[name]) for name in _SUMMARY_KEYS)
         if self._writer is not None:
             self._writer.write(done, values)
             shown = f"loss {'-' if loss is None else f'{loss:.3f}'}, {tokens_per_second:,.0f} tokens/s"
@@ -135,7 +135,7 @@ class Reporter:
 
     def write_validation(self, done: int, scores: ValidationScores) -> None:
         """Writes the losses on held-out clips after `done` steps."""
-        values = dict(zip(_HELD_OUT, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
+        values = dict(zip(_VALIDATION_KEYS, (scores.loss, scores.by_dataset, scores.by_frame), strict=True))
         self.results |= values
         if self._writer is not None:
             self._writer.write(done, values)
