@@ -78,7 +78,11 @@ def _accelerates(variables, connect):
     os.environ.update(variables)
     if connect is not None:
         connect_accelerate(**connect)
-    return PartialState().distributed_type.value
+    state = PartialState()
+    # Rank 0 hosts the store, which the others need until they are connected.
+    state.wait_for_everyone()
+    state.destroy_process_group()
+    return state.distributed_type.value
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the faults are those without a GPU")
