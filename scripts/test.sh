@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 install_extra dev
-export PATH="$PWD/.venv/bin:$PATH" PYTHONDONTWRITEBYTECODE=1
+export PATH="$PWD/.venv/bin:$PATH"
+# Tests start hundreds of processes: each module is compiled once.
+unset PYTHONDONTWRITEBYTECODE
 # Tests start many small processes, whose threads would only compete.
 export OMP_NUM_THREADS=1
 
@@ -13,5 +15,6 @@ ruff format --check .
 ruff check .
 lint-imports --config setup.cfg
 mypy
-# Many tests wait for processes, so three workers keep two cores busy. Tests of one file run together and share fixtures.
-pytest --numprocesses 3 --dist loadfile "$@"
+# Many tests wait for processes, so three workers keep two cores busy. Tests of one file run together and share fixtures; files run
+# in the order of conftest.py, the longest first.
+pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"

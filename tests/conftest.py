@@ -35,7 +35,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long tests too")
 
 
+# Folders and files with the longest tests come first, so that no worker is left with one at the end.
+_LONGEST_FIRST = (
+    "tests/faults/test_signals.py",
+    "tests/integration/train/test_train_tokenizer.py",
+    "tests/faults",
+    "tests/integration",
+    "tests/pipeline/processes",
+    "tests/training/trainer",
+    "tests/training",
+)
+
+
+def _rank(item: pytest.Item) -> int:
+    return next((rank for rank, start in enumerate(_LONGEST_FIRST) if item.nodeid.startswith(start)), len(_LONGEST_FIRST))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     if config.getoption("--soak"):
         return
     for item in items:

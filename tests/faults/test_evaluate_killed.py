@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from evaluation_worlds import arguments, data_set, model_folder
 from worlds import run_world
 
@@ -44,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _killed(command: list[str], output: Path, number: signal.Signals, parts: int) -> tuple[int, str]:
     """Starts an evaluation and kills it after it has written a number of files."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", _SLOWLY, *command], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
     )
     until = time.monotonic() + 120

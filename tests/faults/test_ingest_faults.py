@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from rlds_data import NAME, episode, picture, write_set
 
 from pipeline import open_shard
@@ -37,7 +38,7 @@ def command(source: Path, output: Path) -> list[str]:
 def ingest(source: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
     """Run an ingest to the end in one process; its bytes must equal those of several processes."""
     whole = [*command(source, output), *more, "--", "--direct_running_mode=in_memory", "--direct_num_workers=1"]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=300, check=False)
+    return warm.run(whole, capture_output=True, text=True)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -65,9 +66,7 @@ def shards_of(files: dict[str, str]) -> int:
 
 def kill_in_the_middle(source: Path, output: Path) -> int:
     """Start an ingest, kill all its processes when the first shards are published, and return the number of shards."""
-    running = subprocess.Popen(
-        command(source, output), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    running = warm.Popen(command(source, output), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 240
     while not (found := list(output.rglob("*-0*.json"))) and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

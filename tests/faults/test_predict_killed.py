@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
+import warm
 import waves
 
 from training import predict
@@ -46,7 +47,7 @@ def test_the_same_command_after_a_kill_keeps_finished_episodes_and_ends_with_the
     shard = waves.write_shard(tmp_path / "train-000000.tar", episodes)
     asked = ["--model", str(model), "--input", str(shard), "--episodes", str(EPISODES), "--steps", "2", "--output"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
+    process = warm.Popen(
         [sys.executable, "-c", _SLOWLY, *asked, str(killed)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

@@ -1,5 +1,6 @@
 """A run of two processes that is killed, or asked to stop, and started again equals a run that was left alone."""
 
+import json
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ import torch
 from launching import command, finish, losses, start
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
+from worlds import run_ranks
 
 SETTINGS = {"training__steps": 40, "training__checkpoint_every": 5, "training__precision": "bf16", "resume": "auto"}
 
@@ -24,7 +26,8 @@ def test_killed_then_asked_to_stop_then_finished_equals_uninterrupted_loss_for_l
     tokens = tmp_path / "tokens"
     write_shard(tokens, "alpha", 0, 40, views=2)
     write_shard(tokens, "alpha", 0, 8, split="train_heldout", seed=8)
-    finish(start(command(2, tokens, tmp_path / "whole", **SETTINGS)))
+    whole = run_ranks(2, command(1, tokens, tmp_path / "whole", **SETTINGS))
+    assert whole.returncode == 0, whole.stderr
 
     output = tmp_path / "parts"
     process = start(command(2, tokens, output, **SETTINGS))
@@ -42,7 +45,8 @@ def test_killed_then_asked_to_stop_then_finished_equals_uninterrupted_loss_for_l
     stopped = finish(process)
     assert not stopped["finished"] and 20 <= stopped["steps"] < 40
 
-    assert finish(start(command(2, tokens, output, **SETTINGS)))["finished"]
+    rest = run_ranks(2, command(1, tokens, output, **SETTINGS))
+    assert json.loads(rest.stdout)["finished"], rest.stderr
     assert losses(output) == losses(tmp_path / "whole")
     weights = [load_file(folder / "model" / "transformer" / "model.safetensors") for folder in (output, tmp_path / "whole")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

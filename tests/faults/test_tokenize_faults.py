@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import warm
 from synthetic_episodes import make_episode, tiny_tokenizer, write_shard, write_shards
 from tokenize_runs import (
     SHARDS,
@@ -48,7 +49,7 @@ def finish_and_compare(undisturbed: Path, output: Path) -> None:
 
 
 def test_after_kill_9_the_same_command_gives_the_bytes_of_an_undisturbed_run(undisturbed, tmp_path):
-    process = subprocess.Popen(command(undisturbed, tmp_path), env=environment())
+    process = warm.Popen(command(undisturbed, tmp_path), env=environment())
     wait_for_a_record(process, tmp_path)
     family = descendants(process.pid)
     process.kill()
@@ -58,7 +59,7 @@ def test_after_kill_9_the_same_command_gives_the_bytes_of_an_undisturbed_run(und
 
 
 def test_kill_9_of_one_process_of_a_fleet_loses_only_its_shards(undisturbed, tmp_path):
-    process = subprocess.Popen(command(undisturbed, tmp_path, TORCHRUN), env=environment())
+    process = warm.Popen(command(undisturbed, tmp_path, TORCHRUN), env=environment())
     wait_for_a_record(process, tmp_path)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     assert process.wait(timeout=240) != 0
@@ -66,7 +67,7 @@ def test_kill_9_of_one_process_of_a_fleet_loses_only_its_shards(undisturbed, tmp
 
 
 def test_a_fleet_that_may_restart_survives_kill_9_of_its_first_process(undisturbed, tmp_path):
-    process = subprocess.Popen(command(undisturbed, tmp_path, (*TORCHRUN, "--max-restarts", "1")), env=environment())
+    process = warm.Popen(command(undisturbed, tmp_path, (*TORCHRUN, "--max-restarts", "1")), env=environment())
     wait_for_a_record(process, tmp_path)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     assert process.wait(timeout=240) == 0
@@ -74,7 +75,7 @@ def test_a_fleet_that_may_restart_survives_kill_9_of_its_first_process(undisturb
 
 
 def test_kill_9_of_a_reader_changes_nothing(undisturbed, tmp_path):
-    process = subprocess.Popen(command(undisturbed, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(command(undisturbed, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_a_record(process, tmp_path)
     readers = [reader for server in children(process.pid) for reader in children(server)]
     assert readers
@@ -144,7 +145,8 @@ def test_out_of_memory_halves_the_batch_and_later_runs_remember(undisturbed, tmp
         resource.setrlimit(resource.RLIMIT_DATA, (int(imported_kib) * 1024 + (800 << 20),) * 2)
 
     many = ("--tokenizer.clips_per_batch", "800")
-    done = run(undisturbed, tmp_path, more=many, preexec_fn=little_memory)
+    limited = {"env": environment(), "preexec_fn": little_memory, "capture_output": True, "text": True}
+    done = subprocess.run(command(undisturbed, tmp_path, more=many), timeout=300, check=False, **limited)
     halved = done.stderr.count("out of memory on cpu")
     assert halved >= 1
     assert summary_of(done)["clips_per_batch"] == 800 >> halved
@@ -177,6 +179,6 @@ def test_tasks_of_a_bare_srun_find_each_other(undisturbed, tmp_path):
     processes = []
     for rank in ("0", "1"):
         place = environment(**step, SLURM_PROCID=rank, SLURM_LOCALID=rank)
-        processes.append(subprocess.Popen(command(undisturbed, tmp_path), env=place))
+        processes.append(warm.Popen(command(undisturbed, tmp_path), env=place))
     assert [process.wait(timeout=240) for process in processes] == [0, 0]
     assert files(tmp_path) == files(undisturbed / "out")

@@ -1,29 +1,21 @@
 """A training that is interrupted at any place of its code ends, and the same command makes what it would have made.
 
 Places are counted in calls and returns of functions, C's too, in the main thread: an interrupt may come between any two,
-such as between the taking of a lock and the block that it guards. Processes are forks of a server that has everything imported.
+such as between the taking of a lock and the block that it guards.
 """
 
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
 
 import pytest
+import warm
 from launching import losses, training_arguments
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
-
-_PRELOADED = [
-    "training.trainer.trainer",
-    "training.trainer.replay",
-    "training.trainer.verify_resume.verify",
-    "deepspeed",
-    "torch.utils.tensorboard.writer",
-]
-_SECONDS = 200
 
 
 class InterruptAtCall:
@@ -44,16 +36,11 @@ def _train(arguments: list[str], last: int, said: Path) -> None:
     from training.__main__ import main
 
     torch.set_num_threads(1)
-    with (said / "output").open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     interrupt = InterruptAtCall(last)
     sys.setprofile(interrupt)
     status = main(arguments)
     sys.setprofile(None)
     (said / "count").write_text(str(interrupt.count))
-    sys.stdout.flush()
     sys.exit(status)
 
 
@@ -64,22 +51,16 @@ class Trainings:
         self.root = root
         write_shard(root / "tokens", "alpha", 0, 40, views=2)
         write_shard(root / "tokens", "alpha", 0, 8, split="train_heldout", seed=8)
-        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
 
-    def run(self, output: Path, last: int = 0) -> tuple[int | None, str]:
-        """Train, or go on; the exit status, None where there is none in all that time, and what the command said."""
+    def run(self, output: Path, last: int = 0) -> tuple[int, str]:
+        """Train, or resume; returns the exit status and the command's output."""
         arguments = training_arguments(
             self.root / "tokens", output, training__steps=6, training__checkpoint_every=2, resume="auto"
         )
-        process = self._context.Process(target=_train, args=(arguments, last, self.root), daemon=True)
-        process.start()
-        process.join(_SECONDS)
-        status = process.exitcode
-        process.kill()
-        process.join()
-        return status, (self.root / "output").read_text()
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = warm.run((_train, arguments, last, self.root), timeout=200, env=environment, text=True, **streams)
+        return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +81,7 @@ def _weights(folder: Path) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in tensors.items()}
 
 
-def interrupt(trainings: Trainings, whole: tuple[Path, int], places: list[int]) -> dict[int, tuple[int | None, str]]:
+def interrupt(trainings: Trainings, whole: tuple[Path, int], places: list[int]) -> dict[int, tuple[int, str]]:
     """Interrupt a training at each place, let it go on, and compare; by place its status and the last line of what it said."""
     outcomes = {}
     for place in places:

@@ -1,7 +1,6 @@
 """Training where a disk is full or can't be written, and outputs that can't be: told in a line; the next run completes."""
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from synthetic_tokens import write_shard
 
 import pipeline.__main__
@@ -40,29 +40,13 @@ COMMANDS = {
     "train-tokenizer": (training.train_tokenizer.main, ["--shards", "absent"]),
     "demo": (training.demo.run.main, []),
 }
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["training.trainer.trainer", "deepspeed", "transformers.models.llama"])
 
 
-def _run(given: list[str], said: str) -> None:
-    """`ivideogpt-train` in a process of its own, with what it writes in files."""
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        with Path(said, name).open("wb") as file:
-            os.dup2(file.fileno(), descriptor)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    status = training.__main__.main(given)
-    sys.stdout.flush()
-    sys.exit(status)
-
-
-def _train(tokens: Path, output: Path, said: Path) -> tuple[int | None, str, str]:
+def _train(tokens: Path, output: Path) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a run."""
-    said.mkdir(exist_ok=True)
     given = ["--tokens", str(tokens), "--output", str(output), "--resume", "auto", *MODEL, *SETTINGS]
-    process = _context.Process(target=_run, args=(given, str(said)))
-    process.start()
-    process.join(300)
-    return process.exitcode, (said / "stdout").read_text(), (said / "stderr").read_text()
+    done = warm.run([sys.executable, "-m", "training", *given], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +77,14 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 # Full while the first checkpoint is written, and while a later one is.
 @needs_root
 @pytest.mark.parametrize("kib", [200, 2000])
-def test_a_disk_that_is_full_is_told_in_a_line_and_with_more_room_the_run_goes_on(tokens, disk, tmp_path, kib):
+def test_a_disk_that_is_full_is_told_in_a_line_and_with_more_room_the_run_goes_on(tokens, disk, kib):
     output = disk(f"size={kib}k") / "run"
-    status, _, said = _train(tokens, output, tmp_path / "said")
+    status, _, said = _train(tokens, output)
     assert status == 1 and "Traceback" not in said, said
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert str(output) in line and "No space left on device" in line and "Free some space" in line
     disk("size=64m")
-    status, out, said = _train(tokens, output, tmp_path / "said")
+    status, out, said = _train(tokens, output)
     assert status == 0, said
     assert json.loads(out)["finished"] and (output / "model" / "provenance.json").exists()
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -108,16 +92,16 @@ def test_a_disk_that_is_full_is_told_in_a_line_and_with_more_room_the_run_goes_o
 
 
 @needs_root
-def test_a_disk_that_became_read_only_is_told_in_a_line_and_the_run_goes_on_afterwards(tokens, disk, tmp_path):
+def test_a_disk_that_became_read_only_is_told_in_a_line_and_the_run_goes_on_afterwards(tokens, disk):
     output = disk("size=64m") / "run"
-    assert _train(tokens, output, tmp_path / "said")[0] == 0
+    assert _train(tokens, output)[0] == 0
     (output / "metrics.json").unlink()
     disk("ro")
-    status, _, said = _train(tokens, output, tmp_path / "said")
+    status, _, said = _train(tokens, output)
     assert status == 1 and "Traceback" not in said, said
     assert f"error: --output {output}: Read-only file system. Choose another path" in said
     disk("rw")
-    assert _train(tokens, output, tmp_path / "said")[0] == 0
+    assert _train(tokens, output)[0] == 0
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,8 +1,6 @@
 """Runs `ivideogpt-evaluate` on one and two processes with small data sets and a small model."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import tiny_models
 from evaluation_worlds import data_set
 from safetensors.torch import save_file
+from worlds import run_ranks
 
 from training import evaluate
 from training.metrics.lpips import VGGFeatures
@@ -34,26 +33,11 @@ def _arguments(world: Path, output: Path, *options: str) -> list[str]:
     return [*named, "--clips.length", "5", *options]
 
 
-def _evaluate_on_two(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "training.evaluate",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=300, check=False)
-
-
 def test_two_processes_give_the_scores_of_one(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     asked = ["--samples", "2", "--samples_at_once", "1", "--metrics", "[mse,psnr,ssim,lpips]"]
     asked += ["--vgg_weights", str(world / "vgg.safetensors")]
     assert evaluate.main(_arguments(world, tmp_path / "one", *asked)) == 0
-    two = _evaluate_on_two(*_arguments(world, tmp_path / "two", *asked))
+    two = run_ranks(2, [sys.executable, "-m", "training.evaluate", *_arguments(world, tmp_path / "two", *asked)])
     assert two.returncode == 0, two.stderr
     cards = [json.loads((tmp_path / run / "evaluation.json").read_text()) for run in ("one", "two")]
     assert cards[0] == cards[1]

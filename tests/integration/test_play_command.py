@@ -8,6 +8,7 @@ import urllib.request
 
 import pytest
 import tiny_models
+import warm
 import waves
 
 
@@ -16,7 +17,7 @@ def test_the_command_prints_its_url_and_stops_on_a_signal(tmp_path, number):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
     shard = waves.write_shard(tmp_path / "train-000000.tar", [waves.episode()])
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(shard), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         url = json.loads(process.stdout.readline())["url"]
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=60) as answer:
@@ -33,7 +34,7 @@ def test_the_command_prints_its_url_and_stops_on_a_signal(tmp_path, number):
 def test_a_missing_input_is_a_one_line_error(tmp_path):
     model = tiny_models.save_model(tmp_path / "model", tiny_models.world_model(actions=True))
     command = [sys.executable, "-m", "training.play", "--model", str(model), "--input", str(tmp_path / "nothing")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = warm.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0
     assert "is not a valid input" in done.stderr

@@ -1,16 +1,16 @@
 """Runs `ivideogpt-predict` in its own process on real inputs, with model folders in the published layout."""
 
 import json
-import subprocess
 import sys
 
 import pytest
+import warm
 from PIL import Image
 
 
 def predict(*arguments):
     command = [sys.executable, "-m", "training.predict", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return warm.run(command, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from synthetic_episodes import tiny_tokenizer, write_shards
 
 OPTIONS = ["--clips.length", "6", "--clips.views", "2", "--clips.held_out", "0.2", "--tokenizer.clips_per_batch", "4"]
@@ -19,7 +20,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def run(launcher: list[str], shards: Path, tokenizer: Path, output: Path) -> subprocess.CompletedProcess:
     command = [*launcher, "--shards", str(shards), "--tokenizer", str(tokenizer), "--output", str(output), *OPTIONS]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return warm.run(command, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,18 @@
-"""Running the ingest command as real processes, warm or cold, and looking at what they left behind."""
+"""Runs the ingest command in warm processes, and checks what they leave."""
 
 import ctypes
 import hashlib
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import warm
 from rlds_data import NAME, episode, write_set
 
 from pipeline.episodes.frames import encode_jpeg
@@ -67,45 +65,17 @@ def summary(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout)
 
 
-def _main(given: list[str], prepare: Callable[[], object] | None, said: Path) -> None:
-    from pipeline.__main__ import main
-
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        with (said / name).open("wb") as file:
-            os.dup2(file.fileno(), descriptor)
-    # The server's own may be closed, or somebody else's.
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    if prepare is not None:
-        prepare()
-    status = main(given)
-    sys.stdout.flush()
-    sys.exit(status)
-
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["apache_beam", "pipeline.__main__", "pipeline.sources.rlds.source", "pyarrow.parquet"])
-
-
-def started(given: list[str], said: Path, prepare: Callable[[], object] | None = None) -> BaseProcess:
-    """The command in a process of its own, a fork of a server that has everything imported and does nothing but fork.
+def ingest(source: Path, output: Path, *more: str, prepare: Callable[[], object] | None = None) -> subprocess.CompletedProcess:
+    """Run the command to its end in a warm process.
 
     Args:
-        given: Its arguments.
-        said: A folder for what it writes to `stdout` and `stderr`.
+        source: See `write_source`.
+        output: The output folder.
+        more: More arguments.
         prepare: What the process does to itself before it runs the command; must be picklable.
     """
-    process = _context.Process(target=_main, args=(given, prepare, said), daemon=True)
-    process.start()
-    return process
-
-
-def ingest(source: Path, output: Path, *more: str, prepare: Callable[[], object] | None = None) -> subprocess.CompletedProcess:
-    """Run the command to its end; see `started`."""
-    with tempfile.TemporaryDirectory() as name:
-        process = started(arguments(source, output, *more, *ALONE), Path(name), prepare)
-        process.join(300)
-        stdout, stderr = (Path(name, stream).read_text() for stream in ("stdout", "stderr"))
-    return subprocess.CompletedProcess(more, process.exitcode, stdout, stderr)
+    command = [sys.executable, "-m", "pipeline", *arguments(source, output, *more, *ALONE)]
+    return warm.run(command, preexec_fn=prepare, capture_output=True, text=True)
 
 
 class KillAtEvent:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import warm
+
 TINY = {
     "--model.layers": 2,
     "--model.heads": 2,
@@ -35,11 +37,10 @@ def training_arguments(tokens: Path, output: Path, **settings: object) -> list[s
 
 
 def start(words: list[str]) -> "subprocess.Popen[str]":
-    """Start a command in a process group of its own, so that it can be killed as a whole."""
+    """Start a command in a warm process with a group of its own, so that it can be killed as a whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return warm.Popen(words, env=environment, text=True, start_new_session=True, **streams)
 
 
 def finish(process: "subprocess.Popen[str]") -> dict[str, object]:

@@ -13,18 +13,23 @@ once; the price is that the test itself can't reach them: it runs what shall tal
 """
 
 import contextlib
+import ctypes
+import functools
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm
 
 _TRY = "ip link add b0 type bridge && ip link add v0 type veth peer name v1 && mount -t tmpfs none /dev/shm"
 _READY = "ready"
+_WARM = ("pipeline", "tokenize_offline", "training", "torch")  # see warm.py
 
 
 def _why_not() -> str:
@@ -80,7 +85,12 @@ class Host:
         """
         chosen = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **options}
         environment = {**os.environ, **(env or {})}
-        process = subprocess.Popen(self._inside(command), env=environment, text=True, start_new_session=True, **chosen)
+        common = {"env": environment, "text": True, "start_new_session": True, **chosen}
+        process: subprocess.Popen[str]
+        if command[0] == sys.executable and command[1] == "-m" and command[2].split(".")[0] in _WARM:
+            process = warm.Popen(command, preexec_fn=functools.partial(_enter, self.pid), **common)
+        else:
+            process = subprocess.Popen(self._inside(command), **common)
         self._started.append(process)
         return process
 
@@ -114,6 +124,17 @@ class Host:
                     os.kill(pid, signal.SIGKILL)
         os.close(self._kept)
         self._kept = None
+
+
+def _enter(pid: int) -> None:
+    """Move this process into the namespaces of another one, as nsenter(1) does."""
+    libc, folder = ctypes.CDLL(None, use_errno=True), Path.cwd()
+    namespaces = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "mnt")]
+    for namespace in namespaces:
+        if libc.setns(namespace, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(namespace)
+    os.chdir(folder)
 
 
 @contextlib.contextmanager

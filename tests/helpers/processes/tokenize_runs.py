@@ -1,4 +1,4 @@
-"""Running the tokenize command as real processes, finding its parts, and comparing what it left with an undisturbed run."""
+"""Runs the tokenize command in warm processes, finds its parts, and compares its output with an undisturbed run's."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import warm
 
 SHARDS = 8
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -32,8 +34,8 @@ def command(folder: Path, output: Path, launcher: tuple[str, ...] = (), more: tu
 
 def run(folder: Path, output: Path, launcher: tuple[str, ...] = (), more: tuple[str, ...] = (), **options):
     """Run the command to its end; returns the completed process."""
-    options = {"env": environment(), "capture_output": True, "text": True, "timeout": 300, "check": False} | options
-    return subprocess.run(command(folder, output, launcher, more), **options)
+    options = {"env": environment(), "capture_output": True, "text": True} | options
+    return warm.run(command(folder, output, launcher, more), **options)
 
 
 def summary_of(done: subprocess.CompletedProcess) -> dict:

@@ -1,75 +1,100 @@
-"""Runs of several processes without a launcher: forked from one server that has torch and DeepSpeed imported already.
+"""Runs of several processes without a launcher, warm, so that a run of two processes takes a second.
 
-A launcher's processes spend most of a small test on imports; here a run of two processes takes a second. What launchers do
-(ranks, signals, restarts) is tested with launchers.
+What launchers do (ranks, signals, restarts) is tested with launchers.
 """
 
+import contextlib
 import dataclasses
-import multiprocessing
 import os
+import pickle
 import socket
+import subprocess
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-_PRELOADED = ["training.trainer.trainer", "deepspeed", "deepspeed.checkpoint.ds_to_universal", "transformers.models.llama"]
+import warm
+
 _SECONDS = 300
-_PATIENCE = 30
+_SECONDS_TO_END = 30
 
 
 def run_world(processes: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call a module's function in so many processes, each with its place in the environment; results by rank.
+    """Call a module's function in so many processes, each with its rank in the environment; returns the results by rank.
 
     Raises:
         AssertionError: It raised in one of them; the message holds all tracebacks.
     """
-    os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
-    port = _free_port()
-    pipes, started = [], []
-    for rank in range(processes):
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(sender, rank, processes, port, function, arguments), daemon=True)
-        process.start()
-        sender.close()
-        pipes.append(receiver)
-        started.append(process)
-    answers = [_answer(pipe) for pipe in pipes]
-    for process in started:
-        process.join(_PATIENCE if all(done for done, _ in answers) else 0)
-        process.kill()
-        process.join()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ended:
+        paths = [Path(folder, str(rank)) for rank in range(processes)]
+        started = []
+        for path, place in zip(paths, _places(processes), strict=True):
+            started.append(warm.Popen((_work, path, function, arguments), env=place))
+            ended.callback(started[-1].wait)
+            ended.callback(started[-1].kill)
+        _wait(started, paths)
+        answers = [_answer(process, path) for process, path in zip(started, paths, strict=True)]
     assert all(done for done, _ in answers), "\n".join(str(text) for done, text in answers if not done)
     return [result for _, result in answers]
 
 
-def _answer(pipe: Any) -> tuple[bool, Any]:
-    if not pipe.poll(_SECONDS):
-        return False, "no answer"
-    try:
-        answer: tuple[bool, Any] = pipe.recv()
-    except EOFError:
-        return False, "the process died"
-    return answer
+def run_ranks(processes: int, command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in so many processes to the end of all of them.
+
+    Returns the highest exit status, and all that they wrote, by rank.
+    """
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as ended, ThreadPoolExecutor(processes) as threads:
+        started = [warm.Popen(command, env=place | variables, **streams) for place in _places(processes)]
+        for process in started:
+            ended.callback(process.kill)
+        texts = list(threads.map(lambda process: process.communicate(timeout=_SECONDS), started))
+    status = max(abs(process.returncode) for process in started)
+    return subprocess.CompletedProcess(command, status, *("".join(written) for written in zip(*texts, strict=True)))
 
 
-def _work(sender: Any, rank: int, processes: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _places(processes: int) -> list[dict[str, str]]:
+    """The environment of each rank, as a launcher sets it."""
+    world = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    common = (
+        os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in world.items()}
+    )
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def _wait(started: list[warm.Popen], paths: list[Path]) -> None:
+    """Wait until all processes have answered; once one has failed, the others have no more than a moment."""
+    deadline = time.monotonic() + _SECONDS
+    while any(process.poll() is None for process in started) and time.monotonic() < deadline:
+        pairs = zip(started, paths, strict=True)
+        if any(process.poll() is not None and not _answer(process, path)[0] for process, path in pairs):
+            deadline = min(deadline, time.monotonic() + _SECONDS_TO_END)
+        time.sleep(0.01)
+
+
+def _answer(process: warm.Popen, path: Path) -> tuple[bool, Any]:
+    """Whether the function returned, and its result or the reason why not."""
+    if path.exists():
+        answer: tuple[bool, Any] = pickle.loads(path.read_bytes())
+        return answer
+    return False, "no answer" if process.poll() is None else "the process died"
+
+
+def _work(path: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     try:
-        sender.send((True, function(*arguments)))
+        answer = True, function(*arguments)
     except BaseException:
-        sender.send((False, traceback.format_exc()))
+        answer = False, traceback.format_exc()
+    whole = path.with_suffix(".whole")
+    whole.write_bytes(pickle.dumps(answer))
+    whole.rename(path)
 
 
 def _free_port() -> int:

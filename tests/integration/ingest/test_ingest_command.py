@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 import webdataset
 from rlds_data import NAME, write_set
 
@@ -20,7 +20,7 @@ DESCRIBED = ["--dataset", NAME, "--camera", "image", "--rate", "10"]
 def ingest(*arguments, beam=(), home=None):
     command = [sys.executable, "-m", "pipeline", *map(str, arguments), *(["--", *beam] if beam else [])]
     environment = {**os.environ, "HOME": str(home)} if home else None
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return warm.run(command, capture_output=True, text=True, env=environment)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -1,13 +1,15 @@
 """Pre-training by several processes on gloo, started like a user starts it."""
 
 import dataclasses
-import subprocess
+import json
 
 import pytest
 import torch
-from launching import command, finish, losses, start
+import warm
+from launching import command, losses
 from safetensors.torch import load_file
 from synthetic_tokens import write_shard
+from worlds import run_ranks
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import Recipe
@@ -22,6 +24,12 @@ def tokens(tmp_path_factory):
     write_shard(root, "beta", 0, 25, views=2, seed=3)
     write_shard(root, "alpha", 0, 8, split="train_heldout", seed=8)
     return root
+
+
+def _train_by_two(tokens, output, **settings):
+    done = run_ranks(2, command(1, tokens, output, **settings))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_two_processes_make_the_same_steps_as_one_also_when_they_alternate(tokens, tmp_path):
@@ -41,11 +49,11 @@ def test_two_processes_make_the_same_steps_as_one_also_when_they_alternate(token
     )
     pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "one")))
     settings = {"model__attention_dropout": 0.0, "training__schedule": "constant", "training__zero_stage": 2}
-    two = finish(start(command(2, tokens, tmp_path / "turns", training__steps=3, **settings)))
+    two = _train_by_two(tokens, tmp_path / "turns", training__steps=3, **settings)
     assert (two["steps"], two["processes"]) == (3, 2)
     shorter = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=6))
     pretrain(shorter, RunOptions([str(tokens)], str(tmp_path / "turns")))
-    finish(start(command(2, tokens, tmp_path / "turns", training__steps=9, resume="auto", **settings)))
+    _train_by_two(tokens, tmp_path / "turns", training__steps=9, resume="auto", **settings)
     one = {step: loss for step, loss, _ in losses(tmp_path / "one") if loss is not None}
     turns = {step: loss for step, loss, _ in losses(tmp_path / "turns") if loss is not None}
     assert turns == pytest.approx(one, abs=1e-5)
@@ -56,7 +64,7 @@ def test_two_processes_make_the_same_steps_as_one_also_when_they_alternate(token
 
 def test_input_errors_end_all_processes_with_the_reason_and_no_traceback(tokens, tmp_path):
     words = command(2, tokens, tmp_path / "run", training__global_batch=9)
-    result = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    result = warm.run(words, capture_output=True, text=True)
     assert result.returncode != 0
     assert "error: training.global_batch 9 can't be divided by 2 processes" in result.stderr
     assert "pipeline.common.errors" not in result.stderr

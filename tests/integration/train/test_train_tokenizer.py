@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import warm
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_logs import logged
-from worlds import run_world
+from worlds import run_ranks, run_world
 
 from pipeline.common.locks import locked
 from pipeline.common.manifests import ShardManifest, write_manifest
@@ -92,11 +93,10 @@ def _arguments(episodes: Path, output: Path, *options: str) -> list[str]:
 def _train(
     episodes: Path, output: Path, *options: str, processes: int = 1, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "training.train_tokenizer"]
-    command += _arguments(episodes, output, *options)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    command = [sys.executable, "-m", "training.train_tokenizer", *_arguments(episodes, output, *options)]
+    if processes == 1:
+        return warm.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **variables})
+    return run_ranks(processes, command, **variables)
 
 
 def _lines(output: Path) -> list[dict[str, Any]]:
@@ -171,7 +171,7 @@ def test_processes_of_srun_train_together_and_stop_when_one_gets_a_signal(episod
     options = ["--tokenizer.steps", "1000", "--tokenizer.lpips_weight", "0", "--tokenizer.checkpoint_every", "1000"]
     command = [sys.executable, "-m", "training.train_tokenizer", *_arguments(episodes, tmp_path, *options)]
     running = [
-        subprocess.Popen(
+        warm.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

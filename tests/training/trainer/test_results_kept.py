@@ -3,12 +3,12 @@
 import json
 import logging
 import math
-import multiprocessing
 import os
 import signal
 
 import pytest
 import torch
+import warm
 from synthetic_tokens import write_shard
 
 import training.trainer.trainer
@@ -101,11 +101,8 @@ def test_a_run_killed_between_its_last_checkpoint_and_the_export_keeps_its_resul
     recipe = _recipe(steps=6, log_every=4, checkpoint_every=4)
     whole = pretrain(recipe, RunOptions([str(tokens)], str(tmp_path / "whole")))
     options = RunOptions([str(tokens)], str(tmp_path / "killed"), resume="auto")
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_killed_before_the_export, args=(recipe, options))
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
+    process = warm.run((_killed_before_the_export, recipe, options))
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "killed" / "model").exists()
     done = pretrain(recipe, options)
     for key in ("loss", "held_out_loss", "held_out_loss_by_dataset", "held_out_loss_by_frame", "not_finite", "skipped_steps"):
         assert done[key] == whole[key]
