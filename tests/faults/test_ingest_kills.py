@@ -1,5 +1,6 @@
 """An ingest that is killed at any moment leaves no partial file under a final name; the next run completes it."""
 
+import itertools
 import os
 import random
 import signal
@@ -32,7 +33,8 @@ def test_fifty_kills_at_random_moments_change_no_byte_of_the_output(source, whol
         assert ingest(source, tmp_path / "first", prepare=KillAtEvent(tmp_path / "first", heard)).returncode == 0
         counted.append(heard.stat().st_size)
     events, idle = counted
-    kills, published, output, progress = 0, 0, tmp_path / "0", set()
+    outputs = (tmp_path / str(number) for number in itertools.count())
+    kills, published, output, progress = 0, 0, next(outputs), set()
     while kills < KILLS:
         left = idle + (events - idle) * (SHARDS + 1 - published) // (SHARDS + 1)
         dies = KillAtEvent(output, heard, moments.randint(1, left), moments.choice((0.0, moments.uniform(0, 0.02))))
@@ -43,7 +45,7 @@ def test_fifty_kills_at_random_moments_change_no_byte_of_the_output(source, whol
         if not killed or published == SHARDS + 1 or kills == KILLS:
             assert ingest(source, output).returncode == 0
             assert hashes(output) == whole
-            published, output = 0, tmp_path / str(kills)
+            published, output = 0, next(outputs)
     # The kills were spread over the whole work.
     assert len(progress) > SHARDS // 2
 

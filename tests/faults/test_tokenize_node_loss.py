@@ -14,10 +14,14 @@ from tokenize_runs import SHARDS, command, environment, files, records, run, sum
 pytestmark = needs_hosts
 
 # With HANG, reading creates that file and then hangs. With AWAIT, reading waits until that file exists, so that both hosts get
-# shards. With a folder FREE_UNTIL_RECORD, the wait starts after the first manifest in it.
+# shards. With a folder FREE_UNTIL_RECORD, the wait starts after the first manifest in it. A lost process is found in 7 s,
+# not 30.
 READING = """
-    import os, time, simplejpeg
+    import os, sys, time, simplejpeg
     from pathlib import Path
+    if "tokenize_offline" in sys.orig_argv or "tokenize_offline" in sys.modules:
+        from tokenize_offline.distributed import heartbeat
+        heartbeat._INTERVAL_SECONDS = heartbeat.HeartbeatMonitor.interval = 0.5
     decode = simplejpeg.decode_jpeg
     paths = {name: Path(os.environ[name]) for name in ("HANG", "AWAIT", "FREE_UNTIL_RECORD") if name in os.environ}
     def free():

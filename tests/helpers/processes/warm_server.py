@@ -116,8 +116,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     # The project's root comes first, and not the folder of this file.
     sys.path[0] = str(Path.cwd())
-    for module in sys.argv[2:]:
-        importlib.import_module(module)
+    # DeepSpeed's log keeps the stdout that it finds; see training/compat.py.
+    with contextlib.redirect_stdout(sys.stderr):
+        for module in sys.argv[2:]:
+            importlib.import_module(module)
     sys.path.pop(0)
     gc.freeze()
     job, fds = serve(connection)
