@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import warm
 from ingest_runs import SHARDS, arguments, summary, write_source
 
 PROCESSES = ("--", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
@@ -37,12 +36,12 @@ def test_workers_end_with_a_killed_command_and_the_next_run_removes_their_files(
     scratch.mkdir()
     command = [sys.executable, "-m", "pipeline", *arguments(source, tmp_path / "out", *PROCESSES)]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    with warm.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         assert wait_until(lambda: len(workers_of(running.pid)) == 2 or running.poll() is not None)
         assert running.poll() is None
         running.kill()
     assert wait_until(lambda: not workers_of(running.pid))
     assert len(list(scratch.iterdir())) == 1
-    done = warm.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert summary(done)["episodes"] == SHARDS + 1
     assert list(scratch.iterdir()) == []
