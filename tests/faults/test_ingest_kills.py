@@ -46,7 +46,7 @@ def test_fifty_kills_at_random_moments_change_no_byte_of_the_output(source, whol
         progress.add(published)
         if not killed or published == SHARDS + 1 or kills == KILLS:
             assert ingest(source, output).returncode == 0
-            # The next writer of a file removes what a killed one staged; a file that is complete has none.
+            # A file that a killed writer staged stays if the final one was complete: no later writer removes it.
             assert {name: sha for name, sha in hashes(output).items() if not name.endswith(PARTIAL)} == whole
             published, output = 0, next(outputs)
     # The kills were spread over the whole work.
