@@ -200,7 +200,7 @@ def test_a_folder_of_a_running_run_is_refused(episodes: Path, tmp_path: Path, ca
     (tmp_path / ".lock").touch()
     with locked(tmp_path / ".lock"):
         assert main(_arguments(episodes, tmp_path)) == 1
-    assert "another run is at work" in capsys.readouterr().err
+    assert "another run is using" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_pre_training_run_is_refused_and_stays_unchanged(
