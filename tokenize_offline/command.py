@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from pipeline.common import storage
 from pipeline.common.errors import ConfigError, ConflictError, ShardError, require
 from pipeline.common.manifests import describe_difference
 from pipeline.common.path_errors import require_writable
@@ -95,6 +96,8 @@ def tokenize(recipe: Recipe, options: TokenizeOptions, resolution: int | None) -
             found = worker_share(selected.tasks, options.worker_index, options.worker_count, os.environ)
             job = resolve_precision(job, found, fleet.device, only_job=options.worker_count == 1)
             tasks = work_order(unfinished(job, found), Random())
+            for folder in {job.folder(task) for task in found}:
+                storage.remove_leftovers(folder)
         except BaseException:
             fleet.broadcast_plan(None)
             raise

@@ -44,6 +44,17 @@ def staged_on_disk(final: Path) -> Iterator[Path]:
         _remove_abandoned(own)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed writers left in a folder on a local disk, but not the files of living writers.
+
+    A writer removes leftovers of its own file only, and a file that is complete may get no other writer.
+    """
+    for own in folder.glob(f".*{PARTIAL}"):
+        _remove_abandoned(own)
+        with contextlib.suppress(OSError):
+            own.rmdir()
+
+
 @contextlib.contextmanager
 def staged_for_upload(url: str, name: str) -> Iterator[Path]:
     """Yields a file name in a folder of `TMPDIR` that is removed when the block ends.

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.common.errors import StorageError
 from pipeline.common.listings import ListedFile, folders_on_disk, is_time_tag, listed_in_store, listed_on_disk
-from pipeline.common.staging import PARTIAL, staged_for_upload, staged_on_disk
+from pipeline.common.staging import PARTIAL, remove_abandoned, staged_for_upload, staged_on_disk
 from pipeline.common.temp_dirs import locked_folder
 
 # Read-ahead in bytes: large enough to hide a store's latency, small enough for many open files.
@@ -140,6 +140,12 @@ def listing(folder: str, nested: bool = False) -> dict[str, ListedFile]:
         with _explained(folder):
             files = listed_in_store(fs, inner, nested) if fs.isdir(inner) else {}
     return {name: files[name] for name in sorted(files) if not name.endswith(PARTIAL)}
+
+
+def remove_leftovers(folder: str) -> None:
+    """Removes what killed writers left directly in a local folder; see `staging.remove_abandoned`. A store keeps none."""
+    if is_local(folder):
+        remove_abandoned(local_path(folder).expanduser())
 
 
 def list_folders(folder: str) -> list[str]:

@@ -125,6 +125,7 @@ def _finish(job: IngestJob, units: Sequence[WorkUnit], seconds: float) -> Outcom
     }
     planned = job.source.ignored
     manifests = _write_tables(job, sorted(failures))
+    storage.remove_leftovers(job.folder)
     log_ignored(job.dataset, index.count_ignored(manifests, {}))
     ignored = index.count_ignored(manifests, planned)
     frames = sum(manifest.frames for manifest in published if manifest is not None)

@@ -36,6 +36,18 @@ def test_only_files_of_dead_writers_are_removed(tmp_path, killed):
             assert not list(tmp_path.iterdir())
 
 
+def test_leftovers_of_killed_writers_of_complete_files_can_be_removed(tmp_path):
+    hang = HANG.replace("memory://staging/a", str(tmp_path / "a"))
+    with subprocess.Popen([sys.executable, "-c", hang], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        writer.stdout.readline()
+        storage.remove_leftovers(str(tmp_path))
+        assert len(list(tmp_path.rglob("*"))) == 2
+        writer.kill()
+    (tmp_path / "a").write_bytes(b"complete")
+    storage.remove_leftovers(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
 def test_a_successful_writer_leaves_no_staged_file(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     storage.write_bytes("memory://staging/a", b"x")
