@@ -171,7 +171,7 @@ def test_lengths_follow_the_tokenizer_and_invalid_ones_are_errors():
     with pytest.raises(ConfigError, match="no future frames"):
         resolve_clips(ClipsConfig(length=2), 2)
     for stride in ("0", "0.0s"):
-        with pytest.raises(ConfigError, match=r"clips\.stride must be .* above 0"):
+        with pytest.raises(ConfigError, match=r"clips\.stride must be above 0"):
             resolve_clips(ClipsConfig(stride=stride), 2)
     with pytest.raises(ConfigError, match="goal"):
         resolve_clips(ClipsConfig(goal=True), 1)
