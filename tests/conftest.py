@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _LONGEST_FIRST = (
     "tests/faults/test_signals.py",
     "tests/integration/train/test_train_tokenizer.py",
+    "tests/integration/train/test_train_tokenizer_faults.py",
     "tests/faults",
     "tests/integration",
     "tests/pipeline/processes",

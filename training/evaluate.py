@@ -17,7 +17,7 @@ from pipeline.config.cli_output import show
 from pipeline.config.recipe import Recipe
 from training.cli.evaluate import main
 from training.distributed import Processes, find_rank_info
-from training.evaluation.card import CARD_MARKDOWN, Card, versions, weights_hashes, write_card
+from training.evaluation.card import CARD_MARKDOWN, EvaluationCard, versions, weights_hashes, write_card
 from training.evaluation.coverage import counts_in_words, describe_coverage, in_words
 from training.evaluation.data import TestData, TestSet, Wanted, open_test_data, require_enough
 from training.evaluation.kept_scores import KeptScores
@@ -61,7 +61,7 @@ def _log_coverage(data: TestData, trained: TrainedOn, wanted: Wanted, asked: int
         log.warning("%s is left out: %s", dataset, reason)
 
 
-def _publish(options: EvaluateOptions, card: Card, kept: KeptScores) -> StorageError | None:
+def _publish(options: EvaluateOptions, card: EvaluationCard, kept: KeptScores) -> StorageError | None:
     """Writes the report and prints the results; returns the error if the report cannot be written."""
     output, failure = options.output, None
     try:
@@ -107,7 +107,7 @@ def run(parser: CommandParser, recipe: Recipe, options: EvaluateOptions) -> int:
         scores = score_all(model, data.clips, evaluation, kept, metrics, processes)
         failure = None
         if scores is not None:
-            card: Card = {
+            card: EvaluationCard = {
                 "evaluated": describe_coverage(data, trained, wanted),
                 "model": {"name": str(options.model_dir), "weights": weights},
                 "protocol": describe_plan(model, evaluation, data.sets),

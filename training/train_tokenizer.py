@@ -14,13 +14,13 @@ from pipeline.config.recipe import Recipe
 from tokenize_offline.tokenizer import CompressiveVQModel
 from training.cli.train_tokenizer import main
 from training.distributed import Processes, find_rank_info
+from training.precision import agree_on_precision
 from training.tokenizer_training.checkpoints import mark_earlier
 from training.tokenizer_training.run import open_run, with_precision
 from training.tokenizer_training.start import take_shape
 from training.tokenizer_training.trainer import TokenizerTrainer
 from training.trainer.checkpoints.intact import resume_from_intact_checkpoint
 from training.trainer.logs.loggers import require_wandb
-from training.trainer.precision import agree_on_precision
 from training.trainer.run_dir import lock_run_dir
 from training.trainer.signals import StopRequest
 

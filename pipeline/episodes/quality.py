@@ -68,7 +68,7 @@ class Quality:
     perceptual_hash: str
 
 
-class Measurement(NamedTuple):
+class MeasuredQuality(NamedTuple):
     """What `measure_frames` returns: the quality, and whether a decoded frame has stray bytes (see `Episode.stray_bytes`)."""
 
     quality: Quality
@@ -83,7 +83,7 @@ def measure(frames: Sequence[bytes]) -> Quality:
     return measure_frames(frames).quality
 
 
-def measure_frames(frames: Sequence[bytes]) -> Measurement:
+def measure_frames(frames: Sequence[bytes]) -> MeasuredQuality:
     """Measures an episode.
 
     Args:
@@ -114,7 +114,7 @@ def measure_frames(frames: Sequence[bytes]) -> Measurement:
         content_hash=content_hash,
         perceptual_hash=perceptual_hash(at_anchors),
     )
-    return Measurement(quality, any(stray for _, stray in pixels_of.values()))
+    return MeasuredQuality(quality, any(stray for _, stray in pixels_of.values()))
 
 
 def anchors(count: int) -> np.ndarray:

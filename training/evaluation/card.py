@@ -32,7 +32,7 @@ class ModelEntry(TypedDict):
     weights: dict[str, str]
 
 
-class Card(TypedDict):
+class EvaluationCard(TypedDict):
     """The content of `evaluation.json`."""
 
     evaluated: Coverage
@@ -55,13 +55,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | installed_versions(_LIBRARIES)
 
 
-def write_card(output: str, card: Card) -> None:
+def write_card(output: str, card: EvaluationCard) -> None:
     """Publishes both files in a folder or URL."""
     storage.write_bytes(storage.join(output, CARD_JSON), measured_json(card, indent=1).encode() + b"\n")
     storage.write_bytes(storage.join(output, CARD_MARKDOWN), as_markdown(card).encode())
 
 
-def as_markdown(card: Card) -> str:
+def as_markdown(card: EvaluationCard) -> str:
     """Returns the card as Markdown."""
     protocol = card["protocol"]
     trained_on = ", on episodes that it was TRAINED ON" if card["evaluated"]["trained_on"] else ""

@@ -13,8 +13,8 @@ from pipeline.common.errors import ConfigError, ConflictError
 from pipeline.common.manifests import describe_difference, fingerprint
 from pipeline.config.recipe import Recipe
 from pipeline.config.renamed_keys import rename_section_keys
+from training.precision import suitable_precision
 from training.trainer.checkpoints.states import Checkpoint, CheckResult
-from training.trainer.precision import suitable_precision
 from training.trainer.run_dir import CHECKPOINTS_NAME, RUN_NAME, find_checkpoint, require_resumable
 
 RECIPE_NAME = "recipe.yaml"

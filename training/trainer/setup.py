@@ -27,11 +27,11 @@ from training.model.files.described_recipe import with_shard_settings
 from training.model.files.export import find_tokenizer
 from training.model.lora import adopt_shape, load_initial_weights, nonstandard_settings, open_initial_model
 from training.model.world_model import WorldModelNetwork, build_network
+from training.precision import suitable_precision
 from training.trainer.checkpoints.loading import loading_config
 from training.trainer.checkpoints.states import Checkpoint, CheckResult
 from training.trainer.deepspeed_engine import deepspeed_config
 from training.trainer.logs.loggers import require_wandb
-from training.trainer.precision import suitable_precision
 from training.trainer.run import Run, RunOptions
 from training.trainer.run_dir import (
     SHARDS,

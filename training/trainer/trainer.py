@@ -22,6 +22,7 @@ from pipeline.config.recipe import Recipe
 from training.data.loader import Batch
 from training.distributed import Processes, find_rank_info
 from training.model.files.export import export_model
+from training.precision import agree_on_precision
 from training.trainer.checkpoints.files import mark_damaged
 from training.trainer.checkpoints.intact import resume_from_intact_checkpoint
 from training.trainer.checkpoints.loading import check_pickle, write_engine
@@ -32,7 +33,6 @@ from training.trainer.ended_run import finished_summary, report_finished, restor
 from training.trainer.logs.reporter import Reporter
 from training.trainer.logs.throughput import device_name, target_entropy, truncate_lines, truncate_metrics
 from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, skipped_before, skipped_clips
-from training.trainer.precision import agree_on_precision
 from training.trainer.run import Run, RunOptions
 from training.trainer.run_dir import SUMMARY_NAME, lock_run_dir
 from training.trainer.setup import set_up_run

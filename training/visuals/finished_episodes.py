@@ -10,22 +10,22 @@ from typing import Any
 
 from pipeline.common import storage
 from pipeline.common.json_files import parse_json
-from training.visuals.gallery import Card
+from training.visuals.gallery import OverviewCard
 
 _MARK = "finished.json"
 
 
-def keep(folder: str, fingerprint: str, card: Card) -> None:
+def keep(folder: str, fingerprint: str, card: OverviewCard) -> None:
     """Marks an episode's folder as finished."""
     text = json.dumps({"fingerprint": fingerprint, "card": dataclasses.asdict(card)}, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, _MARK), text.encode())
 
 
-def find(folder: str, fingerprint: str) -> Card | None:
+def find(folder: str, fingerprint: str) -> OverviewCard | None:
     """Returns the card of a finished episode; None if it is not finished or has another fingerprint."""
     try:
         found: Any = parse_json(storage.read_bytes(storage.join(folder, _MARK)))
-        return Card(**found["card"]) if found["fingerprint"] == fingerprint else None
+        return OverviewCard(**found["card"]) if found["fingerprint"] == fingerprint else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

@@ -48,7 +48,7 @@ class Timing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Card:
+class OverviewCard:
     """An episode on the overview. It holds small pictures, not the prediction, since there may be many episodes.
 
     Attributes:
@@ -102,13 +102,13 @@ def write_page(path: str, prediction: Prediction, metrics: Measurement, facts: s
     storage.write_bytes(path, _document(_title(prediction.clip), body, sprites, timing_of(prediction)))
 
 
-def card(link: str, prediction: Prediction, metrics: EpisodeMetrics) -> Card:
+def card(link: str, prediction: Prediction, metrics: EpisodeMetrics) -> OverviewCard:
     """Returns the card of an episode whose page is at `link`."""
     truth, made = (_thumbnails(video.frames) for video in (_videos(prediction)[0], _videos(prediction)[2]))
-    return Card(link, _title(prediction.clip), sprite(truth, lossless=False), sprite(made, lossless=False), metrics)
+    return OverviewCard(link, _title(prediction.clip), sprite(truth, lossless=False), sprite(made, lossless=False), metrics)
 
 
-def write_overview(path: str, cards: Sequence[Card], averages: Averages, facts: str, timing: Timing) -> None:
+def write_overview(path: str, cards: Sequence[OverviewCard], averages: Averages, facts: str, timing: Timing) -> None:
     """Writes the overview of several episodes, with links to their pages.
 
     Args:

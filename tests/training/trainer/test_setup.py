@@ -12,6 +12,7 @@ from synthetic_tokens import LAYOUT, write_shard
 
 from pipeline.common.errors import ConfigError, ConflictError, ProjectError, ShardError, SourceError
 from pipeline.config.catalog import mixture
+from pipeline.config.cli import parse_recipe, recipe_parser
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import ClipsConfig, DataConfig, Recipe
 from training.distributed import find_rank_info
@@ -343,8 +344,6 @@ def test_a_sample_is_traced_back_to_its_episode_through_several_shards(tmp_path)
 
 
 def test_the_resolved_recipe_is_read_back_unchanged(tmp_path):
-    from pipeline.config.cli import parse_recipe, recipe_parser
-
     write_shard(tmp_path / "tokens")
     run = _prepare(tmp_path)
     run.write_identity()
