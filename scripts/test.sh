@@ -15,6 +15,6 @@ ruff format --check .
 ruff check .
 lint-imports --config setup.cfg
 mypy
-# Many tests wait for processes, so three workers keep two cores busy. Tests of one file run together and share fixtures; files run
+# Many tests wait for processes, so four workers keep two cores busy. Tests of one file run together and share fixtures; files run
 # in the order of conftest.py, the longest first.
-pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
+pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
