@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 def set_up_run(
     recipe: Recipe, options: RunOptions, rank_info: RankInfo, damaged: Mapping[str, CheckResult] | None = None
 ) -> Run:
-    """Checks all input of a run and prepare it. Changes nothing on disk.
+    """Checks all input of a run and prepares it. Changes nothing on disk.
 
     Args:
         recipe: Recipe as the user wrote it.

@@ -1,5 +1,6 @@
 """Small models with random weights and the published structure, for tests."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,12 @@ def tokenizer(seed: int = 0) -> CompressiveVQModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CompressiveVQModel(TOKENIZER).eval()
+
+
+def save_tokenizer(folder: Path) -> TokenLayout:
+    """Write a small tokenizer; returns the layout of shards that it made."""
+    tokenizer().save_pretrained(str(folder))
+    return dataclasses.replace(layout(), tokenizer_sha256=CompressiveVQModel.from_pretrained(str(folder)).weights_sha256)
 
 
 def world_model(actions: bool = False, rewards: bool = False, positions: int = 192) -> WorldModel:

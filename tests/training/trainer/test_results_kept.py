@@ -18,16 +18,8 @@ from pipeline.config.recipe import DataConfig, Recipe
 from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BAD = 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread, so that sums are the same in every process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

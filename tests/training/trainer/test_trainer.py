@@ -20,16 +20,8 @@ from training.trainer.run import RunOptions
 from training.trainer.trainer import Trainer, pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread: so small a model would only wait for others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from worlds import run_world
 
 from pipeline.config.model import ModelConfig, TrainingConfig
 from pipeline.config.recipe import DataConfig, Recipe
-from tokenize_offline.tokenizer import CompressiveVQModel
 from training import WorldModel
 from training.data.loader import Batch
 from training.trainer.run import RunOptions
@@ -26,9 +25,7 @@ from training.trainer.validation_videos import predict_clips
 def data(tmp_path_factory):
     """Folders of token shards and of their tokenizer."""
     root = tmp_path_factory.mktemp("data")
-    tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
-    sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
-    layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=sha256)
+    layout = tiny_models.save_tokenizer(root / "tokenizer")
     write_shard(root / "tokens", "alpha", positions=20, layout=layout, action_dim=2)
     write_shard(root / "tokens", "beta", positions=10, layout=layout, action_dim=2, seed=3)
     for name, seed in (("alpha", 8), ("beta", 9)):

@@ -30,9 +30,7 @@ from training.trainer.trainer import pretrain
 def run(tmp_path_factory):
     """The folder and the summary of a short run."""
     root = tmp_path_factory.mktemp("run")
-    tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
-    sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
-    layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=sha256)
+    layout = tiny_models.save_tokenizer(root / "tokenizer")
     for name, split, seed in (("alpha", "train", 1), ("beta", "train", 2), ("beta", "train_heldout", 3)):
         seconds = 0.2 if name == "beta" else None
         write_shard(root / "tokens", name, positions=10, split=split, layout=layout, seed=seed, seconds_per_frame=seconds)

@@ -22,27 +22,17 @@ from training.trainer.run import RunOptions
 from training.trainer.trainer import pretrain
 from training.trainer.verify_resume.compare import differing_tensors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODEL = ModelConfig(layers=1, heads=2, width=16, mlp_width=32, positions=192)
 STEPS = 6
 WEIGHTS = "mp_rank_00_model_states.pt"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """One thread: so small a model would only wait for others."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A tokenizer, matching token shards, and a run of `STEPS` steps with three checkpoints."""
     root = tmp_path_factory.mktemp("data")
-    tiny_models.tokenizer().save_pretrained(str(root / "tokenizer"))
-    sha256 = CompressiveVQModel.from_pretrained(str(root / "tokenizer")).weights_sha256
-    layout = dataclasses.replace(tiny_models.layout(), tokenizer_sha256=sha256)
+    layout = tiny_models.save_tokenizer(root / "tokenizer")
     write_shard(root / "tokens", positions=20, layout=layout)
     write_shard(root / "tokens", positions=4, layout=layout, split="train_heldout", seed=5)
     pretrain(_recipe(), _options(root, root / "run"))
