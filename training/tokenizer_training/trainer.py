@@ -40,8 +40,8 @@ from training.trainer.checkpoints.files import mark_damaged
 from training.trainer.checkpoints.saving import save_checkpoint
 from training.trainer.checkpoints.states import RunProgress, State
 from training.trainer.logs.loggers import MetricsWriter, WandbRun
-from training.trainer.logs.throughput import StepClock, peak_memory, reset_peak_memory, truncate_lines, truncate_metrics
-from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, propagate_nonfinite
+from training.trainer.logs.throughput import StepClock, peak_memory, reset_peak_memory, truncate_logs
+from training.trainer.nonfinite import SkippedSteps, propagate_nonfinite
 from training.trainer.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -195,8 +195,7 @@ class TokenizerTrainer:
                 if verdict.state is State.DAMAGED:
                     mark_damaged(verdict)
             run.write_recipe()
-            truncate_metrics(run.folder, self.step)
-            truncate_lines(run.folder / SKIPPED_NAME, self.step)
+            truncate_logs(run.folder, self.step)
         processes.barrier()
 
     def _open_writer(self) -> AbstractContextManager[MetricsWriter | None]:

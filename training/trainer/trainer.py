@@ -31,8 +31,8 @@ from training.trainer.checkpoints.states import State
 from training.trainer.deepspeed_engine import close_engine, full_weights
 from training.trainer.ended_run import finished_summary, report_finished, restored_results
 from training.trainer.logs.reporter import Reporter
-from training.trainer.logs.throughput import device_name, target_entropy, truncate_lines, truncate_metrics
-from training.trainer.nonfinite import SKIPPED_NAME, SkippedSteps, skipped_before, skipped_clips
+from training.trainer.logs.throughput import device_name, target_entropy, truncate_logs
+from training.trainer.nonfinite import SkippedSteps, skipped_before, skipped_clips
 from training.trainer.run import Run, RunOptions
 from training.trainer.run_dir import SUMMARY_NAME, lock_run_dir
 from training.trainer.setup import set_up_run
@@ -115,8 +115,7 @@ class Trainer:
                 if result.state is State.DAMAGED:
                     mark_damaged(result)
             run.write_identity()
-            truncate_metrics(run.folder, run.first_step)
-            truncate_lines(run.folder / SKIPPED_NAME, run.first_step)
+            truncate_logs(run.folder, run.first_step)
         if run.checkpoint is not None:
             log.info("resuming from step %d", run.first_step)
         self._validation_loss, self._validation_videos = self._evaluations()

@@ -20,6 +20,7 @@ import torch
 from pipeline.config.model import ModelConfig
 from tokenize_offline.metrics import entropy
 from tokenize_offline.token_layout import TokenLayout
+from training.trainer.nonfinite import SKIPPED_NAME
 
 METRICS_NAME = "metrics.jsonl"
 # Former keys by current ones; both are written in this version.
@@ -135,12 +136,13 @@ class RunningLoss:
         self.steps = steps
 
 
-def truncate_metrics(folder: Path, last_step: int) -> None:
-    """Drops metrics of steps after `last_step`; see `truncate_lines`."""
-    truncate_lines(folder / METRICS_NAME, last_step)
+def truncate_logs(folder: Path, last_step: int) -> None:
+    """Drops a run's metrics and skipped steps after `last_step`; see `_truncate_lines`."""
+    for name in (METRICS_NAME, SKIPPED_NAME):
+        _truncate_lines(folder / name, last_step)
 
 
-def truncate_lines(path: Path, last_step: int) -> None:
+def _truncate_lines(path: Path, last_step: int) -> None:
     """Drops a file's lines of steps after `last_step`, and lines torn by a crash, so that a resumed run appends to it."""
     if not path.exists():
         return

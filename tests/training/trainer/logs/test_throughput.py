@@ -13,7 +13,7 @@ from training.trainer.logs.throughput import (
     RunningLoss,
     flops_per_token,
     target_entropy,
-    truncate_metrics,
+    truncate_logs,
     with_current_names,
 )
 
@@ -59,7 +59,7 @@ def test_results_of_an_earlier_version_get_their_current_keys():
 def test_lines_after_the_checkpoint_and_incomplete_ones_are_dropped(tmp_path):
     lines = [json.dumps({"step": step, "loss": step / 7}) for step in range(1, 6)]
     (tmp_path / METRICS_NAME).write_text("\n".join(lines) + '\n{"step": 3, "los')
-    truncate_metrics(tmp_path, 3)
+    truncate_logs(tmp_path, 3)
     assert (tmp_path / METRICS_NAME).read_text().splitlines() == lines[:3]
-    truncate_metrics(tmp_path, 0)
+    truncate_logs(tmp_path, 0)
     assert (tmp_path / METRICS_NAME).read_text() == ""
